@@ -1,0 +1,85 @@
+# pveguard: see `make help`.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+ROOT := $(abspath $(dir $(lastword $(MAKEFILE_LIST))))
+# The lab that `make site`, `make lab` and inventory/lab mean. Several can run side by side.
+PVEGUARD_LAB ?= default
+
+export PVEGUARD_LAB
+export ANSIBLE_CONFIG := $(ROOT)/ansible.cfg
+export PATH := $(ROOT)/.venv/bin:$(PATH)
+
+bootstrap := $(ROOT)/scripts/bootstrap
+lab := python -m lab --name $(PVEGUARD_LAB)
+
+.PHONY: help site test lint unit slow molecule lab lab-down ssh bench lock docs clean
+
+help: ## list the targets
+	@echo 'make site [INVENTORY=...] [ARGS=...]   take the nodes to the protected state'
+	@echo 'make test                              everything that CI runs'
+	@echo
+	@awk -F ' *## *' '/^[a-z-]+:.*## / { split($$1, name, ":"); printf "  %-10s %s\n", name[1], $$2 }' Makefile
+	@echo
+	@echo 'INVENTORY    real nodes, e.g. inventory/mine; without it the lab is started and used'
+	@echo 'ARGS         more arguments for ansible-playbook, e.g. ARGS="--check --diff"'
+	@echo 'LAB_ARGS     more arguments for "lab up", e.g. LAB_ARGS="--profile cluster"'
+	@echo 'PVEGUARD_LAB name of the lab (default: default)'
+	@echo 'PYTHON       Python 3.11, 3.12 or 3.13 for .venv (default: python3)'
+
+ifdef INVENTORY
+site: ## run site.yml, on the lab unless INVENTORY is given
+	@$(bootstrap) base
+	ansible-playbook -i $(INVENTORY) site.yml $(ARGS)
+else
+site: lab ## run site.yml, on the lab unless INVENTORY is given
+	ansible-playbook -i inventory/lab site.yml $(ARGS)
+endif
+
+test: lint unit slow molecule ## everything that CI runs
+
+lint: ## ruff, mypy, yamllint, ansible-lint, shellcheck, generated tables
+	@$(bootstrap) base test
+	scripts/lint
+
+unit: ## unit tests, under a minute
+	@$(bootstrap) base lab test
+	python -m pytest -q -n 2 --dist loadfile -m 'not slow and not lab' $(ARGS)
+
+slow: ## the unit tests that take longer
+	@$(bootstrap) base lab test
+	python -m pytest -q -m 'slow and not lab' $(ARGS)
+
+SCENARIO ?= default
+molecule: ## a molecule scenario on virtual machines (SCENARIO=default)
+	@$(bootstrap) base lab test
+	molecule test -s $(SCENARIO) $(ARGS)
+
+lab: ## start the lab's virtual machines
+	@$(bootstrap) base lab
+	$(lab) up $(LAB_ARGS)
+
+lab-down: ## stop the lab
+	@$(bootstrap) base lab
+	$(lab) down
+
+ssh: ## log in to a node of the lab: make ssh NODE=pve1
+	@test -n "$(NODE)" || { echo 'usage: make ssh NODE=pve1' >&2; exit 2; }
+	@$(lab) ssh $(NODE)
+
+bench: ## count ssh round trips of a second run of site.yml
+	@$(bootstrap) base
+	python bench/round_trips.py $(if $(INVENTORY),--inventory $(INVENTORY)) $(ARGS)
+
+lock: ## resolve requirements*.in anew and write the locks with hashes (Python 3.11)
+	scripts/lock
+
+docs: ## regenerate the variable tables of the roles' READMEs
+	@$(bootstrap) base
+	python scripts/role_docs.py
+
+clean: ## stop the lab, remove what make created except reports/
+	@if [ -d .lab ] && [ -x .venv/bin/python ]; then $(lab) down; fi
+	rm -rf .lab .venv .bootstrap.lock .ansible .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
