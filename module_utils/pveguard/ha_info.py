@@ -1,4 +1,5 @@
-"""What the HA stack of a node does, read in one call: resources, services, heartbeats, watchdog. Changes nothing."""
+"""What the HA stack of a node does, read in one call: resources, services, heartbeats, watchdog. Changes
+nothing."""
 
 from __future__ import annotations
 
@@ -27,27 +28,32 @@ MEMORY = Path("etc/pveguard/ha.json")
 
 _SECTION = re.compile(r"^([a-zA-Z][\w-]*):\s*(\S+)\s*$")
 #: States of a node in manager_status in which the CRM is in the middle of something.
-_BUSY_NODE_STATES = ("fence", "gone", "maintenance", "unknown")
+_BUSY_NODE_STATES = ("fence", "maintenance")
 
 
 def collect(run: Run = real_run, root: Path | str = Path("/"), hostname: str | None = None) -> dict[str, Any]:
     """Facts of the HA stack; never raises, also not where it is not installed.
 
-    ``root`` is where the file system of the node is found, ``hostname`` its name under /etc/pve/nodes (default: the
-    kernel's). Keys:
+    ``root`` is where the file system of the node is found, ``hostname`` its name under /etc/pve/nodes
+    (default: the kernel's). Keys:
 
     - ``installed`` (bool): a unit file of the LRM or CRM exists.
-    - ``resources`` (list of ``"vm:100"``; an entry starting with ``resources.cfg:`` stands for text that could not be
-      parsed), ``resources_known`` (bool: /etc/pve is mounted or holds an HA directory), ``groups``, ``rules`` (names).
-    - ``services``: per unit ``{load, active, enabled, installed}``, the first three as systemctl show prints them.
-    - ``lrm`` / ``crm``: ``{state, mode, timestamp}`` of this node's LRM / ``{master, timestamp}``; values may be None.
+    - ``resources`` (list of ``"vm:100"``; an entry starting with ``resources.cfg:`` stands for text that
+      could not be parsed), ``resources_known`` (bool: /etc/pve is mounted or holds an HA directory),
+      ``groups``, ``rules`` (names).
+    - ``services``: per unit what :func:`service_states` returns.
+    - ``lrm`` / ``crm``: ``{state, mode, timestamp}`` of this node's LRM / ``{master, timestamp}``; values may
+      be None.
     - ``lrm_states``: the same as ``lrm`` for every node of the cluster.
-    - ``manager_status`` (dict or None), ``other_requests`` (list of str: nodes in maintenance or fenced, queued commands).
+    - ``manager_status`` (dict or None), ``other_requests`` (list of str: nodes in maintenance or fenced,
+      queued commands).
     - ``watchdog_active`` (bool): a client holds the watchdog through watchdog-mux.
-    - ``watchdog``: ``{present, identity, nowayout}``; ``nowayout`` is True if any device has it, None if unknown.
-    - ``masked`` (bool): all installed units are masked. ``managers_off``, ``watchdog_off``, ``disabled`` (both), ``enabled``
-      (all running, enabled, none masked): what the role decides by; ``managers_off`` and ``watchdog_off`` are True where
-      HA is not installed. ``remembered`` (bool): pveguard switched HA off and knows what was before.
+    - ``watchdog``: ``{present, identity, nowayout}``; ``nowayout`` is True if any device has it, None if
+      unknown.
+    - ``masked`` (bool): all installed units are masked. ``managers_off``, ``watchdog_off``, ``disabled``
+      (both), ``enabled`` (all running, enabled, none masked): what the role decides by; ``managers_off`` and
+      ``watchdog_off`` are True where HA is not installed. ``remembered`` (bool): pveguard switched HA off and
+      knows what was before.
     """
     root = Path(root)
     host = hostname or socket.gethostname().split(".", 1)[0]
@@ -56,12 +62,15 @@ def collect(run: Run = real_run, root: Path | str = Path("/"), hostname: str | N
     here = [unit for unit in UNITS if services[unit]["installed"]]
     resources, parsed = _resources(_text(pve / "ha/resources.cfg"))
     lrm_states = {
-        path.parent.name: _lrm(_json(path)) for path in sorted(pve.glob("nodes/*/lrm_status")) if path.is_file()
+        path.parent.name: lrm_status(path)
+        for path in sorted(pve.glob("nodes/*/lrm_status"))
+        if path.is_file()
     }
     manager = _json(pve / "ha/manager_status")
     watchdog = _watchdog(root)
     managers_off = all(is_off(services[unit]) for unit in MANAGERS)
-    # A driver with nowayout keeps the multiplexer running until the next boot; masked is all that can be wanted.
+    # A driver with nowayout keeps the multiplexer running until the next boot; masked is all that can be
+    # wanted.
     watchdog_off = is_off(services[MUX]) or (is_masked(services[MUX]) and watchdog["nowayout"] is not False)
     return {
         "installed": any(services[unit]["installed"] for unit in MANAGERS),
@@ -87,7 +96,12 @@ def collect(run: Run = real_run, root: Path | str = Path("/"), hostname: str | N
 
 
 def service_states(run: Run = real_run, root: Path | str = Path("/")) -> dict[str, dict[str, Any]]:
-    """``{unit: {load, active, enabled, installed}}`` of the three HA units from one ``systemctl show``."""
+    """The three HA units from one ``systemctl show``.
+
+    ``{unit: {load, active, enabled, installed, installable, wanted}}``: the first three as systemd prints
+    them (the mask hides whether a unit is enabled); ``installed``: its package is there; ``installable``: it
+    has an [Install] section; ``wanted``: it is started at boot once it is not masked.
+    """
     try:
         out = run(["systemctl", "show", "-p", "Id,LoadState,ActiveState,UnitFileState", *UNITS]).stdout
     except CommandMissing:
@@ -104,8 +118,10 @@ def service_states(run: Run = real_run, root: Path | str = Path("/")) -> dict[st
     for unit in UNITS:
         state = states.setdefault(unit, {"load": "not-found", "active": "inactive", "enabled": ""})
         # A mask outlives the package: only a unit file of the package says that it is installed.
-        packaged = any((Path(root) / folder / unit).exists() for folder in _UNIT_DIRS)
-        state["installed"] = packaged or state["load"] not in ("not-found", "masked", "")
+        packaged = next((text for folder in _UNIT_DIRS if (text := _text(Path(root) / folder / unit))), "")
+        state["installed"] = bool(packaged) or state["load"] not in ("not-found", "masked", "")
+        state["installable"] = "[Install]" in packaged
+        state["wanted"] = any((Path(root) / "etc/systemd/system").glob(f"*.wants/{unit}"))
     return states
 
 
@@ -123,8 +139,9 @@ def is_off(service: dict[str, Any]) -> bool:
 
 
 def is_on(service: dict[str, Any]) -> bool:
-    """Running, not masked, and started at the next boot."""
-    return service["active"] == "active" and not is_masked(service) and service["enabled"] != "disabled"
+    """Running, not masked, and started at the next boot (a unit without [Install] is pulled in by others)."""
+    wanted = service["wanted"] or not service["installable"]
+    return service["active"] == "active" and not is_masked(service) and bool(wanted)
 
 
 def _sections(text: str) -> list[str]:
@@ -133,11 +150,17 @@ def _sections(text: str) -> list[str]:
 
 
 def _resources(text: str) -> tuple[list[str], bool]:
-    """Resource ids, and whether every line was understood (an unknown line must never pass as 'no resources')."""
+    """Resource ids, and whether every line was understood: unknown text must not pass as 'no resources'."""
     understood = all(
-        not line.strip() or line.startswith(("#", "\t", " ")) or _SECTION.match(line) for line in text.splitlines()
+        not line.strip() or line.startswith(("#", "\t", " ")) or _SECTION.match(line)
+        for line in text.splitlines()
     )
     return _sections(text), understood
+
+
+def lrm_status(path: Path) -> dict[str, Any]:
+    """``{state, mode, timestamp}`` of an lrm_status file; None for each where it is missing or not JSON."""
+    return _lrm(_json(path))
 
 
 def _lrm(status: dict[str, Any] | None) -> dict[str, Any]:
@@ -149,9 +172,15 @@ def _requests(pve: Path, manager: dict[str, Any] | None, lrm_states: dict[str, d
     found = []
     nodes = _get(manager, "node_status")
     if isinstance(nodes, dict):
-        found += [f"node {name} is in state {state!r}" for name, state in nodes.items() if state in _BUSY_NODE_STATES]
+        found += [
+            f"node {name} is in state {state!r}"
+            for name, state in nodes.items()
+            if state in _BUSY_NODE_STATES
+        ]
     found += [
-        f"node {name} is in maintenance" for name, status in lrm_states.items() if status["mode"] == "maintenance"
+        f"node {name} is in maintenance"
+        for name, status in lrm_states.items()
+        if status["mode"] == "maintenance"
     ]
     queued = [line for line in _text(pve / "ha/crm_commands").splitlines() if line.strip()]
     found += [f"queued command {line.strip()!r}" for line in queued]
