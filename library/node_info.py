@@ -1,0 +1,66 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
+"""Facts of a Proxmox VE node, in one round trip and without changing it."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: node_info
+short_description: Facts of a Proxmox VE node, its cluster file system, Corosync, HA and RAM state
+description:
+  - Gathers in one round trip what the playbooks decide by. Works on a plain Debian host as well.
+  - Reads only. The database of the cluster file system is read through SQLite in one short read transaction.
+attributes:
+  check_mode:
+    support: full
+    description: It reads only, so it does the same in check mode.
+  diff_mode:
+    support: none
+    description: There is nothing to compare.
+options: {}
+author:
+  - The pveguard authors
+"""
+
+EXAMPLES = r"""
+- name: Look at the node
+  node_info:
+  register: pveguard_node
+"""
+
+RETURN = r"""
+node:
+  description: The facts.
+  returned: always
+  type: dict
+  contains:
+    hostname: {description: Name of the host as the kernel knows it., type: str}
+    resolved_address: {description: 'Address the name resolves to, a non-loopback one if there is any; null when it does not resolve.', type: str}
+    boot_id: {description: Identifier of this boot., type: str}
+    kernel: {description: Release of the kernel., type: str}
+    machine_codename: {description: 'Code name of the distribution, such as trixie.', type: str}
+    python: {description: Version of Python on the node., type: str}
+    packages: {description: 'Installed version of corosync, pve-cluster, pve-ha-manager, pve-manager; null when absent.', type: dict}
+    units: {description: 'Load, active and enabled state of each unit, as systemctl show prints them.', type: dict}
+    pmxcfs:
+      description: >-
+        The cluster file system: mounted, writable, mode (down, local or cluster), quorate, root_version, tree_sha256
+        (noise aside), guests, storage, users, has_corosync_conf, database_bytes, error.
+      type: dict
+    corosync: {description: 'Both copies of corosync.conf, membership, quorum, links, effective token in ms.', type: dict}
+    ha: {description: 'HA resources, services, watchdog and whether a client holds it.', type: dict}
+    ram_state: {description: 'Output of pve-state status, or state absent.', type: dict}
+    login: {description: 'authorized_keys_depends_on_pve is true when root''s authorized_keys lies on /etc/pve.', type: dict}
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.pveguard import node
+
+
+def main() -> None:
+    module = AnsibleModule(argument_spec={}, supports_check_mode=True)
+    module.exit_json(changed=False, node=node.collect())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
+"""The lock that keeps two controllers from working on one cluster at once."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: run_lock
+short_description: Keep two controllers from working on one cluster at once
+description:
+  - Takes or gives back the lock of a run on this node (C(/run/pveguard/run.lock)) and, where the cluster file system takes
+    writes, the lock of the whole cluster (C(/etc/pve/priv/lock/pveguard)).
+  - A lock held by another run is not a failure of the module; RV(acquired) is false and RV(holder) says who has it.
+attributes:
+  check_mode:
+    support: full
+    description: Looks who has the lock and takes nothing.
+  diff_mode:
+    support: none
+    description: A lock has no text to compare.
+options:
+  state:
+    description: Whether to take the lock or to give it back.
+    type: str
+    choices: [acquired, released]
+    default: acquired
+  holder:
+    description: Who takes the lock; an object with at least C(run_id), C(who) and C(since).
+    type: dict
+    required: true
+  takeover:
+    description: Run id of a holder that is known to be gone; its lock is replaced.
+    type: str
+author:
+  - The pveguard authors
+"""
+
+EXAMPLES = r"""
+- name: Take the lock
+  run_lock:
+    holder: {run_id: "abc", who: "root@controller", since: "2026-11-20T12:00:00Z"}
+  register: lock
+  failed_when: not lock.acquired
+"""
+
+RETURN = r"""
+acquired:
+  description: Whether this run has the lock (or in check mode could have it).
+  returned: always
+  type: bool
+holder:
+  description: The run that has the lock.
+  returned: always
+  type: dict
+where:
+  description: Path of the lock that another run holds.
+  returned: when not acquired
+  type: str
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.pveguard import run_lock
+from ansible.module_utils.pveguard.errors import PveguardError
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"type": "str", "choices": ["acquired", "released"], "default": "acquired"},
+            "holder": {"type": "dict", "required": True},
+            "takeover": {"type": "str"},
+        },
+        supports_check_mode=True,
+    )
+    holder = module.params["holder"]
+    if not holder.get("run_id"):
+        module.fail_json(msg="holder: run_id is missing")
+    # A lock is not a change of the node: it is gone when the run is.
+    try:
+        if module.params["state"] == "released":
+            if not module.check_mode:
+                run_lock.release(holder["run_id"])
+            module.exit_json(changed=False, acquired=False, holder={})
+        outcome = run_lock.acquire(holder, module.params["takeover"], check=module.check_mode)
+    except (PveguardError, OSError) as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(changed=False, acquired=outcome.acquired, holder=outcome.holder, where=outcome.where)
+
+
+if __name__ == "__main__":
+    main()

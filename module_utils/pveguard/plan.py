@@ -1,0 +1,181 @@
+"""What the main job does with each host's cluster membership, decided once from what every host said.
+
+Pure: the same facts give the same plan, whatever the order of connections. A plan never proposes a second cluster where
+a host of the inventory has not been heard: that host may be a member of the first one.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from typing import Any
+
+Plan = dict[str, Any]
+
+
+def cluster_plan(
+    hosts: Mapping[str, Mapping[str, Any]],
+    play_hosts: Collection[str],
+    bootstrap: str | None = None,
+) -> dict[str, Plan]:
+    """The plan for each host.
+
+    ``hosts``: every host of the inventory -> ``{cluster: name or None, node: facts of node_info or None}``, in the
+    inventory's order. ``play_hosts``: hosts that are still in the play. ``bootstrap``: the host an operator named to
+    found the cluster although other hosts could not be asked (``corosync_bootstrap``).
+
+    Each plan is ``{action, seed, cluster, members, reason}``: ``action`` is one of ``adopt`` (a member already; stays
+    as it is), ``bootstrap`` (found the cluster), ``join`` (through ``seed``, a member or the host that bootstraps),
+    ``standalone`` (no cluster wanted), ``refuse`` (``reason`` says why and what helps). ``members`` are the inventory
+    hosts that belong to the live cluster.
+    """
+    plans: dict[str, Plan] = {}
+    groups: dict[str, list[str]] = defaultdict(list)
+    for host, entry in hosts.items():
+        if entry.get("cluster"):
+            groups[str(entry["cluster"])].append(host)
+            continue
+        live = live_cluster(entry.get("node"))
+        if live:
+            plans[host] = _plan("adopt", cluster=live, reason="already a member of a cluster the inventory does not describe")
+        else:
+            plans[host] = _plan("standalone", reason="corosync_cluster_name is not set")
+    # Members that the inventory does not describe still protect each other's quorum: know them as one cluster.
+    for host, plan in plans.items():
+        if plan["action"] == "adopt":
+            plan["members"] = [other for other, p in plans.items() if p["cluster"] == plan["cluster"]]
+    for cluster, names in groups.items():
+        plans.update(_group_plan(cluster, {name: hosts[name].get("node") for name in names}, play_hosts, bootstrap))
+    return plans
+
+
+def live_cluster(node: Mapping[str, Any] | None) -> str | None:
+    """The name of the cluster a host belongs to, or None.
+
+    Debian's package of corosync ships an example configuration without ``config_version``; it is not a membership.
+    """
+    if not node:
+        return None
+    corosync = node.get("corosync") or {}
+    copy = corosync.get("cluster") or corosync.get("host")
+    if not copy or not copy.get("config_version"):
+        return None
+    name = corosync.get("cluster_name")
+    return str(name) if name else None
+
+
+def _holdings(node: Mapping[str, Any]) -> list[str]:
+    """What a host's own database holds that a join would throw away."""
+    pmxcfs = node.get("pmxcfs") or {}
+    held = []
+    if pmxcfs.get("guests"):
+        shown = ", ".join(str(guest) for guest in pmxcfs["guests"][:5])
+        more = len(pmxcfs["guests"]) - 5
+        held.append(f"guests {shown}" + (f" and {more} more" if more > 0 else ""))
+    if pmxcfs.get("storage"):
+        held.append("storage definitions")
+    if pmxcfs.get("users"):
+        held.append("users or permissions")
+    if pmxcfs.get("has_corosync_conf"):
+        held.append("a corosync.conf of its own")
+    return held
+
+
+def _group_plan(
+    cluster: str,
+    nodes: Mapping[str, Mapping[str, Any] | None],
+    play_hosts: Collection[str],
+    bootstrap: str | None,
+) -> dict[str, Plan]:
+    live = {host: live_cluster(node) for host, node in nodes.items()}
+    names = sorted({name for name in live.values() if name})
+    foreign = [name for name in names if name != cluster]
+    if foreign:
+        shown = "; ".join(f"{host} is in {name}" for host, name in live.items() if name)
+        reason = (
+            f"the inventory calls this cluster {cluster!r} but its hosts report: {shown}. "
+            "Correct corosync_cluster_name, or take the host out of this group"
+        )
+        return {host: _plan("refuse", cluster=cluster, reason=reason) for host in nodes}
+
+    members = [host for host, name in live.items() if name == cluster]
+    plans = {host: _plan("adopt", cluster=cluster, members=members, reason="already a member") for host in members}
+    candidates = [host for host in nodes if host not in members]
+    unheard = [host for host in candidates if nodes[host] is None]
+    for host in unheard:
+        plans[host] = _plan("refuse", cluster=cluster, members=members, reason="could not be asked in this run")
+    candidates = [host for host in candidates if nodes[host] is not None and host in play_hosts]
+    for host in nodes:
+        # Heard, but refused by a gate or failed since.
+        if host not in plans and host not in candidates:
+            plans[host] = _plan("refuse", cluster=cluster, members=members, reason="left the play before (see above)")
+    if not candidates:
+        return plans
+
+    if members:
+        quorate = [host for host in members if ((nodes[host] or {}).get("corosync") or {}).get("quorate")]
+        for host in candidates:
+            held = _holdings(nodes[host] or {})
+            if held:
+                plans[host] = _refuse_holder(host, cluster, members, held)
+            elif not quorate:
+                plans[host] = _plan(
+                    "refuse",
+                    cluster=cluster,
+                    members=members,
+                    reason=f"no member of {cluster!r} is quorate ({', '.join(members)}); "
+                    "restore quorum first ('corosync-quorumtool -s' on a member)",
+                )
+            else:
+                plans[host] = _plan("join", cluster=cluster, seed=quorate[0], members=members, reason="not a member yet")
+        return plans
+
+    if bootstrap is not None and bootstrap in nodes and bootstrap not in candidates:
+        reason = f"corosync_bootstrap names {bootstrap}, which is not in this run or was refused"
+        plans.update({host: _plan("refuse", cluster=cluster, reason=reason) for host in candidates})
+        return plans
+    if unheard and bootstrap not in candidates:
+        reason = (
+            f"{', '.join(unheard)} of cluster {cluster!r} could not be asked (--limit, or unreachable) and may already be "
+            "members: founding the cluster here could make a second one. Run without --limit, or name the founder with "
+            f"-e corosync_bootstrap={candidates[0]}"
+        )
+        plans.update({host: _plan("refuse", cluster=cluster, reason=reason) for host in candidates})
+        return plans
+
+    holders = {host: _holdings(nodes[host] or {}) for host in candidates}
+    holders = {host: held for host, held in holders.items() if held}
+    if len(holders) > 1 and bootstrap not in candidates:
+        shown = "; ".join(f"{host} holds {', '.join(held)}" for host, held in holders.items())
+        reason = (
+            f"more than one host has content of its own ({shown}) and a join keeps only the cluster's. Back up and remove "
+            "the guests of all but one, or take those hosts out of the group"
+        )
+        plans.update({host: _plan("refuse", cluster=cluster, reason=reason) for host in candidates})
+        return plans
+    # A host with content founds the cluster, so that nothing of it has to be given up.
+    seed = bootstrap if bootstrap in candidates else next(iter(holders), candidates[0])
+    for host in candidates:
+        if host == seed:
+            plans[host] = _plan("bootstrap", cluster=cluster, reason="no cluster exists yet")
+        elif host in holders:
+            plans[host] = _refuse_holder(host, cluster, [], holders[host])
+        else:
+            plans[host] = _plan("join", cluster=cluster, seed=seed, reason="not a member yet")
+    return plans
+
+
+def _refuse_holder(host: str, cluster: str, members: list[str], held: list[str]) -> Plan:
+    return _plan(
+        "refuse",
+        cluster=cluster,
+        members=members,
+        reason=f"{host} must not join {cluster!r}: its /etc/pve holds {', '.join(held)}, which a join would replace by the "
+        "cluster's. Back up and remove them first, or take the host out of the cluster's group",
+    )
+
+
+def _plan(
+    action: str, *, seed: str | None = None, cluster: str | None = None, members: list[str] | None = None, reason: str = ""
+) -> Plan:
+    return {"action": action, "seed": seed, "cluster": cluster, "members": list(members or []), "reason": reason}
