@@ -19,10 +19,10 @@ _ROOT = Path(__file__).resolve().parent.parent
 if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
 
-from ansible.errors import AnsibleFilterError  # noqa: E402
-from ansible.module_utils.common.arg_spec import ArgumentSpecValidator  # noqa: E402
-from ansible.module_utils.pveguard import inventory, plan  # noqa: E402
-from ansible.parsing.yaml.loader import AnsibleLoader  # noqa: E402
+from ansible.errors import AnsibleFilterError
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible.module_utils.pveguard import assess, inventory, plan
+from ansible.parsing.yaml.loader import AnsibleLoader
 
 #: Variables of the playbooks themselves; those of roles come from their argument_specs.
 PLAYBOOK_VARIABLES: dict[str, dict[str, Any]] = {
@@ -155,7 +155,7 @@ def inventory_errors(hostvars: Any, play_hosts: Collection[str] = ()) -> list[st
                 continue
             try:
                 checked[name] = values[host][name] = rendered[name]
-            except Exception as error:  # noqa: BLE001 any template error is the operator's to see, with its host
+            except Exception as error:
                 errors.append(f"{host}: {name} cannot be rendered: {error}")
         result = ArgumentSpecValidator({name: _checkable(options[name]) for name in checked}).validate(checked)
         for message in result.error_messages:
@@ -181,6 +181,25 @@ def cluster_plan(hostvars: Any, play_hosts: Collection[str], bootstrap: str | No
         gathered = variables.get("pveguard_node") or {}
         hosts[host] = {"cluster": variables.get("corosync_cluster_name") or None, "node": gathered.get("node")}
     return plan.cluster_plan(hosts, list(play_hosts), bootstrap or None)
+
+
+def assessment(hostvars: Any, play_hosts: Collection[str]) -> str:
+    """What is there on each host and what site.yml would change, as text for a terminal."""
+    plans = cluster_plan(hostvars, play_hosts)
+    parts = []
+    for host in _all_hosts(hostvars):
+        variables = hostvars[host]
+        node = (variables.get("pveguard_node") or {}).get("node")
+        if node is None:
+            if host in play_hosts:
+                parts.append(f"{host}: could not be asked")
+            continue
+        wishes = assess.Wishes(
+            ha_state=str(variables.get("ha_state") or "auto"),
+            ram_state=bool(variables.get("ram_state_enabled", True)),
+        )
+        parts.append(assess.render(host, node, plans[host], wishes, variables.get("pveguard_writes")))
+    return "\n\n".join(parts)
 
 
 def run_holder(playbook_dir: str) -> dict[str, Any]:
@@ -244,6 +263,7 @@ class FilterModule:
     def filters(self) -> dict[str, Any]:
         return {
             "pveguard_inventory_errors": inventory_errors,
+            "pveguard_assessment": assessment,
             "pveguard_cluster_plan": cluster_plan,
             "pveguard_run_holder": run_holder,
             "pveguard_holder_is_gone": holder_is_gone,

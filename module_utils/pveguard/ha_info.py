@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,21 @@ def collect(run: Run = real_run, root: Path | str = Path("/"), hostname: str | N
         "enabled": bool(here) and all(is_on(services[unit]) for unit in here),
         "remembered": (root / MEMORY).exists(),
     }
+
+
+def watchdog_holders(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Who still holds a watchdog, from the facts (:func:`collect`) of every host that could be asked.
+
+    Hosts by their inventory name; a member that was not asked by its node name when its LRM says that it is in
+    charge of services, which it never is without the watchdog.
+    """
+    holders = [host for host, ha in facts.items() if ha.get("watchdog_active")]
+    for ha in facts.values():
+        for node, status in (ha.get("lrm_states") or {}).items():
+            shown = f"{node} (its lrm_status says active)"
+            if status.get("state") == "active" and node not in holders and shown not in holders:
+                holders.append(shown)
+    return holders
 
 
 def service_states(run: Run = real_run, root: Path | str = Path("/")) -> dict[str, dict[str, Any]]:

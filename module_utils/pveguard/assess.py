@@ -1,0 +1,207 @@
+"""What an operator should know about a node before anything is changed, and what the main job would change.
+
+Pure: judges the facts of the module ``node_info``; connects to nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+PROBLEM, WARNING, GOOD = "problem", "warning", "good"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """``level`` is ``problem``, ``warning`` or ``good``; ``text`` is one sentence with what helps."""
+
+    level: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """The switches of the inventory for this host."""
+
+    ha_state: str = "auto"
+    ram_state: bool = True
+
+
+def findings(node: Mapping[str, Any]) -> list[Finding]:
+    """What is there and what is wrong with it, the worst first."""
+    found = [*_names(node), *_filesystem(node), *_corosync(node), *_ha(node), *_ram(node), *_login(node)]
+    order = {PROBLEM: 0, WARNING: 1, GOOD: 2}
+    return sorted(found, key=lambda finding: order[finding.level])
+
+
+def changes(node: Mapping[str, Any], plan: Mapping[str, Any], wishes: Wishes) -> list[str]:
+    """What ``site.yml`` would change on this node with this inventory, in its order; empty when nothing."""
+    todo: list[str] = []
+    action = plan.get("action")
+    if action == "refuse":
+        return [f"nothing: it would be refused ({plan.get('reason')})"]
+    if not node["packages"].get("pve-cluster") and action in ("bootstrap", "join"):
+        todo.append("install pve-cluster (the cluster file system) and start it")
+    if action == "bootstrap":
+        todo.append(f"found the cluster {plan.get('cluster')!r} on this node")
+    if action == "join":
+        todo.append(f"join the cluster {plan.get('cluster')!r} through {plan.get('seed')}, after its database was saved")
+    ha = node["ha"]
+    resources = ha.get("resources") or []
+    if wishes.ha_state in ("auto", "disabled") and ha.get("installed") and not resources:
+        running = [unit for unit, state in node["units"].items() if _is_ha(unit) and state["active"] == "active"]
+        unmasked = [unit for unit, state in node["units"].items() if _is_ha(unit) and state["load"] == "loaded"]
+        if running or unmasked:
+            todo.append("stop and mask " + ", ".join(sorted(set(running) | set(unmasked))))
+    present = node["packages"].get("pve-cluster") or action in ("bootstrap", "join")
+    if wishes.ram_state and not resources and present and node["ram_state"].get("state") == "absent":
+        todo.append("move /var/lib/pve-cluster to RAM, with its replica in /var/lib/pveguard/state")
+        if node["login"]["authorized_keys_depends_on_pve"]:
+            todo.append("keep the key in use in /root/.ssh/authorized_keys2, a login that does not need /etc/pve")
+    return todo
+
+
+def _is_ha(unit: str) -> bool:
+    return unit.startswith(("pve-ha-", "watchdog-mux"))
+
+
+def _names(node: Mapping[str, Any]) -> list[Finding]:
+    address = node.get("resolved_address")
+    name = node.get("hostname")
+    if address is None:
+        return [Finding(PROBLEM, f"the host name {name} does not resolve: add its address to /etc/hosts")]
+    if address.startswith("127.") or address == "::1":
+        return [
+            Finding(
+                PROBLEM,
+                f"the host name {name} resolves to {address}: the daemon does not start; put the node's real address "
+                "into /etc/hosts",
+            )
+        ]
+    return []
+
+
+def _filesystem(node: Mapping[str, Any]) -> list[Finding]:
+    pmxcfs = node["pmxcfs"]
+    if not node["packages"].get("pve-cluster"):
+        return [Finding(GOOD, "no cluster file system is installed (plain Debian)")]
+    if not pmxcfs["mounted"]:
+        return [Finding(PROBLEM, "/etc/pve is not mounted: look at 'journalctl -u pve-cluster'")]
+    found = []
+    if pmxcfs.get("error"):
+        found.append(Finding(PROBLEM, str(pmxcfs["error"])))
+    if pmxcfs["mode"] == "cluster" and not pmxcfs["quorate"]:
+        found.append(Finding(PROBLEM, "no quorum: /etc/pve is read-only; look at 'corosync-quorumtool -s'"))
+    size = pmxcfs.get("database_bytes")
+    shown = f", database {size / 1024:.0f} KiB" if size else ""
+    guests = len(pmxcfs["guests"])
+    found.append(
+        Finding(GOOD, f"/etc/pve is mounted ({pmxcfs['mode']} mode, {guests} guest{'s' if guests != 1 else ''}{shown})")
+    )
+    return found
+
+
+def _corosync(node: Mapping[str, Any]) -> list[Finding]:
+    corosync = node["corosync"]
+    if node["pmxcfs"]["mode"] != "cluster" and not node["pmxcfs"]["has_corosync_conf"]:
+        return []
+    found = []
+    host, cluster = corosync.get("host"), corosync.get("cluster")
+    if host and cluster and not corosync.get("copies_equal"):
+        found.append(
+            Finding(
+                PROBLEM,
+                "the two copies of corosync.conf differ: /etc/pve/corosync.conf has config_version "
+                f"{cluster.get('config_version')}, /etc/corosync/corosync.conf {host.get('config_version')}",
+            )
+        )
+    running = corosync.get("running_config_version")
+    if host and running and host.get("config_version") and running != host["config_version"]:
+        found.append(
+            Finding(
+                WARNING,
+                f"corosync runs config_version {running}, its file has {host['config_version']}: "
+                "reload with 'corosync-cfgtool -R'",
+            )
+        )
+    if corosync.get("two_node"):
+        found.append(
+            Finding(WARNING, "two_node is set: both halves of a split may write and one of them loses; add a QDevice instead")
+        )
+    if not corosync.get("running"):
+        found.append(Finding(PROBLEM, "corosync does not run on a cluster member: look at 'journalctl -u corosync'"))
+    members = len(corosync.get("members") or [])
+    live = len(corosync.get("live_member_ids") or [])
+    if live < members:
+        found.append(Finding(WARNING, f"{members - live} of {members} members of {corosync.get('cluster_name')} are not up"))
+    elif members:
+        text = f"member of {corosync.get('cluster_name')}: {members} of {members} members up"
+        found.append(Finding(GOOD, text + (", quorate" if corosync.get("quorate") else "")))
+    if members > 2 and members % 2 == 0 and not corosync.get("qdevice"):
+        found.append(
+            Finding(WARNING, f"{members} votes: an even split has no quorum on either side; consider a QDevice or another node")
+        )
+    return found
+
+
+def _ha(node: Mapping[str, Any]) -> list[Finding]:
+    ha = node["ha"]
+    if not ha.get("installed"):
+        return []
+    resources = ha.get("resources") or []
+    running = sorted(unit for unit, state in node["units"].items() if _is_ha(unit) and state["active"] == "active")
+    if resources:
+        shown = ", ".join(str(resource) for resource in resources[:5])
+        return [Finding(GOOD, f"HA is in use ({shown}): it stays on, and the state stays on disk")]
+    found = []
+    if ha.get("watchdog_active"):
+        found.append(Finding(WARNING, "the watchdog is armed although no HA resource exists: a stalled node would be reset"))
+    if running:
+        found.append(
+            Finding(
+                WARNING, f"{', '.join(running)} run although no HA resource exists: 36 transactions a minute from this node alone"
+            )
+        )
+    elif not found:
+        found.append(Finding(GOOD, "HA is off and unused"))
+    return found
+
+
+def _ram(node: Mapping[str, Any]) -> list[Finding]:
+    state = node["ram_state"].get("state")
+    if state == "absent":
+        if node["pmxcfs"]["mounted"]:
+            return [Finding(WARNING, "the daemon's database is on disk: every transaction is written there")]
+        return []
+    if state in ("active", "protected", "ok"):
+        return [Finding(GOOD, "the daemon's state is in RAM with a verified replica on disk")]
+    reason = node["ram_state"].get("error") or node["ram_state"].get("reason") or "see 'pve-state status'"
+    return [Finding(PROBLEM, f"RAM state is {state}: {reason}")]
+
+
+def _login(node: Mapping[str, Any]) -> list[Finding]:
+    if node["login"]["authorized_keys_depends_on_pve"]:
+        return [
+            Finding(
+                WARNING,
+                "root's authorized_keys lies on /etc/pve: while the daemon is down, a login by those keys fails",
+            )
+        ]
+    return []
+
+
+def render(host: str, node: Mapping[str, Any], plan: Mapping[str, Any], wishes: Wishes, writes: Mapping[str, Any] | None) -> str:
+    """The assessment of one node as text for a terminal."""
+    signs = {PROBLEM: "  [!!] ", WARNING: "  [! ] ", GOOD: "  [ok] "}
+    pve = node["packages"].get("pve-manager") or node["packages"].get("pve-cluster") or "no Proxmox packages"
+    lines = [f"{host}: {node['machine_codename'] or 'unknown distribution'}, kernel {node['kernel']}, {pve}"]
+    lines += [f"{signs[finding.level]}{finding.text}" for finding in findings(node)]
+    if writes and writes.get("daemon_bytes_per_day") is not None:
+        gib = writes["daemon_bytes_per_day"] / 2**30
+        since = writes.get("hours", 0)
+        lines.append(f"  [  ] the daemon wrote {gib:.2f} GiB a day over the {since:.1f} h since it started")
+    todo = changes(node, plan, wishes)
+    lines.append("  site.yml would change:" + ("" if todo else " nothing"))
+    lines += [f"    - {item}" for item in todo]
+    return "\n".join(lines)

@@ -1,0 +1,94 @@
+"""The first run on nodes that already work says what is wrong, and what would change."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from ansible.module_utils.pveguard.assess import GOOD, PROBLEM, WARNING, Wishes, changes, findings, render
+
+HA_UNITS = ("pve-ha-crm.service", "pve-ha-lrm.service", "watchdog-mux.service")
+
+
+def node(**over: Any) -> dict[str, Any]:
+    base: dict[str, Any] = {
+        "hostname": "a",
+        "resolved_address": "10.0.0.1",
+        "kernel": "6.14",
+        "machine_codename": "trixie",
+        "packages": {"pve-cluster": "9.1.6", "pve-manager": "9.1.4", "corosync": "3.1.9", "pve-ha-manager": "5.1"},
+        "units": {unit: {"load": "loaded", "active": "active", "enabled": "enabled"} for unit in HA_UNITS},
+        "pmxcfs": {
+            "mounted": True, "mode": "cluster", "quorate": True, "guests": [100], "has_corosync_conf": True,
+            "database_bytes": 40960, "error": None,
+        },
+        "corosync": {
+            "running": True, "cluster_name": "c", "host": {"config_version": 3}, "cluster": {"config_version": 3},
+            "copies_equal": True, "running_config_version": 3, "members": [{}, {}, {}], "live_member_ids": [1, 2, 3],
+            "quorate": True, "two_node": False, "qdevice": False,
+        },
+        "ha": {"installed": True, "resources": [], "watchdog_active": False},
+        "ram_state": {"state": "absent"},
+        "login": {"authorized_keys_depends_on_pve": True},
+    }  # fmt: skip
+    base = copy.deepcopy(base)
+    for key, value in over.items():
+        base[key] = {**base[key], **value} if isinstance(value, dict) and isinstance(base[key], dict) else value
+    return base
+
+
+def texts(level: str, facts: dict[str, Any]) -> str:
+    return "\n".join(finding.text for finding in findings(facts) if finding.level == level)
+
+
+ADOPT = {"action": "adopt", "reason": ""}
+
+
+def test_a_stock_member_would_lose_ha_and_move_to_ram() -> None:
+    todo = "\n".join(changes(node(), ADOPT, Wishes()))
+    assert "pve-ha-lrm.service" in todo and "/var/lib/pve-cluster to RAM" in todo and "authorized_keys2" in todo
+    assert texts(PROBLEM, node()) == ""
+    assert "36 transactions a minute" in texts(WARNING, node())
+
+
+def test_switches_are_respected() -> None:
+    assert changes(node(), ADOPT, Wishes(ha_state="keep", ram_state=False)) == []
+
+
+def test_ha_in_use_keeps_everything() -> None:
+    used = node(ha={"resources": ["vm:100"]})
+    assert changes(used, ADOPT, Wishes()) == []
+    assert "vm:100" in texts(GOOD, used)
+
+
+def test_a_protected_node_changes_nothing() -> None:
+    masked = {unit: {"load": "masked", "active": "inactive", "enabled": "masked"} for unit in HA_UNITS}
+    done = node(units=masked, ram_state={"state": "active"})
+    assert changes(done, ADOPT, Wishes()) == []
+    assert "HA is off" in texts(GOOD, done)
+
+
+def test_problems_are_named_first() -> None:
+    bad = node(
+        resolved_address="127.0.1.1",
+        pmxcfs={"quorate": False},
+        corosync={"copies_equal": False, "cluster": {"config_version": 2}, "live_member_ids": [1]},
+    )
+    assert [finding.level for finding in findings(bad)][:3] == [PROBLEM] * 3
+    for words in ("127.0.1.1", "no quorum", "config_version 2, /etc/corosync/corosync.conf 3"):
+        assert words in texts(PROBLEM, bad)
+    assert "2 of 3 members" in texts(WARNING, bad)
+
+
+def test_a_join_is_announced_and_a_refusal_too() -> None:
+    fresh = node(packages={"pve-cluster": None}, pmxcfs={"mounted": False, "mode": "down", "has_corosync_conf": False})
+    todo = changes(fresh, {"action": "join", "cluster": "c", "seed": "b"}, Wishes())
+    assert todo[0].startswith("install pve-cluster") and "through b" in todo[1]
+    (refused,) = changes(fresh, {"action": "refuse", "reason": "it holds guests"}, Wishes())
+    assert "it holds guests" in refused
+
+
+def test_the_text_names_the_node_and_says_nothing_when_nothing_is_to_do() -> None:
+    masked = {unit: {"load": "masked", "active": "inactive", "enabled": "masked"} for unit in HA_UNITS}
+    text = render("a", node(units=masked, ram_state={"state": "active"}), ADOPT, Wishes(), None)
+    assert text.startswith("a: trixie") and text.endswith("site.yml would change: nothing")
