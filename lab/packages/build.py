@@ -10,9 +10,10 @@ A package is a directory beside this file::
 ``description``: first line the synopsis, the other lines the long text.
 ``units``: names, or ``{"name": "x.service", "enable": true, "start": true, "restart_on_upgrade": true}``.
 
-Maintainer scripts: where one is missing it is generated. A given script is used as it is, except that a line
-``#LAB#`` in preinst is replaced by the refusal to be installed on a real Proxmox machine, and a line ``#UNITS#``
-in postinst, prerm or postrm by the handling of ``units`` (enable, start, restart, stop, purge; masks stay).
+Maintainer scripts: where one is missing it is generated. A given script is used as it is, except that a
+line ``#LAB#`` in preinst is replaced by the refusal to be installed on a real Proxmox machine, and a line
+``#UNITS#`` in postinst, prerm or postrm by the handling of ``units`` (enable, start, restart, stop, purge;
+masks stay).
 
 The repository has the layout of Proxmox's own (suites by Debian code name, component pve-no-subscription), so
 that only URL and key differ. Needs dpkg-deb, apt-ftparchive and gpg; no network.
@@ -48,7 +49,8 @@ CLOCK_SLACK = 86400
 TOOLS = {"dpkg-deb": "dpkg", "apt-ftparchive": "apt-utils", "gpg": "gpg", "gpg-agent": "gpg-agent"}
 SCRIPTS = ("preinst", "postinst", "prerm", "postrm")
 CONTROL_KEYS = {
-    "name", "version", "depends", "recommends", "description", "conffiles", "units", "architecture", "section",
+    "name", "version", "depends", "recommends", "description", "conffiles", "units", "architecture",
+    "section",
 }  # fmt: skip
 
 
@@ -184,7 +186,7 @@ def find_packages(root: Path = HERE) -> list[Package]:
 
 
 def _source_files(directory: Path) -> Iterator[Path]:
-    """Files and links of a package directory in a fixed order, without what editors and Python leave behind."""
+    """Files and links of a package directory in a fixed order, without what editors and Python leave."""
     for folder, names, files in os.walk(directory):
         names[:] = sorted(name for name in names if name not in {"__pycache__", ".git"})
         for name in list(names):
@@ -200,8 +202,8 @@ def repository_digest(
 ) -> str:
     """Hash (64 hex digits) of everything a repository is made of; the signing key is not part of it.
 
-    Equal digests mean packages with the same bytes, so an image that holds them can be kept by it. For a URL only
-    the URL is hashed: what it serves is not looked at.
+    Equal digests mean packages with the same bytes, so an image that holds them can be kept by it. For a URL
+    only the URL is hashed: what it serves is not looked at.
     """
     total = hashlib.sha256()
 
@@ -269,13 +271,13 @@ if [ "$1" = install ] || [ "$1" = upgrade ]; then
         'pve-*' 'libpve-*' 'proxmox-*' 2>/dev/null | grep '^.[^nc]' | grep -v -F '+lab' | cut -d '|' -f 2,3 \\
         | tr '|\\n' ' ,') || true
     if [ -n "$real" ]; then
-        echo "@NAME@ @VERSION@ is a lab double and refuses this machine: real packages are installed: $real" >&2
+        echo "@NAME@ @VERSION@ is a lab double and refuses this machine, real packages are there: $real" >&2
         exit 1
     fi
     for file in "${DPKG_ROOT:-}"/etc/apt/sources.list "${DPKG_ROOT:-}"/etc/apt/sources.list.d/*.list \\
         "${DPKG_ROOT:-}"/etc/apt/sources.list.d/*.sources; do
         if [ -f "$file" ] && grep -q -i '^[^#]*proxmox\\.com' "$file"; then
-            echo "@NAME@ @VERSION@ is a lab double and refuses this machine: $file names Proxmox's repository" >&2
+            echo "@NAME@ @VERSION@ is a lab double and refuses this machine, $file names Proxmox's host" >&2
             exit 1
         fi
     done
@@ -284,8 +286,11 @@ fi
 
 
 def _units_postinst(units: Sequence[Unit]) -> str:
-    """Enable, then start or restart, as debhelper does: works in a chroot, keeps what the operator disabled or
-    masked (deb-systemd-helper's unmask takes back only its own masks, deb-systemd-invoke skips masked units)."""
+    """Enable, then start or restart, as debhelper does.
+
+    Works in a chroot and keeps what the operator disabled or masked: deb-systemd-helper's unmask takes back
+    only its own masks, deb-systemd-invoke skips masked units.
+    """
     if not units:
         return ""
     lines = ['case "$1" in configure|abort-upgrade|abort-deconfigure|abort-remove)']
@@ -482,8 +487,8 @@ def build_repository(
 
     out: work directory, made when missing; the secret signing key is kept in OUT/key, outside what is served.
     revision: suffix of the doubles' versions, ``+lab1``; a higher one makes an upgrade.
-    source: None for the doubles; a directory of real .deb files, indexed and signed instead of them; or the URL
-    of a repository, which is passed through without a look at the network.
+    source: None for the doubles; a directory of real .deb files, indexed and signed instead of them; or the
+    URL of a repository, which is passed through without a look at the network.
     key: for a URL its public key, a file or a URL.
     root: where the package directories are.
     """
@@ -620,8 +625,9 @@ def _sign(work: Path, gnupg: Path, fingerprint: str, *, doubles: bool) -> None:
         (folder / "Release").write_text(re.sub(r"^Date: .*$", f"Date: {date}", release, flags=re.MULTILINE))
         for action, target in (("--clearsign", "InRelease"), ("--detach-sign", "Release.gpg")):
             _gpg(
-                gnupg, "--faked-system-time", str(signed_at), "--digest-algo", "SHA512", "--local-user", fingerprint,
-                "--armor", "--output", str(folder / target), action, str(folder / "Release"),
+                gnupg, "--faked-system-time", str(signed_at), "--digest-algo", "SHA512",
+                "--local-user", fingerprint, "--armor", "--output", str(folder / target),
+                action, str(folder / "Release"),
             )  # fmt: skip
 
 
@@ -630,7 +636,7 @@ def _sign(work: Path, gnupg: Path, fingerprint: str, *, doubles: bool) -> None:
 
 @contextlib.contextmanager
 def _gnupg_home() -> Iterator[Path]:
-    """A GNUPGHOME with a short path (the agent's socket must fit into 107 bytes), whose agent ends with it."""
+    """A GNUPGHOME with a short path (the agent's socket must fit into 107 bytes); its agent ends with it."""
     base = "/tmp" if os.access("/tmp", os.W_OK) else None
     home = Path(tempfile.mkdtemp(prefix="pvg-", dir=base))
     try:
@@ -654,9 +660,9 @@ def _signing_key(folder: Path) -> Iterator[tuple[Path, str]]:
             _gpg(home, "--import", str(secret))
         else:
             _gpg(
-                home, "--faked-system-time", str(int(time.time()) - CLOCK_SLACK), "--pinentry-mode", "loopback",
-                "--passphrase", "", "--quick-generate-key", "pveguard lab (signs test packages only)",
-                "ed25519", "sign", "never",
+                home, "--faked-system-time", str(int(time.time()) - CLOCK_SLACK),
+                "--pinentry-mode", "loopback", "--passphrase", "",
+                "--quick-generate-key", "pveguard lab (signs test packages only)", "ed25519", "sign", "never",
             )  # fmt: skip
             folder.mkdir(mode=0o700, exist_ok=True)
             temporary = folder / "secret.asc.tmp"
