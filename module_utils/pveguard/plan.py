@@ -41,7 +41,7 @@ def cluster_plan(
         else:
             plans[host] = _plan("standalone", reason="corosync_cluster_name is not set")
     # Members that the inventory does not describe still protect each other's quorum: know them as one cluster.
-    for host, plan in plans.items():
+    for plan in plans.values():
         if plan["action"] == "adopt":
             plan["members"] = [other for other, p in plans.items() if p["cluster"] == plan["cluster"]]
     for cluster, names in groups.items():
