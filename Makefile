@@ -14,7 +14,7 @@ export PATH := $(ROOT)/.venv/bin:$(PATH)
 bootstrap := $(ROOT)/scripts/bootstrap
 lab := python -m lab --name $(PVEGUARD_LAB)
 
-.PHONY: help site test lint unit slow molecule lab lab-down ssh bench lock docs clean
+.PHONY: help base site test lint unit slow molecule lab lab-down ssh bench lock docs clean
 
 help: ## list the targets
 	@echo 'make site [INVENTORY=...] [ARGS=...]   take the nodes to the protected state'
@@ -28,14 +28,11 @@ help: ## list the targets
 	@echo 'PVEGUARD_LAB name of the lab (default: default)'
 	@echo 'PYTHON       Python 3.11, 3.12 or 3.13 for .venv (default: python3)'
 
-ifdef INVENTORY
-site: ## run site.yml, on the lab unless INVENTORY is given
+site: $(if $(INVENTORY),base,lab) ## run site.yml, on the lab unless INVENTORY is given
+	ansible-playbook -i $(or $(INVENTORY),inventory/lab) site.yml $(ARGS)
+
+base:
 	@$(bootstrap) base
-	ansible-playbook -i $(INVENTORY) site.yml $(ARGS)
-else
-site: lab ## run site.yml, on the lab unless INVENTORY is given
-	ansible-playbook -i inventory/lab site.yml $(ARGS)
-endif
 
 test: lint unit slow molecule ## everything that CI runs
 

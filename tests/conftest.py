@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures for tests of modules."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+
+ROOT = Path(__file__).resolve().parent.parent
+RunModule = Callable[..., dict[str, Any]]
+
+
+def load_module(name: str) -> ModuleType:
+    """library/NAME.py as a fresh Python module; its main() is not run."""
+    spec = importlib.util.spec_from_file_location(f"library_{name}", ROOT / "library" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run_module(capfd: pytest.CaptureFixture[str]) -> RunModule:
+    """Run an Ansible module in this process: ``run_module("pve_file", path=..., _ansible_check_mode=True)``.
+
+    ``name`` is the name of a file in library/ or an already loaded module (to patch its core first).
+    Returns what the module printed: the dict of exit_json, or of fail_json with ``failed: True``.
+    """
+
+    def run(name: str | ModuleType, /, **arguments: Any) -> dict[str, Any]:
+        module = load_module(name) if isinstance(name, str) else name
+        capfd.readouterr()
+        with patch_module_args(arguments), pytest.raises(SystemExit):
+            module.main()
+        printed = capfd.readouterr().out.strip().splitlines()
+        assert printed, "the module printed nothing"
+        result = json.loads(printed[-1])
+        assert isinstance(result, dict)
+        return result
+
+    return run
