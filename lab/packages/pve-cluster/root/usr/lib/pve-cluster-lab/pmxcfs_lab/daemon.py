@@ -1,0 +1,494 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Start, event loop and stop of the daemon."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import getopt
+import grp
+import ipaddress
+import json
+import os
+import select
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+from . import fuse, hostconf
+from .corosync import CorosyncError, Cpg, Quorum
+from .dcdb import Dcdb
+from .filesystem import FileSystem, Virtual
+from .log import Log
+from .memdb import DIRECTORY, FILE, DatabaseFailure, MemDB, Op, Update
+
+MOUNTPOINT = "/etc/pve"
+STATE_DIR = "/var/lib/pve-cluster"
+DATABASE = f"{STATE_DIR}/config.db"
+LOCK_FILE = f"{STATE_DIR}/.pmxcfs.lockfile"
+PID_FILE = "/run/pve-cluster.pid"
+LOCK_SECONDS = 10.0
+RELOAD_DELAY = 1.0  # corosync-cfgtool -R fires this long after a write of corosync.conf
+RECONNECT_SECONDS = 1.0
+RESEND_SECONDS = 0.005
+GROUP = "www-data"
+BANNER = "lab double of pmxcfs: for tests only, not the software of Proxmox"
+USAGE = "usage: pmxcfs [-f] [-l] [-d]\n  -f  stay in the foreground\n  -l  force local mode\n  -d  debug messages\n"
+
+
+class StartFailure(Exception):
+    """(domain, text) of the last log line; the exit code is 255."""
+
+
+def node_name() -> str:
+    return socket.gethostname().split(".")[0]
+
+
+def resolve(name: str) -> str:
+    """The first non-loopback address of the host name. Raises StartFailure."""
+    try:
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except OSError:
+        found = []
+    for item in found:
+        address = str(item[4][0])
+        if not ipaddress.ip_address(address.split("%")[0]).is_loopback:
+            return address
+    raise StartFailure(
+        "main",
+        f"Unable to resolve node name '{name}' to a non-loopback IP address - missing entry in '/etc/hosts' or DNS?",
+    )
+
+
+class Daemon:
+    def __init__(self, log: Log, *, local: bool) -> None:
+        self.log = log
+        self.force_local = local
+        self.name = node_name()
+        self.started = int(time.time())
+        self.cluster_mode = False
+        self.config = hostconf.Config(0, "", [])
+        self.info_version = 0
+        self.online: list[int] = []
+        self.dcdb: Dcdb | None = None
+        self._quorate = False
+        self._quorum: Quorum | None = None
+        self._cpg: Cpg | None = None
+        self._cpg_joined = False
+        self._host_written = False
+        self._reload_at: float | None = None
+        self._reloads: list[subprocess.Popen[bytes]] = []
+        self._connect_at = 0.0
+        self._connect_failed: set[str] = set()
+        self._resend = False
+        self._stopping = False
+
+    # start
+
+    def start(self) -> None:
+        """Everything up to a served mount point. Raises StartFailure."""
+        resolve(self.name)
+        try:
+            self.group = grp.getgrnam(GROUP).gr_gid
+        except KeyError as error:
+            raise StartFailure("main", f"Unable to get group '{GROUP}'") from error
+        os.makedirs(STATE_DIR, exist_ok=True)
+        self._take_lock()
+        self.memdb = self._open_database()
+        entry = self.memdb.lookup(hostconf.NAME)
+        if entry is not None:
+            self._read_config()
+            # Not only when quorate: corosync cannot start before the host has the file.
+            hostconf.copy_to_host(entry.data, self.log)
+            self.cluster_mode = not self.force_local
+        if self.cluster_mode:
+            self.dcdb = Dcdb(self.memdb, self.log, lambda: self._quorate)
+            self.dcdb.on_synced = self._synced
+            self.dcdb.on_own_update = self._own_update
+        else:
+            self.log.notice("main", "forcing local mode (corosync.conf exists)" if entry else "local mode")
+        self.memdb.on_update = self._updated
+        self._mount()
+
+    def _take_lock(self) -> None:
+        self._lock = os.open(LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        deadline = time.monotonic() + LOCK_SECONDS
+        told = False
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError as error:
+                if not told:
+                    self.log.notice("main", "unable to acquire pmxcfs lock - trying again")
+                    told = True
+                if time.monotonic() >= deadline:
+                    raise StartFailure("main", f"unable to acquire pmxcfs lock: {error.strerror}") from error
+                time.sleep(0.1)
+
+    def _open_database(self) -> MemDB:
+        fresh = not os.path.exists(DATABASE)
+        try:
+            memdb = MemDB(DATABASE, self.log, reserved=self._virtual())
+        except DatabaseFailure as failure:
+            self.log.crit("database", str(failure))
+            raise StartFailure("main", f"memdb_open failed - unable to open database '{DATABASE}'") from failure
+        host = hostconf.read_host() if fresh else None
+        if host is not None:
+            self.log.notice("main", f"importing '{hostconf.HOST_FILE}' into the new database")
+            memdb.apply(Update(Op.CREATE, hostconf.NAME, int(time.time()), data=host), 0)
+        return memdb
+
+    def _mount(self) -> None:
+        try:
+            os.makedirs(MOUNTPOINT, exist_ok=True)
+            names = os.listdir(MOUNTPOINT)
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:
+                raise StartFailure("main", f"fuse_mount error: {error.strerror}") from error
+            fuse.unmount(MOUNTPOINT)  # left behind by a daemon that was killed
+            names = os.listdir(MOUNTPOINT)
+        if names:
+            self.log.crit("main", f"mountpoint is not empty: {MOUNTPOINT} holds {', '.join(sorted(names)[:5])}")
+            raise StartFailure("main", "fuse_mount error: File exists")
+        try:
+            self.session = fuse.Session(MOUNTPOINT)
+        except OSError as error:
+            raise StartFailure("main", f"fuse_mount error: {error.strerror}") from error
+        self.fs = FileSystem(self.memdb, self, self._virtual(), self.group)
+        self.fs.reply = self.session.reply
+        self.session.serve(self.fs)
+        while not self.session.ready:
+            select.select([self.session.fd], [], [], 1.0)
+            self.session.pump(1)
+
+    def _virtual(self) -> dict[str, Virtual]:
+        def link(target: str) -> Callable[[], bytes]:
+            return lambda: target.encode()
+
+        read_only, home = stat.S_IFREG | 0o440, f"nodes/{self.name}"
+        files: dict[str, tuple[int, Callable[[], bytes]]] = {
+            ".version": (read_only, self._version_file),
+            ".members": (read_only, self._members_file),
+            ".vmlist": (read_only, self._vmlist_file),
+            ".rrd": (read_only, lambda: b""),
+            ".clusterlog": (read_only, lambda: b'{\n"data": [\n]\n}\n'),
+            ".debug": (stat.S_IFREG | 0o640, lambda: b"1\n" if self.log.debugging else b"0\n"),
+            "local": (stat.S_IFLNK | 0o755, link(home)),
+            "qemu-server": (stat.S_IFLNK | 0o755, link(f"{home}/qemu-server")),
+            "openvz": (stat.S_IFLNK | 0o755, link(f"{home}/openvz")),
+            "lxc": (stat.S_IFLNK | 0o755, link(f"{home}/lxc")),
+        }
+        return {name: Virtual(number, *item) for number, (name, item) in enumerate(files.items(), start=2)}
+
+    # virtual files
+
+    def _version_file(self) -> bytes:
+        content = {
+            "starttime": self.started,
+            "clinfo": self.info_version,
+            "vmlist": self.memdb.guests_version,
+            "kvstore": {},
+        }
+        return json.dumps(content).encode() + b"\n"
+
+    def _members_file(self) -> bytes:
+        content: dict[str, object] = {"nodename": self.name, "version": self.info_version if self.cluster_mode else 0}
+        if self.cluster_mode:
+            content["cluster"] = {
+                "name": self.config.cluster,
+                "version": self.config.version,
+                "nodes": len(self.config.nodes),
+                "quorate": int(self._quorate),
+            }
+            nodes: dict[str, dict[str, object]] = {}
+            for node in self.config.nodes:
+                online = node.id in self.online
+                nodes[node.name] = {"id": node.id, "online": int(online)}
+                if online:
+                    nodes[node.name]["ip"] = hostconf.address_of(node)
+            content["nodelist"] = nodes
+        return json.dumps(content, indent=1).encode() + b"\n"
+
+    def _vmlist_file(self) -> bytes:
+        ids = {
+            str(number): {"node": node, "type": kind, "version": version}
+            for number, (node, kind, version) in sorted(self.memdb.guests.items())
+        }
+        return json.dumps({"version": self.memdb.guests_version, "ids": ids}, indent=1).encode() + b"\n"
+
+    # what the file system asks for
+
+    @property
+    def log_debugging(self) -> bool:
+        return self.log.debugging
+
+    @log_debugging.setter
+    def log_debugging(self, on: bool) -> None:
+        self.log.debugging = on
+
+    @property
+    def quorate(self) -> bool:
+        return self._quorate or not self.cluster_mode
+
+    @property
+    def attribute_seconds(self) -> int:
+        """How long the kernel may remember entries and attributes. Other members change them in a cluster."""
+        return 0 if self.cluster_mode else 1
+
+    def submit(self, update: Update, done: Callable[[int], None]) -> None:
+        if self.dcdb is None:
+            done(self.memdb.apply(update, 0))
+        else:
+            self.dcdb.submit(update, done)
+
+    # corosync.conf
+
+    def _read_config(self) -> None:
+        entry = self.memdb.lookup(hostconf.NAME)
+        if entry is not None and entry.type == FILE:
+            self.config = hostconf.parse(entry.data.decode(errors="replace"))
+            self.info_version += 1
+
+    def _updated(self, update: Update) -> None:
+        self._host_written = False
+        if hostconf.NAME in (update.path, update.target):
+            self._read_config()
+            self._copy_to_host()
+
+    def _copy_to_host(self) -> None:
+        entry = self.memdb.lookup(hostconf.NAME)
+        if entry is not None and entry.type != DIRECTORY and self.cluster_mode and self._quorate:
+            self._host_written = hostconf.copy_to_host(entry.data, self.log)
+
+    def _own_update(self, update: Update) -> None:
+        if self._host_written:
+            self._host_written = False
+            self._reload_at = time.monotonic() + RELOAD_DELAY
+
+    def _reload_corosync(self) -> None:
+        self._reload_at = None
+        try:
+            command = ["corosync-cfgtool", "-R"]
+            self._reloads.append(
+                subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            )
+        except OSError as error:
+            self.log.crit("dcdb", f"corosync-cfgtool -R failed: {error.strerror}")
+
+    # corosync
+
+    def _synced(self) -> None:
+        self._read_config()
+        self._copy_to_host()
+
+    def _on_quorum(self, quorate: bool, online: list[int]) -> None:
+        self.online = online
+        self.info_version += 1
+        if quorate and not self.config.version:
+            quorate = False
+            self.log.crit("confdb", "corosync.conf of the cluster has no config_version - staying read-only")
+        if quorate != self._quorate:
+            self._quorate = quorate
+            self.log.notice("status", "node has quorum" if quorate else "node lost quorum")
+            if quorate:
+                self._copy_to_host()
+
+    def _connect(self) -> None:
+        """Connect what is not connected; called once a second while something is missing."""
+        assert self.dcdb is not None
+        try:
+            if self._quorum is None:
+                self._quorum = Quorum(self._on_quorum)
+                self._poll.register(self._quorum.fd, select.POLLIN)
+                self._quorum.dispatch()
+            if self._cpg is None and not self.dcdb.broken:
+                self._cpg = Cpg()
+                self._poll.register(self._cpg.fd, select.POLLIN)
+                self._cpg_joined = False
+                self.dcdb.connect(self._cpg)
+            if self._cpg is not None and not self._cpg_joined:
+                self._cpg_joined = self._cpg.join()
+            self._connect_failed.clear()
+        except CorosyncError as error:
+            if error.call not in self._connect_failed:
+                self._connect_failed.add(error.call)
+                self.log.crit("quorum" if error.call.startswith("quorum") else "dcdb", str(error.strerror))
+            self._disconnect()
+
+    def _disconnect(self) -> None:
+        for connection in (self._quorum, self._cpg):
+            if connection is not None:
+                self._poll.unregister(connection.fd)
+                connection.close()
+        self._quorum = self._cpg = None
+        self._on_quorum(False, [])
+        assert self.dcdb is not None
+        self.dcdb.disconnect()
+
+    def _dispatch(self, ready: set[int]) -> None:
+        """Quorum first, so that an update is judged by the present membership."""
+        dcdb = self.dcdb
+        assert dcdb is not None
+        try:
+            if self._quorum is not None and (self._quorum.fd in ready or (self._cpg and self._cpg.fd in ready)):
+                self._quorum.dispatch()
+            if self._cpg is not None and self._cpg.fd in ready:
+                for event in self._cpg.dispatch():
+                    if isinstance(event, list):
+                        dcdb.membership(event)
+                    else:
+                        dcdb.deliver(*event)
+            self._resend = not dcdb.flush()
+        except CorosyncError as error:
+            self.log.crit("quorum" if error.call.startswith("quorum") else "dcdb", str(error.strerror))
+            self._disconnect()
+        if dcdb.broken and self._cpg is not None:
+            # The group goes on without this node; quorum is still followed.
+            self._poll.unregister(self._cpg.fd)
+            self._cpg.close()
+            self._cpg = None
+            dcdb.disconnect()
+
+    # event loop
+
+    def run(self) -> None:
+        """Serve until a signal or an unmount."""
+        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_write)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: setattr(self, "_stopping", True))
+        self._poll = select.poll()
+        self._poll.register(wake_read, select.POLLIN)
+        self._poll.register(self.session.fd, select.POLLIN)
+        pump, poll, dcdb = self.session.pump, self._poll.poll, self.dcdb
+        while not self._stopping:
+            ready = {number for number, _ in poll(self._timeout())}
+            if dcdb is not None:
+                self._dispatch(ready)
+                missing = self._quorum is None or not self._cpg_joined or (self._cpg is None and not dcdb.broken)
+                if missing and time.monotonic() >= self._connect_at:
+                    self._connect_at = time.monotonic() + RECONNECT_SECONDS
+                    self._connect()
+            if self.session.fd in ready and not pump():
+                self.log.notice("main", f"{MOUNTPOINT} was unmounted")
+                break
+            if dcdb is not None and self._resend is False:
+                self._flush()
+            if self._reload_at is not None and time.monotonic() >= self._reload_at:
+                self._reload_corosync()
+            if self._reloads:
+                self._reloads = [process for process in self._reloads if process.poll() is None]
+
+    def _flush(self) -> None:
+        """Messages queued by file operations go out at once; what the transport refuses is tried again soon."""
+        assert self.dcdb is not None
+        try:
+            self._resend = not self.dcdb.flush()
+        except CorosyncError as error:
+            self.log.crit("dcdb", str(error.strerror))
+            self._disconnect()
+
+    def _timeout(self) -> float | None:
+        """Milliseconds until something other than an event is due."""
+        waits: list[float] = []
+        if self.dcdb is not None:
+            if self._resend:
+                waits.append(RESEND_SECONDS)
+            if self._quorum is None or not self._cpg_joined or (self._cpg is None and not self.dcdb.broken):
+                waits.append(max(0.0, self._connect_at - time.monotonic()))
+        if self._reload_at is not None:
+            waits.append(max(0.0, self._reload_at - time.monotonic()))
+        if self._reloads:
+            waits.append(0.5)
+        return min(waits) * 1000 + 1 if waits else None
+
+    def stop(self) -> None:
+        self.log.notice("main", "teardown filesystem")
+        try:
+            self.session.unmount()
+        except OSError as error:
+            self.log.crit("main", f"unmount failed: {error.strerror}")
+        if self._cpg is not None:
+            self._cpg.close()
+        if self._quorum is not None:
+            self._quorum.close()
+        self.memdb.close()
+        try:
+            os.unlink(PID_FILE)
+        except OSError:
+            pass
+        self.log.notice("main", "exit proxmox configuration filesystem (0)")
+
+
+def serve(log: Log, *, local: bool, on_ready: Callable[[], None]) -> int:
+    """Start, run and stop. Returns the exit code."""
+    log.notice("main", BANNER)
+    daemon = Daemon(log, local=local)
+    try:
+        daemon.start()
+    except StartFailure as failure:
+        log.crit(*failure.args)
+        log.notice("main", "exit proxmox configuration filesystem (-1)")
+        return 255
+    with open(PID_FILE, "w") as stream:
+        stream.write(f"{os.getpid()}\n")
+    on_ready()
+    try:
+        daemon.run()
+    finally:
+        daemon.stop()
+    return 0
+
+
+def main(argv: list[str]) -> int:
+    try:
+        options, rest = getopt.getopt(argv, "fldh", ["help"])
+    except getopt.GetoptError as error:
+        print(f"pmxcfs: {error}\n{USAGE}", file=sys.stderr, end="")
+        return 255
+    flags = {name for name, _ in options}
+    if flags & {"-h", "--help"}:
+        print(USAGE, end="")
+        return 0
+    if rest:
+        print(f"pmxcfs: unexpected argument '{rest[0]}'\n{USAGE}", file=sys.stderr, end="")
+        return 255
+    log = Log()
+    log.debugging = "-d" in flags
+    os.umask(0o027)
+    if "-f" in flags:
+        return serve(log, local="-l" in flags, on_ready=lambda: None)
+
+    ready_read, ready_write = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(ready_write)
+        if os.read(ready_read, 1):
+            return 0
+        _, status = os.waitpid(child, 0)
+        return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 255
+
+    os.close(ready_read)
+    os.setsid()
+    os.chdir("/")
+
+    def on_ready() -> None:
+        log.stderr = False
+        null = os.open("/dev/null", os.O_RDWR)
+        for number in (0, 1, 2):
+            os.dup2(null, number)
+        os.close(null)
+        os.write(ready_write, b"1")
+        os.close(ready_write)
+
+    try:
+        code = serve(log, local="-l" in flags, on_ready=on_ready)
+    except Exception as error:
+        log.crit("main", f"unexpected error: {error!r}")
+        code = 255
+    os._exit(code)
