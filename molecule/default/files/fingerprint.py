@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Print as JSON what a play could change on a node: files, units, packages, mounts, rows of the database.
+
+Left out is what changes by itself: heartbeats and locks in the database, systemd's own notes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sqlite3
+import stat
+import subprocess
+
+TREES = ["/etc", "/root", "/usr/local", "/var/lib"]
+SKIPPED = re.compile(
+    r"^(/root/\.ansible|/var/lib/systemd|/var/lib/dpkg/info|/var/lib/pve-cluster/(config\.db.*|\.pmxcfs\.lockfile))(/|$)"
+)
+NOISE = re.compile(r"^(__version__|lrm_status|manager_status|.*\.tmp\.\d+|file-.*)$")
+UNITS = [
+    *("pve-cluster.service", "corosync.service", "pve-ha-lrm.service", "pve-ha-crm.service"),
+    *("watchdog-mux.service", "pvescheduler.service"),
+    *("pveguard-state.service", "pveguard-state-watch.service", "var-lib-pve\\x2dcluster.mount"),
+]
+
+
+def lines(*command: str) -> list[str]:
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout.splitlines()
+
+
+def describe(path: str) -> str:
+    info = os.lstat(path)
+    text = f"{stat.filemode(info.st_mode)} {info.st_uid}:{info.st_gid}"
+    if stat.S_ISLNK(info.st_mode):
+        return f"{text} -> {os.readlink(path)}"
+    if not stat.S_ISREG(info.st_mode):
+        return text
+    if info.st_size > 1 << 20:  # package lists and the like; hashing is slow on an emulated guest
+        return f"{text} {info.st_size} bytes of {info.st_mtime_ns}"
+    with open(path, "rb") as handle:
+        return f"{text} {hashlib.sha256(handle.read()).hexdigest()}"
+
+
+def files() -> dict[str, str]:
+    found = {}
+    for tree in TREES:
+        device = os.lstat(tree).st_dev
+        for folder, subfolders, names in os.walk(tree):
+            subfolders[:] = [
+                name
+                for name in subfolders
+                if not SKIPPED.match(path := f"{folder}/{name}") and os.lstat(path).st_dev == device
+            ]
+            for name in [*subfolders, *names]:
+                path = f"{folder}/{name}"
+                if SKIPPED.match(path):
+                    continue
+                try:
+                    found[path] = describe(path)
+                except FileNotFoundError:
+                    continue
+    return found
+
+
+def rows() -> list[list[object]] | None:
+    if not os.path.exists("/var/lib/pve-cluster/config.db"):
+        return None
+    database = sqlite3.connect("file:/var/lib/pve-cluster/config.db?mode=ro", uri=True, timeout=30)
+    with database:
+        found = database.execute("SELECT inode, parent, type, name, data FROM tree ORDER BY inode").fetchall()
+    database.close()
+    return [
+        [inode, parent, kind, name, hashlib.sha256(data or b"").hexdigest()]
+        for inode, parent, kind, name, data in found
+        if not NOISE.match(name)
+    ]
+
+
+def main() -> None:
+    with open("/proc/mounts") as handle:
+        mounts = sorted(line.rsplit(" ", 2)[0] for line in handle if " /run/user" not in line)
+    fingerprint = {
+        "files": files(),
+        "packages": lines("dpkg-query", "-W", "-f", "${Package} ${Version} ${db:Status-Abbrev}\\n"),
+        "unit_files": lines("systemctl", "list-unit-files", "--no-legend", "--no-pager", "--plain"),
+        "units": lines("systemctl", "show", "-p", "Id,LoadState,ActiveState,UnitFileState", *UNITS),
+        "mounts": mounts,
+        "rows": rows(),
+    }
+    print(json.dumps(fingerprint))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two minutes in which nobody asks for anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+IDLE_SECONDS = 120
+#: What remains is pvescheduler: two locks a minute on each node, each a mkdir and a rmdir, seen by every node.
+TRANSACTIONS_PER_NODE_AND_MINUTE = 4
+
+
+@pytest.fixture(scope="module")
+def look(everywhere: Any) -> dict[str, Any]:
+    found = everywhere("look.py", str(IDLE_SECONDS))
+    assert isinstance(found, dict)
+    return found
+
+
+def test_nothing_is_written_to_the_disk(look: dict[str, Any]) -> None:
+    assert {name: node["idle"]["sectors"] for name, node in look.items()} == dict.fromkeys(look, 0)
+
+
+def test_there_are_few_transactions(look: dict[str, Any]) -> None:
+    # A window of two minutes may hold the locks of three.
+    most = 1.5 * TRANSACTIONS_PER_NODE_AND_MINUTE * len(look)
+    for name, node in look.items():
+        assert node["idle"]["transactions_per_minute"] <= most, name
