@@ -1,0 +1,1 @@
+"""The lab: Debian virtual machines under QEMU in which pveguard is tried and tested."""
