@@ -6,7 +6,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Callable
 
 from .dcdb import Member
 
@@ -86,22 +85,23 @@ class _Iovec(ctypes.Structure):
 class Quorum:
     """Tells whether the partition is quorate and which node ids are in it."""
 
-    def __init__(self, on_change: Callable[[bool, list[int]], None]) -> None:
+    def __init__(self) -> None:
         self._lib = ctypes.CDLL("libquorum.so.5")
         self._handle = ctypes.c_uint64()
+        # Callbacks only collect: an exception inside one would be swallowed by ctypes.
+        self._events: list[tuple[bool, list[int]]] = []
 
-        def notify(handle: int, quorate: int, ring: int, count: int, view: ctypes._Pointer[ctypes.c_uint32]) -> None:
-            on_change(bool(quorate), [view[number] for number in range(count)])
+        def notify(
+            handle: int, quorate: int, ring: int, count: int, view: ctypes._Pointer[ctypes.c_uint32]
+        ) -> None:
+            self._events.append((bool(quorate), [view[number] for number in range(count)]))
 
         self._callbacks = _QuorumCallbacks(_NOTIFY(notify))
-        kind = ctypes.c_uint32()
-        initialize = self._lib.quorum_initialize
-        _check(
-            "quorum_initialize",
-            initialize(ctypes.byref(self._handle), ctypes.byref(self._callbacks), ctypes.byref(kind)),
-        )
+        handle, callbacks, kind = ctypes.byref(self._handle), ctypes.byref(self._callbacks), ctypes.c_uint32()
+        _check("quorum_initialize", self._lib.quorum_initialize(handle, callbacks, ctypes.byref(kind)))
         try:
-            _check("quorum_trackstart", self._lib.quorum_trackstart(self._handle, CS_TRACK_CURRENT_AND_CHANGES))
+            code = self._lib.quorum_trackstart(self._handle, CS_TRACK_CURRENT_AND_CHANGES)
+            _check("quorum_trackstart", code)
             number = ctypes.c_int()
             _check("quorum_fd_get", self._lib.quorum_fd_get(self._handle, ctypes.byref(number)))
         except CorosyncError:
@@ -109,10 +109,13 @@ class Quorum:
             raise
         self.fd = number.value
 
-    def dispatch(self) -> None:
+    def dispatch(self) -> list[tuple[bool, list[int]]]:
+        """What was told since the last call: (quorate, node ids in the partition)."""
         code = self._lib.quorum_dispatch(self._handle, CS_DISPATCH_ALL)
         if code != CS_ERR_TRY_AGAIN:
             _check("quorum_dispatch", code)
+        events, self._events = self._events, []
+        return events
 
     def close(self) -> None:
         self._lib.quorum_finalize(self._handle)
@@ -126,7 +129,6 @@ class Cpg:
         self._handle = ctypes.c_uint64()
         self._joined = False
         self._name = _CpgName(len(GROUP), GROUP)
-        # Callbacks only collect: an exception inside one would be swallowed by ctypes.
         self._events: list[tuple[Member, bytes] | list[Member]] = []
 
         def deliver(handle: int, group: object, node: int, process: int, message: int, size: int) -> None:
@@ -145,7 +147,8 @@ class Cpg:
             self._events.append([(members[number].nodeid, members[number].pid) for number in range(count)])
 
         self._callbacks = _CpgCallbacks(_DELIVER(deliver), _CONFCHG(confchg))
-        _check("cpg_initialize", self._lib.cpg_initialize(ctypes.byref(self._handle), ctypes.byref(self._callbacks)))
+        handle, callbacks = ctypes.byref(self._handle), ctypes.byref(self._callbacks)
+        _check("cpg_initialize", self._lib.cpg_initialize(handle, callbacks))
         try:
             node = ctypes.c_uint32()
             _check("cpg_local_get", self._lib.cpg_local_get(self._handle, ctypes.byref(node)))
@@ -180,7 +183,7 @@ class Cpg:
         return True
 
     def dispatch(self) -> list[tuple[Member, bytes] | list[Member]]:
-        """What happened, in order: (sender, message) for a message, a list of members for a membership change."""
+        """What happened, in order: (sender, message), or the list of members after a membership change."""
         code = self._lib.cpg_dispatch(self._handle, CS_DISPATCH_ALL)
         if code != CS_ERR_TRY_AGAIN:
             _check("cpg_dispatch", code)

@@ -37,7 +37,11 @@ RECONNECT_SECONDS = 1.0
 RESEND_SECONDS = 0.005
 GROUP = "www-data"
 BANNER = "lab double of pmxcfs: for tests only, not the software of Proxmox"
-USAGE = "usage: pmxcfs [-f] [-l] [-d]\n  -f  stay in the foreground\n  -l  force local mode\n  -d  debug messages\n"
+USAGE = """usage: pmxcfs [-f] [-l] [-d]
+  -f  stay in the foreground
+  -l  force local mode
+  -d  debug messages
+"""
 
 
 class StartFailure(Exception):
@@ -58,9 +62,9 @@ def resolve(name: str) -> str:
         address = str(item[4][0])
         if not ipaddress.ip_address(address.split("%")[0]).is_loopback:
             return address
+    reason = "missing entry in '/etc/hosts' or DNS?"
     raise StartFailure(
-        "main",
-        f"Unable to resolve node name '{name}' to a non-loopback IP address - missing entry in '/etc/hosts' or DNS?",
+        "main", f"Unable to resolve node name '{name}' to a non-loopback IP address - {reason}"
     )
 
 
@@ -136,7 +140,9 @@ class Daemon:
             memdb = MemDB(DATABASE, self.log, reserved=self._virtual())
         except DatabaseFailure as failure:
             self.log.crit("database", str(failure))
-            raise StartFailure("main", f"memdb_open failed - unable to open database '{DATABASE}'") from failure
+            raise StartFailure(
+                "main", f"memdb_open failed - unable to open database '{DATABASE}'"
+            ) from failure
         host = hostconf.read_host() if fresh else None
         if host is not None:
             self.log.notice("main", f"importing '{hostconf.HOST_FILE}' into the new database")
@@ -153,7 +159,8 @@ class Daemon:
             fuse.unmount(MOUNTPOINT)  # left behind by a daemon that was killed
             names = os.listdir(MOUNTPOINT)
         if names:
-            self.log.crit("main", f"mountpoint is not empty: {MOUNTPOINT} holds {', '.join(sorted(names)[:5])}")
+            some = ", ".join(sorted(names)[:5])
+            self.log.crit("main", f"mountpoint is not empty: {MOUNTPOINT} holds {some}")
             raise StartFailure("main", "fuse_mount error: File exists")
         try:
             self.session = fuse.Session(MOUNTPOINT)
@@ -161,6 +168,7 @@ class Daemon:
             raise StartFailure("main", f"fuse_mount error: {error.strerror}") from error
         self.fs = FileSystem(self.memdb, self, self._virtual(), self.group)
         self.fs.reply = self.session.reply
+        self.session.on_error = lambda error: self.log.crit("main", f"file operation failed: {error!r}")
         self.session.serve(self.fs)
         while not self.session.ready:
             select.select([self.session.fd], [], [], 1.0)
@@ -168,7 +176,7 @@ class Daemon:
 
     def _virtual(self) -> dict[str, Virtual]:
         def link(target: str) -> Callable[[], bytes]:
-            return lambda: target.encode()
+            return lambda: target.encode()  # noqa: PLW0108
 
         read_only, home = stat.S_IFREG | 0o440, f"nodes/{self.name}"
         files: dict[str, tuple[int, Callable[[], bytes]]] = {
@@ -197,7 +205,8 @@ class Daemon:
         return json.dumps(content).encode() + b"\n"
 
     def _members_file(self) -> bytes:
-        content: dict[str, object] = {"nodename": self.name, "version": self.info_version if self.cluster_mode else 0}
+        version = self.info_version if self.cluster_mode else 0
+        content: dict[str, object] = {"nodename": self.name, "version": version}
         if self.cluster_mode:
             content["cluster"] = {
                 "name": self.config.cluster,
@@ -272,11 +281,10 @@ class Daemon:
 
     def _reload_corosync(self) -> None:
         self._reload_at = None
+        null = subprocess.DEVNULL
         try:
             command = ["corosync-cfgtool", "-R"]
-            self._reloads.append(
-                subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            )
+            self._reloads.append(subprocess.Popen(command, stdin=null, stdout=null, stderr=null))
         except OSError as error:
             self.log.crit("dcdb", f"corosync-cfgtool -R failed: {error.strerror}")
 
@@ -303,9 +311,9 @@ class Daemon:
         assert self.dcdb is not None
         try:
             if self._quorum is None:
-                self._quorum = Quorum(self._on_quorum)
+                self._quorum = Quorum()
                 self._poll.register(self._quorum.fd, select.POLLIN)
-                self._quorum.dispatch()
+                self._dispatch_quorum()
             if self._cpg is None and not self.dcdb.broken:
                 self._cpg = Cpg()
                 self._poll.register(self._cpg.fd, select.POLLIN)
@@ -330,14 +338,26 @@ class Daemon:
         assert self.dcdb is not None
         self.dcdb.disconnect()
 
+    def _dispatch_quorum(self) -> None:
+        assert self._quorum is not None
+        for quorate, online in self._quorum.dispatch():
+            self._on_quorum(quorate, online)
+
+    def _missing(self) -> bool:
+        assert self.dcdb is not None
+        group_wanted = not self.dcdb.broken and (self._cpg is None or not self._cpg_joined)
+        return self._quorum is None or group_wanted
+
     def _dispatch(self, ready: set[int]) -> None:
         """Quorum first, so that an update is judged by the present membership."""
         dcdb = self.dcdb
         assert dcdb is not None
         try:
-            if self._quorum is not None and (self._quorum.fd in ready or (self._cpg and self._cpg.fd in ready)):
-                self._quorum.dispatch()
-            if self._cpg is not None and self._cpg.fd in ready:
+            group_ready = self._cpg is not None and self._cpg.fd in ready
+            if self._quorum is not None and (group_ready or self._quorum.fd in ready):
+                self._dispatch_quorum()
+            if group_ready:
+                assert self._cpg is not None
                 for event in self._cpg.dispatch():
                     if isinstance(event, list):
                         dcdb.membership(event)
@@ -370,14 +390,13 @@ class Daemon:
             ready = {number for number, _ in poll(self._timeout())}
             if dcdb is not None:
                 self._dispatch(ready)
-                missing = self._quorum is None or not self._cpg_joined or (self._cpg is None and not dcdb.broken)
-                if missing and time.monotonic() >= self._connect_at:
+                if self._missing() and time.monotonic() >= self._connect_at:
                     self._connect_at = time.monotonic() + RECONNECT_SECONDS
                     self._connect()
             if self.session.fd in ready and not pump():
                 self.log.notice("main", f"{MOUNTPOINT} was unmounted")
                 break
-            if dcdb is not None and self._resend is False:
+            if dcdb is not None and not self._resend:
                 self._flush()
             if self._reload_at is not None and time.monotonic() >= self._reload_at:
                 self._reload_corosync()
@@ -399,7 +418,7 @@ class Daemon:
         if self.dcdb is not None:
             if self._resend:
                 waits.append(RESEND_SECONDS)
-            if self._quorum is None or not self._cpg_joined or (self._cpg is None and not self.dcdb.broken):
+            if self._missing():
                 waits.append(max(0.0, self._connect_at - time.monotonic()))
         if self._reload_at is not None:
             waits.append(max(0.0, self._reload_at - time.monotonic()))

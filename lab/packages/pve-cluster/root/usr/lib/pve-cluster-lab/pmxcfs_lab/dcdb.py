@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ordered updates and state synchronisation between members.
 
-Every member sees the same sequence of messages and membership changes (a closed process group in agreed order), so
-every decision below falls the same way on each of them:
+Every member sees the same sequence of messages and membership changes (a closed process group in agreed order),
+so every decision below falls the same way on each of them:
 
-- A membership change ends the present epoch. The first member announces a new one (START), each answers with its root
-  version and mtime and a digest of every row (STATE). The leader is the highest root version, then the highest root
-  mtime, then node order. It sends the rows that anybody lacks (ROWS) and END. A member that differs takes the leader's
-  tree over in one transaction, deletions included.
-- An update carries the epoch it was sent in and is applied when it is delivered in that epoch, after END. Otherwise
-  every member drops it, and its sender sends it again when the next epoch is in sync and the node is still quorate.
+- A membership change ends the present epoch. The first member announces a new one (START), each answers with its
+  root version and mtime and a digest of every row (STATE). The leader is the highest root version, then the
+  highest root mtime, then node order. It sends the rows that anybody lacks (ROWS) and END. A member that differs
+  takes the leader's tree over in one transaction, deletions included.
+- An update carries the epoch it was sent in and is applied when it is delivered in that epoch, after END.
+  Otherwise every member drops it, and its sender sends it again when the next epoch is in sync and the node is
+  still quorate. So an update never changes only a part of the members, nor a part that lost quorum.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Transport(Protocol):
 class State(NamedTuple):
     version: int
     mtime: int
-    index: dict[int, bytes]
+    digests: dict[int, bytes]
 
 
 class Pending(NamedTuple):
@@ -223,12 +224,12 @@ class Dcdb:
         self.log.notice("dcdb", f"leader is {leader[0]}/{leader[1]}")
         if leader != self.transport.me:
             return
-        mine = self._states[leader].index
+        mine = self._states[leader].digests
         lacking = {
             inode
             for state in self._states.values()
             for inode, digest in mine.items()
-            if state.index.get(inode) != digest
+            if state.digests.get(inode) != digest
         }
         if lacking:
             self.log.notice("dcdb", f"start sending inode updates: {len(lacking)}")
@@ -238,8 +239,8 @@ class Dcdb:
     def _finish(self, leader: Member) -> None:
         if self.transport is None or leader not in self._states:
             return
-        theirs = self._states[leader].index
-        mine = self._states[self.transport.me].index
+        theirs = self._states[leader].digests
+        mine = self._states[self.transport.me].digests
         if mine == theirs:
             self.log.notice("dcdb", "all data is up to date")
         else:

@@ -29,7 +29,7 @@ class Control(Protocol):
     def attribute_seconds(self) -> int: ...
 
     def submit(self, update: Update, done: Callable[[int], None]) -> None:
-        """Carry out the update on all members; `done` gets 0 or an errno, now or later or (when blocked) never."""
+        """Carry out the update on all members. `done` gets 0 or an errno, now, later or, if blocked, never."""
 
 
 class Virtual(NamedTuple):
@@ -73,11 +73,10 @@ class FileSystem:
         return name if entry.parent is None else f"{entry.path()}/{name}"
 
     def _mode(self, entry: Entry) -> int:
+        """The mode that the path dictates; nothing else can be set."""
         if entry.type == DIRECTORY:
-            mode = stat.S_IFDIR | (0o700 if is_private(entry) else 0o755)
-        else:
-            mode = stat.S_IFREG | (0o600 if is_private(entry) else 0o640)
-        return mode if self.control.quorate else mode & ~0o222
+            return stat.S_IFDIR | (0o700 if is_private(entry) else 0o755)
+        return stat.S_IFREG | (0o600 if is_private(entry) else 0o640)
 
     def _attributes(self, node: int) -> bytes:
         item = self.by_handle.get(node)
@@ -88,7 +87,10 @@ class FileSystem:
             return self._pack(node, len(item.content()), mtime, mode, 1)
         entry = self._entry(node)
         links = 2 if entry.type == DIRECTORY else 1
-        return self._pack(node, len(entry.data), entry.mtime, self._mode(entry), links)
+        mode = self._mode(entry)
+        if not self.control.quorate:
+            mode &= ~0o222
+        return self._pack(node, len(entry.data), entry.mtime, mode, links)
 
     def _pack(self, node: int, size: int, mtime: int, mode: int, links: int) -> bytes:
         blocks = (size + 511) // 512
@@ -182,8 +184,9 @@ class FileSystem:
 
         def done(error: int) -> None:
             entry = self.memdb.lookup(path)
-            if error == errno.EEXIST and flags is not None and not flags & os.O_EXCL and entry and entry.type == FILE:
-                error = 0
+            may_exist = flags is not None and not flags & os.O_EXCL
+            if error == errno.EEXIST and may_exist and entry is not None and entry.type == FILE:
+                error = 0  # another member was first
             if error or entry is None:
                 self.reply(unique, error=error or errno.ENOENT)
             else:
@@ -262,7 +265,8 @@ class FileSystem:
         found = [(node, DIRECTORY, b"."), (parent.handle, DIRECTORY, b"..")]
         found += [(child.handle, child.type, name.encode()) for name, child in entry.children.items()]
         if node == 1:
-            found += [(item.handle, stat.S_IFMT(item.mode) >> 12, name.encode()) for name, item in self.virtual.items()]
+            for name, item in self.virtual.items():
+                found.append((item.handle, stat.S_IFMT(item.mode) >> 12, name.encode()))
         listing = [
             fuse.directory_entry(handle, position, kind, name)
             for position, (handle, kind, name) in enumerate(found, start=1)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The FUSE kernel protocol (version 7) spoken directly on /dev/fuse.
 
-One thread reads requests and hands them to an object with one method per operation. A method returns the reply's
-payload, raises OSError, or returns None and answers later through `Session.reply`: that is how a write waits for the
-cluster without a thread. Sizes and numbers are from the kernel's include/uapi/linux/fuse.h.
+One thread reads requests and hands them to an object with one method per operation. A method returns the
+reply's payload, raises OSError, or returns None and answers later through `Session.reply`: that is how a
+write waits for the cluster without a thread. Sizes and numbers are from the kernel's include/uapi/linux/fuse.h.
 """
 
 from __future__ import annotations
@@ -93,6 +93,7 @@ class Session:
         self._view = memoryview(self._buffer)
         self._handlers: dict[int, Handler] = {26: self._init}
         self.ready = False
+        self.on_error: Callable[[Exception], None] = lambda error: None
 
     def serve(self, fs: object) -> None:
         """Route operations to `fs` (see filesystem.FileSystem)."""
@@ -132,7 +133,7 @@ class Session:
         def rename(start: int) -> Handler:
             def handler(unique: int, node: int, body: memoryview) -> bytes | None:
                 new_parent = int.from_bytes(body[:8], "little")
-                if start == 16 and body[8:12] != b"\0\0\0\0":
+                if start == 16 and any(body[8:12]):
                     raise OSError(errno.EINVAL, "rename flags")
                 return operation["rename"](unique, node, new_parent, *two(body[start:]))
 
@@ -146,14 +147,18 @@ class Session:
         def create(unique: int, node: int, body: memoryview) -> bytes | None:
             return operation["create"](unique, node, text(body[16:]), int.from_bytes(body[:4], "little"))
 
-        names = "lookup getattr setattr readlink mkdir create unlink rmdir rename open read write statfs release"
-        operation = {name: getattr(fs, name) for name in f"{names} opendir readdir releasedir".split()}
+        names = (
+            "lookup getattr setattr readlink mkdir create unlink rmdir rename open read write statfs release"
+        )
+        operation: dict[str, Callable[..., bytes | None]] = {
+            name: getattr(fs, name) for name in f"{names} opendir readdir releasedir".split()
+        }
 
         def named(name: str, skip: int = 0) -> Handler:
             method = operation[name]
             return lambda unique, node, body: method(unique, node, text(body[skip:]))
 
-        def readdir(unique: int, node: int, body: memoryview) -> bytes:
+        def readdir(unique: int, node: int, body: memoryview) -> bytes | None:
             return operation["readdir"](*_READ.unpack_from(body))
 
         self._handlers.update(
@@ -209,6 +214,10 @@ class Session:
                 payload = handler(unique, node, view[_IN.size : size])
             except OSError as error:
                 self.reply(unique, error=error.errno or errno.EIO)
+                continue
+            except Exception as error:  # one bad request must not take the mount down
+                self.on_error(error)
+                self.reply(unique, error=errno.EIO)
                 continue
             if payload is not None:
                 self.reply(unique, payload)

@@ -15,6 +15,8 @@ PRIORITY = {
 
 
 class Log:
+    """Debug lines go through `write`; callers test `debugging` first, so that no text is built for nothing."""
+
     def __init__(self) -> None:
         self.debugging = False
         self.stderr = True
@@ -34,8 +36,3 @@ class Log:
 
     def notice(self, domain: str, text: str) -> None:
         self.write("notice", domain, text)
-
-    def debug(self, domain: str, text: str) -> None:
-        """Callers on the hot path test `debugging` first, so that no text is built for nothing."""
-        if self.debugging:
-            self.write("debug", domain, text)

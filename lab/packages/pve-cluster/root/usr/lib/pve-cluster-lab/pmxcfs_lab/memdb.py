@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tree in memory and its SQLite backend.
 
-Every update is one SQLite transaction that raises the version of row 0 (`__version__`) by one. The tree in memory
-changes only after the transaction is committed; a commit that fails makes the database refuse all later updates.
+Every update is one SQLite transaction that raises the version of row 0 (`__version__`) by one. The tree in
+memory changes only after the transaction is committed; a commit that fails makes the database refuse all
+later updates.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ SCHEMA = (
     "  data BLOB)"
 )
 SELECT = "SELECT inode, parent, version, writer, mtime, type, name, data FROM tree"
-WRITE = "INSERT OR REPLACE INTO tree (inode, parent, version, writer, mtime, type, name, data) VALUES (?,?,?,?,?,?,?,?)"
+WRITE = "INSERT OR REPLACE INTO tree VALUES (?,?,?,?,?,?,?,?)"
 DELETE = "DELETE FROM tree WHERE inode = ?"
 
 # inode, parent, version, writer, mtime, type, name, data
@@ -79,13 +80,27 @@ class Update(NamedTuple):
         start = _UPDATE.size
         middle = start + path_length
         end = middle + target_length
-        return Update(op, message[start:middle].decode(), mtime, number, message[middle:end].decode(), message[end:])
+        return Update(
+            op, message[start:middle].decode(), mtime, number, message[middle:end].decode(), message[end:]
+        )
 
 
 class Entry:
-    """A file or a directory. `handle` names it towards FUSE and is never reused; 0 means it is gone."""
+    """A file or a directory. `handle` names it towards FUSE, is never reused, and is 0 once it is gone."""
 
-    __slots__ = ("children", "data", "digest", "handle", "inode", "mtime", "name", "parent", "type", "version", "writer")
+    __slots__ = (
+        "children",
+        "data",
+        "digest",
+        "handle",
+        "inode",
+        "mtime",
+        "name",
+        "parent",
+        "type",
+        "version",
+        "writer",
+    )
 
     def __init__(self, handle: int, row: Row, parent: Entry | None) -> None:
         self.handle = handle
@@ -101,7 +116,16 @@ class Entry:
 
     def row(self) -> Row:
         parent = self.parent.inode if self.parent else 0
-        return (self.inode, parent, self.version, self.writer, self.mtime, self.type, self.name, self.data or None)
+        return (
+            self.inode,
+            parent,
+            self.version,
+            self.writer,
+            self.mtime,
+            self.type,
+            self.name,
+            self.data or None,
+        )
 
     def path(self) -> str:
         names: list[str] = []
@@ -180,7 +204,10 @@ class MemDB:
     # writing
 
     def apply(self, update: Update, writer: int) -> int:
-        """Carry out one update in one transaction. Returns 0 or an errno; the same on every member with this tree."""
+        """Carry out one update in one transaction.
+
+        Returns 0 or an errno, the same on every member with this tree.
+        """
         if self.failed:
             return errno.EIO
         try:
@@ -206,7 +233,11 @@ class MemDB:
         execute("BEGIN")
         if deleted:
             if debugging:
-                self.log.debug("database", "enter dbd_backend_delete_inode (database.c:199:dbd_backend_delete_inode)")
+                self.log.write(
+                    "debug",
+                    "database",
+                    "enter dbd_backend_delete_inode (database.c:199:dbd_backend_delete_inode)",
+                )
             execute(DELETE, (deleted,))
         if row is not None and row[0]:
             if debugging:
@@ -220,7 +251,8 @@ class MemDB:
         root.load(root_row)
 
     def _debug_write(self, row: Row) -> None:
-        self.log.debug(
+        self.log.write(
+            "debug",
             "database",
             f"enter backend_write_inode {row[0]:016X} '{row[6]}', size {len(row[7] or b'')}"
             " (database.c:150:backend_write_inode)",
@@ -321,7 +353,16 @@ class MemDB:
             if not replaces_itself and old is None:
                 return errno.EEXIST
         version = self.root.version + 1
-        row: Row = (entry.inode, parent.inode, version, writer, update.mtime, entry.type, name, entry.data or None)
+        row: Row = (
+            entry.inode,
+            parent.inode,
+            version,
+            writer,
+            update.mtime,
+            entry.type,
+            name,
+            entry.data or None,
+        )
         self._commit(update, writer, row, deleted=old.inode if old else 0)
         if old is not None:
             self._remove(old)
@@ -420,9 +461,13 @@ class MemDB:
                 continue
             parent = entries.get(parent_inode)
             if parent is None or parent.type != DIRECTORY:
-                raise DatabaseFailure(f"inode {inode:016X} '{name}' has no parent directory {parent_inode:016X}")
+                raise DatabaseFailure(
+                    f"inode {inode:016X} '{name}' has no parent directory {parent_inode:016X}"
+                )
             if name in parent.children:
-                raise DatabaseFailure(f"found entry with duplicate name '{name}' in directory {parent_inode:016X}")
+                raise DatabaseFailure(
+                    f"found entry with duplicate name '{name}' in directory {parent_inode:016X}"
+                )
             entry = entries[inode]
             entry.parent = parent
             parent.children[name] = entry
@@ -450,7 +495,9 @@ class MemDB:
                     guest_id = int(name[:-5])
                     if guest_id in guests:
                         other = guests[guest_id][0]
-                        raise DatabaseFailure(f"detected duplicate VMID {guest_id} on nodes {other} and {node.name}")
+                        raise DatabaseFailure(
+                            f"detected duplicate VMID {guest_id} on nodes {other} and {node.name}"
+                        )
                     guests[guest_id] = (node.name, kind, self.guests_version)
         self.guests = guests
 
