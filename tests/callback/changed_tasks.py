@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Note which tasks changed which host, to compare what check mode said with what the next run did.
 
-Writes ``PLAYBOOK-check-N.json`` or ``PLAYBOOK-run-N.json`` ({host: [task, ...]}, N counts from 1) into the folder that
-the environment variable PVEGUARD_CHANGED_TASKS names; does nothing without it.
+Writes ``PLAYBOOK-check-N.json`` or ``PLAYBOOK-run-N.json`` ({host: [task, ...]}, N counts from 1) into the
+folder that the environment variable PVEGUARD_CHANGED_TASKS names; does nothing without it.
 """
 
 from __future__ import annotations

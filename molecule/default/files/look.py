@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Print as JSON what the tests look at on a node. With SECONDS also what it writes while nobody asks for anything."""
+"""Print as JSON what the tests look at on a node.
+
+With SECONDS also what it writes in that time, while nobody asks for anything.
+"""
 
 from __future__ import annotations
 

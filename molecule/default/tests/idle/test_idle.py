@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 IDLE_SECONDS = 120
-#: What remains is pvescheduler: two locks a minute on each node, each a mkdir and a rmdir, seen by every node.
+#: What remains is pvescheduler: two locks a minute on each node, a mkdir and a rmdir each, seen by all nodes.
 TRANSACTIONS_PER_NODE_AND_MINUTE = 4
 
 
