@@ -24,7 +24,8 @@ def process_start(pid: int) -> str | None:
     except OSError:
         return None
     fields = text.rpartition(")")[2].split()
-    return None if fields[0] in ("Z", "X") else fields[19]
+    threads = int(fields[17])  # a process whose first thread has ended still holds its ports while others end
+    return None if fields[0] == "X" or (fields[0] == "Z" and threads <= 1) else fields[19]
 
 
 @dataclass
