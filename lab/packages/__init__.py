@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The lab's Debian packages and the signed repository that serves them."""
 
 from __future__ import annotations

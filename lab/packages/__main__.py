@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Command line: ``python3 -m lab.packages OUT [--revision +lab1] [--source DIR-OR-URL]``."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Builds the lab's Debian packages and a signed apt repository of them.
 
 A package is a directory beside this file::
@@ -46,6 +47,8 @@ ARCHITECTURES = ("amd64", "arm64")
 DEFAULT_EPOCH = 1735689600
 #: A guest restored from a snapshot has an old clock for a moment; apt and gpg refuse what is from the future.
 CLOCK_SLACK = 86400
+#: The key is older than everything it signs, whatever the clock did in between.
+KEY_AGE = 2 * CLOCK_SLACK
 TOOLS = {"dpkg-deb": "dpkg", "apt-ftparchive": "apt-utils", "gpg": "gpg", "gpg-agent": "gpg-agent"}
 SCRIPTS = ("preinst", "postinst", "prerm", "postrm")
 CONTROL_KEYS = {
@@ -152,7 +155,8 @@ def read_package(directory: Path) -> Package:
         if not isinstance(data.get(key), str) or not data[key].strip():
             raise BuildError(f"{control}: {key} must be a text")
     for key in ("depends", "recommends", "conffiles"):
-        if not all(isinstance(item, str) for item in data.get(key, [])):
+        value = data.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise BuildError(f"{control}: {key} must be a list of texts")
     if not re.fullmatch(r"[a-z0-9][a-z0-9+.-]+", data["name"]):
         raise BuildError(f"{control}: {data['name']!r} is no package name")
@@ -285,6 +289,10 @@ fi
 """
 
 
+#: Not while dpkg works on another root than the running one.
+SYSTEMD_RUNS = '[ -z "${DPKG_ROOT:-}" ] && [ -d /run/systemd/system ]'
+
+
 def _units_postinst(units: Sequence[Unit]) -> str:
     """Enable, then start or restart, as debhelper does.
 
@@ -307,7 +315,7 @@ def _units_postinst(units: Sequence[Unit]) -> str:
     first = [unit.name for unit in units if unit.start]
     again = [unit.name for unit in units if unit.start and unit.restart_on_upgrade]
     lines += [
-        "    if [ -d /run/systemd/system ]; then",
+        f"    if {SYSTEMD_RUNS}; then",
         "        systemctl --system daemon-reload >/dev/null || true",
     ]
     if first:
@@ -329,7 +337,7 @@ def _units_prerm(units: Sequence[Unit]) -> str:
     # The last started is the first stopped: a client goes before the daemon it holds on to.
     names = _quoted([unit.name for unit in reversed(units)])
     return (
-        'if [ "$1" = remove ] && [ -d /run/systemd/system ]; then\n'
+        f'if [ "$1" = remove ] && {SYSTEMD_RUNS}; then\n'
         f"    for unit in {names}; do\n"
         '        deb-systemd-invoke stop "$unit" >/dev/null || true\n'
         "    done\n"
@@ -343,7 +351,7 @@ def _units_postrm(units: Sequence[Unit]) -> str:
     enabled = [unit.name for unit in units if unit.enable]
     purge = f"    deb-systemd-helper purge {_quoted(enabled)} >/dev/null || true\n" if enabled else "    :\n"
     return (
-        'if [ "$1" = remove ] && [ -d /run/systemd/system ]; then\n'
+        f'if [ "$1" = remove ] && {SYSTEMD_RUNS}; then\n'
         "    systemctl --system daemon-reload >/dev/null || true\n"
         "fi\n"
         'if [ "$1" = purge ] && command -v deb-systemd-helper >/dev/null; then\n'
@@ -660,7 +668,7 @@ def _signing_key(folder: Path) -> Iterator[tuple[Path, str]]:
             _gpg(home, "--import", str(secret))
         else:
             _gpg(
-                home, "--faked-system-time", str(int(time.time()) - CLOCK_SLACK),
+                home, "--faked-system-time", str(int(time.time()) - KEY_AGE),
                 "--pinentry-mode", "loopback", "--passphrase", "",
                 "--quick-generate-key", "pveguard lab (signs test packages only)", "ed25519", "sign", "never",
             )  # fmt: skip
