@@ -1,0 +1,181 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
+"""A node's membership in a cluster."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: cluster_member
+short_description: Make a node the first or a further member of a cluster
+description:
+  - V(bootstrapped) founds a cluster of one node and keeps what its C(/etc/pve) holds. V(joined) makes the
+    node a member of a cluster whose key and corosync.conf are given; what its C(/etc/pve) held is replaced by
+    the cluster's.
+  - Refuses before anything is touched. For V(joined), while the node's own database holds guests, storage
+    definitions beyond the installer's, or users beyond root@pam; always, with a corosync.conf or key of
+    another cluster, a host name on loopback, link addresses that are not on this host, or files beneath the
+    mount point.
+  - The database is saved to C(/var/lib/pveguard/state/generations) first. The work runs detached from the
+    connection, because a login may depend on C(/etc/pve). On any failure, or after O(deadline_seconds), the
+    database, files and units are put back and the module fails.
+  - Success means that the cluster says so. The node is quorate, sees every expected member, C(/etc/pve) takes
+    writes and both copies of corosync.conf are the same bytes.
+attributes:
+  check_mode:
+    support: full
+    description:
+      - Judges the node as it is. The key and corosync.conf of the cluster, which earlier steps bring, may be
+        missing.
+  diff_mode:
+    support: full
+    description: Shows C(/etc/corosync/corosync.conf) before and after.
+options:
+  state:
+    description: What the node must be.
+    type: str
+    choices: [bootstrapped, joined]
+    required: true
+  cluster_name:
+    description: Name of the cluster.
+    type: str
+    required: true
+  node_name:
+    description: Host name of this node; the node's own by default.
+    type: str
+  node_id:
+    description: Node id, from 1.
+    type: int
+    required: true
+  links:
+    description: This node's addresses on the cluster's links, index = link number.
+    type: list
+    elements: str
+    required: true
+  token:
+    description: Token of a new cluster in ms.
+    type: int
+    default: 3000
+  authkey:
+    description: The cluster's key in base64. Made anew for V(bootstrapped) when it is not given.
+    type: str
+  conf:
+    description: The cluster's corosync.conf, which lists this node already. Needed for V(joined).
+    type: str
+  expected_ids:
+    description: Node ids that must be in the membership at the end; this node's own is always expected.
+    type: list
+    elements: int
+    default: []
+  program:
+    description: Text of the node program, which is installed as C(/usr/local/lib/pveguard/cluster-member).
+    type: str
+    required: true
+  deadline_seconds:
+    description: How long the change may take in seconds before everything is put back.
+    type: float
+    default: 180
+author:
+  - The pveguard authors
+"""
+
+EXAMPLES = r"""
+- name: Found the cluster
+  cluster_member:
+    state: bootstrapped
+    cluster_name: production
+    node_id: 1
+    links: [10.0.0.1]
+    program: "{{ lookup('ansible.builtin.file', 'cluster-member') }}"
+"""
+
+RETURN = r"""
+generation:
+  description: Name of the database saved to the store before the change, null when nothing was changed.
+  returned: always
+  type: str
+live_member_ids:
+  description: Node ids in the membership after the change.
+  returned: when changed and not in check mode
+  type: list
+  elements: int
+config_version:
+  description: config_version of the cluster's corosync.conf after the change.
+  returned: when changed and not in check mode
+  type: int
+waited_s:
+  description: How long the change took in seconds.
+  returned: when changed and not in check mode
+  type: float
+steps:
+  description: What was done, in order.
+  returned: when changed and not in check mode
+  type: list
+  elements: str
+"""
+
+import platform
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.pveguard import cluster_member
+from ansible.module_utils.pveguard.errors import PveguardError
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"type": "str", "choices": ["bootstrapped", "joined"], "required": True},
+            "cluster_name": {"type": "str", "required": True},
+            "node_name": {"type": "str"},
+            "node_id": {"type": "int", "required": True},
+            "links": {"type": "list", "elements": "str", "required": True},
+            "token": {"type": "int", "default": 3000, "no_log": False},
+            "authkey": {"type": "str", "no_log": True},
+            "conf": {"type": "str"},
+            "expected_ids": {"type": "list", "elements": "int", "default": []},
+            "program": {"type": "str", "required": True},
+            "deadline_seconds": {"type": "float", "default": 180},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    request = cluster_member.Request(
+        state=params["state"],
+        cluster_name=params["cluster_name"],
+        node_name=params["node_name"] or platform.node().split(".")[0],
+        node_id=params["node_id"],
+        links=params["links"],
+        authkey=params["authkey"] or None,
+        conf=params["conf"] or None,
+        token_ms=params["token"],
+        expected_ids=params["expected_ids"],
+        deadline_s=params["deadline_seconds"],
+    )
+    try:
+        judgement = cluster_member.judge(request, check_mode=module.check_mode)
+        if judgement.member:
+            module.exit_json(changed=False, generation=None)
+        if judgement.refusals:
+            verb = "found" if request.state == "bootstrapped" else "join"
+            module.fail_json(
+                msg=f"{request.node_name} must not {verb} the cluster {request.cluster_name!r}; "
+                "nothing was changed: " + "; ".join(judgement.refusals)
+            )
+        result = {"generation": None}
+        if not module.check_mode:
+            result = cluster_member.apply(request, judgement, params["program"])
+    except (PveguardError, OSError) as error:
+        module.fail_json(msg=str(error))
+    for warning in result.pop("warnings", []):
+        module.warn(warning)
+    result["changed"] = True
+    result["diff"] = {
+        "before_header": "/etc/corosync/corosync.conf",
+        "after_header": "/etc/corosync/corosync.conf",
+        "before": judgement.before,
+        "after": judgement.conf or "",
+    }
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

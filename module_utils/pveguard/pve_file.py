@@ -1,0 +1,164 @@
+"""Files on /etc/pve, written the way the cluster file system allows and only when it is really mounted.
+
+It gives every file the mode its path dictates (0640, or 0600 below priv/) and the owner root:www-data; chmod
+to anything else fails there, as do tools that copy a file with its mode. A file left beneath the mount point
+would stop the daemon's next start.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import posixpath
+from dataclasses import dataclass
+from pathlib import Path
+
+from .atomic import read_or_none
+from .errors import PveguardError
+
+MOUNT = "/etc/pve"
+#: Largest file the cluster file system takes, in bytes.
+MAX_BYTES = 1024 * 1024
+#: Made by the daemon itself; nothing can be written to them.
+VIRTUAL = frozenset({".version", ".members", ".vmlist", ".rrd", ".clusterlog"})
+#: What the daemon answers when there is no quorum.
+_READ_ONLY = (errno.EACCES, errno.EROFS, errno.EPERM)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a file is and becomes; None when it does not exist."""
+
+    path: str
+    before: bytes | None
+    after: bytes | None
+
+    @property
+    def changed(self) -> bool:
+        return self.before != self.after
+
+
+def is_mounted(root: Path = Path("/")) -> bool:
+    """True when /etc/pve is the mount point of a FUSE file system that answers."""
+    mount = root / MOUNT.lstrip("/")
+    try:
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        real = os.path.realpath(mount)
+        fuse = False
+        for line in lines:
+            left, _, right = line.partition(" - ")
+            # The last line of a mount point is the mount on top.
+            if _unescape(left.split(" ")[4]) == real:
+                fuse = right.split(" ")[0].startswith("fuse")
+        return fuse and os.stat(mount).st_dev != os.stat(mount.parent).st_dev
+    except OSError:
+        return False
+
+
+def has_quorum(root: Path = Path("/")) -> bool:
+    """False when the file system is read-only: without quorum the link ``local`` has no write bits."""
+    try:
+        return bool(os.lstat(root / MOUNT.lstrip("/") / "local").st_mode & 0o222)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+
+
+def require_writable(root: Path = Path("/")) -> None:
+    """Raise PveguardError unless /etc/pve is the mounted file system and takes writes."""
+    if not is_mounted(root):
+        raise PveguardError(
+            f"{MOUNT} is not mounted, and a file written beneath it would keep the daemon from starting: "
+            "start it with "
+            "'systemctl start pve-cluster' and look at 'journalctl -u pve-cluster' if it fails"
+        )
+    if not has_quorum(root):
+        raise PveguardError(
+            f"{MOUNT} is read-only because this node has no quorum: see 'corosync-quorumtool -s' and bring "
+            "the other "
+            "members back first"
+        )
+
+
+def resolve(path: str) -> str:
+    """The path relative to /etc/pve. Raises PveguardError for anything outside it or not writable by
+    nature."""
+    normal = posixpath.normpath(path)
+    if not normal.startswith(f"{MOUNT}/") or ".." in path.split("/"):
+        raise PveguardError(f"{path}: wanted an absolute path below {MOUNT}")
+    relative = normal[len(MOUNT) + 1 :]
+    if relative in VIRTUAL:
+        raise PveguardError(f"{path} is made by the daemon itself and cannot be written")
+    return relative
+
+
+def plan(path: str, content: bytes | None, root: Path = Path("/")) -> Change:
+    """What :func:`apply` would change. ``content`` None means that the file must not exist.
+
+    On a node without the file system nothing exists yet. Raises PveguardError for a refused path or content.
+    """
+    relative = resolve(path)
+    if content is not None and len(content) > MAX_BYTES:
+        raise PveguardError(
+            f"{path}: {len(content)} bytes; the cluster file system takes at most {MAX_BYTES} per file"
+        )
+    if not is_mounted(root):
+        return Change(path, None, content)
+    target = root / MOUNT.lstrip("/") / relative
+    if target.is_dir():
+        raise PveguardError(f"{path} is a directory; wanted a file")
+    return Change(path, read_or_none(target), content)
+
+
+def apply(path: str, content: bytes | None, root: Path = Path("/")) -> Change:
+    """Bring a file to its content and return what changed. Parent directories are made.
+
+    Raises PveguardError when the file system is not mounted, has no quorum, or the file reads back
+    differently.
+    """
+    change = plan(path, content, root)
+    require_writable(root)
+    if not change.changed:
+        return change
+    target = root / MOUNT.lstrip("/") / resolve(path)
+    try:
+        if content is None:
+            target.unlink()
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_in_place(target, content, change.before)
+            if target.read_bytes() != content:
+                raise PveguardError(
+                    f"{path} reads back differently from what was written; another node may write it too"
+                )
+    except OSError as error:
+        if error.errno in _READ_ONLY:
+            raise PveguardError(
+                f"{path}: {error.strerror}: quorum was lost, or the path cannot be written; see "
+                "'corosync-quorumtool -s'"
+            ) from error
+        raise PveguardError(f"{path}: {error.strerror}") from error
+    return change
+
+
+def write_in_place(target: Path, content: bytes, before: bytes | None = None) -> None:
+    """Write without chmod and without a rename. Only a file that becomes shorter is cut first, so that the
+    others never are empty for a moment; each write replaces the whole row of the database, so it is one
+    write."""
+    flags = os.O_WRONLY | os.O_CREAT
+    if before is None or len(before) > len(content):
+        flags |= os.O_TRUNC
+    fd = os.open(target, flags, 0o640)
+    try:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+    finally:
+        os.close(fd)
+
+
+def _unescape(field: str) -> str:
+    for code, char in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        field = field.replace(code, char)
+    return field

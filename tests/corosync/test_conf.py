@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""corosync.conf as a document: nothing is lost, mistakes are found, edits touch only their own lines."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from ansible.module_utils.pveguard import corosync_conf
+from ansible.module_utils.pveguard.corosync_conf import CorosyncConfError
+from ansible.module_utils.pveguard.errors import PveguardError
+from hypothesis import given
+from hypothesis import strategies as st
+
+NODES = [
+    {"name": "pve1", "node_id": 1, "links": ["10.77.0.1"]},
+    {"name": "pve2", "node_id": 2, "links": ["10.77.0.2"]},
+    {"name": "pve3", "node_id": 3, "links": ["10.77.0.3"]},
+]
+
+#: Shaped like what an administrator's years of edits leave behind.
+WORN = """\
+# managed by hand, see the wiki
+totem{
+\tversion: 2
+\tcluster_name:   prod-west
+\tconfig_version: 41   \n\
+\tsecauth: on
+\ttoken : 3000
+
+\tinterface {
+\t\tlinknumber: 0
+\t\tknet_link_priority: 10
+\t}
+\tinterface {
+\t\tlinknumber: 1
+\t}
+}
+
+nodelist {
+    node {
+        name: west1
+        nodeid: 1
+        quorum_votes: 1
+        ring0_addr: 10.0.0.1
+        ring1_addr: fd00::1
+    }
+
+    node {
+        name: west2
+        nodeid: 2
+        quorum_votes: 1
+        ring0_addr: 10.0.0.2
+        ring1_addr: fd00::2
+        my_own_key: kept
+    }
+}
+future {
+  nested {
+    key:
+  }
+}
+quorum {
+  provider: corosync_votequorum
+}
+logging { \n\
+  to_syslog: yes
+  # done
+}"""
+
+
+def document(**changes: str) -> corosync_conf.Document:
+    text = corosync_conf.render_new("lab", NODES)
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    return corosync_conf.parse(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "\n\n",
+        "# only a comment",
+        WORN,
+        WORN.replace("\n", "\r\n"),
+        corosync_conf.render_new("lab", NODES),
+        "a {\n}\n",
+        "\ta\t{\t\n}\n",
+        "key: value: with colons\n",
+        "logfile: /var/log/ünïcode.log\n",
+    ],
+)
+def test_round_trip_is_byte_for_byte(text: str) -> None:
+    assert corosync_conf.parse(text).text() == text
+
+
+KEY = st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True)
+BLANK = st.sampled_from(["", " ", "  ", "\t", " \t "])
+VALUE = st.text(
+    st.characters(blacklist_characters="{}\r\n\0", blacklist_categories=["Cs"]), max_size=12
+).filter(lambda value: not value.startswith("#"))
+STATEMENT = st.one_of(
+    st.builds(lambda b, k, c, v: f"{b}{k}{c}:{v}", BLANK, KEY, BLANK, VALUE),
+    st.builds(lambda b, v: f"{b}#{v}", BLANK, VALUE),
+    BLANK,
+)
+
+
+def _block(children: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    def build(indent: str, name: str, lines: list[str], tail: str) -> str:
+        return "\n".join([f"{indent}{name}{tail}{{{tail}", *lines, f"{indent}}}{tail}"])
+
+    return st.builds(build, BLANK, KEY, st.lists(children, max_size=5), BLANK)
+
+
+DOCUMENT = st.lists(st.recursive(STATEMENT, _block, max_leaves=12), max_size=8).map("\n".join)
+
+
+@given(DOCUMENT, st.sampled_from(["\n", "\r\n"]))
+def test_generated_documents_round_trip(text: str, newline: str) -> None:
+    text = text.replace("\n", newline)
+    assert corosync_conf.parse(text).text() == text
+
+
+@given(st.text(alphabet="ab{}: #\n\t", max_size=60))
+def test_any_text_parses_or_names_the_line(text: str) -> None:
+    try:
+        assert corosync_conf.parse(text).text() == text
+    except CorosyncConfError as error:
+        assert 1 <= error.line <= text.count("\n") + 1
+        assert 1 <= error.column <= 61
+        assert f"line {error.line}, column {error.column}" in str(error)
+
+
+@given(DOCUMENT, KEY, st.integers(1, 10**6))
+def test_an_edit_changes_one_line(text: str, key: str, value: int) -> None:
+    parsed = corosync_conf.parse(text + "\ntotem {\n  version: 2\n}\n")
+    before = parsed.text().split("\n")
+    parsed.ensure("totem").set(key, value)
+    after = corosync_conf.parse(parsed.text())
+    assert after.ensure("totem").get(key) == str(value)
+    assert len(set(parsed.text().split("\n")) - set(before)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "column", "expected"),
+    [
+        ("totem {\n  version 2\n}\n", 2, 3, "expected 'key: value'"),
+        ("totem {\n  version: 2\n", 1, 1, "never closed"),
+        ("}\n", 1, 1, "without an open section"),
+        ("a {\n  } }\n", 2, 3, "expected"),
+        ("totem { version: 2\n}\n", 1, 9, "end of the line after '{'"),
+        (" {\n}\n", 1, 2, "name of a section"),
+        ("  : 2\n", 1, 3, "name of a key"),
+        ("a {\n b {\n }\n", 1, 1, "never closed"),
+    ],
+)
+def test_errors_carry_line_and_column(text: str, line: int, column: int, expected: str) -> None:
+    with pytest.raises(CorosyncConfError, match=re.escape(expected)) as caught:
+        corosync_conf.parse(text)
+    assert (caught.value.line, caught.value.column) == (line, column)
+
+
+def test_queries() -> None:
+    worn = corosync_conf.parse(WORN)
+    assert worn.cluster_name == "prod-west"
+    assert worn.config_version == 41
+    assert worn.token_ms == 3000
+    assert worn.token_coefficient_ms is None
+    assert not worn.two_node
+    assert not worn.qdevice
+    assert [(node.name, node.node_id, node.addresses) for node in worn.nodes()] == [
+        ("west1", 1, {0: "10.0.0.1", 1: "fd00::1"}),
+        ("west2", 2, {0: "10.0.0.2", 1: "fd00::2"}),
+    ]
+
+
+def test_new_cluster_has_the_settings_of_pvecm_create() -> None:
+    new = document()
+    expected = {
+        "cluster_name": "lab",
+        "config_version": "1",
+        "ip_version": "ipv4-6",
+        "link_mode": "passive",
+        "secauth": "on",
+        "token": "3000",
+        "token_coefficient": "125",
+        "transport": "knet",
+        "version": "2",
+    }
+    assert {key: new.get("totem", key) for key in expected} == expected
+    assert new.get("logging", "to_syslog") == "yes"
+    assert new.get("quorum", "provider") == "corosync_votequorum"
+    assert [p for p in corosync_conf.problems(new) if p.severity == "error"] == []
+
+
+def test_add_node_inserts_after_the_last_in_its_layout() -> None:
+    worn = corosync_conf.parse(WORN)
+    assert corosync_conf.add_node(worn, "west3", 3, ["10.0.0.3", "fd00::3"])
+    added = """
+    node {
+        name: west3
+        nodeid: 3
+        quorum_votes: 1
+        ring0_addr: 10.0.0.3
+        ring1_addr: fd00::3
+    }
+}
+future {"""
+    assert worn.text() == WORN.replace("config_version: 41", "config_version: 42").replace(
+        "        my_own_key: kept\n    }\n}\nfuture {", "        my_own_key: kept\n    }\n" + added
+    )
+
+
+def test_add_then_remove_gives_the_former_text_with_a_higher_version() -> None:
+    worn = corosync_conf.parse(WORN)
+    corosync_conf.add_node(worn, "west3", 3, ["10.0.0.3", "fd00::3"])
+    assert corosync_conf.remove_node(worn, "west3")
+    assert worn.text() == WORN.replace("config_version: 41", "config_version: 43")
+
+
+def test_adding_a_node_that_is_there_changes_nothing() -> None:
+    new = document()
+    assert not corosync_conf.add_node(new, "pve2", 2, ["10.77.0.2"])
+    assert new.text() == corosync_conf.render_new("lab", NODES)
+
+
+@pytest.mark.parametrize(
+    ("name", "node_id", "links", "message"),
+    [
+        ("pve2", 2, ["10.77.0.9"], "already has node pve2"),
+        ("pve4", 2, ["10.77.0.4"], "already has node pve2 with id 2"),
+        ("pve2", 4, ["10.77.0.4"], "already has node pve2"),
+        ("pve4", 4, ["10.77.0.3"], "address 10.77.0.3 belongs to both pve3 and pve4"),
+        ("pve4", 4, [], "has no ring0_addr"),
+        ("pve4", 4, ["10.77.0.4", "10.78.0.4"], "pve1 has no ring1_addr"),
+        ("pve4", 4, ["127.0.1.1"], "loopback"),
+        ("pve4", 0, ["10.77.0.4"], "nodeid above 0"),
+        ("pve 4\n}", 4, ["10.77.0.4"], "cannot stand in corosync.conf"),
+    ],
+)
+def test_a_node_that_would_break_the_cluster_is_refused_and_nothing_kept(
+    name: str, node_id: int, links: list[str], message: str
+) -> None:
+    new = document()
+    with pytest.raises(PveguardError, match=re.escape(message)):
+        corosync_conf.add_node(new, name, node_id, links)
+
+
+def test_refused_addition_leaves_the_document_as_it_was() -> None:
+    new = document()
+    before = new.text()
+    with pytest.raises(PveguardError):
+        corosync_conf.add_node(new, "pve4", 4, ["10.77.0.3"])
+    assert new.text() == before
+
+
+def test_qdevice_refuses_a_change_of_the_nodes() -> None:
+    new = document()
+    new.root.sections("quorum")[0].items.extend(corosync_conf.parse("device {\n  model: net\n}\n").root.items)
+    assert new.qdevice
+    with pytest.raises(PveguardError, match="pvecm qdevice remove"):
+        corosync_conf.add_node(new, "pve4", 4, ["10.77.0.4"])
+    with pytest.raises(PveguardError, match="pvecm qdevice remove"):
+        corosync_conf.remove_node(new, "pve3")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("nodeid: 3", "nodeid: 2", "nodeid 2 belongs to both pve2 and pve3"),
+        ("name: pve3", "name: pve2", "name pve2 belongs to both"),
+        ("10.77.0.3", "10.77.0.2", "address 10.77.0.2 belongs to both"),
+        ("  version: 2", "  version: 1", "totem.version is 1"),
+        ("config_version: 1", "config_version: 0", "config_version is missing or 0"),
+        ("    name: pve1\n", "", "has no name"),
+        (
+            "provider: corosync_votequorum",
+            "provider: corosync_votequorum\n  two_node: 1",
+            "two_node is 1 with 3",
+        ),
+        ("provider: corosync_votequorum", "provider: other", "provider is not"),
+        ("  cluster_name: lab\n", "", "cluster_name is missing"),
+    ],
+)
+def test_semantic_errors(old: str, new: str, message: str) -> None:
+    found = corosync_conf.problems(document(**{old: new}))
+    assert any(message in problem.message for problem in found if problem.severity == "error"), found
+
+
+def test_two_node_is_refused_where_pmxcfs_runs_and_accepted_elsewhere() -> None:
+    text = corosync_conf.render_new("lab", NODES[:2]).replace("quorum {\n", "quorum {\n  two_node: 1\n")
+    two = corosync_conf.parse(text)
+    with pytest.raises(PveguardError, match="QDevice"):
+        corosync_conf.refuse_problems(two)
+    corosync_conf.refuse_problems(two, with_pmxcfs=False)
+
+
+def test_warnings() -> None:
+    text = corosync_conf.render_new("lab", NODES[:2]).replace("secauth: on", "secauth: off")
+    found = [p.message for p in corosync_conf.problems(corosync_conf.parse(text)) if p.severity == "warning"]
+    assert any("secauth is off" in message for message in found)
+    assert any("even number of votes (2)" in message for message in found)
