@@ -41,6 +41,7 @@ class State:
     ring_port: int = 0
     generation: int = 0  # rises whenever guests stop being what an open ssh connection believes
     fresh_next: bool = False
+    up: bool = False  # between `up` and `down`, whatever happens to single nodes
     suspended: list[str] = field(default_factory=list)
     nodes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -324,6 +325,7 @@ class Lab:
             try:
                 in_parallel(launch, machines)
             finally:
+                state.up = True
                 state.generation += 1
                 self._save()
         for machine in machines:
@@ -430,6 +432,7 @@ class Lab:
                     in_parallel(lambda m: _savevm(m, SUSPEND), machines)
                 self._kill(machines)
                 self.state.suspended = [machine.name for machine in machines]
+            self.state.up = False
             if discard:
                 self.state.fresh_next = True
                 self.state.suspended = []
@@ -664,7 +667,7 @@ class Lab:
                 "delay_ms": entry.get("delay"), "suspended": machine.name in state.suspended,
             })  # fmt: skip
         return {
-            "name": self.name, "running": bool(nodes) and all(node["running"] for node in nodes),
+            "name": self.name, "up": state.up, "running": bool(nodes) and all(node["running"] for node in nodes),
             "profile": state.profile or None, "release": state.release or None, "accel": state.accel or None,
             "memory_mib": state.memory, "directory": str(self.directory), "generation": state.generation,
             "identity_file": str(self.directory / "id_ed25519"), "known_hosts": str(self.directory / "known_hosts"),
