@@ -199,7 +199,7 @@ def test_period_is_kept_without_drift(node: Node) -> None:
         seen.add(node.status.stat().st_mtime_ns)
         time.sleep(0.02)
     beats = len({value for value in seen if value > 10**15})
-    assert 9 <= beats <= 12
+    assert 7 <= beats <= 12
     assert node.stop(process) == 0
 
 
@@ -313,8 +313,8 @@ def test_crm_with_resources(node: Node) -> None:
     wait_for("a heartbeat", node.status.exists)
     node.add("vm:100", "ct:101")
     status = node.pve / "ha/manager_status"
-    wait_for("manager_status", status.exists)
-    wait_for("both to be armed", lambda: node.armed)
+    wait_for("both services", lambda: status.exists() and "ct:101" in status.read_text())
+    wait_for("the watchdog to be armed", lambda: node.armed)
     data = json.loads(status.read_text())
     assert data["master_node"] == "pve1"
     assert data["node_status"] == {"pve1": "online", "pve2": "unknown"}
@@ -455,24 +455,24 @@ def test_mux_ended_while_armed_leaves_the_watchdog_running(node: Node, how: sign
 
 
 def test_silent_client_counts_as_dead(node: Node) -> None:
-    node.start_mux("feed_interval=0.1\nclient_timeout=0.5\n")
+    node.start_mux("feed_interval=0.1\nclient_timeout=1\n")
     node.add("vm:100")
     lrm = node.start("pve-ha-lrm")
     wait_for("the watchdog to be armed", lambda: node.armed)
-    time.sleep(0.7)
+    time.sleep(1.2)
     assert node.fed(), "alive, so fed"
     lrm.send_signal(signal.SIGSTOP)
-    wait_for("the message", lambda: "silent for 0.5 s" in node.log.read_text())
+    wait_for("the message", lambda: "silent for 1 s" in node.log.read_text())
     assert not node.fed()
 
 
 def test_lrm_that_cannot_store_its_status_does_not_feed(node: Node) -> None:
-    node.start_mux("feed_interval=0.1\nclient_timeout=0.5\n")
+    node.start_mux("feed_interval=0.1\nclient_timeout=1\n")
     node.add("vm:100")
     node.start("pve-ha-lrm")
     wait_for("the watchdog to be armed", lambda: node.armed)
     (node.pve / "nodes/pve1").rename(node.pve / "nodes/lost")
-    wait_for("the message", lambda: "silent for 0.5 s" in node.log.read_text())
+    wait_for("the message", lambda: "silent for 1 s" in node.log.read_text())
     assert not node.fed()
 
 
