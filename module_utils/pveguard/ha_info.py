@@ -99,8 +99,8 @@ def collect(run: Run = real_run, root: Path | str = Path("/"), hostname: str | N
 def watchdog_holders(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Who still holds a watchdog, from the facts (:func:`collect`) of every host that could be asked.
 
-    Hosts by their inventory name; a member that was not asked by its node name when its LRM says that it is in
-    charge of services, which it never is without the watchdog.
+    Hosts by their inventory name; a member that was not asked by its node name when its LRM says that it is
+    in charge of services, which it never is without the watchdog.
     """
     holders = [host for host, ha in facts.items() if ha.get("watchdog_active")]
     for ha in facts.values():

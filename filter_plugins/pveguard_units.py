@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Filters of the roles ha and write_report, and the texts of bytes, rates and durations for every output."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import ansible.module_utils
+
+_ROOT = Path(__file__).resolve().parent.parent
+# Filters are loaded by the controller, which does not know this project's module_utils as modules do.
+if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
+    ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
+
+from ansible.module_utils.pveguard import ha_info, report_table, units
+
+Hosts = Mapping[str, Mapping[str, Any]]
+
+
+def _get(hostvars: Hosts, host: str, name: str) -> Any:
+    """A variable of another host, None where the host or the variable does not exist."""
+    return hostvars[host].get(name) if host in hostvars else None
+
+
+def _node(hostvars: Hosts, host: str) -> dict[str, Any] | None:
+    """The facts of node_info of a host, as registered in ``pveguard_node``."""
+    return (_get(hostvars, host, "pveguard_node") or {}).get("node")
+
+
+def cluster_peers(hostvars: Hosts, hosts: Iterable[str], host: str) -> list[str]:
+    """Those of ``hosts`` that are in the same cluster as ``host``, itself included."""
+    cluster = ((_node(hostvars, host) or {}).get("corosync") or {}).get("cluster_name")
+    names = {
+        name: ((_node(hostvars, name) or {}).get("corosync") or {}).get("cluster_name") for name in hosts
+    }
+    return [name for name in names if name == host or (cluster and names[name] == cluster)]
+
+
+def ha_watchdogs_on(hostvars: Hosts, hosts: Iterable[str]) -> list[str]:
+    """Those of ``hosts`` whose watchdog multiplexer is still to be switched off, as far as the facts tell."""
+    return [host for host in hosts if not ((_node(hostvars, host) or {}).get("ha") or {}).get("watchdog_off")]
+
+
+def ha_watchdog_holders(hostvars: Hosts, hosts: Iterable[str], name: str) -> list[str]:
+    """Who holds a watchdog, from the results of ha_info registered as ``name`` on each host."""
+    facts = {host: (_get(hostvars, host, name) or {}).get("ha") or {} for host in hosts}
+    return ha_info.watchdog_holders(facts)
+
+
+def _file(directory: str, kind: str, host: str) -> Path:
+    return Path(directory) / kind / f"{quote(host, safe='')}.json"
+
+
+def saved(directory: str, kind: str, host: str) -> dict[str, Any]:
+    """What was saved of a host on the controller (``baseline`` or ``last``), {} when nothing usable."""
+    try:
+        value = json.loads(_file(directory, kind, host).read_text())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _json_file(path: Path, value: Any) -> dict[str, str]:
+    return {"path": str(path), "content": json.dumps(value, indent=2, sort_keys=True, default=str) + "\n"}
+
+
+def baseline_files(hostvars: Hosts, hosts: Iterable[str], directory: str, name: str) -> list[dict[str, str]]:
+    """The files to write for the windows observed before protection (registered as ``name``)."""
+    files = []
+    for host in hosts:
+        result = _get(hostvars, host, name) or {}
+        if result.get("window"):
+            counters = result["counters"]
+            value = {
+                "schema": "pveguard-baseline",
+                "schema_version": report_table.SCHEMA_VERSION,
+                "time": counters["time"],
+                "machine": counters["machine"],
+                "window": result["window"],
+            }
+            files.append(_json_file(_file(directory, "baseline", host), value))
+    return files
+
+
+def report(
+    hostvars: Hosts, hosts: Iterable[str], in_run: Iterable[str], directory: str, name: str
+) -> dict[str, Any]:
+    """The report of ``hosts``; ``in_run``: those still in the play; ``name``: where writes are registered."""
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    present = set(in_run)
+    nodes = {}
+    for host in hosts:
+        here = host in present
+        nodes[host] = report_table.entry(
+            now=now,
+            in_run=here,
+            node=_node(hostvars, host),
+            gate=_get(hostvars, host, "fsync_gate_result"),
+            plan=_get(hostvars, host, "pveguard_plan"),
+            measured=_get(hostvars, host, name) if here else None,
+            last=saved(directory, "last", host),
+            baseline=saved(directory, "baseline", host),
+        )
+    return report_table.build(nodes, now)
+
+
+def report_files(value: Mapping[str, Any], directory: str) -> list[dict[str, str]]:
+    """The files of a report: ``latest.json``, ``DATE/report.json``, ``last/HOST.json`` of hosts measured."""
+    files = [
+        _json_file(Path(directory) / "latest.json", value),
+        _json_file(Path(directory) / value["time"][:10] / "report.json", value),
+    ]
+    for host, node in value["nodes"].items():
+        # The counters of a host that left the run stay as they were.
+        if node["in_run"] and node["counters"]:
+            files.append(_json_file(_file(directory, "last", host), node))
+    return files
+
+
+class FilterModule:
+    """Filters of pveguard."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        return {
+            "pveguard_bytes": units.bytes_text,
+            "pveguard_duration": units.duration_text,
+            "pveguard_number": units.number_text,
+            "pveguard_rate": units.rate_text,
+            "pveguard_cluster_peers": cluster_peers,
+            "pveguard_ha_watchdogs_on": ha_watchdogs_on,
+            "pveguard_ha_watchdog_holders": ha_watchdog_holders,
+            "pveguard_saved": saved,
+            "pveguard_baseline_files": baseline_files,
+            "pveguard_report": report,
+            "pveguard_report_files": report_files,
+            "pveguard_report_table": report_table.render,
+        }

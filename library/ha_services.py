@@ -1,0 +1,108 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
+"""The HA services of a node, off and on again in the safe order."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: ha_services
+short_description: Switch the HA services of a Proxmox VE node off or on in the order that cannot reset it
+description:
+  - Off means stopped and masked. The LRM goes first, then the CRM, then watchdog-mux. On is the other way
+    round.
+  - What ran and was enabled before is kept in V(/etc/pveguard/ha.json), so that O(state=restored) gives back
+    exactly that. A run that was interrupted is completed by the next one.
+  - Refuses, before anything is changed, while HA has resources anywhere in the cluster, while the HA manager
+    is busy, while a client holds the watchdog, and while /etc/pve is not mounted.
+  - watchdog-mux is not stopped where the watchdog's driver has C(nowayout) or does not say, because closing
+    the device would reset the node. It is masked for the next boot instead.
+  - On a node without HA there is nothing to do.
+attributes:
+  check_mode:
+    support: full
+    description: Predicts from the present state. The part V(watchdog) takes the managers as stopped already.
+  diff_mode:
+    support: full
+    description: Shows the state of each unit before and after.
+options:
+  state:
+    description:
+      - V(disabled) stops and masks, V(enabled) unmasks, enables and starts.
+      - V(restored) gives back what was before the first V(disabled), and does nothing where there was none.
+    type: str
+    choices: [disabled, enabled, restored]
+    required: true
+  part:
+    description:
+      - V(managers) is LRM and CRM, V(watchdog) is watchdog-mux.
+      - In a cluster, switch the managers off on every node before the watchdog on any.
+    type: str
+    choices: [managers, watchdog, all]
+    default: all
+author:
+  - The pveguard authors
+"""
+
+EXAMPLES = r"""
+- name: Stop and mask the managers of this node
+  ha_services:
+    state: disabled
+    part: managers
+
+- name: Stop and mask the watchdog multiplexer when all managers of the cluster are off
+  ha_services:
+    state: disabled
+    part: watchdog
+
+- name: Give back what was there before
+  ha_services:
+    state: restored
+"""
+
+RETURN = r"""
+steps:
+  description: The commands that were (or in check mode would be) run, in order.
+  returned: success
+  type: list
+  elements: str
+  sample: [systemctl stop pve-ha-lrm.service, systemctl stop pve-ha-crm.service]
+watchdog_until_reboot:
+  description: True when watchdog-mux is masked but goes on until the next boot, because its driver cannot be
+  stopped. returned: success
+  type: bool
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.pveguard import ha_services
+from ansible.module_utils.pveguard.errors import PveguardError
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"type": "str", "choices": ["disabled", "enabled", "restored"], "required": True},
+            "part": {"type": "str", "choices": ["managers", "watchdog", "all"], "default": "all"},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        result = ha_services.apply(module.params["state"], module.params["part"], check=module.check_mode)
+    except (PveguardError, OSError) as error:
+        module.fail_json(msg=str(error))
+    for warning in result["warnings"]:
+        module.warn(warning)
+    module.exit_json(
+        changed=result["changed"],
+        steps=result["steps"],
+        watchdog_until_reboot=result["watchdog_until_reboot"],
+        diff={
+            "before": result["before"],
+            "after": result["after"],
+            "before_header": "HA services",
+            "after_header": "HA services",
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""Bytes written to the disk behind a path and by the cluster file system's daemon, from the kernel's
+counters.
+
+Reading counters costs nothing and writes nothing. They are kept with the boot id, so that two readings,
+however far apart, give a rate without anybody having waited.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+#: Unit of the sector counts in /sys/block/*/stat, whatever the device's own sector size
+#: (Documentation/block/stat.rst of the kernel).
+SECTOR_BYTES = 512
+
+#: The store of the RAM state: on the disk that protection spares, before and after.
+STORE = "/var/lib/pveguard"
+DATABASE = "/var/lib/pve-cluster/config.db"
+PID_FILE = "/run/pve-cluster.pid"
+
+_MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs"})
+
+
+def device_behind(path: str, root: Path | str = Path("/"), skip_memory: bool = True) -> dict[str, Any]:
+    """The disk behind ``path``, or behind its nearest parent that exists and, with ``skip_memory``, is not in
+    RAM.
+
+    Keys: ``path`` (asked for), ``measured_path`` (the one found), ``mount_point``, ``filesystem``,
+    ``mount_options`` (of the mount and of the file system), ``source``, ``in_memory`` (bool), ``device``
+    (kernel name such as vdb or dm-0), ``device_number`` (``"254:16"``) and ``disk`` (the whole disk of a
+    partition); the last three are None for a file system without a block device of its own (tmpfs, ZFS,
+    network).
+    """
+    root = Path(root)
+    mounts = _mounts(root)
+    here = Path(os.path.normpath(path))
+    while True:
+        found = _mount_of(here, mounts)
+        in_memory = found["filesystem"] in _MEMORY
+        if here == here.parent or (
+            (root / str(here).lstrip("/")).exists() and not (in_memory and skip_memory)
+        ):
+            break
+        here = here.parent
+    number = _block_number(found, root)
+    name, disk = _names(number, root)
+    return {
+        "path": path,
+        "measured_path": str(here),
+        "mount_point": found["mount_point"],
+        "filesystem": found["filesystem"],
+        "mount_options": found["mount_options"],
+        "source": found["source"],
+        "in_memory": in_memory,
+        "device": name,
+        "device_number": number,
+        "disk": disk,
+    }
+
+
+def counters(
+    store: str = STORE,
+    database: str = DATABASE,
+    pid_file: str = PID_FILE,
+    root: Path | str = Path("/"),
+) -> dict[str, Any]:
+    """All counters now; never raises, what cannot be read is None.
+
+    Keys: ``time`` (UTC, ISO 8601), ``boot_id``, ``machine`` (hash that tells one installation from another),
+    ``uptime_seconds``; ``device`` (:func:`device_behind` the store, plus ``bytes_written`` and ``writes``
+    since boot); ``database`` (``path``, ``in_memory``, ``inode``, ``bytes``); ``pmxcfs`` (``pid``,
+    ``start_ticks``, ``write_bytes``: what the daemon caused to be written since it started).
+    """
+    root = Path(root)
+    device = device_behind(store, root)
+    written, writes = _device_counters(device["device_number"], root)
+    uptime = _text(root / "proc/uptime").split()
+    return {
+        "time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "boot_id": _text(root / "proc/sys/kernel/random/boot_id").strip() or None,
+        "machine": _machine(root),
+        "uptime_seconds": float(uptime[0]) if uptime else None,
+        "device": {**device, "bytes_written": written, "writes": writes},
+        "database": _database(database, root),
+        "pmxcfs": _process(pid_file, root),
+    }
+
+
+def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """What was written between two readings of :func:`counters`.
+
+    Keys: ``seconds``, ``device_bytes``, ``device_bytes_per_minute``, ``pmxcfs_write_bytes``,
+    ``pmxcfs_write_bytes_per_minute``, ``notes``. A figure that the readings cannot give (a reboot, another
+    device, a counter that went back) is None, and ``notes`` says why.
+    """
+    notes: list[str] = []
+    seconds: float | None = None
+    device: int | None = None
+    daemon: int | None = None
+    if not before.get("boot_id") or before.get("boot_id") != after.get("boot_id"):
+        notes.append("the node was rebooted in between")
+    else:
+        seconds = _rise(before.get("uptime_seconds"), after.get("uptime_seconds"))
+        old, new = before.get("device") or {}, after.get("device") or {}
+        if not new.get("device_number"):
+            notes.append(f"no block device is known behind {new.get('measured_path', 'the store')}")
+        elif (old.get("device_number"), old.get("device")) != (new.get("device_number"), new.get("device")):
+            notes.append(f"the device changed from {old.get('device')} to {new.get('device')}")
+        else:
+            device = _count(old.get("bytes_written"), new.get("bytes_written"))
+            if device is None:
+                notes.append(f"the write counter of {new.get('device')} went back or is missing")
+        if same_daemon(before, after):
+            daemon = _count(before["pmxcfs"]["write_bytes"], after["pmxcfs"]["write_bytes"])
+        else:
+            notes.append("the daemon of the cluster file system was restarted in between or does not run")
+    return {
+        "seconds": seconds,
+        "device_bytes": device,
+        "device_bytes_per_minute": per_minute(device, seconds),
+        "pmxcfs_write_bytes": daemon,
+        "pmxcfs_write_bytes_per_minute": per_minute(daemon, seconds),
+        "notes": notes,
+    }
+
+
+def same_daemon(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """True when one and the same daemon process ran at both readings."""
+    old, new = before.get("pmxcfs") or {}, after.get("pmxcfs") or {}
+    identity = ("pid", "start_ticks")
+    same_boot = before.get("boot_id") == after.get("boot_id")
+    return same_boot and old.get("pid") is not None and all(old.get(k) == new.get(k) for k in identity)
+
+
+def per_minute(amount: float | None, seconds: float | None) -> float | None:
+    """``amount`` in ``seconds`` as a rate per minute, None when either is unknown or no time has passed."""
+    return round(amount * 60 / seconds, 2) if amount is not None and seconds else None
+
+
+def _rise(old: float | None, new: float | None) -> float | None:
+    return round(new - old, 3) if old is not None and new is not None and new >= old else None
+
+
+def _count(old: int | None, new: int | None) -> int | None:
+    return new - old if old is not None and new is not None and new >= old else None
+
+
+def _mounts(root: Path) -> list[dict[str, str]]:
+    mounts = []
+    for line in _text(root / "proc/self/mountinfo").splitlines():
+        left, _, right = line.partition(" - ")
+        fields, rest = left.split(" "), right.split(" ")
+        if len(fields) < 6 or len(rest) < 3:
+            continue
+        options = [*fields[5].split(","), *rest[2].split(",")]
+        mounts.append(
+            {
+                "number": fields[2],
+                "mount_point": _unescape(fields[4]),
+                "mount_options": ",".join(dict.fromkeys(options)),
+                "filesystem": rest[0],
+                "source": _unescape(rest[1]),
+            }
+        )
+    return mounts
+
+
+def _unescape(text: str) -> str:
+    """mountinfo writes blanks and backslashes as three octal digits."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), text)
+
+
+def _mount_of(path: Path, mounts: list[dict[str, str]]) -> dict[str, str]:
+    best = {"number": "", "mount_point": "/", "mount_options": "", "filesystem": "unknown", "source": ""}
+    depth = -1
+    for mount in mounts:
+        point = Path(mount["mount_point"])
+        # The last of several mounts on one point is the one that is seen.
+        if (point == path or point in path.parents) and len(point.parts) >= depth:
+            best, depth = mount, len(point.parts)
+    return best
+
+
+def _block_number(mount: Mapping[str, str], root: Path) -> str | None:
+    if (root / "sys/dev/block" / mount["number"]).exists() and mount["number"]:
+        return mount["number"]
+    # btrfs has an anonymous device number; its source still names a device.
+    if mount["source"].startswith("/dev/"):
+        try:
+            rdev = os.stat(root / mount["source"].lstrip("/")).st_rdev
+        except OSError:
+            return None
+        number = f"{os.major(rdev)}:{os.minor(rdev)}"
+        if rdev and (root / "sys/dev/block" / number).exists():
+            return number
+    return None
+
+
+def _names(number: str | None, root: Path) -> tuple[str | None, str | None]:
+    if number is None:
+        return None, None
+    link = Path(os.path.realpath(root / "sys/dev/block" / number))
+    disk = link.parent.name if (link / "partition").exists() else link.name
+    return link.name, disk
+
+
+def _device_counters(number: str | None, root: Path) -> tuple[int | None, int | None]:
+    fields = _text(root / "sys/dev/block" / number / "stat").split() if number else []
+    if len(fields) < 7:
+        return None, None
+    return int(fields[6]) * SECTOR_BYTES, int(fields[4])
+
+
+def _database(path: str, root: Path) -> dict[str, Any]:
+    mount = _mount_of(Path(os.path.normpath(path)), _mounts(root))
+    try:
+        status = os.stat(root / path.lstrip("/"))
+    except OSError:
+        return {"path": path, "in_memory": False, "inode": None, "bytes": None}
+    in_memory = mount["filesystem"] in _MEMORY
+    return {"path": path, "in_memory": in_memory, "inode": status.st_ino, "bytes": status.st_size}
+
+
+def _process(pid_file: str, root: Path) -> dict[str, Any]:
+    nothing = {"pid": None, "start_ticks": None, "write_bytes": None}
+    pid = _text(root / pid_file.lstrip("/")).strip()
+    # The name of a process may hold blanks and brackets: count from the last one.
+    status = _text(root / "proc" / pid / "stat").rpartition(")")[2].split() if pid.isdigit() else []
+    if len(status) < 20:
+        return nothing
+    found = re.search(r"^write_bytes: (\d+)$", _text(root / "proc" / pid / "io"), flags=re.MULTILINE)
+    written = int(found.group(1)) if found else None
+    return {"pid": int(pid), "start_ticks": int(status[19]), "write_bytes": written}
+
+
+def _machine(root: Path) -> str | None:
+    """A hash of the machine id, which itself is confidential (machine-id(5))."""
+    machine = _text(root / "etc/machine-id").strip()
+    return hashlib.sha256(f"pveguard:{machine}".encode()).hexdigest()[:16] if machine else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,283 @@
+"""The report of a run: one entry per node from whatever is known of it, as data and as a table.
+
+Nothing here is ever guessed. A figure that was not measured is None in the data and ``unknown`` in the table,
+and a note under the table says why, so that one node without an answer never takes the rows of the others
+with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .units import UNKNOWN, bytes_text, duration_text, number_text
+
+SCHEMA = "pveguard-report"
+#: Raised when a key changes its meaning or goes away; new keys alone do not raise it.
+SCHEMA_VERSION = 1
+
+#: A shorter time since the last report says too little to replace the figure of a window.
+MIN_SINCE_SECONDS = 60.0
+
+HEADER = (
+    "node",
+    "fsyncs/s",
+    "quorum",
+    "corosync.conf",
+    "HA",
+    "RAM state",
+    "transactions/min",
+    "disk bytes/min",
+)
+
+
+def build(nodes: Mapping[str, Mapping[str, Any]], now: str) -> dict[str, Any]:
+    """The report of all ``nodes`` (name -> :func:`entry`), made at ``now`` (UTC, ISO 8601)."""
+    return {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, "time": now, "nodes": dict(nodes)}
+
+
+def entry(
+    *,
+    now: str,
+    in_run: bool,
+    node: Mapping[str, Any] | None = None,
+    gate: Mapping[str, Any] | None = None,
+    plan: Mapping[str, Any] | None = None,
+    measured: Mapping[str, Any] | None = None,
+    last: Mapping[str, Any] | None = None,
+    baseline: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What is known of one node.
+
+    ``in_run``: the host is still in the play. ``node``: facts of node_info. ``gate``: result of fsync_bench
+    in this run. ``plan``: the cluster plan. ``measured``: result of pmxcfs_writes in this run. ``last``: the
+    entry of the last report. ``baseline``: what was saved before protection, ``{machine, window}``. Anything
+    may be missing or empty. See docs/report.md for the keys of the result.
+    """
+    notes: list[str] = []
+    last = last or {}
+    counters = (measured or {}).get("counters")
+    machine = (counters or {}).get("machine")
+    if last and machine and last.get("machine") not in (None, machine):
+        last = {}  # the name was given to another installation
+    if not in_run:
+        notes.append(
+            "left the run before the report (refused, failed or not reachable); see the messages above"
+        )
+    elif node is None:
+        notes.append("no facts of this node in this run")
+    if in_run and not counters:
+        why = (measured or {}).get("msg") or "not measured in this run"
+        notes.append(f"no counters: {why}")
+    before = _before(baseline, machine, notes)
+    after = _after(measured, last, notes)
+    result: dict[str, Any] = {
+        "time": now,
+        "in_run": in_run,
+        "machine": machine or last.get("machine"),
+        "gate": _gate(gate, last),
+        "cluster": _cluster(node, plan),
+        "corosync": _corosync(node),
+        "ha": _ha(node),
+        "ram_state": _ram_state(node, counters),
+        "writes": {"before": before, "after": after},
+        "counters": counters or last.get("counters"),
+        "notes": notes,
+    }
+    if result["gate"]["verdict"] == "fail" and gate:
+        notes.append(f"gate: {result['gate']['message']}")
+    if plan and plan.get("action") == "refuse":
+        notes.append(f"cluster: {plan.get('reason')}")
+    if result["ha"]["state"] == "off" and result["ha"]["resources"]:
+        notes.append(f"HA is off but has resources: {', '.join(result['ha']['resources'])}")
+    if result["ha"]["watchdog_until_reboot"]:
+        notes.append("watchdog-mux is masked but runs until the next boot: its driver cannot be stopped")
+    if result["corosync"]["copies"] == "differ":
+        notes.append("the two copies of corosync.conf differ: see 'journalctl -u pve-cluster'")
+    return result
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """The report as an aligned table, the notes below it. No trailing newline, no trailing blanks."""
+    nodes: Mapping[str, Mapping[str, Any]] = report["nodes"]
+    rows = [HEADER, *(_row(name, node) for name, node in nodes.items())]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    notes = [f"{name}: {note}" for name, node in nodes.items() for note in node["notes"]]
+    times = {_how(node["writes"][when]) for node in nodes.values() for when in ("before", "after")} - {""}
+    if times:
+        notes.append(f"writes: {'; '.join(sorted(times))}")
+    if notes:
+        lines += ["", *notes]
+    return "\n".join(lines)
+
+
+def _row(name: str, node: Mapping[str, Any]) -> tuple[str, ...]:
+    writes = node["writes"]
+    return (
+        name,
+        _gate_text(node["gate"]),
+        _quorum_text(node["cluster"]),
+        _copies_text(node["corosync"]),
+        _ha_text(node["ha"]),
+        str(node["ram_state"]["state"]),
+        _change(writes, "transactions_per_minute", number_text),
+        _change(writes, "device_bytes_per_minute", bytes_text),
+    )
+
+
+def _change(writes: Mapping[str, Any], key: str, text: Any) -> str:
+    values = [text((writes[when] or {}).get(key)) for when in ("before", "after")]
+    return UNKNOWN if values == [UNKNOWN, UNKNOWN] else " → ".join(values)
+
+
+def _how(figures: Mapping[str, Any] | None) -> str:
+    if not figures:
+        return ""
+    if figures["method"] == "window":
+        return f"observed for {duration_text(round(figures['seconds']))}"
+    return "counters since the last report"
+
+
+def _gate_text(gate: Mapping[str, Any]) -> str:
+    if gate["verdict"] == "not measured":
+        return "not measured"
+    shown = (
+        number_text(gate["fsyncs_per_second"]) if gate["fsyncs_per_second"] is not None else gate["reason"]
+    )
+    return f"{shown} {'ok' if gate['verdict'] == 'pass' else 'FAIL'}"
+
+
+def _quorum_text(cluster: Mapping[str, Any]) -> str:
+    if cluster["mode"] == "unknown":
+        return UNKNOWN
+    if cluster["name"] is None:
+        return "stand-alone"
+    count = f"{cluster['live']}/{cluster['members']}"
+    return UNKNOWN if cluster["quorate"] is None else f"{'yes' if cluster['quorate'] else 'NO'} {count}"
+
+
+def _copies_text(corosync: Mapping[str, Any]) -> str:
+    copies = str(corosync["copies"])
+    if copies == "equal" and corosync["config_version"] is not None:
+        return f"equal v{corosync['config_version']}"
+    return copies.upper() if copies == "differ" else copies
+
+
+def _ha_text(ha: Mapping[str, Any]) -> str:
+    return (
+        f"in use ({len(ha['resources'])})" if ha["resources"] and ha["state"] != "off" else str(ha["state"])
+    )
+
+
+def _before(
+    baseline: Mapping[str, Any] | None, machine: str | None, notes: list[str]
+) -> dict[str, Any] | None:
+    if not baseline or not baseline.get("window"):
+        notes.append("no figures from before: nothing was observed before protection")
+        return None
+    if machine and baseline.get("machine") != machine:
+        notes.append("no figures from before: the saved ones are of another installation of this name")
+        return None
+    return dict(baseline["window"])
+
+
+def _after(
+    measured: Mapping[str, Any] | None, last: Mapping[str, Any], notes: list[str]
+) -> dict[str, Any] | None:
+    measured = measured or {}
+    if measured.get("window"):
+        after = dict(measured["window"])
+        notes += after["notes"]
+        return after
+    since = measured.get("since") or {}
+    whole = since.get("transactions") is not None and since.get("device_bytes") is not None
+    if whole and (since.get("seconds") or 0) >= MIN_SINCE_SECONDS:
+        return dict(since)
+    former = ((last.get("writes") or {}).get("after")) if last else None
+    return dict(former) if former else None
+
+
+def _gate(gate: Mapping[str, Any] | None, last: Mapping[str, Any]) -> dict[str, Any]:
+    keys = (
+        "verdict",
+        "reason",
+        "message",
+        "fsyncs_per_second",
+        "p50_ms",
+        "p90_ms",
+        "p99_ms",
+        "p99_9_ms",
+        "max_ms",
+        "measured_path",
+        "device",
+        "filesystem",
+        "mount_options",
+        "time",
+    )
+    if gate and gate.get("verdict"):
+        return {key: gate.get(key) for key in keys}
+    former = last.get("gate")
+    return dict(former) if former else {**dict.fromkeys(keys), "verdict": "not measured"}
+
+
+def _cluster(node: Mapping[str, Any] | None, plan: Mapping[str, Any] | None) -> dict[str, Any]:
+    if node is None:
+        return {"name": None, "mode": "unknown", "quorate": None, "members": 0, "live": 0}
+    corosync = node.get("corosync") or {}
+    clustered = bool((corosync.get("cluster") or corosync.get("host") or {}).get("config_version"))
+    return {
+        "name": corosync.get("cluster_name") if clustered else None,
+        "mode": (node.get("pmxcfs") or {}).get("mode", "down"),
+        "quorate": corosync.get("quorate") if clustered else None,
+        "members": len(corosync.get("members") or []) if clustered else 0,
+        "live": len(corosync.get("live_member_ids") or []) if clustered else 0,
+    }
+
+
+def _corosync(node: Mapping[str, Any] | None) -> dict[str, Any]:
+    if node is None:
+        return {"copies": UNKNOWN, "config_version": None, "host_sha256": None, "cluster_sha256": None}
+    corosync = node.get("corosync") or {}
+    host, cluster = corosync.get("host") or {}, corosync.get("cluster") or {}
+    if not host.get("config_version") and not cluster:
+        copies = "none"
+    elif not host or not cluster:
+        copies = "host only" if host else "cluster only"
+    else:
+        copies = "equal" if corosync.get("copies_equal") else "differ"
+    return {
+        "copies": copies,
+        "config_version": cluster.get("config_version") or host.get("config_version"),
+        "host_sha256": host.get("sha256"),
+        "cluster_sha256": cluster.get("sha256"),
+    }
+
+
+def _ha(node: Mapping[str, Any] | None) -> dict[str, Any]:
+    ha = (node or {}).get("ha")
+    if not ha:
+        return {"state": UNKNOWN, "resources": [], "watchdog_until_reboot": False}
+    if not ha.get("installed"):
+        state = "not installed"
+    elif ha.get("disabled"):
+        state = "off"
+    else:
+        state = "on" if ha.get("enabled") else "partly off" if ha.get("managers_off") else "on"
+    mux = (ha.get("services") or {}).get("watchdog-mux.service") or {}
+    running = mux.get("active") == "active"
+    return {
+        "state": state,
+        "resources": list(ha.get("resources") or []),
+        "watchdog_until_reboot": bool(ha.get("disabled") and ha.get("installed") and running),
+    }
+
+
+def _ram_state(node: Mapping[str, Any] | None, counters: Mapping[str, Any] | None) -> dict[str, Any]:
+    in_memory = ((counters or {}).get("database") or {}).get("in_memory")
+    status = (node or {}).get("ram_state")
+    state = str(status.get("state")) if status and status.get("state") else UNKNOWN
+    return {"state": "off" if state == "absent" else state, "database_in_memory": in_memory}
