@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
-import re
+import shlex
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -48,13 +48,12 @@ def nodes(request: pytest.FixtureRequest) -> Iterator[dict[str, Host]]:
 def _connect(variables: dict[str, Any]) -> Host:
     address, port = variables["ansible_host"], int(variables["ansible_port"])
     key = variables["ansible_ssh_private_key_file"]
-    known_hosts = re.search(
-        r"UserKnownHostsFile=\"?([^\s\"']+)", variables.get("ansible_ssh_common_args", "")
+    options = dict(
+        word.split("=", 1) for word in shlex.split(variables["ansible_ssh_common_args"]) if "=" in word
     )
-    assert known_hosts, "the inventory names no UserKnownHostsFile in ansible_ssh_common_args"
 
     client = paramiko.SSHClient()
-    client.load_host_keys(known_hosts[1])
+    client.load_host_keys(options["UserKnownHostsFile"].strip('"'))
     client.set_missing_host_key_policy(paramiko.RejectPolicy())
     client.connect(
         address, port=port, username="root", key_filename=key, timeout=90, banner_timeout=90, auth_timeout=90,
