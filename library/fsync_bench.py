@@ -26,8 +26,8 @@ options:
     type: path
     default: /var/lib/pve-cluster
   nearest_parent:
-    description: Where O(path) does not exist, or is in memory, measure its nearest parent that exists on a
-    disk. type: bool
+    description: Where O(path) does not exist, or is in memory, measure its nearest parent on a disk.
+    type: bool
     default: false
   duration:
     description: How long to measure, in seconds.

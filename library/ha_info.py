@@ -38,14 +38,14 @@ ha:
   returned: always
   type: dict
   contains:
-    installed: {description: 'Whether the LRM or CRM is installed.', type: bool}
+    installed: {description: Whether the LRM or CRM is installed., type: bool}
     resources: {description: 'HA resources of the cluster, such as vm:100.', type: list, elements: str}
-    resources_known: {description: 'False while /etc/pve is not mounted.', type: bool}
+    resources_known: {description: False while /etc/pve is not mounted., type: bool}
     groups: {description: HA groups., type: list, elements: str}
     rules: {description: HA rules., type: list, elements: str}
     services:
       description: >-
-        Per unit (pve-ha-lrm.service, pve-ha-crm.service, watchdog-mux.service): load, active and enabled as
+        Per unit (pve-ha-lrm.service, pve-ha-crm.service, watchdog-mux.service), load, active and enabled as
         systemd prints them, installed, installable (has an Install section), wanted (started at boot once it
         is not masked).
       type: dict
@@ -53,8 +53,11 @@ ha:
     crm: {description: Master and timestamp of the CRM., type: dict}
     lrm_states: {description: The same as lrm for every node of the cluster., type: dict}
     manager_status: {description: Content of manager_status; null when there is none., type: dict}
-    other_requests: {description: 'Nodes in maintenance or fenced, and queued commands.', type: list,
-    elements: str} watchdog_active: {description: Whether a client holds the watchdog., type: bool}
+    other_requests:
+      description: Nodes in maintenance or fenced, and queued commands.
+      type: list
+      elements: str
+    watchdog_active: {description: Whether a client holds the watchdog., type: bool}
     watchdog: {description: 'present, identity, nowayout (null when unknown).', type: dict}
     masked: {description: Whether all installed units are masked., type: bool}
     managers_off: {description: 'Whether LRM and CRM are stopped and masked, or not installed.', type: bool}

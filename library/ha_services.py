@@ -8,14 +8,13 @@ DOCUMENTATION = r"""
 module: ha_services
 short_description: Switch the HA services of a Proxmox VE node off or on in the order that cannot reset it
 description:
-  - Off means stopped and masked. The LRM goes first, then the CRM, then watchdog-mux. On is the other way
-    round.
+  - Off means stopped and masked. The LRM goes first, then the CRM, then watchdog-mux. On is the other way round.
   - What ran and was enabled before is kept in V(/etc/pveguard/ha.json), so that O(state=restored) gives back
     exactly that. A run that was interrupted is completed by the next one.
-  - Refuses, before anything is changed, while HA has resources anywhere in the cluster, while the HA manager
-    is busy, while a client holds the watchdog, and while /etc/pve is not mounted.
-  - watchdog-mux is not stopped where the watchdog's driver has C(nowayout) or does not say, because closing
-    the device would reset the node. It is masked for the next boot instead.
+  - Refuses, before anything is changed, while HA has resources anywhere in the cluster, while the HA manager is
+    busy, while a client holds the watchdog, and while /etc/pve is not mounted.
+  - watchdog-mux is not stopped where the watchdog's driver has C(nowayout) or does not say, because closing the
+    device would reset the node. It is masked for the next boot instead.
   - On a node without HA there is nothing to do.
 attributes:
   check_mode:
@@ -67,8 +66,9 @@ steps:
   elements: str
   sample: [systemctl stop pve-ha-lrm.service, systemctl stop pve-ha-crm.service]
 watchdog_until_reboot:
-  description: True when watchdog-mux is masked but goes on until the next boot, because its driver cannot be
-  stopped. returned: success
+  description: >-
+    True when watchdog-mux is masked but goes on until the next boot, because its driver cannot be stopped.
+  returned: success
   type: bool
 """
 

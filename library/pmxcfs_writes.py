@@ -33,8 +33,9 @@ options:
     choices: [any, disk, memory]
     default: any
   known_machine:
-    description: Do not observe on this machine (RV(counters.machine) of an earlier call), because its window
-    is known. type: str
+    description: >-
+      Do not observe on this machine (RV(counters.machine) of an earlier call), because its window is known.
+    type: str
     default: ""
   previous:
     description: RV(counters) of an earlier call. Empty for none.
@@ -45,8 +46,8 @@ options:
     type: float
     default: 1
   store:
-    description: The disk behind this path, or behind its nearest parent on a disk, is the one whose bytes are
-    counted. type: path
+    description: The disk behind this path, or behind its nearest parent on a disk, is the one that is counted.
+    type: path
     default: /var/lib/pveguard
   database:
     description: Database of the cluster file system.
@@ -86,13 +87,17 @@ counters:
     boot_id: {description: Identifier of this boot., type: str}
     machine: {description: Hash that tells one installation from another., type: str}
     uptime_seconds: {description: Seconds since boot., type: float}
-    device: {description: 'The disk: device, disk, filesystem, mount_options, bytes_written and writes since
-    boot.', type: dict} database: {description: 'path, in_memory, inode, bytes.', type: dict}
+    device:
+      description: >-
+        The disk, with device, disk, filesystem, mount_options, bytes_written and writes since boot.
+      type: dict
+    database: {description: 'path, in_memory, inode, bytes.', type: dict}
     pmxcfs: {description: 'pid, start_ticks and write_bytes of the daemon.', type: dict}
     root_version: {description: Version of the database; null when it cannot be read., type: int}
 window:
-  description: What the window saw; null when there was none. A figure that could not be had is null, notes
-  says why. returned: always
+  description: >-
+    What the window saw; null when there was none. A figure that could not be had is null, notes says why.
+  returned: always
   type: dict
   contains:
     seconds: {description: Length of the window., type: float}
@@ -102,16 +107,18 @@ window:
     device_bytes_per_minute: {description: The same per minute., type: float}
     pmxcfs_write_bytes: {description: Bytes the daemon caused to be written., type: int}
     files:
-      description: 'Files that were seen to change: path, writer (node id), changes, transactions_at_least.'
+      description: Files that were seen to change, with path, writer (node id), changes, transactions_at_least.
       type: list
       elements: dict
     unattributed_transactions: {description: Transactions that no sampled file explains., type: int}
-    lrm_status_transactions_per_minute: {description: 'Of HA heartbeats, estimated as three for each change.',
-    type: float} lrm_status_nodes: {description: The same by node., type: dict}
+    lrm_status_transactions_per_minute:
+      description: Of HA heartbeats, estimated as three for each change.
+      type: float
+    lrm_status_nodes: {description: The same by node., type: dict}
     notes: {description: Why a figure is null., type: list, elements: str}
 since:
-  description: What was written since O(previous), with the same keys but without files; null without
-  O(previous). returned: always
+  description: What was written since O(previous), with the same keys but without files; null without O(previous).
+  returned: always
   type: dict
 """
 
