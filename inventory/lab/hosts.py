@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Inventory of the lab's virtual machines. The lab is asked, because its ports are whatever was free.
 
-``$PVEGUARD_LAB`` names the lab (default: ``default``). A lab that is not running is an error, except that
-``$PVEGUARD_LAB_MAY_BE_DOWN`` makes one that was never started, or was taken down, an empty inventory: for the
-playbooks that start and stop it.
+``$PVEGUARD_LAB`` names the lab (default: ``default``). A lab that is not running is an error, except under molecule
+(``$MOLECULE_SCENARIO_NAME``), whose create and destroy start and stop it: there a lab that was never started, or was
+taken down, is an empty inventory.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def main() -> int:
         return 2
     # Nodes that crashed or whose power was cut are still nodes of the lab.
     if not any(node["running"] for node in about["nodes"]):
-        if os.environ.get("PVEGUARD_LAB_MAY_BE_DOWN") and not about["up"]:
+        if os.environ.get("MOLECULE_SCENARIO_NAME") and not about["up"]:
             print(json.dumps({"lab": {"hosts": []}, "_meta": {"hostvars": {}}}))
             return 0
         print(f"lab: lab {name} is not running; start it with: make lab, or python3 -m lab --name {name} up",
