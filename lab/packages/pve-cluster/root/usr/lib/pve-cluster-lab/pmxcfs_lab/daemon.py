@@ -151,13 +151,18 @@ class Daemon:
 
     def _mount(self) -> None:
         try:
-            os.makedirs(MOUNTPOINT, exist_ok=True)
-            names = os.listdir(MOUNTPOINT)
+            try:
+                names = os.listdir(MOUNTPOINT)
+            except OSError as error:
+                if error.errno == errno.ENOTCONN:
+                    fuse.unmount(MOUNTPOINT)  # left behind by a daemon that was killed
+                elif error.errno == errno.ENOENT:
+                    os.mkdir(MOUNTPOINT, 0o755)
+                else:
+                    raise
+                names = os.listdir(MOUNTPOINT)
         except OSError as error:
-            if error.errno != errno.ENOTCONN:
-                raise StartFailure("main", f"fuse_mount error: {error.strerror}") from error
-            fuse.unmount(MOUNTPOINT)  # left behind by a daemon that was killed
-            names = os.listdir(MOUNTPOINT)
+            raise StartFailure("main", f"fuse_mount error: {error.strerror}") from error
         if names:
             some = ", ".join(sorted(names)[:5])
             self.log.crit("main", f"mountpoint is not empty: {MOUNTPOINT} holds {some}")
@@ -404,7 +409,7 @@ class Daemon:
                 self._reloads = [process for process in self._reloads if process.poll() is None]
 
     def _flush(self) -> None:
-        """Messages queued by file operations go out at once; what the transport refuses is tried again soon."""
+        """Send what file operations queued; what the transport refuses is tried again soon."""
         assert self.dcdb is not None
         try:
             self._resend = not self.dcdb.flush()

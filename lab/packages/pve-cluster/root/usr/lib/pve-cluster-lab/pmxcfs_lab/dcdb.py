@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ordered updates and state synchronisation between members.
 
-Every member sees the same sequence of messages and membership changes (a closed process group in agreed order),
-so every decision below falls the same way on each of them:
+Every member sees the same sequence of messages and membership changes (a closed process group in agreed
+order), so every decision below falls the same way on each of them:
 
-- A membership change ends the present epoch. The first member announces a new one (START), each answers with its
-  root version and mtime and a digest of every row (STATE). The leader is the highest root version, then the
-  highest root mtime, then node order. It sends the rows that anybody lacks (ROWS) and END. A member that differs
-  takes the leader's tree over in one transaction, deletions included.
+- A membership change ends the present epoch. The first member announces a new one (START), each answers with
+  its root version and mtime and a digest of every row (STATE). The leader is the highest root version, then the
+  highest root mtime, then node order. It sends the rows that anybody lacks (ROWS) and END. A member that
+  differs takes the leader's tree over in one transaction, deletions included.
 - An update carries the epoch it was sent in and is applied when it is delivered in that epoch, after END.
-  Otherwise every member drops it, and its sender sends it again when the next epoch is in sync and the node is
-  still quorate. So an update never changes only a part of the members, nor a part that lost quorum.
+  Otherwise every member drops it, and its sender sends it again when the next epoch is in sync and the node
+  is still quorate. So an update never changes only a part of the members, nor a part that lost quorum.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class Control(Protocol):
     def attribute_seconds(self) -> int: ...
 
     def submit(self, update: Update, done: Callable[[int], None]) -> None:
-        """Carry out the update on all members. `done` gets 0 or an errno, now, later or, if blocked, never."""
+        """Carry out the update on all members. `done` gets 0 or an errno, or is never called when blocked."""
 
 
 class Virtual(NamedTuple):

@@ -3,7 +3,8 @@
 
 One thread reads requests and hands them to an object with one method per operation. A method returns the
 reply's payload, raises OSError, or returns None and answers later through `Session.reply`: that is how a
-write waits for the cluster without a thread. Sizes and numbers are from the kernel's include/uapi/linux/fuse.h.
+write waits for the cluster without a thread. Sizes and numbers are from the kernel's
+include/uapi/linux/fuse.h.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ PRIORITY = {
 
 
 class Log:
-    """Debug lines go through `write`; callers test `debugging` first, so that no text is built for nothing."""
+    """Debug lines go through `write`; callers test `debugging` first, to build no text for nothing."""
 
     def __init__(self) -> None:
         self.debugging = False

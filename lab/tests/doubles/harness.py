@@ -1,0 +1,408 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nodes for tests: private namespaces in which a pmxcfs runs with its standard paths.
+
+`Node` owns mount, UTS, IPC and network namespaces with a private /etc, /run, /dev, /dev/shm, /var/lib and /root/.ssh.
+Its files are reached from the test through /proc/PID/root. `PMXCFS` in the environment names the daemon to test;
+without it the double in lab/packages is used.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[2] / "packages" / "pve-cluster"
+DOUBLE = PACKAGE / "root/usr/bin/pmxcfs"
+PMXCFS = Path(os.environ.get("PMXCFS") or DOUBLE).resolve()
+IS_DOUBLE = PMXCFS == DOUBLE
+PVECM = PACKAGE / "root/usr/bin/pvecm"
+RUN_AT = "/run/double"  # where the tree of the double is seen inside a node
+
+# Runs in new namespaces. Nothing it does is seen outside; the files it binds over are only places to mount on.
+SETUP = """
+set -e
+mount --make-rprivate /
+mount -t tmpfs -o mode=755 node /run
+mkdir -p /run/n/etc /run/n/dev /run/n/ssh /run/double
+mount --bind "$TREE" /run/double
+for f in passwd group nsswitch.conf ld.so.cache ld.so.conf alternatives ssl protocols services; do
+    [ ! -e /etc/$f ] || cp -a /etc/$f /run/n/etc/
+done
+mkdir -p /run/n/etc/pve /run/n/etc/corosync/uidgid.d
+printf '127.0.0.1 localhost\\n%s\\n' "$HOSTS" > /run/n/etc/hosts
+for f in null zero full random urandom tty fuse; do touch /run/n/dev/$f; mount --bind /dev/$f /run/n/dev/$f; done
+mkdir /run/n/dev/shm /run/n/dev/pts; mount -t tmpfs node /run/n/dev/shm
+ln -s /proc/self/fd /run/n/dev/fd
+mount -t tmpfs -o mode=755 node /var/lib
+mkdir -p /var/lib/pve-cluster /var/lib/corosync
+mount --rbind /run/n/dev /dev
+mount --bind /run/n/etc /etc
+if [ -d /root ]; then
+    mount -t tmpfs -o mode=700 node /root || true
+    mkdir -p /root/.ssh
+fi
+hostname "$NAME"
+ip link set lo up 2>/dev/null || true
+echo ready
+exec sleep infinity
+"""
+
+
+READER = """
+import pickle, sqlite3, sys
+for line in sys.stdin:
+    try:
+        c = sqlite3.connect("file:/var/lib/pve-cluster/config.db?mode=ro", uri=True, timeout=10)
+        result = c.execute(line).fetchall()
+        c.close()
+    except sqlite3.Error as error:
+        result = str(error)
+    pickle.dump(result, sys.stdout.buffer)
+    sys.stdout.flush()
+"""
+
+
+def why_not() -> str | None:
+    """Why nodes cannot be made here; None when they can."""
+    if os.geteuid() != 0:
+        return "needs root (mounts, namespaces)"
+    if not os.path.exists("/dev/fuse"):
+        return "needs /dev/fuse"
+    for tool in ("unshare", "nsenter", "mount"):
+        if shutil.which(tool) is None:
+            return f"needs {tool}"
+    probe = subprocess.run(
+        ["unshare", "-m", "-u", "-i", "-n", "mount", "-t", "tmpfs", "probe", "/mnt"], capture_output=True, text=True
+    )
+    return None if probe.returncode == 0 else f"no namespaces here: {probe.stderr.strip()}"
+
+
+def wait_for(what: str, condition: Callable[[], object], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {seconds:g} s in vain for: {what}")
+        time.sleep(0.02)
+
+
+class SysLog:
+    """Receives what is sent to /dev/log of a node."""
+
+    def __init__(self, path: str) -> None:
+        self.lines: list[str] = []
+        self._lock = threading.Lock()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(path)
+        os.chmod(path, 0o666)
+        self._thread = threading.Thread(target=self._receive, daemon=True)
+        self._thread.start()
+
+    def _receive(self) -> None:
+        while True:
+            try:
+                message = self._socket.recv(65536)
+            except OSError:
+                return
+            if not message:
+                return
+            with self._lock:
+                self.lines.append(message.decode(errors="replace"))
+
+    def take(self) -> list[str]:
+        """Lines since the last call. All that was sent before the call is in them."""
+        marker = f"marker {time.monotonic_ns()}"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.connect(self._socket.getsockname())
+            sender.send(marker.encode())
+        wait_for("the log", lambda: self.lines and self.lines[-1] == marker)
+        with self._lock:
+            lines, self.lines = self.lines[:-1], []
+        return lines
+
+    def close(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join(5)
+
+
+class Node:
+    def __init__(self, name: str = "pve1", number: int = 1, hosts: str | None = None) -> None:
+        """`hosts` replaces the lines of /etc/hosts after localhost (default: pve1 to pve4 in 10.77.0.0/24)."""
+        self.name = name
+        self.number = number
+        self.address = f"10.77.0.{number}"
+        if hosts is None:
+            hosts = "\n".join(f"10.77.0.{other} pve{other}" for other in range(1, 5))
+        self.pid_of_daemon = 0
+        self._children: list[subprocess.Popen[bytes]] = []
+        self._closed = False
+        self._reader: subprocess.Popen[bytes] | None = None
+        tree = PMXCFS.parents[2] if IS_DOUBLE else PACKAGE / "root"
+        environment = {**os.environ, "TREE": str(tree), "HOSTS": hosts, "NAME": name}
+        self._holder = subprocess.Popen(
+            ["unshare", "-m", "-u", "-i", "-n", "bash", "-c", SETUP],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert self._holder.stdout is not None and self._holder.stderr is not None
+        if self._holder.stdout.readline() != b"ready\n":
+            raise AssertionError(f"no node: {self._holder.stderr.read().decode()}")
+        self.pid = self._holder.pid
+        self.root = Path(f"/proc/{self.pid}/root")
+        self.syslog = SysLog(f"/proc/{self.pid}/root/dev/log")
+        self.pve = self.root / "etc/pve"
+        self.state = self.root / "var/lib/pve-cluster"
+        self.database = self.state / "config.db"
+        self.host_conf = self.root / "etc/corosync/corosync.conf"
+        self.cluster_conf = self.pve / "corosync.conf"
+
+    # commands
+
+    def _enter(self, command: list[str]) -> list[str]:
+        return ["nsenter", "-t", str(self.pid), "-m", "-u", "-i", "-n", "--", *command]
+
+    def run(self, *command: str, timeout: float = 30) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(self._enter(list(command)), capture_output=True, text=True, timeout=timeout)
+
+    def sh(self, script: str) -> str:
+        """Output of a script that must succeed."""
+        result = self.run("bash", "-c", script)
+        assert result.returncode == 0, f"{script}: {result.stderr or result.stdout}"
+        return result.stdout
+
+    def spawn(self, *command: str, log: str = "/dev/null") -> subprocess.Popen[bytes]:
+        with open(f"{self.root}{log}", "ab") as output:
+            process = subprocess.Popen(self._enter(list(command)), stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        self._children.append(process)
+        return process
+
+    # the daemon
+
+    @property
+    def daemon_path(self) -> str:
+        return f"{RUN_AT}/usr/bin/pmxcfs" if IS_DOUBLE else str(PMXCFS)
+
+    def start(self, *options: str) -> None:
+        result = self.try_start(*options)
+        assert result.returncode == 0, f"pmxcfs exits with {result.returncode}: {result.stderr}"
+
+    def try_start(self, *options: str) -> subprocess.CompletedProcess[str]:
+        result = self.run(self.daemon_path, *options)
+        if result.returncode == 0:
+            self.pid_of_daemon = int((self.root / "run/pve-cluster.pid").read_text())
+        return result
+
+    def alive(self) -> bool:
+        try:
+            state = Path(f"/proc/{self.pid_of_daemon}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return False
+        return self.pid_of_daemon > 0 and state != "Z"
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        if self.pid_of_daemon:
+            if self.alive():
+                os.kill(self.pid_of_daemon, number)
+            wait_for("the end of pmxcfs", lambda: not self.alive(), 15)
+            self.pid_of_daemon = 0
+
+    def restart(self, *options: str) -> None:
+        self.stop()
+        self.start(*options)
+
+    # observation
+
+    def query(self, sql: str) -> list[tuple]:
+        """Rows of the live database, read as another process would.
+
+        In a process in the node, because SQLite resolves /proc/PID/root to a path of this machine.
+        """
+        if self._reader is None:
+            command = self._enter(["/usr/bin/python3", "-c", READER])
+            self._reader = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            self._children.append(self._reader)
+        assert self._reader.stdin is not None and self._reader.stdout is not None
+        self._reader.stdin.write(sql.encode() + b"\n")
+        self._reader.stdin.flush()
+        result = pickle.load(self._reader.stdout)
+        if isinstance(result, str):
+            raise AssertionError(f"{sql}: {result}")
+        return result
+
+    def rows(self) -> list[tuple]:
+        return self.query(
+            "SELECT inode, parent, version, writer, mtime, type, name, data FROM tree ORDER BY inode"
+        )
+
+    def version(self) -> int:
+        return self.query("SELECT version FROM tree WHERE inode = 0")[0][0]
+
+    def tree(self) -> dict[str, bytes | None]:
+        """Path -> content (None for a directory) of the database, the root row aside."""
+        rows = {row[0]: row for row in self.rows()}
+        result: dict[str, bytes | None] = {}
+        for inode, row in rows.items():
+            names: list[str] = []
+            while inode:
+                names.append(rows[inode][6])
+                inode = rows[inode][1]
+            if names:
+                result["/".join(reversed(names))] = None if row[5] == 4 else (row[7] or b"")
+        return result
+
+    def io_bytes(self) -> int:
+        """write_bytes of the daemon since its start."""
+        for line in Path(f"/proc/{self.pid_of_daemon}/io").read_text().splitlines():
+            if line.startswith("write_bytes:"):
+                return int(line.split()[1])
+        raise AssertionError("no write_bytes")
+
+    def log(self) -> list[str]:
+        """Lines of pmxcfs in syslog since the last call, without priority and time."""
+        return [line.partition("]: ")[2] for line in self.syslog.take() if " pmxcfs[" in line]
+
+    @contextmanager
+    def counting(self) -> Iterator[Count]:
+        """Counts transactions and debug lines of what is done inside."""
+        count = Count()
+        (self.pve / ".debug").write_text("1\n")
+        self.log()
+        before = self.version()
+        yield count
+        count.transactions = self.version() - before
+        (self.pve / ".debug").write_text("0\n")
+        lines = self.log()
+        count.write_lines = sum("enter backend_write_inode" in line for line in lines)
+        count.version_lines = sum("'__version__'" in line for line in lines)
+        count.delete_lines = sum("enter dbd_backend_delete_inode" in line for line in lines)
+        count.lines = [line for line in lines if line.startswith("[database] debug")]
+
+    # the network and corosync, for clusters
+
+    def plug(self, bridge: str) -> None:
+        """A network card e0 with the node's address on a bridge of the host."""
+        link = f"{bridge}n{self.number}"
+        ip("link", "add", link, "type", "veth", "peer", "name", "e0", "netns", str(self.pid))
+        ip("link", "set", link, "master", bridge, "up")
+        self.sh(f"ip link set e0 up; ip addr add {self.address}/24 dev e0")
+
+    def cut(self) -> None:
+        self.sh("ip link set e0 down")
+
+    def heal(self) -> None:
+        self.sh(f"ip link set e0 up; ip addr replace {self.address}/24 dev e0")
+
+    def start_corosync(self) -> None:
+        self.corosync = self.spawn("corosync", "-f", log="/run/corosync.out")
+
+    def stop_corosync(self) -> None:
+        self.corosync.terminate()
+        self.corosync.wait(15)
+
+    def quorate(self) -> bool:
+        try:
+            return '"quorate": 1' in (self.pve / ".members").read_text()
+        except OSError:
+            return False
+
+    def writable(self) -> bool:
+        probe = self.pve / f"probe-{self.name}"
+        try:
+            probe.mkdir()
+            probe.rmdir()
+        except OSError:
+            return False
+        return True
+
+    # end
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        namespace = os.readlink(f"/proc/{self.pid}/ns/mnt")
+        try:
+            self.stop(signal.SIGKILL)
+        except AssertionError:
+            pass
+        for entry in os.listdir("/proc"):
+            if not entry.isdigit() or int(entry) == self.pid:
+                continue
+            try:
+                if os.readlink(f"/proc/{entry}/ns/mnt") == namespace:
+                    os.kill(int(entry), signal.SIGKILL)
+            except OSError:
+                continue
+        self.syslog.close()
+        self._holder.kill()
+        self._holder.wait()
+        for stream in (self._holder.stdout, self._holder.stderr):
+            if stream is not None:
+                stream.close()
+        for child in self._children:
+            child.wait(10)
+            for pipe in (child.stdin, child.stdout):
+                if pipe is not None:
+                    pipe.close()
+
+
+class Count:
+    """`write_lines` includes those of `__version__`, as in the table of writes."""
+
+    transactions = 0
+    write_lines = 0
+    version_lines = 0
+    delete_lines = 0
+    lines: list[str] = []  # noqa: RUF012
+
+
+def ip(*arguments: str) -> None:
+    result = subprocess.run(["ip", *arguments], capture_output=True, text=True)
+    assert result.returncode == 0, f"ip {' '.join(arguments)}: {result.stderr}"
+
+
+class LoopDevice:
+    """An ext4 file system on a loop device of its own, in memory, so that its bytes can be counted."""
+
+    def __init__(self, folder: Path, mebibytes: int = 256) -> None:
+        self.image = folder / "disk.img"
+        with open(self.image, "wb") as stream:
+            stream.truncate(mebibytes << 20)
+        options = "lazy_itable_init=0,lazy_journal_init=0"
+        subprocess.run(["mkfs.ext4", "-q", "-b", "4096", "-E", options, str(self.image)], check=True)
+        found = subprocess.run(
+            ["losetup", "--find", "--show", str(self.image)], check=True, capture_output=True, text=True
+        )
+        self.device = found.stdout.strip()
+
+    def written(self) -> int:
+        """Bytes written to the device, after a sync."""
+        os.sync()
+        fields = Path(f"/sys/block/{os.path.basename(self.device)}/stat").read_text().split()
+        return int(fields[6]) * 512
+
+    def settled(self) -> int:
+        """`written` once it stays the same: the file system has nothing of its own left to write."""
+        last = -1
+        for _ in range(20):
+            now = self.written()
+            if now == last:
+                return now
+            last = now
+            time.sleep(0.5)
+        raise AssertionError(f"{self.device} is written all the time")
+
+    def close(self) -> None:
+        subprocess.run(["losetup", "--detach", self.device], check=True)
+        self.image.unlink()

@@ -1,0 +1,377 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Start, stop and failure of a daemon that stands alone."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lab.tests.doubles.harness import DOUBLE, IS_DOUBLE, Node, wait_for
+
+pytestmark = pytest.mark.root
+
+EXAMPLE = """# Please read the corosync.conf.5 manual page
+totem {
+\tversion: 2
+\tcluster_name: debian
+\tcrypto_cipher: none
+}
+quorum {
+\tprovider: corosync_votequorum
+}
+nodelist {
+\tnode {
+\t\tname: node1
+\t\tnodeid: 1
+\t\tring0_addr: 127.0.0.1
+\t}
+}
+"""
+
+
+def config(version: int) -> str:
+    return EXAMPLE.replace("cluster_name: debian", f"cluster_name: pvelab\n\tconfig_version: {version}")
+
+
+def error_of(action: Callable[[], object]) -> int:
+    try:
+        action()
+    except OSError as error:
+        return error.errno or -1
+    return 0
+
+
+def refuses(node: Node, *texts: str) -> str:
+    """The daemon does not start: exit code 255, and each text in what it says. Returns all it said."""
+    result = node.try_start()
+    said = result.stderr + "\n".join(node.log())
+    assert result.returncode == 255, said
+    for text in texts:
+        assert text in said, f"{text!r} is not in: {said}"
+    assert not os.path.exists(node.root / "run/pve-cluster.pid")
+    assert os.listdir(node.pve) == [] or not node.pve.is_mount()
+    return said
+
+
+@pytest.mark.skipif(not IS_DOUBLE, reason="only the double says so")
+def test_says_that_it_is_a_double(empty_node: Node) -> None:
+    result = empty_node.try_start()
+    assert "lab double" in result.stderr
+    assert any("lab double" in line for line in empty_node.log())
+    assert "For tests only" in Path(DOUBLE).read_text()
+
+
+def test_without_a_database_and_without_corosync_conf(node: Node) -> None:
+    assert node.tree() == {}
+    assert node.version() == 1
+    (node.pve / "x").write_text("t")
+    assert not node.host_conf.exists()
+    assert (node.root / "run/pve-cluster.pid").read_text().strip() == str(node.pid_of_daemon)
+    mounts = (Path(f"/proc/{node.pid}/mounts")).read_text()
+    assert " /etc/pve fuse rw,nosuid,nodev," in mounts
+
+
+def test_content_survives_a_restart_and_a_kill(node: Node) -> None:
+    node.sh("cd /etc/pve; mkdir -p d/e priv; echo 1 > d/e/f; echo 2 > priv/g; touch empty")
+    tree, version = node.tree(), node.version()
+    node.restart()
+    assert (node.tree(), node.version()) == (tree, version)
+    node.stop(signal.SIGKILL)
+    assert error_of(lambda: os.listdir(node.pve)) == errno.ENOTCONN
+    node.start()
+    assert (node.tree(), node.version()) == (tree, version)
+    assert node.sh("cat /etc/pve/d/e/f /etc/pve/priv/g") == "1\n2\n"
+
+
+def test_stop_unmounts_and_leaves_no_wal(node: Node) -> None:
+    (node.pve / "x").touch()
+    node.stop()
+    assert not (node.root / "run/pve-cluster.pid").exists()
+    assert " /etc/pve fuse" not in Path(f"/proc/{node.pid}/mounts").read_text()
+    assert sorted(os.listdir(node.state)) == [".pmxcfs.lockfile", "config.db"]
+
+
+def test_a_busy_mount_does_not_prevent_the_stop(node: Node) -> None:
+    (node.pve / "x").touch()
+    descriptor = os.open(node.pve / "x", os.O_RDONLY)
+    node.stop()
+    assert error_of(lambda: os.close(descriptor)) in (0, errno.ENOTCONN)
+    node.start()
+    assert (node.pve / "x").exists()
+
+
+def test_imports_corosync_conf_of_the_host_at_the_first_start_only(empty_node: Node) -> None:
+    node = empty_node
+    node.host_conf.write_text(config(4))
+    node.start()
+    assert node.cluster_conf.read_text() == config(4)
+    # cluster mode without corosync: it runs and is read-only
+    for action in (
+        lambda: (node.pve / "x").touch(),
+        lambda: (node.pve / "d").mkdir(),
+        lambda: node.cluster_conf.write_text("x"),
+        lambda: node.cluster_conf.unlink(),
+        lambda: node.cluster_conf.rename(node.pve / "y"),
+        lambda: os.utime(node.cluster_conf),
+    ):
+        assert error_of(action) == errno.EACCES
+    assert not os.lstat(node.pve / "local").st_mode & 0o222
+    assert '"quorate": 0' in (node.pve / ".members").read_text()
+    node.stop()
+    node.sh("rm /var/lib/pve-cluster/config.db")
+    node.host_conf.unlink()
+    node.start()
+    assert node.tree() == {}
+    node.stop()
+    node.host_conf.write_text(config(4))
+    node.start()
+    assert node.tree() == {}, "an existing database takes nothing over from the host"
+
+
+def test_debug_can_be_switched_without_quorum(empty_node: Node) -> None:
+    node = empty_node
+    node.host_conf.write_text(config(4))
+    node.start()
+    assert error_of(lambda: (node.pve / "x").touch()) == errno.EACCES
+    (node.pve / ".debug").write_text("1\n")
+    assert (node.pve / ".debug").read_text() == "1\n"
+
+
+def test_debians_example_configuration_makes_it_read_only(empty_node: Node) -> None:
+    node = empty_node
+    node.host_conf.write_text(EXAMPLE)
+    node.start()
+    assert node.cluster_conf.read_text() == EXAMPLE
+    assert error_of(lambda: (node.pve / "x").touch()) == errno.EACCES
+
+
+def test_forced_local_mode_is_writable_in_a_cluster(empty_node: Node) -> None:
+    node = empty_node
+    node.host_conf.write_text(config(4))
+    node.start()
+    node.restart("-l")
+    (node.pve / "x").touch()
+    assert os.lstat(node.pve / "local").st_mode & 0o222
+    node.restart()
+    assert error_of(lambda: (node.pve / "y").touch()) == errno.EACCES
+
+
+def test_empty_database_file_is_local_mode(empty_node: Node) -> None:
+    node = empty_node
+    node.host_conf.write_text(config(4))
+    node.sh(": > /var/lib/pve-cluster/config.db")
+    node.start()
+    assert node.tree() == {}
+    (node.pve / "x").touch()
+
+
+def test_garbage_is_refused(empty_node: Node) -> None:
+    empty_node.sh("head -c 20000 /dev/urandom > /var/lib/pve-cluster/config.db")
+    refuses(empty_node, "[database] crit:", "memdb_open failed")
+
+
+def test_text_is_refused(empty_node: Node) -> None:
+    empty_node.sh("echo 'this is no database' > /var/lib/pve-cluster/config.db")
+    refuses(empty_node, "[database] crit:", "memdb_open failed")
+
+
+def test_a_truncated_database_is_refused(node: Node) -> None:
+    for number in range(40):
+        (node.pve / f"f{number}").write_bytes(os.urandom(9000))
+    node.stop()
+    size = node.database.stat().st_size
+    os.truncate(node.database, size // 2 // 4096 * 4096)
+    refuses(node, "[database] crit:", "memdb_open failed")
+
+
+def test_a_damaged_page_is_refused(node: Node) -> None:
+    for number in range(40):
+        (node.pve / f"f{number}").write_bytes(os.urandom(9000))
+    node.stop()
+    with open(node.database, "r+b") as stream:
+        stream.seek(4096)
+        stream.write(os.urandom(4096))
+    refuses(node, "[database] crit:", "memdb_open failed")
+
+
+@pytest.mark.parametrize(
+    ("sql", "text"),
+    [
+        ("insert into tree values (50, 0, 50, 0, 0, 8, 'f', null)", "duplicate"),
+        ("insert into tree values (50, 77, 50, 0, 0, 8, 'g', null)", "parent"),
+        ("insert into tree select 50, inode, 50, 0, 0, 8, 'g', null from tree where name = 'f'", "parent"),
+        ("insert into tree select 50, inode, 50, 0, 0, 8, '100.conf', null from tree where name = 'lxc'", "VMID 100"),
+        ("delete from tree where name = '__version__'", ""),
+        ("update tree set inode = 99 where name = 'nodes'", "parent"),
+    ],
+)
+def test_a_database_that_contradicts_itself_is_refused(node: Node, sql: str, text: str) -> None:
+    node.sh("cd /etc/pve; touch f; mkdir -p nodes/pve1/qemu-server nodes/pve2/lxc; touch qemu-server/100.conf")
+    node.stop()
+    node.sh(f'/usr/bin/python3 -c "import sqlite3; c = sqlite3.connect(\'/var/lib/pve-cluster/config.db\');'
+            f'c.execute(\\"{sql}\\"); c.commit()"')
+    refuses(node, "[database] crit:", text if IS_DOUBLE else "", "memdb_open failed")
+
+
+def test_a_root_version_below_an_inode_lets_later_writes_replace_files(node: Node) -> None:
+    node.sh("cd /etc/pve; echo victim > a; echo other > b")
+    node.stop()
+    node.sh("/usr/bin/python3 -c \"import sqlite3; c = sqlite3.connect('/var/lib/pve-cluster/config.db');"
+            "c.execute('update tree set version = 1 where inode = 0'); c.commit()\"")
+    node.start()
+    (node.pve / "new").touch()  # takes inode 2, which is a's
+    node.restart()
+    assert not (node.pve / "a").exists()
+    assert (node.pve / "b").read_text() == "other\n"
+
+
+def test_a_plain_copy_of_a_live_database_is_not_a_copy(node: Node) -> None:
+    (node.pve / "x").write_text("t")
+    node.sh("cp /var/lib/pve-cluster/config.db /run/copy.db; ls -s /run/copy.db")
+    assert (node.root / "run/copy.db").stat().st_size == 4096
+    node.sh("/usr/bin/python3 -c \"import sqlite3; a = sqlite3.connect('/var/lib/pve-cluster/config.db');"
+            "b = sqlite3.connect('/run/good.db'); a.backup(b)\"")
+    node.stop()
+    node.sh("mv /run/good.db /var/lib/pve-cluster/config.db")
+    node.start()
+    assert (node.pve / "x").read_text() == "t"
+
+
+def test_an_old_database_beside_a_stale_wal_replays_or_is_refused(node: Node) -> None:
+    (node.pve / "old").write_text("t")
+    node.restart()
+    node.sh("cp /var/lib/pve-cluster/config.db /run/old.db")
+    (node.pve / "new").write_text("t")
+    node.stop(signal.SIGKILL)
+    node.sh("rm -f /var/lib/pve-cluster/config.db-shm; cp /run/old.db /var/lib/pve-cluster/config.db")
+    result = node.try_start()
+    assert result.returncode == 255 or (node.pve / "new").exists(), "the stale WAL had no effect"
+
+
+def test_a_mount_point_that_is_not_empty_prevents_the_start(empty_node: Node) -> None:
+    (empty_node.root / "etc/pve/nodes").mkdir()
+    refuses(empty_node, "[main] crit: fuse_mount error")
+    (empty_node.root / "etc/pve/nodes").rmdir()
+    empty_node.start()
+
+
+def test_host_name_must_resolve(new_node: Callable[..., Node]) -> None:
+    refuses(new_node(hosts="10.77.0.9 other"), "pve1", "non-loopback")
+
+
+def test_host_name_on_loopback_is_refused(new_node: Callable[..., Node]) -> None:
+    node = new_node(hosts="127.0.1.1 pve1.example pve1")
+    refuses(node, "pve1", "non-loopback")
+    assert os.listdir(node.state) == []
+
+
+def test_lock_is_waited_for_ten_seconds(empty_node: Node) -> None:
+    node = empty_node
+    with open(node.state / ".pmxcfs.lockfile", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        timer = threading.Timer(1.0, lambda: fcntl.flock(lock, fcntl.LOCK_UN))
+        timer.start()
+        begin = time.monotonic()
+        node.start()
+        assert 0.8 < time.monotonic() - begin < 9
+        timer.join()
+    assert node.alive()
+
+
+@pytest.mark.slow
+def test_a_second_daemon_gives_up_after_ten_seconds(node: Node) -> None:
+    begin = time.monotonic()
+    result = node.run(node.daemon_path)
+    assert result.returncode == 255
+    assert "lock" in result.stderr + "\n".join(node.log())
+    assert 9 < time.monotonic() - begin < 15
+    assert node.alive()
+    (node.pve / "x").touch()
+
+
+def test_a_full_disk_is_an_io_error_until_restart(empty_node: Node) -> None:
+    node = empty_node
+    node.sh("mount -t tmpfs -o size=2m ram /var/lib/pve-cluster")
+    node.start()
+    (node.pve / "kept").write_text("t")
+    path = node.pve / "big"
+
+    def fill() -> None:
+        for number in range(64):
+            (node.pve / f"big{number}").write_bytes(bytes(131072))
+
+    assert error_of(fill) == errno.EIO
+    assert any("[database] crit:" in line for line in node.log())
+    node.sh("mount -o remount,size=64m /var/lib/pve-cluster")
+    assert error_of(lambda: path.touch()) == errno.EIO
+    assert error_of(lambda: (node.pve / "kept").unlink()) == errno.EIO
+    assert (node.pve / "kept").read_text() == "t"
+    node.restart()
+    path.write_text("works again")
+    assert (node.pve / "kept").read_text() == "t"
+
+
+def test_corosync_conf_written_in_local_mode_is_copied_at_the_next_start(node: Node) -> None:
+    node.cluster_conf.write_text(config(1))
+    assert not node.host_conf.exists()
+    node.restart()
+    assert node.host_conf.read_text() == config(1)
+    assert error_of(lambda: (node.pve / "x").touch()) == errno.EACCES  # cluster mode now
+
+
+@pytest.mark.parametrize(
+    ("cluster", "host", "copied"),
+    [
+        (config(5), config(4), True),
+        (config(5), None, True),
+        (config(5), config(5) + "# edited\n", True),
+        (config(5), config(6), False),
+        (config(0), config(0) + "# edited\n", False),
+        (EXAMPLE, EXAMPLE + "# edited\n", False),
+    ],
+)
+def test_version_rules_of_the_copy(node: Node, cluster: str, host: str | None, copied: bool) -> None:
+    node.cluster_conf.write_text(cluster)
+    if host is not None:
+        node.host_conf.write_text(host)
+    node.log()
+    node.restart()
+    assert (node.host_conf.read_text() if node.host_conf.exists() else None) == (cluster if copied else host)
+    assert node.cluster_conf.read_text() == cluster, "never the other way"
+    if host == config(6):
+        assert any("local corosync.conf is newer" in line for line in node.log())
+
+
+def test_a_reader_does_not_disturb_the_daemon(node: Node) -> None:
+    (node.pve / "x").write_text("t")
+    reader = node.spawn(
+        "/usr/bin/python3", "-c",
+        "import sqlite3, time; c = sqlite3.connect('/var/lib/pve-cluster/config.db'); c.execute('begin');"
+        "c.execute('select * from tree').fetchall(); open('/run/reading', 'w'); time.sleep(60)",
+    )
+    wait_for("the reader", lambda: (node.root / "run/reading").exists())
+    for number in range(8):
+        (node.pve / "x").write_bytes(bytes([number]) * 1048576)
+    assert (node.state / "config.db-wal").stat().st_size > 8 << 20  # a pinned reader makes the WAL grow
+    reader.kill()
+    assert node.alive()
+
+
+def test_foreground_and_wrong_arguments(empty_node: Node) -> None:
+    assert empty_node.run(empty_node.daemon_path, "--nonsense").returncode != 0
+    process = empty_node.spawn(empty_node.daemon_path, "-f", log="/run/out")
+    wait_for("the mount", lambda: (empty_node.pve / ".version").exists())
+    (empty_node.pve / "x").touch()
+    empty_node.pid_of_daemon = int((empty_node.root / "run/pve-cluster.pid").read_text())
+    empty_node.stop()
+    assert process.wait(10) == 0
+
+
