@@ -150,8 +150,8 @@ def apply(
         if wanted.absent and info["running"] and not info["quorate"]:
             _lower_expected(before, info, wanted, run, root, sleep)
             info = corosync_info.collect(run=run, root=root)
-        pve_file.require_writable(root)
         _refuse_state(info, wanted)
+        pve_file.require_writable(root)
         validate(after, run, root / "run/pveguard")
         with _Lock(root / "etc/pve" / LOCK, deadline_s, sleep, clock):
             _replace(root / "etc/pve/corosync.conf", before, after)

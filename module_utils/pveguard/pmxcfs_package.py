@@ -233,7 +233,8 @@ def dearmor(data: bytes) -> bytes:
     for block in re.findall(
         rb"-----BEGIN PGP PUBLIC KEY BLOCK-----\r?\n(.*?)-----END PGP PUBLIC KEY BLOCK-----", data, re.DOTALL
     ):
-        _, _, body = block.replace(b"\r\n", b"\n").partition(b"\n\n")
+        # Armour headers end with an empty line; there may be none of them.
+        _, _, body = (b"\n" + block.replace(b"\r\n", b"\n")).partition(b"\n\n")
         lines = [line.strip() for line in body.splitlines() if not line.startswith(b"=")]
         try:
             out += base64.b64decode(b"".join(lines), validate=True)
@@ -320,7 +321,7 @@ def _repository_files(
     if have is None or list(keys(have)) != [repository.fingerprint]:
         outcome.changes.append(f"trust key {repository.fingerprint} for {repository.url} only")
         if not repository.key.startswith(("http://", "https://")):
-            data = read_or_none(root / repository.key.removeprefix("file://").lstrip("/"))
+            data = read_or_none(root / re.sub(r"^file:(//)?", "", repository.key).lstrip("/"))
             if data is None:
                 raise PveguardError(f"pmxcfs_repository_key: {repository.key} does not exist on this host")
             key = pinned_key(data, repository.fingerprint, repository.key)
@@ -372,7 +373,7 @@ def _package(
             "-o",
             f"Dir::Etc::sourcelist=/{SOURCES}",
             "-o",
-            "Dir::Etc::sourceparts=-",
+            "Dir::Etc::sourceparts=/dev/null",
             "-o",
             "APT::Get::List-Cleanup=0",
         ],

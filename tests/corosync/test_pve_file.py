@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files on /etc/pve: refusals everywhere, and writes on a real mount of the double."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.module_utils.pveguard import pve_file
+from ansible.module_utils.pveguard.errors import PveguardError
+
+from lab.tests.doubles.harness import Node, why_not
+
+from .fakes import snapshot
+
+ROOT = Path(__file__).resolve().parents[2]
+RunModule = Callable[..., dict[str, Any]]
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "/etc/pve", "/etc/pve/../passwd", "/etc/pve/a/../../x", "etc/pve/x"]
+)
+def test_other_paths_are_refused(path: str) -> None:
+    with pytest.raises(PveguardError, match="below /etc/pve"):
+        pve_file.plan(path, b"")
+
+
+def test_files_of_the_daemon_are_refused() -> None:
+    with pytest.raises(PveguardError, match="made by the daemon"):
+        pve_file.plan("/etc/pve/.members", b"")
+
+
+def test_too_large_is_refused_before_anything_is_written() -> None:
+    with pytest.raises(PveguardError, match="at most 1048576"):
+        pve_file.plan("/etc/pve/x", b"a" * (1024 * 1024 + 1))
+
+
+def test_a_directory_that_is_not_mounted_is_never_written_to(tmp_path: Path) -> None:
+    (tmp_path / "etc/pve").mkdir(parents=True)
+    before = snapshot(tmp_path)
+    with pytest.raises(PveguardError, match="systemctl start pve-cluster"):
+        pve_file.apply("/etc/pve/datacenter.cfg", b"x\n", tmp_path)
+    assert snapshot(tmp_path) == before
+
+
+def test_check_mode_without_the_file_system(run_module: RunModule) -> None:
+    result = run_module("pve_file", path="/etc/pve/a.cfg", content="x\n", _ansible_check_mode=True)
+    assert result["changed"] is True and result["diff"]["after"] == "x\n"
+    result = run_module("pve_file", path="/etc/pve/a.cfg", state="absent", _ansible_check_mode=True)
+    assert result["changed"] is False
+    result = run_module("pve_file", path="/etc/pve/a.cfg", content="x", secret=True, _ansible_check_mode=True)
+    assert "diff" not in result
+    result = run_module("pve_file", path="/etc/pve/a.cfg", content="x\n")
+    assert result["failed"] and "not mounted" in result["msg"]
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    if reason := why_not():
+        pytest.skip(reason)
+    made = Node()
+    made.start()
+    yield made
+    made.close()
+
+
+@pytest.mark.root
+def test_on_the_real_mount(node: Node) -> None:
+    def apply(path: str, content: str | None, times: int = 1) -> dict[str, Any]:
+        script = (
+            f"import json, sys\nsys.path.insert(0, {str(ROOT / 'module_utils')!r})\nfrom pveguard import "
+            "pve_file\n"
+            "path, content, times = json.loads(sys.argv[1])\ndata = None if content is None else "
+            "content.encode() * times\n"
+            "try:\n    check = pve_file.plan(path, data).changed\n    done = pve_file.apply(path, data)\n"
+            "    print(json.dumps({'check': check, 'changed': done.changed}))\n"
+            "except Exception as error:\n    print(json.dumps({'error': str(error)}))\n"
+        )
+        result = node.run("/usr/bin/python3", "-B", "-c", script, json.dumps([path, content, times]))
+        assert result.returncode == 0, result.stderr
+        answer: dict[str, Any] = json.loads(result.stdout)
+        return answer
+
+    changed, same = {"check": True, "changed": True}, {"check": False, "changed": False}
+    assert apply("/etc/pve/priv/deep/secret.cfg", "one\n") == changed
+    assert apply("/etc/pve/priv/deep/secret.cfg", "one\n") == same
+    assert (node.pve / "priv/deep/secret.cfg").stat().st_mode & 0o777 == 0o600
+    assert apply("/etc/pve/datacenter.cfg", "keyboard: de\n") == changed
+    assert (node.pve / "datacenter.cfg").stat().st_mode & 0o777 == 0o640
+    before = node.version()
+    assert apply("/etc/pve/datacenter.cfg", "keyboard: en-us\n") == changed
+    assert node.version() - before == 1, "a file that grows is one transaction and never empty"
+    assert apply("/etc/pve/datacenter.cfg", "a\n") == changed
+    assert (node.pve / "datacenter.cfg").read_text() == "a\n"
+    assert "is a directory" in apply("/etc/pve/priv", "x")["error"]
+    assert apply("/etc/pve/datacenter.cfg", None) == changed
+    assert apply("/etc/pve/datacenter.cfg", None) == same
+    assert apply("/etc/pve/large", "x", 1024 * 1024) == changed
+    assert (node.pve / "large").stat().st_size == 1024 * 1024
+    node.stop()
+    assert "not mounted" in apply("/etc/pve/datacenter.cfg", "x")["error"]
+    assert list((node.root / "etc/pve").iterdir()) == []
