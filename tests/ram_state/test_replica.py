@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The replica: equal to the live table after any history, and never worse than before."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from .conftest import PROGRAM, Node, Writer, fill, table, without
+
+
+def save(ps: ModuleType, node_paths: Any, config: Any, store: Any, **options: Any) -> dict[str, Any]:
+    live = ps.open_live(node_paths, running=True)
+    try:
+        return dict(ps.save(live, store, **options))
+    finally:
+        live.close()
+
+
+FOLDERS = ["", "priv", "priv/lock", "nodes/pve1", "nodes/pve1/qemu-server", "ha", "a.tmp.12", "sdn"]
+NAMES = ["x", "y", "lrm_status", "manager_status", "z.tmp.7", "100.conf", "file-jobs_cfg"]
+path = st.builds(lambda f, n: f"{f}/{n}".strip("/"), st.sampled_from(FOLDERS), st.sampled_from(NAMES))
+operation = st.one_of(
+    st.tuples(st.just("write"), path, st.binary(max_size=20)),
+    st.tuples(st.just("mkdir"), path, st.just(b"")),
+    st.tuples(st.just("rename"), path, path),
+    st.tuples(st.just("rename"), st.sampled_from(FOLDERS[1:]), path),
+    st.tuples(st.just("delete"), path, st.just(b"")),
+    st.tuples(st.just("save"), st.just(""), st.just(b"")),
+)
+
+
+def perform(writer: Writer, kind: str, name: str, other: Any) -> None:
+    """Do an operation when a file system would allow it."""
+    rows = writer.rows()
+    inode = writer.find(name)
+    if kind == "write":
+        folder = name
+        while "/" in folder:
+            folder = folder.rpartition("/")[0]
+            above = writer.find(folder)
+            if above is not None and rows[above][5] != 4:
+                return
+        if inode is None or rows[inode][5] == 8:
+            writer.write(name, other)
+    elif kind == "mkdir":
+        perform(writer, "write", f"{name}/.keep", b"") if inode is None else None
+    elif kind == "delete" and inode and not any(r[1] == inode for r in rows.values()):
+        writer.delete(name)
+    elif kind == "rename" and inode and not f"{other}/".startswith(f"{name}/"):
+        victim = writer.find(other)
+        folder = other.rpartition("/")[0]
+        above = writer.find(folder)
+        if above is None or rows[above][5] != 4 or (victim is not None and rows[victim][5] != 8):
+            return
+        if victim is not None and rows[inode][5] != 8:
+            return
+        writer.rename(name, other)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(operation, max_size=40))
+def test_replica_equals_live_after_any_history(ps: ModuleType, operations: list[tuple[Any, ...]]) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
+        paths = ps.Paths(folder)
+        os.makedirs(paths.live)
+        config = ps.Config({"max_version_lag": 5})
+        writer = Writer(Path(paths.live_db))
+        writer.write("storage.cfg", b"dir: local\n")
+        store = ps.Store(paths, config)
+        for operation in [*operations, ("save", "", b"")]:
+            if operation[0] != "save":
+                perform(writer, *operation)
+                continue
+            save(ps, paths, config, store)
+            replica = {i: tuple(r) for i, r in table(Path(paths.replica)).items()}
+            live = without(writer.rows(), config.noise.matches)
+            root, live_root = replica.pop(0), live.pop(0)
+            assert replica == live
+            assert 0 <= live_root[2] - root[2] < config.max_lag
+        save(ps, paths, config, store, exact=True)
+        # No lineage is ever invented for one ordinary history that deletes no great part of it.
+        store.close()
+        problems, _ = ps.verify_database(paths.replica)
+        assert problems == []
+        assert not os.path.exists(paths.replica + "-wal")
+        writer.close()
+
+
+def test_noise_alone_costs_nothing_until_the_lag(ps: ModuleType, node: Node) -> None:
+    node.start_daemon()
+    fill(node.w)
+    config = ps.Config({"max_version_lag": 20})
+    store = ps.Store(node.paths, config)
+    assert save(ps, node.paths, config, store)["saved"]
+    before = table(Path(node.paths.replica))
+    for i in range(6):
+        node.w.write("nodes/pve1/lrm_status.tmp.12", b"%d" % i)
+        node.w.rename("nodes/pve1/lrm_status.tmp.12", "nodes/pve1/lrm_status")
+        node.w.mkdir("priv/lock/file-jobs_cfg")
+        node.w.delete("priv/lock/file-jobs_cfg")
+        if node.w.version - before[0][2] < 20:
+            assert not save(ps, node.paths, config, store)["saved"]
+    assert save(ps, node.paths, config, store)["saved"]
+    after = table(Path(node.paths.replica))
+    assert after.pop(0)[2] == node.w.version
+    before.pop(0)
+    assert after == before
+    store.close()
+
+
+def test_a_resync_with_lower_versions_is_seen_and_the_former_state_is_kept(
+    ps: ModuleType, node: Node
+) -> None:
+    node.start_daemon()
+    fill(node.w)
+    store = ps.Store(node.paths, node.config)
+    save(ps, node.paths, node.config, store)
+    inode = node.w.find("storage.cfg")
+    # The leader has the same inode with a lower version and other data, and a root version that is higher.
+    node.w.db.execute("UPDATE tree SET version=1, data=? WHERE inode=?", (b"dir: other\n", inode))
+    node.w.db.execute("UPDATE tree SET version=version+5 WHERE inode=0")
+    result = save(ps, node.paths, node.config, store)
+    assert result["lineage"] == 2
+    kept = [g for g in ps.generations(node.paths) if g.manifest["reason"] == "before a new lineage"]
+    assert len(kept) == 0 or not kept[0].problems()
+    first = [g for g in ps.generations(node.paths) if g.manifest["lineage"] == 1]
+    assert b"dir: local\n" in [r[7] for r in table(Path(first[0].db)).values()]
+    assert table(Path(node.paths.replica))[inode][7] == b"dir: other\n"
+    store.close()
+
+
+def test_same_metadata_other_data_is_found_by_a_deep_save(ps: ModuleType, node: Node) -> None:
+    node.start_daemon()
+    fill(node.w)
+    store = ps.Store(node.paths, node.config)
+    save(ps, node.paths, node.config, store)
+    inode = node.w.find("storage.cfg")
+    node.w.db.execute("UPDATE tree SET data=? WHERE inode=?", (b"dir: LOCAL\n", inode))
+    assert not save(ps, node.paths, node.config, store)["saved"]
+    assert save(ps, node.paths, node.config, store, deep=True)["lineage"] == 2
+    assert table(Path(node.paths.replica))[inode][7] == b"dir: LOCAL\n"
+    store.close()
+
+
+def test_an_empty_live_state_never_overwrites_the_replica(ps: ModuleType, node: Node) -> None:
+    node.start_daemon()
+    fill(node.w)
+    store = ps.Store(node.paths, node.config)
+    save(ps, node.paths, node.config, store)
+    before = table(Path(node.paths.replica))
+    node.w.db.execute("DELETE FROM tree WHERE inode<>0")
+    node.w.db.execute("UPDATE tree SET version=version+1")
+    with pytest.raises(ps.Damaged, match="no file at all"):
+        save(ps, node.paths, node.config, store)
+    assert table(Path(node.paths.replica)) == before
+    store.close()
+
+
+def test_bad_names_survive(ps: ModuleType, node: Node) -> None:
+    node.start_daemon()
+    fill(node.w)
+    v = node.w.version + 1
+    node.w._commit(
+        ("INSERT INTO tree VALUES(?,0,?,1,1,8,CAST(? AS TEXT),?)", (v, v, b"caf\xe9", b"\x00\xff"))
+    )
+    store = ps.Store(node.paths, node.config)
+    save(ps, node.paths, node.config, store)
+    db = sqlite3.connect(node.paths.replica)
+    assert db.execute("SELECT CAST(name AS BLOB), data FROM tree WHERE inode=?", (v,)).fetchone() == (
+        b"caf\xe9",
+        b"\x00\xff",
+    )
+    db.close()
+    store.close()
+
+
+def test_a_damaged_replica_is_set_aside_and_made_anew(ps: ModuleType, node: Node) -> None:
+    node.start_daemon()
+    fill(node.w)
+    assert node.command("save", "--json") == 0
+    replica = Path(node.paths.replica)
+    replica.write_bytes(b"garbage" * 1000)
+    assert node.command("save", "--json") == 0
+    assert ps.verify_database(str(replica))[0] == []
+    assert [p.read_bytes()[:7] for p in Path(node.paths.damaged).glob("*/config.db")] == [b"garbage"]
+
+
+def test_a_damaged_live_table_is_not_saved(ps: ModuleType, node: Node) -> None:
+    node.start_daemon()
+    fill(node.w)
+    assert node.command("save", "--json") == 0
+    before = table(Path(node.paths.replica))
+    v = node.w.version + 1
+    node.w._commit(("INSERT INTO tree VALUES(?,0,?,1,1,8,'storage.cfg','')", (v, v)))
+    assert node.command("save", "--json") == ps.EXIT_DAMAGED
+    assert table(Path(node.paths.replica)) == before
+
+
+def test_no_space_in_the_store(ps: ModuleType, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    node.start_daemon()
+    fill(node.w)
+    store = ps.Store(node.paths, node.config)
+    save(ps, node.paths, node.config, store)
+    before = table(Path(node.paths.replica))
+    store.connection.execute(
+        f"PRAGMA max_page_count={store.connection.execute('PRAGMA page_count').fetchone()[0]}"
+    )
+    node.w.write("big", b"x" * 300_000)
+    with pytest.raises(ps.StoreError, match="full"):
+        save(ps, node.paths, node.config, store)
+    assert table(Path(node.paths.replica)) == before
+    assert not store.connection.in_transaction
+    store.connection.execute("PRAGMA max_page_count=100000")
+    assert save(ps, node.paths, node.config, store)["saved"]
+    assert without(node.w.rows(), node.config.noise.matches) == table(Path(node.paths.replica))
+    store.close()
+
+
+def test_the_live_database_is_never_held_while_the_store_is_written(
+    ps: ModuleType, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.start_daemon()
+    fill(node.w)
+    store = ps.Store(node.paths, node.config)
+    live = ps.open_live(node.paths, running=True)
+    held: list[bool] = []
+    write = ps.Store.write
+    monkeypatch.setattr(ps.Store, "write", lambda *a: (held.append(live.in_transaction), write(*a)))
+    ps.save(live, store)
+    assert held == [False]
+    live.close()
+    store.close()
+
+
+CHILD = """
+import importlib.machinery, importlib.util, sys, os
+sys.path.insert(0, {tests!r})
+loader = importlib.machinery.SourceFileLoader("ps", {program!r})
+spec = importlib.util.spec_from_loader("ps", loader)
+ps = importlib.util.module_from_spec(spec); loader.exec_module(ps)
+paths = ps.Paths({root!r}); config = ps.Config()
+store = ps.Store(paths, config)
+live = ps.open_live(paths, True)
+print("ready", flush=True)
+while True:
+    ps.save(live, store, exact=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_save_killed_at_any_point_leaves_a_good_replica(ps: ModuleType, node: Node) -> None:
+    node.start_daemon()
+    fill(node.w)
+    states = [without(node.w.rows(), node.config.noise.matches)]
+    for turn in range(12):
+        child = subprocess.Popen(
+            [sys.executable, "-c", CHILD.format(tests="", program=str(PROGRAM), root=str(node.root))],
+            stdout=subprocess.PIPE,
+        )
+        assert child.stdout is not None
+        child.stdout.readline()
+        end = time.monotonic() + 0.02 + 0.013 * turn
+        i = 0
+        while time.monotonic() < end:
+            node.w.write(f"nodes/pve1/qemu-server/{200 + i % 7}.conf", os.urandom(30) * (1 + i % 200))
+            states.append(without(node.w.rows(), node.config.noise.matches))
+            i += 1
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+        # What a boot would restore: one of the states that the live table went through, none mixed.
+        node.stop_daemon()
+        (node.live / "keep.db").write_bytes((node.live / "config.db").read_bytes())
+        os.rename(node.live / "keep.db", node.root / "keep.db")
+        node.mount()
+        assert node.command("restore", "--json") == 0
+        restored = table(node.live / "config.db")
+        assert any(restored == state for state in states[-(i + 2) :]) or restored in states
+        node.unmount()
+        node.start_daemon()
