@@ -169,11 +169,11 @@ class Node:
 
     # commands
 
-    def _enter(self, command: list[str]) -> list[str]:
+    def enter(self, command: list[str]) -> list[str]:
         return ["nsenter", "-t", str(self.pid), "-m", "-u", "-i", "-n", "--", *command]
 
     def run(self, *command: str, timeout: float = 30) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(self._enter(list(command)), capture_output=True, text=True, timeout=timeout)
+        return subprocess.run(self.enter(list(command)), capture_output=True, text=True, timeout=timeout)
 
     def sh(self, script: str) -> str:
         """Output of a script that must succeed."""
@@ -183,7 +183,7 @@ class Node:
 
     def spawn(self, *command: str, log: str = "/dev/null") -> subprocess.Popen[bytes]:
         with open(f"{self.root}{log}", "ab") as output:
-            process = subprocess.Popen(self._enter(list(command)), stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            process = subprocess.Popen(self.enter(list(command)), stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         self._children.append(process)
         return process
 
@@ -198,7 +198,8 @@ class Node:
         assert result.returncode == 0, f"pmxcfs exits with {result.returncode}: {result.stderr}"
 
     def try_start(self, *options: str) -> subprocess.CompletedProcess[str]:
-        result = self.run(self.daemon_path, *options)
+        # /run/bin may hold stand-ins for programs that the daemon starts
+        result = self.run("env", f"PATH=/run/bin:{os.environ['PATH']}", self.daemon_path, *options)
         if result.returncode == 0:
             self.pid_of_daemon = int((self.root / "run/pve-cluster.pid").read_text())
         return result
@@ -229,7 +230,7 @@ class Node:
         In a process in the node, because SQLite resolves /proc/PID/root to a path of this machine.
         """
         if self._reader is None:
-            command = self._enter(["/usr/bin/python3", "-c", READER])
+            command = self.enter(["/usr/bin/python3", "-c", READER])
             self._reader = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             self._children.append(self._reader)
         assert self._reader.stdin is not None and self._reader.stdout is not None
