@@ -137,7 +137,8 @@ def service_states(run: Run = real_run, root: Path | str = Path("/")) -> dict[st
         packaged = next((text for folder in _UNIT_DIRS if (text := _text(Path(root) / folder / unit))), "")
         state["installed"] = bool(packaged) or state["load"] not in ("not-found", "masked", "")
         state["installable"] = "[Install]" in packaged
-        state["wanted"] = any((Path(root) / "etc/systemd/system").glob(f"*.wants/{unit}"))
+        wants = (Path(root) / "etc/systemd/system").glob("*.wants")
+        state["wanted"] = any((folder / unit).is_symlink() for folder in wants)
     return states
 
 
