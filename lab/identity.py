@@ -3,23 +3,41 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
+import io
+import tarfile
 
 from . import layout
 
+# Commands of "ip -batch". The first addresses are those of QEMU's user network: static, as a lease costs every boot time.
+NETWORK = """\
+link set lo up
+address replace 10.0.2.15/24 dev eth0
+link set eth0 up
+address replace {ring}/24 dev eth1
+link set eth1 up
+route replace default via 10.0.2.2
+"""
+EPOCH = 1735689600  # 2025-01-01, the time stamp of the files
 HOSTS_KNOWN = 9  # so that a node that is added later is known by name to the others
 
 
-def encode_files(files: dict[str, tuple[int, str]]) -> str:
-    """Lines ``PATH MODE BASE64`` as the guest's ``identity`` script reads them."""
-    return "".join(
-        f"{path} {mode:o} {base64.b64encode(text.encode()).decode()}\n" for path, (mode, text) in files.items()
-    )
+def encode_files(files: dict[str, tuple[int, str]]) -> bytes:
+    """A compressed tar of the files, to be unpacked at /; the same files give the same bytes."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for path, (mode, text) in sorted(files.items()):
+            data = text.encode()
+            member = tarfile.TarInfo(path.lstrip("/"))
+            member.mode, member.size, member.mtime = mode, len(data), EPOCH
+            tar.addfile(member, io.BytesIO(data))
+    return gzip.compress(archive.getvalue(), 9, mtime=0)
 
 
-def smbios_argument(name: str, content: str) -> str:
+def smbios_argument(name: str, content: bytes) -> str:
     """Value of QEMU's ``-smbios`` for a systemd credential; base64 has no comma, so nothing needs escaping."""
-    data = base64.b64encode(content.encode()).decode()
+    data = base64.b64encode(content).decode()
     return f"type=11,value=io.systemd.credential.binary:{name}={data}"
 
 
@@ -40,18 +58,7 @@ def files(number: int, client_key: str, host_key: str, host_key_public: str) -> 
     return {
         "/etc/hostname": (0o644, f"{name}\n"),
         "/etc/hosts": (0o644, "\n".join(hosts) + "\n"),
-        "/etc/systemd/network/10-mgmt.network": (
-            0o644,
-            # The addresses of QEMU's user network; static, because a lease costs a second of every boot.
-            f"[Match]\nMACAddress={mac(number, 0)}\n\n[Network]\nAddress=10.0.2.15/24\nGateway=10.0.2.2\n"
-            "LinkLocalAddressing=no\nIPv6AcceptRA=no\n",
-        ),
-        "/etc/systemd/network/20-ring.network": (
-            0o644,
-            # A cut ring must keep its address, as a pulled cable does on Proxmox.
-            f"[Match]\nMACAddress={mac(number, 1)}\n\n[Network]\nAddress={layout.ring_address(number)}/24\n"
-            "LinkLocalAddressing=no\nIPv6AcceptRA=no\nConfigureWithoutCarrier=yes\nIgnoreCarrierLoss=yes\n",
-        ),
+        "/etc/lab-network": (0o644, NETWORK.format(ring=layout.ring_address(number))),
         "/etc/resolv.conf": (0o644, "nameserver 10.0.2.3\n"),
         "/etc/ssh/ssh_host_ed25519_key": (0o600, host_key),
         "/etc/ssh/ssh_host_ed25519_key.pub": (0o644, host_key_public),

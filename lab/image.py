@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import sys
+import time
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,6 +196,8 @@ def ensure(profile: str, release: str, source: str | None = None) -> Image:
     image = Image(image_key(kind, release, source), images / image_key(kind, release, source),
                   images / f"{repository_key(source)}.img")
     if image.directory.is_dir() and image.repository.exists():
+        for path in (image.directory, image.repository, image.repository.with_suffix(".json")):
+            os.utime(path)  # in use: see prune()
         return image
     with file_lock(images / "lock", "the image store"):
         if not (image.directory.is_dir() and image.repository.exists()):
@@ -222,8 +225,11 @@ def _build(image: Image, kind: str, release: str, base: Path, source: str | None
     partial.rename(image.directory)
 
 
-def prune(used: set[str]) -> None:
-    """Delete images and repositories that are neither current nor named in ``used`` (image keys and repository keys)."""
+def prune(used: set[str], older_than: float = 3600) -> None:
+    """Delete images and repositories not named in ``used`` (their keys) and not touched for ``older_than`` seconds.
+
+    The age protects what another lab has just chosen and not yet written down.
+    """
     images = layout.images_dir()
     if not images.is_dir():
         return
@@ -233,6 +239,8 @@ def prune(used: set[str]) -> None:
             for suffix in (".partial.tar", ".partial.img", ".partial", ".tar", ".img", ".json", ".log"):
                 name = name.removesuffix(suffix)
             if name in used or not name.startswith(("debian-", "pve-", "repo-")):
+                continue
+            if time.time() - path.lstat().st_mtime < older_than:
                 continue
             say(f"removing unused image file {path.name}")
             if path.is_dir():

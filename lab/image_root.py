@@ -26,11 +26,11 @@ MASKED = (
     "getty@tty1.service", "serial-getty@ttyS0.service", "getty-static.service", "systemd-ask-password-console.path",
     "systemd-ask-password-wall.path", "dev-hugepages.mount", "dev-mqueue.mount", "sys-kernel-debug.mount",
     "sys-kernel-tracing.mount", "nvmefc-boot-connections.service", "nvmf-autoconnect.service",
-    "nvmf-connect-nbft.service", "smartmontools.service", "smartd.service", "corosync-notifyd.service",
+    "nvmf-connect-nbft.service", "systemd-network-generator.service", "systemd-udev-load-credentials.service",
+    "systemd-networkd-wait-online.service", "smartmontools.service", "smartd.service", "corosync-notifyd.service",
     "modprobe@drm.service", "modprobe@efi_pstore.service",
 )  # fmt: skip
-ENABLED = ("systemd-networkd.service", "systemd-networkd-wait-online.service", "ssh.service",
-           "lab-identity.service", "lab-agent.service")  # fmt: skip
+ENABLED = ("ssh.service", "lab-identity.service", "lab-network.service", "lab-agent.service")
 
 
 def command(*argv: str | os.PathLike[str], **kwargs: Any) -> None:

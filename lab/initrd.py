@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .errors import LabError
 
-MODULES = ("virtio_pci", "virtio_blk", "nvme", "ext4")
+MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "nvme", "ext4")
 PROBE_OK = "LAB-PROBE-OK"
 
 INIT = f"""#!/bin/sh
@@ -26,14 +26,24 @@ if grep -q lab.probe=1 /proc/cmdline; then
     echo {PROBE_OK} >/dev/ttyS0
     poweroff -f
 fi
+# All file systems and cards are there before systemd starts, so that it waits for no device; fstab names them too.
+var=/dev/vdb repo=/dev/vdc
+for word in $(cat /proc/cmdline); do
+    case $word in
+    lab.var=*) var=${{word#lab.var=}} ;;
+    lab.repo=*) repo=${{word#lab.repo=}} ;;
+    esac
+done
 i=0
-while [ ! -b /dev/vda ] && [ $i -lt 200 ]; do sleep 0.1; i=$((i + 1)); done
+while {{ [ ! -b /dev/vda ] || [ ! -b $var ] || [ ! -b $repo ]; }} && [ $i -lt 200 ]; do sleep 0.1; i=$((i + 1)); done
 mount -t ext4 -o rw,noatime /dev/vda /root || echo "lab: no root disk"
+mount -t ext4 -o rw,noatime $var /root/var/lib || echo "lab: no /var/lib disk"
+mount -t ext4 -o ro,noload $repo /root/srv/pve-repo || echo "lab: no repository disk"
 umount /proc /sys
 mount --move /dev /root/dev
 exec switch_root /root /sbin/init
 """
-APPLETS = ("sh", "mount", "umount", "insmod", "grep", "sha256sum", "poweroff", "sleep", "echo", "switch_root", "[")
+APPLETS = ("sh", "mount", "umount", "insmod", "cat", "grep", "sha256sum", "poweroff", "sleep", "echo", "switch_root", "[")
 
 
 def _entry(name: str, mode: int, data: bytes, inode: int) -> bytes:

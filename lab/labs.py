@@ -22,8 +22,9 @@ from .system import file_lock, in_parallel, require_space, require_tools, run
 BASE = "base"  # the snapshot of a profile's first settled state
 SUSPEND = "suspend"  # where `down` leaves a running lab
 MAX_NODES = identity.HOSTS_KNOWN
-COLD_SECONDS = 300
-WARM_SECONDS = 120
+# Deadlines, several times what an idle machine with 2 cores and no KVM takes.
+COLD_SECONDS = 600
+WARM_SECONDS = 180
 BYTES_PER_NODE_MIB = 1536  # overlay disks and a few snapshots
 
 

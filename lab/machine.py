@@ -72,7 +72,7 @@ class Machine:
     def qmp(self, timeout: float = 60.0) -> Qmp:
         return Qmp(self.directory / f"{self.name}.qmp", self.name, timeout)
 
-    def arguments(self, image: Image, accelerator: str, memory: int, ring_port: int, credential: str,
+    def arguments(self, image: Image, accelerator: str, memory: int, ring_port: int, credential: bytes,
                   load: str | None = None) -> list[str]:
         """QEMU's argument vector; its working directory is the lab's, for short socket paths.
 
@@ -82,9 +82,10 @@ class Machine:
         disk = "format=qcow2,cache=unsafe,discard=unmap"
         root = os.path.relpath(self.root_disk, self.directory)
         var = os.path.relpath(self.var_disk, self.directory)
-        append = (f"root=/dev/vda rw console=ttyS0 quiet loglevel=4 net.ifnames=0 systemd.hostname={self.name} "
+        disks = "lab.var=/dev/nvme0n1 lab.repo=/dev/vdb" if self.nvme else "lab.var=/dev/vdb lab.repo=/dev/vdc"
+        append = (f"root=/dev/vda rw {disks} console=ttyS0 quiet loglevel=4 net.ifnames=0 systemd.hostname={self.name} "
                   f"systemd.machine_id={identity.machine_id(self.lab, self.number)} systemd.show_status=0 "
-                  "mitigations=off audit=0 random.trust_cpu=on")
+                  "systemd.ssh_auto=0 mitigations=off audit=0 random.trust_cpu=on")
         argv = [
             "qemu-system-x86_64", *accel.arguments(accelerator),
             "-name", f"pveguard-lab-{self.lab}-{self.name}",
@@ -98,7 +99,7 @@ class Machine:
             "-device", "nvme,drive=var,serial=lab-nvme" if self.nvme else "virtio-blk-pci,drive=var,serial=lab-var",
             "-drive", f"if=none,id=repo,file={os.path.relpath(image.repository, self.directory)},format=raw,readonly=on",
             "-device", "virtio-blk-pci,drive=repo,serial=lab-repo",
-            "-netdev", f"user,id=n0,hostfwd=tcp:127.0.0.1:{self.port}-:22",
+            "-netdev", f"user,id=n0,ipv6=off,hostfwd=tcp:127.0.0.1:{self.port}-:22",
             "-device", f"virtio-net-pci,netdev=n0,mac={identity.mac(self.number, 0)},romfile=",
             "-netdev", f"socket,id=n1,mcast={net.RING_GROUP}:{ring_port},localaddr=127.0.0.1",
             "-device", f"virtio-net-pci,id=ring,netdev=n1,mac={identity.mac(self.number, 1)},romfile=",
