@@ -130,17 +130,16 @@ def measure(
 ) -> dict[str, Any]:
     """Counters now, what was written since ``previous`` counters, and a window where one is wanted.
 
-    A window is observed only when ``window_seconds`` is above 0, the database is where ``window_on`` says
-    (``disk``, ``memory`` or ``any``), and the machine is another one than ``known_machine`` (empty: none is
-    known). Returns ``{counters, window, since}``; the last two are None where there is none.
+    A window is observed only when ``window_seconds`` is above 0, there is a database, it is where
+    ``window_on`` says (``disk``, ``memory`` or ``any``), and the machine is another one than
+    ``known_machine`` (empty: none is known). Returns ``{counters, window, since}``; the last two are None
+    where there is none.
     """
     here = block_writes.counters(store, database, pid_file)
     place = "memory" if here["database"]["in_memory"] else "disk"
-    wait = (
-        window_seconds > 0
-        and window_on in ("any", place)
-        and not (known_machine and known_machine == here["machine"])
-    )
+    known = bool(known_machine) and known_machine == here["machine"]
+    there = here["database"]["inode"] is not None
+    wait = window_seconds > 0 and there and window_on in ("any", place) and not known
     window: dict[str, Any] | None = None
     if wait:
         now, window = observe(

@@ -69,7 +69,7 @@ def entry(
     if in_run and not counters:
         why = (measured or {}).get("msg") or "not measured in this run"
         notes.append(f"no counters: {why}")
-    before = _before(baseline, machine, notes)
+    before = _before(baseline, machine, notes if in_run else [])
     after = _after(measured, last, notes)
     result: dict[str, Any] = {
         "time": now,

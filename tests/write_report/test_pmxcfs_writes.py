@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transactions and files, from a database that is really being written."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.module_utils.pveguard import pmxcfs_writes
+from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.run import Result
+
+SCHEMA = (
+    "CREATE TABLE tree (inode INTEGER PRIMARY KEY NOT NULL, parent INTEGER NOT NULL, version INTEGER NOT "
+    "NULL, "
+    "writer INTEGER NOT NULL, mtime INTEGER NOT NULL, type INTEGER NOT NULL, name TEXT NOT NULL, data BLOB)"
+)
+
+
+class Daemon:
+    """Writes a database as the daemon does: one transaction and one version for each operation."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self.db.execute("PRAGMA journal_mode=WAL")
+        self.db.execute("PRAGMA synchronous=NORMAL")
+        self.db.execute(SCHEMA)
+        self.version = 10
+        self.db.execute("INSERT INTO tree VALUES (0, 0, 10, 1, 0, 8, '__version__', NULL)")
+        self.nodes = self.make(0, "nodes", 4)
+        self.node = {name: self.make(self.nodes, name, 4) for name in ("pve1", "pve2")}
+        self.status = {name: self.make(inode, "lrm_status") for name, inode in self.node.items()}
+
+    def _write(self, sql: str, *values: object) -> None:
+        self.version += 1
+        self.db.execute("BEGIN")
+        self.db.execute(sql.replace(":v", str(self.version)), values)
+        self.db.execute("UPDATE tree SET version = ? WHERE inode = 0", (self.version,))
+        self.db.execute("COMMIT")
+
+    def make(self, parent: int, name: str, kind: int = 8, writer: int = 1) -> int:
+        inode = self.version + 1
+        self._write("INSERT INTO tree VALUES (?, ?, :v, ?, 0, ?, ?, 'x')", inode, parent, writer, kind, name)
+        return inode
+
+    def write(self, inode: int, writer: int = 1) -> None:
+        self._write("UPDATE tree SET version = :v, writer = ? WHERE inode = ?", writer, inode)
+
+    def heartbeat(self, name: str, writer: int = 1, upto: int = 3) -> None:
+        """Create, write, rename over: three transactions."""
+        inode = self.make(self.node[name], "lrm_status.tmp.123", writer=writer)
+        if upto > 1:
+            self.write(inode, writer)
+        if upto > 2:
+            self.finish(name, inode)
+
+    def finish(self, name: str, inode: int) -> None:
+        self.version += 1
+        self.db.execute("BEGIN")
+        self.db.execute("DELETE FROM tree WHERE inode = ?", (self.status[name],))
+        self.db.execute(
+            "UPDATE tree SET version = ?, name = 'lrm_status' WHERE inode = ?", (self.version, inode)
+        )
+        self.db.execute("UPDATE tree SET version = ? WHERE inode = 0", (self.version,))
+        self.db.execute("COMMIT")
+        self.status[name] = inode
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    (tmp_path / "db").mkdir()
+    daemon = Daemon(tmp_path / "db" / "config.db")
+    yield daemon
+    daemon.db.close()
+
+
+def no_sync(argv: Any, **_: Any) -> Result:
+    assert argv[:2] == ["sync", "-f"]
+    return Result(0, "", "")
+
+
+def test_transactions_are_exact_and_heartbeats_are_attributed(daemon: Daemon) -> None:
+    sampler = pmxcfs_writes.Sampler(str(daemon.path))
+    sampler.sample()
+    for _ in range(4):
+        daemon.heartbeat("pve1", writer=1)
+        daemon.heartbeat("pve2", writer=2)
+        sampler.sample()
+    config = daemon.make(daemon.node["pve1"], "config")
+    daemon.write(config)
+    sampler.sample()
+    sampler.sample()
+    assert sampler.transactions == 4 * 6 + 2
+    assert sampler.files() == [
+        {"path": "nodes/pve1/lrm_status", "writer": 1, "changes": 4, "transactions_at_least": 12},
+        {"path": "nodes/pve2/lrm_status", "writer": 2, "changes": 4, "transactions_at_least": 12},
+        {"path": "nodes/pve1/config", "writer": 1, "changes": 1, "transactions_at_least": 1},
+    ]
+
+
+def test_a_replacement_that_is_seen_halfway_counts_once(daemon: Daemon) -> None:
+    sampler = pmxcfs_writes.Sampler(str(daemon.path))
+    sampler.sample()
+    daemon.heartbeat("pve1", upto=1)
+    inode = daemon.version
+    sampler.sample()
+    daemon.write(inode)
+    daemon.finish("pve1", inode)
+    sampler.sample()
+    assert sampler.transactions == 3
+    assert [(f["path"], f["changes"]) for f in sampler.files()] == [("nodes/pve1/lrm_status", 1)]
+
+
+def test_a_version_that_goes_back_is_unknown(daemon: Daemon) -> None:
+    sampler = pmxcfs_writes.Sampler(str(daemon.path))
+    sampler.sample()
+    daemon.db.execute("UPDATE tree SET version = 3 WHERE inode = 0")
+    sampler.sample()
+    assert sampler.transactions is None
+
+
+def test_a_window_on_a_live_database(daemon: Daemon, tmp_path: Path) -> None:
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(0.1):
+            daemon.heartbeat("pve1")
+
+    start = daemon.version
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        _, writes = pmxcfs_writes.observe(
+            1.0, store=str(tmp_path), database=str(daemon.path), sample_seconds=0.02, run=no_sync
+        )
+    finally:
+        stop.set()
+        thread.join()
+    assert 0 < writes["transactions"] <= daemon.version - start
+    rate = writes["transactions"] * 60 / writes["seconds"]
+    assert writes["transactions_per_minute"] == pytest.approx(rate, abs=0.01)
+    (file,) = writes["files"]
+    assert file["path"] == "nodes/pve1/lrm_status"
+    # One heartbeat may be cut by either end of the window.
+    assert (
+        abs(file["transactions_at_least"] - writes["transactions"]) <= 3 + writes["unattributed_transactions"]
+    )
+    assert writes["lrm_status_nodes"].keys() == {"pve1"}
+
+
+def test_an_idle_window_writes_nothing(daemon: Daemon, tmp_path: Path) -> None:
+    # The shared-memory file is left out: readers mark in it what they read, in pages the daemon keeps dirty
+    # anyway.
+    files = [daemon.path, Path(f"{daemon.path}-wal")]
+    before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in files]
+    names = sorted(daemon.path.parent.iterdir())
+    _, writes = pmxcfs_writes.observe(
+        0.2, store=str(tmp_path), database=str(daemon.path), sample_seconds=0.05, run=no_sync
+    )
+    assert writes["transactions"] == 0 and writes["files"] == [] and writes["transactions_per_minute"] == 0
+    assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in files] == before
+    assert sorted(daemon.path.parent.iterdir()) == names
+
+
+def test_a_database_that_nobody_has_open_is_left_alone(daemon: Daemon, tmp_path: Path) -> None:
+    daemon.db.close()
+    files = sorted(path.name for path in daemon.path.parent.iterdir())
+    with pytest.raises(PveguardError, match="not in use"):
+        pmxcfs_writes.Sampler(str(daemon.path)).sample()
+    result = pmxcfs_writes.measure(
+        window_seconds=0.1, store=str(tmp_path), database=str(daemon.path), run=no_sync
+    )
+    assert result["window"]["transactions"] is None and "not in use" in result["window"]["notes"][-1]
+    assert result["window"]["lrm_status_transactions_per_minute"] is None
+    assert sorted(path.name for path in daemon.path.parent.iterdir()) == files
+
+
+def test_a_damaged_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.db").write_bytes(b"garbage" * 1000)
+    (tmp_path / "config.db-shm").touch()
+    with pytest.raises(PveguardError, match="cannot be read"):
+        pmxcfs_writes.Sampler(str(tmp_path / "config.db")).sample()
+
+
+def test_without_a_database_nobody_waits(tmp_path: Path) -> None:
+    began = time.monotonic()
+    result = pmxcfs_writes.measure(
+        window_seconds=300, store=str(tmp_path), database=str(tmp_path / "none.db"), run=no_sync
+    )
+    assert time.monotonic() - began < 60
+    assert result["window"] is None and result["counters"]["root_version"] is None
+
+
+def test_when_a_window_is_observed(daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where: dict[str, Any] = {"store": str(tmp_path), "database": str(daemon.path), "run": no_sync}
+    monkeypatch.setattr(pmxcfs_writes.block_writes, "_machine", lambda root: "this-one")
+    place = pmxcfs_writes.measure(**where)["counters"]["database"]["in_memory"]
+    here, elsewhere = ("memory", "disk") if place else ("disk", "memory")
+    assert pmxcfs_writes.measure(window_seconds=0.05, window_on=here, **where)["window"]
+    assert pmxcfs_writes.measure(window_seconds=0.05, window_on=elsewhere, **where)["window"] is None
+    assert pmxcfs_writes.measure(window_seconds=0.05, known_machine="this-one", **where)["window"] is None
+    assert pmxcfs_writes.measure(window_seconds=0.05, known_machine="other", **where)["window"]
+
+
+def test_module_counts_since_an_earlier_call_without_waiting(
+    daemon: Daemon, tmp_path: Path, run_module: Any
+) -> None:
+    pid = tmp_path / "pid"
+    pid.write_text(f"{os.getpid()}\n")
+    where = {"store": str(tmp_path), "database": str(daemon.path), "pid_file": str(pid)}
+    first = run_module("pmxcfs_writes", **where)
+    assert (
+        first["counters"]["root_version"] == daemon.version
+        and first["since"] is None
+        and first["window"] is None
+    )
+    daemon.heartbeat("pve1")
+    later = run_module("pmxcfs_writes", previous=first["counters"], **where)
+    assert later["since"]["transactions"] == 3 and not later["changed"]
+    restarted = {**first["counters"], "pmxcfs": {"pid": 1, "start_ticks": 1, "write_bytes": 0}}
+    assert run_module("pmxcfs_writes", previous=restarted, **where)["since"]["transactions"] is None
+    replaced = {**first["counters"], "root_version": 10**9}
+    since = run_module("pmxcfs_writes", previous=replaced, **where)["since"]
+    assert since["transactions"] is None and "went back" in since["notes"][-1]
+
+
+def test_module_refuses_times_without_sense(run_module: Any) -> None:
+    assert run_module("pmxcfs_writes", window_seconds=-1)["failed"]

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report: what it says of whole nodes, of nodes with something missing, and the table as text."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from ansible.module_utils.pveguard import report_table
+
+ROOT = Path(__file__).resolve().parents[2]
+NOW = "2026-11-20T17:10:22Z"
+
+
+def filters() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("pveguard_units", ROOT / "filter_plugins/pveguard_units.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def node(**changes: Any) -> dict[str, Any]:
+    """Facts of node_info of a member that is protected and quiet."""
+    conf = {"sha256": "aa", "config_version": 5, "text": "totem {}"}
+    facts: dict[str, Any] = {
+        "pmxcfs": {"mode": "cluster", "quorate": True},
+        "corosync": {
+            "cluster_name": "pvelab",
+            "host": conf,
+            "cluster": conf,
+            "copies_equal": True,
+            "members": [{"id": n} for n in (1, 2, 3)],
+            "live_member_ids": [1, 2, 3],
+            "quorate": True,
+        },
+        "ha": {"installed": True, "disabled": True, "enabled": False, "resources": [], "services": {}},
+        "ram_state": {"state": "protected"},
+    }
+    for path, value in changes.items():
+        outer, _, inner = path.partition("__")
+        facts[outer] = {**facts[outer], inner: value} if inner else value
+    return facts
+
+
+def figures(
+    method: str = "window", transactions: float | None = 108.0, device: float | None = 4.2e6, **more: Any
+) -> Any:
+    return {
+        "method": method,
+        "seconds": 60.0,
+        "transactions": transactions,
+        "transactions_per_minute": transactions,
+        "device_bytes": device,
+        "device_bytes_per_minute": device,
+        "database_in_memory": False,
+        "notes": [],
+        **more,
+    }
+
+
+def measured(machine: str = "m1", **more: Any) -> dict[str, Any]:
+    counters = {
+        "time": NOW,
+        "machine": machine,
+        "database": {"in_memory": True},
+        "device": {"bytes_written": 1},
+    }
+    return {"counters": counters, "window": None, "since": None, **more}
+
+
+GATE = {
+    "verdict": "pass",
+    "reason": "ok",
+    "message": "fine",
+    "fsyncs_per_second": 812.4,
+    "p99_ms": 3.0,
+    "time": NOW,
+}
+SLOW = {
+    **GATE,
+    "verdict": "fail",
+    "reason": "slow",
+    "message": "14 fsyncs per second, wanted 200",
+    "fsyncs_per_second": 14.0,
+}
+AFTER = figures(transactions=6.0, device=0, database_in_memory=True)
+
+
+def entry(**more: Any) -> dict[str, Any]:
+    known: dict[str, Any] = {
+        "now": NOW,
+        "in_run": True,
+        "node": node(),
+        "gate": GATE,
+        "measured": measured(window=AFTER),
+        "baseline": {"machine": "m1", "window": figures()},
+    }
+    return report_table.entry(**{**known, **more})
+
+
+def test_table() -> None:
+    report = report_table.build(
+        {
+            "pve1": entry(),
+            "pve2": entry(
+                node=node(ha__resources=["vm:100"], ha__disabled=False, corosync__copies_equal=False)
+            ),
+            "pve3": entry(
+                in_run=False,
+                gate=SLOW,
+                node=node(corosync={}, ram_state={"state": "absent"}),
+                measured=None,
+                baseline={},
+            ),
+            "debian-by-itself": entry(
+                node=node(corosync={}, ha={"installed": False}, ram_state={"state": "absent"}),
+                gate=None,
+                measured=measured(since=figures("since", 2.0, 53248)),
+                baseline=None,
+            ),
+            "silent": entry(in_run=False, node=None, gate=None, measured=None, baseline=None),
+        },
+        NOW,
+    )
+    assert report["schema"] == "pveguard-report" and report["schema_version"] == 1
+    text = report_table.render(report)
+    assert text == (Path(__file__).parent / "golden_table.txt").read_text().rstrip("\n")
+    assert all(line == line.rstrip() for line in text.splitlines())
+
+
+def test_nothing_known_still_gives_a_row() -> None:
+    bare = report_table.entry(now=NOW, in_run=True)
+    assert "unknown" in report_table.render(report_table.build({"a": bare}, NOW))
+    assert bare["writes"] == {"before": None, "after": None}
+    assert json.loads(json.dumps(bare)) == bare
+
+
+def test_a_report_without_nodes() -> None:
+    assert report_table.render(report_table.build({}, NOW)).startswith("node")
+
+
+def test_the_message_of_a_measurement_that_failed_is_in_the_notes() -> None:
+    made = entry(measured={"failed": True, "msg": "disk on fire"})
+    assert "no counters: disk on fire" in made["notes"]
+
+
+@pytest.mark.parametrize(
+    ("now", "since", "last", "transactions"),
+    [
+        # A window of this run is best.
+        (AFTER, figures("since", 50.0, 1), figures(transactions=7.0), 6.0),
+        # Then counters, when enough time has passed and they are complete.
+        (None, figures("since", 5.0, 1), figures(transactions=7.0), 5.0),
+        (None, figures("since", 5.0, 1, seconds=10.0), figures(transactions=7.0), 7.0),
+        (None, figures("since", None, 1), figures(transactions=7.0), 7.0),
+        (None, None, figures(transactions=7.0), 7.0),
+        (None, None, None, None),
+    ],
+)
+def test_which_figure_is_after(now: Any, since: Any, last: Any, transactions: float | None) -> None:
+    former = {"machine": "m1", "writes": {"after": last}, "gate": None}
+    after = entry(measured=measured(window=now, since=since), last=former)["writes"]["after"]
+    assert (after or {}).get("transactions_per_minute") == transactions
+
+
+def test_another_installation_of_the_same_name_inherits_nothing() -> None:
+    made = entry(
+        measured=measured(machine="m2"),
+        gate=None,
+        last={"machine": "m1", "writes": {"after": AFTER}, "gate": GATE},
+    )
+    assert made["writes"] == {"before": None, "after": None}
+    assert made["gate"]["verdict"] == "not measured"
+    assert any("another installation" in note for note in made["notes"])
+
+
+def test_the_gate_of_the_last_report_is_kept() -> None:
+    made = entry(gate={"skipped": True}, last={"machine": "m1", "gate": GATE})
+    assert made["gate"]["fsyncs_per_second"] == 812.4
+
+
+def test_ha_that_is_off_with_resources_is_said_loudly() -> None:
+    made = entry(node=node(ha__resources=["vm:100"]))
+    assert "HA is off but has resources: vm:100" in made["notes"]
+
+
+def test_files(tmp_path: Path) -> None:
+    module = filters()
+    hostvars = {
+        "pve1": {
+            "pveguard_node": {"node": node()},
+            "fsync_gate_result": GATE,
+            "w": measured(window=AFTER),
+            "b": measured(window=figures()),
+        },
+        "fe80::1/x": {"b": {"skipped": True}},
+    }
+    baseline = module.baseline_files(hostvars, ["pve1", "fe80::1/x", "gone"], str(tmp_path), "b")
+    assert [file["path"] for file in baseline] == [f"{tmp_path}/baseline/pve1.json"]
+    for file in baseline:
+        _write(file)
+    assert module.saved(str(tmp_path), "baseline", "pve1")["machine"] == "m1"
+
+    report = module.report(hostvars, ["pve1", "fe80::1/x"], ["pve1", "fe80::1/x"], str(tmp_path), "w")
+    assert report["nodes"]["pve1"]["writes"]["before"]["transactions_per_minute"] == 108.0
+    files = module.report_files(report, str(tmp_path))
+    names = [str(Path(file["path"]).relative_to(tmp_path)) for file in files]
+    assert names == ["latest.json", f"{report['time'][:10]}/report.json", "last/pve1.json"]
+    for file in files:
+        _write(file)
+    assert module.saved(str(tmp_path), "last", "pve1")["counters"]["machine"] == "m1"
+    assert json.loads((tmp_path / "latest.json").read_text()) == report
+
+
+def test_saved_files_that_are_no_use_are_nothing(tmp_path: Path) -> None:
+    module = filters()
+    (tmp_path / "last").mkdir()
+    for text in ("", "[]", "{"):
+        (tmp_path / "last" / "a.json").write_text(text)
+        assert module.saved(str(tmp_path), "last", "a") == {}
+
+
+def test_peers_and_watchdogs() -> None:
+    module = filters()
+    hostvars: dict[str, dict[str, Any]] = {
+        name: {"pveguard_node": {"node": node(corosync__cluster_name=cluster, ha__watchdog_off=off)}}
+        for name, cluster, off in (
+            ("a", "one", True),
+            ("b", "one", False),
+            ("c", "two", False),
+            ("d", None, True),
+        )
+    }
+    hostvars["e"] = {}
+    assert module.cluster_peers(hostvars, list("abcde"), "a") == ["a", "b"]
+    assert module.cluster_peers(hostvars, list("abcde"), "d") == ["d"]
+    assert module.cluster_peers(hostvars, list("abcde"), "e") == ["e"]
+    assert module.ha_watchdogs_on(hostvars, ["a", "b", "e"]) == ["b", "e"]
+    hostvars["b"]["asked"] = {"ha": {"watchdog_active": True}}
+    assert module.ha_watchdog_holders(hostvars, ["a", "b"], "asked") == ["b"]
+    assert module.FilterModule().filters()["pveguard_bytes"](4096) == "4 KiB"
+
+
+def _write(file: dict[str, str]) -> None:
+    path = Path(file["path"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(file["content"])

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The roles ha, fsync_gate and write_report played against this machine, with facts that the inventory gives."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.write_report.test_report import node
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow
+
+
+def play(
+    tmp_path: Path, hosts: dict[str, Any], roles: list[dict[str, Any]], *arguments: str
+) -> tuple[int, str]:
+    """Exit code and output of a play over ``hosts`` (name -> variables) on this machine."""
+    common = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "ansible_user": ""}
+    inventory = {"all": {"hosts": {name: {**common, **variables} for name, variables in hosts.items()}}}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump(inventory))
+    tasks = [{"name": "Include", "ansible.builtin.include_role": role} for role in roles]
+    (tmp_path / "play.yml").write_text(
+        yaml.safe_dump([{"name": "Play", "hosts": "all", "gather_facts": False, "tasks": tasks}])
+    )
+    environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+    done = subprocess.run(
+        [
+            Path(sys.executable).parent / "ansible-playbook",
+            "-i",
+            tmp_path / "hosts.yml",
+            tmp_path / "play.yml",
+            *arguments,
+        ],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_gate_refuses_who_joins_warns_who_stays_and_skips_members(tmp_path: Path) -> None:
+    gate = {"fsync_gate_path": str(tmp_path), "fsync_gate_duration": 0.2, "fsync_gate_min_fsyncs": 1000000000}
+    hosts = {name: {**gate, "pveguard_plan": {"action": name}} for name in ("join", "standalone", "adopt")}
+    code, output = play(tmp_path, hosts, [{"name": "fsync_gate"}])
+    assert code == 2, output
+    assert "fatal: [join]" in output and "1,000,000,000 (fsync_gate_min_fsyncs)" in output
+    assert "ok: [standalone]" in output and "[WARNING]" in output
+    assert "[adopt]" not in output[output.index("Measure how fast") :].partition("PLAY RECAP")[0]
+    assert not list(tmp_path.glob(".pveguard*"))
+
+
+def test_report_of_all_nodes(tmp_path: Path) -> None:
+    reports = tmp_path / "reports"
+    facts = node()
+    base = {"pveguard_reports_dir": str(reports), "write_report_window": 1, "write_report_measure": "always"}
+    hosts = {
+        "pve1": {**base, "pveguard_node": {"node": {**facts, "ram_state": {"state": "absent"}}}},
+        "pve2": {**base, "pveguard_node": {"node": facts}},
+    }
+    both = [{"name": "write_report", "tasks_from": "baseline.yml"}, {"name": "write_report"}]
+    code, output = play(tmp_path, hosts, both, "--check")
+    assert code == 0, output
+    assert "node  fsyncs/s" in output and not reports.exists()
+    code, output = play(tmp_path, hosts, both)
+    assert code == 0, output
+    assert output.count("node  fsyncs/s") == 1, "one table for all nodes"
+    assert "changed=0" in output and "changed=1" not in output
+    latest = json.loads((reports / "latest.json").read_text())
+    assert set(latest["nodes"]) == {"pve1", "pve2"}
+    assert latest["nodes"]["pve2"]["ha"]["state"] == "off"
+    assert list(reports.glob("20*/report.json")) and (reports / "last/pve1.json").exists()
+    code, output = play(tmp_path, hosts, both)
+    assert code == 0 and "changed=1" not in output, output
+
+
+def test_ha_is_left_alone_where_it_is_off_or_used(tmp_path: Path) -> None:
+    off = node(
+        ha__managers_off=True, ha__watchdog_off=True, ha__remembered=False, corosync__cluster_name="quiet"
+    )
+    used = node(ha__resources=["vm:100"], ha__disabled=False, ha__remembered=False)
+    hosts = {"quiet": {"pveguard_node": {"node": off}}, "busy": {"pveguard_node": {"node": used}}}
+    roles = [
+        {"name": "ha"},
+        {"name": "ha", "tasks_from": "watchdog.yml"},
+        {"name": "ha", "tasks_from": "restore.yml"},
+    ]
+    code, output = play(tmp_path, hosts, roles)
+    assert code == 0, output
+    assert "HA is in use and stays as it is: vm:100" in output
+    assert "Stop and mask" not in output and "Look whether" not in output
+
+
+def test_ha_on_a_node_without_it(tmp_path: Path) -> None:
+    roles = [
+        {"name": "ha"},
+        {"name": "ha", "tasks_from": "watchdog.yml"},
+        {"name": "ha", "tasks_from": "restore.yml"},
+    ]
+    code, output = play(tmp_path, {"plain": {"ha_state": "disabled"}}, roles)
+    assert code == 0 and "changed=0" in output, output
+
+
+def test_ha_watchdog_is_stopped_nowhere_while_one_member_has_a_client(tmp_path: Path) -> None:
+    """The fresh answers count, not the facts; here the answer of this machine is replaced by a module that says so."""
+    library = tmp_path / "library"
+    library.mkdir()
+    (library / "ha_info.py").write_text(
+        "from ansible.module_utils.basic import AnsibleModule\n"
+        "module = AnsibleModule(argument_spec={}, supports_check_mode=True)\n"
+        "module.exit_json(changed=False, ha={'watchdog_active': True})\n"
+    )
+    (library / "ha_services.py").write_text("raise SystemExit('must not be called')\n")
+    on = node(ha__watchdog_off=False, ha__disabled=False)
+    hosts = {name: {"pveguard_node": {"node": on}} for name in ("pve1", "pve2")}
+    code, output = play(tmp_path, hosts, [{"name": "ha", "tasks_from": "watchdog.yml"}])
+    assert code == 2, output
+    assert "a client still holds the watchdog of pve1, pve2" in output.replace("\n", " ")
+    assert "must not be called" not in output
