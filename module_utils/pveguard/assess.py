@@ -11,6 +11,9 @@ from typing import Any
 
 PROBLEM, WARNING, GOOD = "problem", "warning", "good"
 
+#: States of pve-state in which the database is on disk as Proxmox has it.
+STOCK = ("absent", "disabled")
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -55,7 +58,7 @@ def changes(node: Mapping[str, Any], plan: Mapping[str, Any], wishes: Wishes) ->
         if running or unmasked:
             todo.append("stop and mask " + ", ".join(sorted(set(running) | set(unmasked))))
     present = node["packages"].get("pve-cluster") or action in ("bootstrap", "join")
-    if wishes.ram_state and not resources and present and node["ram_state"].get("state") == "absent":
+    if wishes.ram_state and not resources and present and node["ram_state"].get("state") in STOCK:
         todo.append("move /var/lib/pve-cluster to RAM, with its replica in /var/lib/pveguard/state")
         if node["login"]["authorized_keys_depends_on_pve"]:
             todo.append("keep the key in use in /root/.ssh/authorized_keys2, a login that does not need /etc/pve")
@@ -170,11 +173,11 @@ def _ha(node: Mapping[str, Any]) -> list[Finding]:
 
 def _ram(node: Mapping[str, Any]) -> list[Finding]:
     state = node["ram_state"].get("state")
-    if state == "absent":
+    if state in STOCK:
         if node["pmxcfs"]["mounted"]:
             return [Finding(WARNING, "the daemon's database is on disk: every transaction is written there")]
         return []
-    if state in ("active", "protected", "ok"):
+    if state == "enabled":
         return [Finding(GOOD, "the daemon's state is in RAM with a verified replica on disk")]
     reason = node["ram_state"].get("error") or node["ram_state"].get("reason") or "see 'pve-state status'"
     return [Finding(PROBLEM, f"RAM state is {state}: {reason}")]

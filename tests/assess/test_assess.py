@@ -63,7 +63,7 @@ def test_ha_in_use_keeps_everything() -> None:
 
 def test_a_protected_node_changes_nothing() -> None:
     masked = {unit: {"load": "masked", "active": "inactive", "enabled": "masked"} for unit in HA_UNITS}
-    done = node(units=masked, ram_state={"state": "active"})
+    done = node(units=masked, ram_state={"state": "enabled"})
     assert changes(done, ADOPT, Wishes()) == []
     assert "HA is off" in texts(GOOD, done)
 
@@ -90,5 +90,5 @@ def test_a_join_is_announced_and_a_refusal_too() -> None:
 
 def test_the_text_names_the_node_and_says_nothing_when_nothing_is_to_do() -> None:
     masked = {unit: {"load": "masked", "active": "inactive", "enabled": "masked"} for unit in HA_UNITS}
-    text = render("a", node(units=masked, ram_state={"state": "active"}), ADOPT, Wishes(), None)
+    text = render("a", node(units=masked, ram_state={"state": "enabled"}), ADOPT, Wishes(), None)
     assert text.startswith("a: trixie") and text.endswith("site.yml would change: nothing")
