@@ -8,6 +8,7 @@ without it the double in lab/packages is used.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pickle
 import shutil
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 PACKAGE = Path(__file__).resolve().parents[2] / "packages" / "pve-cluster"
 DOUBLE = PACKAGE / "root/usr/bin/pmxcfs"
@@ -81,7 +83,9 @@ def why_not() -> str | None:
         if shutil.which(tool) is None:
             return f"needs {tool}"
     probe = subprocess.run(
-        ["unshare", "-m", "-u", "-i", "-n", "mount", "-t", "tmpfs", "probe", "/mnt"], capture_output=True, text=True
+        ["unshare", "-m", "-u", "-i", "-n", "mount", "-t", "tmpfs", "probe", "/mnt"],
+        capture_output=True,
+        text=True,
     )
     return None if probe.returncode == 0 else f"no namespaces here: {probe.stderr.strip()}"
 
@@ -183,7 +187,9 @@ class Node:
 
     def spawn(self, *command: str, log: str = "/dev/null") -> subprocess.Popen[bytes]:
         with open(f"{self.root}{log}", "ab") as output:
-            process = subprocess.Popen(self.enter(list(command)), stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            process = subprocess.Popen(
+                self.enter(list(command)), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
         self._children.append(process)
         return process
 
@@ -224,7 +230,7 @@ class Node:
 
     # observation
 
-    def query(self, sql: str) -> list[tuple]:
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
         """Rows of the live database, read as another process would.
 
         In a process in the node, because SQLite resolves /proc/PID/root to a path of this machine.
@@ -236,18 +242,18 @@ class Node:
         assert self._reader.stdin is not None and self._reader.stdout is not None
         self._reader.stdin.write(sql.encode() + b"\n")
         self._reader.stdin.flush()
-        result = pickle.load(self._reader.stdout)
+        result: list[tuple[Any, ...]] | str = pickle.load(self._reader.stdout)
         if isinstance(result, str):
             raise AssertionError(f"{sql}: {result}")
         return result
 
-    def rows(self) -> list[tuple]:
+    def rows(self) -> list[tuple[Any, ...]]:
         return self.query(
             "SELECT inode, parent, version, writer, mtime, type, name, data FROM tree ORDER BY inode"
         )
 
     def version(self) -> int:
-        return self.query("SELECT version FROM tree WHERE inode = 0")[0][0]
+        return int(self.query("SELECT version FROM tree WHERE inode = 0")[0][0])
 
     def tree(self) -> dict[str, bytes | None]:
         """Path -> content (None for a directory) of the database, the root row aside."""
@@ -358,6 +364,9 @@ class Node:
                     pipe.close()
 
 
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
 class Count:
     """`write_lines` includes those of `__version__`, as in the table of writes."""
 
@@ -365,7 +374,7 @@ class Count:
     write_lines = 0
     version_lines = 0
     delete_lines = 0
-    lines: list[str] = []  # noqa: RUF012
+    lines: list[str] = []
 
 
 def ip(*arguments: str) -> None:
@@ -386,10 +395,24 @@ class LoopDevice:
             ["losetup", "--find", "--show", str(self.image)], check=True, capture_output=True, text=True
         )
         self.device = found.stdout.strip()
+        self._mounted = -1
+
+    def mount(self, node: Node, folder: str) -> None:
+        """Mount in a node. Timed commits of the journal are off: they would add blocks at random."""
+        number = os.stat(self.device)
+        os.mknod(f"{node.root}{self.device}", number.st_mode, number.st_rdev)
+        node.sh(f"mount -o noatime,commit=600 {self.device} {folder}; rmdir {folder}/lost+found")
+        self._mounted = os.open(f"{node.root}{folder}", os.O_RDONLY)
+
+    def unpin(self) -> None:
+        """Needed before the node ends, for the file system to be unmounted with it."""
+        if self._mounted >= 0:
+            os.close(self._mounted)
+            self._mounted = -1
 
     def written(self) -> int:
-        """Bytes written to the device, after a sync."""
-        os.sync()
+        """Bytes written to the device, after a sync of its file system (a sync of all would wait for all)."""
+        assert _libc.syncfs(self._mounted) == 0, "syncfs"
         fields = Path(f"/sys/block/{os.path.basename(self.device)}/stat").read_text().split()
         return int(fields[6]) * 512
 

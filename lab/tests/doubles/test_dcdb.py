@@ -221,6 +221,18 @@ def test_an_update_under_way_when_quorum_is_lost_is_refused(bus: Bus) -> None:
     assert all(member.names() == [] for member in bus.members.values())
 
 
+def test_an_update_that_the_transport_held_back_until_quorum_was_lost_is_refused(bus: Bus) -> None:
+    bus.partition({1, 2, 3})
+    bus.settle()
+    bus.refuse = 1.0
+    bus.members[1].submit(Op.CREATE, "x")
+    bus.partition({1}, {2, 3})
+    bus.refuse = 0.0
+    bus.settle()
+    assert bus.members[1].results == [errno.EACCES]
+    assert bus.members[1].names() == []
+
+
 def test_an_update_under_way_at_a_membership_change_is_sent_again(bus: Bus) -> None:
     bus.partition({1, 2}, {3})
     bus.settle()
@@ -255,7 +267,9 @@ def test_only_differing_rows_travel(bus: Bus, monkeypatch: pytest.MonkeyPatch) -
     bus.members[1].submit(Op.WRITE, "f7", data=b"new")
     bus.settle()
     sent: list[int] = []
-    monkeypatch.setattr(bus, "send", lambda sender, message, send=bus.send: (sent.append(len(message)), send(sender, message)))
+    monkeypatch.setattr(
+        bus, "send", lambda sender, message, send=bus.send: (sent.append(len(message)), send(sender, message))
+    )
     bus.partition({1, 2, 3})
     bus.settle()
     assert equal(bus)
@@ -300,7 +314,15 @@ def test_any_history_ends_with_equal_members(tmp_path: Path, seed: int, lossy: b
     bus.refuse = 0.2
     bus.lossy = lossy
     acknowledged: set[str] = set()
-    splits = [({1, 2, 3},), ({1, 2}, {3}), ({1}, {2, 3}), ({1, 3}, {2}), ({1}, {2}, {3}), ({2, 3},), ({1, 2},)]
+    splits = [
+        ({1, 2, 3},),
+        ({1, 2}, {3}),
+        ({1}, {2, 3}),
+        ({1, 3}, {2}),
+        ({1}, {2}, {3}),
+        ({2, 3},),
+        ({1, 2},),
+    ]
     bus.partition({1, 2, 3})
     for number in range(120):
         member = bus.members[chance.choice([1, 2, 3])]

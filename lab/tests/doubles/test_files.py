@@ -60,7 +60,13 @@ ROWS = {
         6,
         1,
     ),
-    "lock and unlock": ("mkdir -p priv/lock", "mkdir priv/lock/file-jobs_cfg; rmdir priv/lock/file-jobs_cfg", 2, 3, 1),
+    "lock and unlock": (
+        "mkdir -p priv/lock",
+        "mkdir priv/lock/file-jobs_cfg; rmdir priv/lock/file-jobs_cfg",
+        2,
+        3,
+        1,
+    ),
 }
 
 
@@ -152,7 +158,9 @@ def test_schema_and_pragmas(node: Node) -> None:
         "print([r[1:4] for r in c.execute('pragma table_info(tree)')], "
         "*[c.execute('pragma ' + p).fetchone()[0] for p in ('journal_mode', 'page_size', 'auto_vacuum')])\""
     )
-    columns = "".join(f"('{name}', 'INTEGER', 1), " for name in ("inode", "parent", "version", "writer", "mtime", "type"))
+    columns = "".join(
+        f"('{name}', 'INTEGER', 1), " for name in ("inode", "parent", "version", "writer", "mtime", "type")
+    )
     assert out == f"4096\n[{columns}('name', 'TEXT', 1), ('data', 'BLOB', 0)] wal 4096 0\n"
     bad = node.run(
         "/usr/bin/python3",
@@ -164,7 +172,9 @@ def test_schema_and_pragmas(node: Node) -> None:
 
 
 def test_modes_and_owner_are_given_by_the_path(node: Node) -> None:
-    node.sh("cd /etc/pve; umask 0; mkdir -p a priv/lock nodes/pve1/priv; touch f a/f priv/f nodes/pve1/priv/f")
+    node.sh(
+        "cd /etc/pve; umask 0; mkdir -p a priv/lock nodes/pve1/priv; touch f a/f priv/f nodes/pve1/priv/f"
+    )
     modes = {"f": 0o640, "a/f": 0o640, "priv/f": 0o600, "nodes/pve1/priv/f": 0o600}
     for name, mode in modes.items():
         status = (node.pve / name).stat()
@@ -172,7 +182,10 @@ def test_modes_and_owner_are_given_by_the_path(node: Node) -> None:
         (node.pve / name).chmod(mode)
         for other in (0o600, 0o640, 0o644, 0o755, 0o4640):
             if other != mode:
-                assert error_of(lambda n=name, o=other: (node.pve / n).chmod(o)) == errno.EPERM, (name, oct(other))
+                assert error_of(lambda n=name, o=other: (node.pve / n).chmod(o)) == errno.EPERM, (
+                    name,
+                    oct(other),
+                )
     assert stat.S_IMODE((node.pve / "a").stat().st_mode) == 0o755
     assert stat.S_IMODE((node.pve / "priv/lock").stat().st_mode) == 0o700
     os.chown(node.pve / "f", 0, WWW_DATA)
@@ -206,7 +219,11 @@ def test_total_size_is_advertised_and_not_enforced(node: Node) -> None:
 def test_what_does_not_exist_here(node: Node) -> None:
     (node.pve / "f").touch()
     assert error_of(lambda: os.symlink("f", node.pve / "l")) in (errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP)
-    assert error_of(lambda: os.link(node.pve / "f", node.pve / "l")) in (errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP)
+    assert error_of(lambda: os.link(node.pve / "f", node.pve / "l")) in (
+        errno.ENOSYS,
+        errno.EPERM,
+        errno.EOPNOTSUPP,
+    )
     assert error_of(lambda: os.mkfifo(node.pve / "p")) != 0
     assert sorted(node.tree()) == ["f"]
 
@@ -289,7 +306,9 @@ def test_vmlist_follows_guests(node: Node) -> None:
 
     node.sh("cd /etc/pve; mkdir -p nodes/pve{1,2}/{qemu-server,lxc}; touch qemu-server/100.conf lxc/200.conf")
     assert guests() == {"100": ("pve1", "qemu"), "200": ("pve1", "lxc")}
-    node.sh("cd /etc/pve; mv nodes/pve1/qemu-server/100.conf nodes/pve2/qemu-server/100.conf; touch lxc/x.conf")
+    node.sh(
+        "cd /etc/pve; mv nodes/pve1/qemu-server/100.conf nodes/pve2/qemu-server/100.conf; touch lxc/x.conf"
+    )
     assert guests() == {"100": ("pve2", "qemu"), "200": ("pve1", "lxc")}
     assert error_of(lambda: (node.pve / "lxc/100.conf").touch()) == errno.EEXIST
     node.sh("cd /etc/pve; rm lxc/200.conf")
@@ -309,7 +328,9 @@ def test_long_listings(node: Node) -> None:
 
 def test_www_data_may_read_and_not_write(node: Node) -> None:
     node.sh("cd /etc/pve; mkdir priv; echo s > f; echo s > priv/f")
-    assert node.run("setpriv", "--reuid=33", "--regid=33", "--clear-groups", "cat", "/etc/pve/f").stdout == "s\n"
+    assert (
+        node.run("setpriv", "--reuid=33", "--regid=33", "--clear-groups", "cat", "/etc/pve/f").stdout == "s\n"
+    )
     for command in ("cat /etc/pve/priv/f", "touch /etc/pve/f", "touch /etc/pve/g"):
         result = node.run("setpriv", "--reuid=33", "--regid=33", "--clear-groups", *command.split())
         assert "Permission denied" in result.stderr, command

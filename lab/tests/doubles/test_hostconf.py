@@ -44,12 +44,16 @@ def test_parse() -> None:
     assert config.nodes == [hostconf.Node("pve1", 1, "10.77.0.1"), hostconf.Node("pve2", 2, "pve2")]
 
 
-@pytest.mark.parametrize("text", ["", "}", "}}{{", "totem {\nconfig_version: x\n}", "config_version: 3", "\0\n: :\n{"])
+@pytest.mark.parametrize(
+    "text", ["", "}", "}}{{", "totem {\nconfig_version: x\n}", "config_version: 3", "\0\n: :\n{"]
+)
 def test_parse_never_fails(text: str) -> None:
     assert hostconf.parse(text).version == 0
 
 
-def copy(cluster: str, host: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str | None, str]:
+def copy(
+    cluster: str, host: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str | None, str]:
     path = tmp_path / "corosync/corosync.conf"
     path.parent.mkdir(exist_ok=True)
     if host is not None:
@@ -59,7 +63,9 @@ def copy(cluster: str, host: str | None, tmp_path: Path, monkeypatch: pytest.Mon
     written = hostconf.copy_to_host(cluster.encode(), log)
     result = path.read_text() if path.exists() else None
     assert written == (result != host)
-    assert [entry.name for entry in path.parent.iterdir()] == (["corosync.conf"] if result is not None else [])
+    assert [entry.name for entry in path.parent.iterdir()] == (
+        ["corosync.conf"] if result is not None else []
+    )
     return result, "\n".join(log.lines)
 
 
@@ -73,7 +79,9 @@ def test_newer_and_first_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert copy(version(3), "no version", tmp_path, monkeypatch)[0] == version(3)
 
 
-def test_equal_version_with_other_text_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_version_with_other_text_is_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert copy(version(3), version(3) + "# x\n", tmp_path, monkeypatch)[0] == version(3)
 
 

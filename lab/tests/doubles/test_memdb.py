@@ -108,7 +108,9 @@ def test_commit_failure_is_final(memdb: MemDB, monkeypatch: pytest.MonkeyPatch) 
 def test_two_rows_that_are_each_others_parent_are_refused(memdb: MemDB, path: str) -> None:
     memdb.close()
     with sqlite3.connect(path) as connection:
-        connection.execute("insert into tree values (5, 6, 5, 0, 0, 4, 'a', null), (6, 5, 6, 0, 0, 4, 'b', null)")
+        connection.execute(
+            "insert into tree values (5, 6, 5, 0, 0, 4, 'a', null), (6, 5, 6, 0, 0, 4, 'b', null)"
+        )
     with pytest.raises(DatabaseFailure, match="cannot be reached"):
         MemDB(path, Quiet())
 
@@ -161,12 +163,21 @@ def test_index_differs_with_every_field(memdb: MemDB) -> None:
 
 
 def test_duplicate_guest_ids_are_refused_while_running(memdb: MemDB) -> None:
-    for folder in ("nodes", "nodes/a", "nodes/a/qemu-server", "nodes/a/lxc", "nodes/b", "nodes/b/qemu-server"):
+    for folder in (
+        "nodes",
+        "nodes/a",
+        "nodes/a/qemu-server",
+        "nodes/a/lxc",
+        "nodes/b",
+        "nodes/b/qemu-server",
+    ):
         assert do(memdb, Op.MKDIR, folder) == 0
     assert do(memdb, Op.CREATE, "nodes/a/qemu-server/100.conf") == 0
     assert do(memdb, Op.CREATE, "nodes/b/qemu-server/100.conf") == errno.EEXIST
     assert do(memdb, Op.CREATE, "nodes/b/qemu-server/tmp") == 0
-    assert do(memdb, Op.RENAME, "nodes/b/qemu-server/tmp", target="nodes/b/qemu-server/100.conf") == errno.EEXIST
+    assert (
+        do(memdb, Op.RENAME, "nodes/b/qemu-server/tmp", target="nodes/b/qemu-server/100.conf") == errno.EEXIST
+    )
     assert do(memdb, Op.RENAME, "nodes/a/qemu-server/100.conf", target="nodes/b/qemu-server/100.conf") == 0
     assert memdb.guests[100][:2] == ("b", "qemu")
     assert do(memdb, Op.RENAME, "nodes/b", target="nodes/c") == 0

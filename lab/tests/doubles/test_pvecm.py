@@ -20,7 +20,13 @@ KEYS = "/root/.ssh/authorized_keys"
 def test_updatecerts_makes_folders_and_shares_keys(node: Node) -> None:
     (node.root / KEYS[1:]).write_text("ssh-ed25519 AAAA one\n\nssh-ed25519 BBBB two\n")
     node.sh(f"{PVECM} updatecerts --silent")
-    folders = ["nodes/pve1/qemu-server", "nodes/pve1/lxc", "nodes/pve1/openvz", "nodes/pve1/priv", "priv/lock"]
+    folders = [
+        "nodes/pve1/qemu-server",
+        "nodes/pve1/lxc",
+        "nodes/pve1/openvz",
+        "nodes/pve1/priv",
+        "priv/lock",
+    ]
     assert all((node.pve / folder).is_dir() for folder in folders)
     assert node.sh(f"readlink {KEYS}") == "/etc/pve/priv/authorized_keys\n"
     assert node.sh(f"cat {KEYS}") == "ssh-ed25519 AAAA one\nssh-ed25519 BBBB two\n"
@@ -53,7 +59,13 @@ def test_updatecerts_keeps_keys_where_nothing_can_be_written(empty_node: Node) -
 
 @pytest.mark.root
 def test_other_commands_are_refused_by_name(node: Node) -> None:
-    for command in (["create", "x"], ["add", "10.77.0.1"], [], ["expected", "x"], ["updatecerts", "--nonsense"]):
+    for command in (
+        ["create", "x"],
+        ["add", "10.77.0.1"],
+        [],
+        ["expected", "x"],
+        ["updatecerts", "--nonsense"],
+    ):
         result = node.run(PVECM, *command)
         assert result.returncode == 255
         assert "lab double" in result.stderr

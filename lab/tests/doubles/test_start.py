@@ -16,7 +16,7 @@ import pytest
 
 from lab.tests.doubles.harness import DOUBLE, IS_DOUBLE, Node, wait_for
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 EXAMPLE = """# Please read the corosync.conf.5 manual page
 totem {
@@ -208,24 +208,33 @@ def test_a_damaged_page_is_refused(node: Node) -> None:
         ("insert into tree values (50, 0, 50, 0, 0, 8, 'f', null)", "duplicate"),
         ("insert into tree values (50, 77, 50, 0, 0, 8, 'g', null)", "parent"),
         ("insert into tree select 50, inode, 50, 0, 0, 8, 'g', null from tree where name = 'f'", "parent"),
-        ("insert into tree select 50, inode, 50, 0, 0, 8, '100.conf', null from tree where name = 'lxc'", "VMID 100"),
+        (
+            "insert into tree select 50, inode, 50, 0, 0, 8, '100.conf', null from tree where name = 'lxc'",
+            "VMID 100",
+        ),
         ("delete from tree where name = '__version__'", ""),
         ("update tree set inode = 99 where name = 'nodes'", "parent"),
     ],
 )
 def test_a_database_that_contradicts_itself_is_refused(node: Node, sql: str, text: str) -> None:
-    node.sh("cd /etc/pve; touch f; mkdir -p nodes/pve1/qemu-server nodes/pve2/lxc; touch qemu-server/100.conf")
+    node.sh(
+        "cd /etc/pve; touch f; mkdir -p nodes/pve1/qemu-server nodes/pve2/lxc; touch qemu-server/100.conf"
+    )
     node.stop()
-    node.sh(f'/usr/bin/python3 -c "import sqlite3; c = sqlite3.connect(\'/var/lib/pve-cluster/config.db\');'
-            f'c.execute(\\"{sql}\\"); c.commit()"')
+    node.sh(
+        f"/usr/bin/python3 -c \"import sqlite3; c = sqlite3.connect('/var/lib/pve-cluster/config.db');"
+        f'c.execute(\\"{sql}\\"); c.commit()"'
+    )
     refuses(node, "[database] crit:", text if IS_DOUBLE else "", "memdb_open failed")
 
 
 def test_a_root_version_below_an_inode_lets_later_writes_replace_files(node: Node) -> None:
     node.sh("cd /etc/pve; echo victim > a; echo other > b")
     node.stop()
-    node.sh("/usr/bin/python3 -c \"import sqlite3; c = sqlite3.connect('/var/lib/pve-cluster/config.db');"
-            "c.execute('update tree set version = 1 where inode = 0'); c.commit()\"")
+    node.sh(
+        "/usr/bin/python3 -c \"import sqlite3; c = sqlite3.connect('/var/lib/pve-cluster/config.db');"
+        "c.execute('update tree set version = 1 where inode = 0'); c.commit()\""
+    )
     node.start()
     (node.pve / "new").touch()  # takes inode 2, which is a's
     node.restart()
@@ -237,8 +246,10 @@ def test_a_plain_copy_of_a_live_database_is_not_a_copy(node: Node) -> None:
     (node.pve / "x").write_text("t")
     node.sh("cp /var/lib/pve-cluster/config.db /run/copy.db; ls -s /run/copy.db")
     assert (node.root / "run/copy.db").stat().st_size == 4096
-    node.sh("/usr/bin/python3 -c \"import sqlite3; a = sqlite3.connect('/var/lib/pve-cluster/config.db');"
-            "b = sqlite3.connect('/run/good.db'); a.backup(b)\"")
+    node.sh(
+        "/usr/bin/python3 -c \"import sqlite3; a = sqlite3.connect('/var/lib/pve-cluster/config.db');"
+        "b = sqlite3.connect('/run/good.db'); a.backup(b)\""
+    )
     node.stop()
     node.sh("mv /run/good.db /var/lib/pve-cluster/config.db")
     node.start()
@@ -286,7 +297,6 @@ def test_lock_is_waited_for_ten_seconds(empty_node: Node) -> None:
     assert node.alive()
 
 
-@pytest.mark.slow
 def test_a_second_daemon_gives_up_after_ten_seconds(node: Node) -> None:
     begin = time.monotonic()
     result = node.run(node.daemon_path)
@@ -353,7 +363,8 @@ def test_version_rules_of_the_copy(node: Node, cluster: str, host: str | None, c
 def test_a_reader_does_not_disturb_the_daemon(node: Node) -> None:
     (node.pve / "x").write_text("t")
     reader = node.spawn(
-        "/usr/bin/python3", "-c",
+        "/usr/bin/python3",
+        "-c",
         "import sqlite3, time; c = sqlite3.connect('/var/lib/pve-cluster/config.db'); c.execute('begin');"
         "c.execute('select * from tree').fetchall(); open('/run/reading', 'w'); time.sleep(60)",
     )
@@ -373,5 +384,3 @@ def test_foreground_and_wrong_arguments(empty_node: Node) -> None:
     empty_node.pid_of_daemon = int((empty_node.root / "run/pve-cluster.pid").read_text())
     empty_node.stop()
     assert process.wait(10) == 0
-
-

@@ -8,9 +8,10 @@ order), so every decision below falls the same way on each of them:
   its root version and mtime and a digest of every row (STATE). The leader is the highest root version, then the
   highest root mtime, then node order. It sends the rows that anybody lacks (ROWS) and END. A member that
   differs takes the leader's tree over in one transaction, deletions included.
-- An update carries the epoch it was sent in and is applied when it is delivered in that epoch, after END.
-  Otherwise every member drops it, and its sender sends it again when the next epoch is in sync and the node
-  is still quorate. So an update never changes only a part of the members, nor a part that lost quorum.
+- An update that is delivered between a membership change and END is dropped by every member, and its sender
+  sends it again after END if the node is still quorate. (An update sent before the change cannot arrive after
+  END: messages of one sender keep their order, and END comes after the STATE of each.) So an update never
+  changes only a part of the members, nor a part that lost quorum.
 """
 
 from __future__ import annotations
@@ -180,7 +181,7 @@ class Dcdb:
         kind, last, epoch, sequence = _HEAD.unpack_from(message)
         body = message[_HEAD.size :]
         if kind == UPDATE:
-            self._deliver_update(sender, epoch, sequence, body)
+            self._deliver_update(sender, sequence, body)
             return
         if kind == START:
             if self.members and sender == self.members[0]:
@@ -261,10 +262,10 @@ class Dcdb:
 
     # updates
 
-    def _deliver_update(self, sender: Member, epoch: int, sequence: int, body: bytes) -> None:
+    def _deliver_update(self, sender: Member, sequence: int, body: bytes) -> None:
         mine = self.transport is not None and sender == self.transport.me
         pending = self._sent.pop(sequence, None) if mine else None
-        if not self.synced or epoch != self._epoch:
+        if not self.synced:
             if pending is not None:
                 self.submit(pending.update, pending.done)
             return
