@@ -10,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import ansible.module_utils._internal
+import ansible.module_utils.common.warnings
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
@@ -27,12 +29,16 @@ def load_module(name: str) -> ModuleType:
 
 
 @pytest.fixture
-def run_module(capfd: pytest.CaptureFixture[str]) -> RunModule:
+def run_module(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> RunModule:
     """Run an Ansible module in this process: ``run_module("pve_file", path=..., _ansible_check_mode=True)``.
 
     ``name`` is the name of a file in library/ or an already loaded module (to patch its core first).
     Returns what the module printed: the dict of exit_json, or of fail_json with ``failed: True``.
     """
+
+    # Other tests import Ansible's controller, and a module's warnings would go to its display instead of the result.
+    monkeypatch.setattr(ansible.module_utils._internal, "is_controller", False)
+    monkeypatch.setattr(ansible.module_utils.common.warnings, "_global_warnings", {})
 
     def run(name: str | ModuleType, /, **arguments: Any) -> dict[str, Any]:
         module = load_module(name) if isinstance(name, str) else name
