@@ -6,23 +6,17 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: ram_state
-short_description: Keep the database of Proxmox VE's cluster file system in RAM, saved and restored, or put it
-back on disk
+short_description: Keep the database of Proxmox VE's cluster file system in RAM, or put it back on disk
 description:
-  - V(enabled) installs the program pve-state and its units, proves that the login in use works while /etc/pve
-    is gone,
-    and moves the database to RAM as a detached unit that puts stock back on any failure. The daemon is down
+  - V(enabled) installs the program pve-state and its units, proves that the login in use works while /etc/pve is
+    gone, and moves the database to RAM as a detached unit that puts stock back on any failure. The daemon is down
     for seconds.
-  - Where the node runs from RAM already, only files that differ are written and only the watcher is
-    restarted. The daemon
-    is never touched then.
-  - Refuses, with nothing changed, HA resources, a running Proxmox task, a locked guest configuration of this
-    node, a
-    cluster without quorum, a foreign mount on /var/lib/pve-cluster, too little RAM or disk, a database that
-    does not
+  - Where the node runs from RAM already, only files that differ are written and only the watcher is restarted. The
+    daemon is never touched then.
+  - Refuses, with nothing changed, HA resources, a running Proxmox task, a locked guest configuration of this node, a
+    cluster without quorum, a foreign mount on /var/lib/pve-cluster, too little RAM or disk, a database that does not
     pass verification, a host name that resolves to a loopback address, and a login that depends on /etc/pve.
-  - V(disabled) copies the newest state back to disk, verified, starts the daemon on it and removes pveguard's
-    files.
+  - V(disabled) copies the newest state back to disk, verified, starts the daemon on it and removes pveguard's files.
     The store's generations stay.
   - Run it on one node at a time.
 attributes:
@@ -61,8 +55,8 @@ options:
     default: false
   login_fallback:
     description:
-      - Adds the key in use to a file that sshd reads and that does not lie on /etc/pve, when the login
-        depends on it.
+      - Adds the key in use to a file that sshd reads and that does not lie on /etc/pve, when the login depends on
+        it.
       - The line ends in C(pveguard-login-fallback) and is removed by V(disabled).
     type: bool
     default: true
@@ -92,8 +86,9 @@ EXAMPLES = r"""
 
 RETURN = r"""
 ram_state:
-  description: Output of C(pve-state status), as it was before this call; C(state) is absent when it is not
-  installed.
+  description:
+    - Output of C(pve-state status), as it was before this call.
+    - C(state) is C(absent) when it is not installed.
   returned: success
   type: dict
 switched:

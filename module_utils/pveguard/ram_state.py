@@ -7,6 +7,7 @@ installed it is fed to Python on standard input, so that a refusal or a check ru
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -266,13 +267,19 @@ def _object(result: Any, what: str) -> dict[str, Any]:
 
 
 def diff(changes: Sequence[Change]) -> list[dict[str, str]]:
-    """Ansible's diff of file changes."""
+    """Ansible's diff of file changes; the program itself is shown by its hash."""
     return [
         {
-            "before": change.before,
-            "after": change.after,
+            "before": _shown(change.path, change.before),
+            "after": _shown(change.path, change.after),
             "before_header": change.path,
             "after_header": f"{change.path} ({change.what})",
         }
         for change in changes
     ]
+
+
+def _shown(path: str, text: str) -> str:
+    if path != PROGRAM or not text or text.startswith("mode "):
+        return text
+    return f"{len(text.splitlines())} lines, sha256 {hashlib.sha256(text.encode()).hexdigest()}\n"

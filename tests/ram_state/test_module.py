@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The module: one call, truthful in check mode, the daemon untouched where nothing has to be switched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from ansible.module_utils.pveguard import ram_state
+from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.run import Result
+
+UNITS = {"pveguard-state-watch.service": "[Unit]\n", r"var-lib-pve\x2dcluster.mount": "Options=a@NOSWAP@\n"}
+
+
+class Fake:
+    """A node as the module sees it: files below tmp_path and the answers of commands."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root = root
+        self.argv: list[list[str]] = []
+        self.status: dict[str, Any] = {"state": "disabled"}
+        self.refusals: list[str] = []
+        self.installed = True
+        self.enable_result: dict[str, Any] = {"changed": True, "downtime_seconds": 3.5, "tmpfs_bytes": 9}
+        for name in ("PROGRAM", "CONFIG", "DROP_IN_SOURCE", "DROP_IN", "UNIT_DIR"):
+            monkeypatch.setattr(ram_state, name, f"{root}{getattr(ram_state, name)}")
+        monkeypatch.setattr(ram_state, "run_detached", self.detached)
+        monkeypatch.setattr(ram_state, "noswap_supported", lambda release=None: True)
+
+    def run(
+        self, argv: Sequence[str], *, input: str | None = None, timeout: float = 60.0, env: Any = None
+    ) -> Result:
+        self.argv.append(list(argv))
+        if argv[:2] == [ram_state.PYTHON, "-"]:
+            assert input == "program"
+            if argv[2] == "check-config":
+                return Result(0, "{}", "")
+            assert argv[2:6] == ["preflight", "--json", "--connection", "c"]
+            return Result(
+                3 if self.refusals else 0,
+                json.dumps(
+                    {
+                        "installed": self.installed,
+                        "refusals": self.refusals,
+                        "warnings": [],
+                        "tmpfs_bytes": 7,
+                        "login": {"connection": "c"},
+                    }
+                ),
+                "",
+            )
+        if argv[0] == ram_state.PROGRAM:
+            return Result(0, json.dumps(self.status), "")
+        return Result(0, "", "")
+
+    def detached(self, unit: str, argv: Sequence[str], deadline: float, run: Any) -> dict[str, Any]:
+        self.argv.append([unit, *argv])
+        if "error" in self.enable_result:
+            raise ram_state.DetachedError(self.enable_result["error"])
+        drop_in = Path(ram_state.DROP_IN)
+        if unit == "pveguard-enable":
+            drop_in.parent.mkdir(parents=True)
+            drop_in.write_text("drop-in")
+            self.status = {"state": "enabled", "units": {ram_state.WATCH_UNIT: "active"}}
+        else:
+            drop_in.unlink()
+        return self.enable_result
+
+    def files(self) -> dict[str, str]:
+        return {str(p.relative_to(self.root)): p.read_text() for p in self.root.rglob("*") if p.is_file()}
+
+    def commands(self) -> list[str]:
+        words = [" ".join(a[:3]) for a in self.argv]
+        self.argv.clear()
+        return words
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
+    return Fake(tmp_path, monkeypatch)
+
+
+def options(**changes: Any) -> ram_state.Options:
+    values: dict[str, Any] = {
+        "program": "program",
+        "units": UNITS,
+        "drop_in": "drop-in",
+        "config": {"rpo_seconds": 2.0},
+        "connection": "c",
+    }
+    return ram_state.Options(**{**values, **changes})
+
+
+def test_first_run_second_run_and_back(fake: Fake) -> None:
+    predicted = ram_state.enable(options(), check=True, run=fake.run)
+    assert predicted["changed"] and predicted["switched"] and fake.files() == {}
+    assert all("preflight" in a for a in fake.argv)
+    fake.argv.clear()
+
+    done = ram_state.enable(options(), run=fake.run)
+    assert done["changed"] and done["downtime_seconds"] == 3.5
+    assert [c.path for c in predicted["files"]] == [c.path for c in done["files"]]
+    call = fake.argv[-1]
+    assert call[:3] == ["pveguard-enable", ram_state.PROGRAM, "enable"]
+    assert (
+        call[call.index("--connection") + 1] == "c"
+        and "--login-fallback" in call
+        and "--allow-ha" not in call
+    )
+    assert fake.files()["etc/systemd/system/var-lib-pve\\x2dcluster.mount"] == "Options=a,noswap\n"
+    fake.commands()
+
+    for check in (True, False):
+        again = ram_state.enable(options(), check=check, run=fake.run)
+        assert not again["changed"] and not again["switched"] and again["restarted"] == []
+        assert fake.commands() == [f"{ram_state.PROGRAM} status --json"]
+
+    changed = ram_state.enable(options(config={"rpo_seconds": 5.0}), check=True, run=fake.run)
+    assert changed["restarted"] == [ram_state.WATCH_UNIT] and changed["changed"]
+    fake.commands()
+    changed = ram_state.enable(options(config={"rpo_seconds": 5.0}), run=fake.run)
+    assert changed["changed"] and not changed["switched"]
+    assert not any("pve-cluster" in c for c in fake.commands())
+
+    before = fake.files()
+    back = ram_state.disable(options(), check=True, run=fake.run)
+    assert back["changed"] and back["switched"] and fake.files() == before
+    done = ram_state.disable(options(), run=fake.run)
+    assert done["changed"] and {c.path for c in back["files"]} == {c.path for c in done["files"]}
+    assert fake.files() == {}
+    assert fake.argv[-2][:3] == ["pveguard-retire", ram_state.PROGRAM, "retire"]
+    assert not ram_state.disable(options(), run=fake.run)["changed"]
+
+
+def test_a_refusal_changes_nothing_in_both_modes(fake: Fake) -> None:
+    fake.refusals = ["HA manages 100"]
+    for check in (True, False):
+        with pytest.raises(PveguardError, match="HA manages 100"):
+            ram_state.enable(options(), check=check, run=fake.run)
+    assert fake.files() == {} and not any("systemctl" in a for a in fake.argv)
+
+
+def test_check_mode_where_the_package_is_not_installed_yet(fake: Fake) -> None:
+    fake.installed, fake.refusals = False, ["pve-cluster is not installed"]
+    assert ram_state.enable(options(), check=True, run=fake.run)["changed"]
+    with pytest.raises(PveguardError, match="not installed"):
+        ram_state.enable(options(), run=fake.run)
+
+
+def test_a_failed_switch_leaves_no_file_behind(fake: Fake) -> None:
+    config = Path(ram_state.CONFIG)
+    config.parent.mkdir(parents=True)
+    config.write_text("older\n")
+    fake.enable_result = {"error": "planted; stock was put back and runs"}
+    with pytest.raises(ram_state.DetachedError, match="planted"):
+        ram_state.enable(options(), run=fake.run)
+    assert list(fake.files()) == ["etc/pveguard/state.json"]
+
+
+def test_an_unhealthy_node_is_reported_with_its_fix(fake: Fake) -> None:
+    ram_state.enable(options(), run=fake.run)
+    fake.status = {
+        "state": "failed",
+        "reason": "replica damaged",
+        "fix": "pve-state restore --generation latest",
+        "units": {ram_state.WATCH_UNIT: "active"},
+    }
+    with pytest.raises(PveguardError, match="replica damaged.*restore --generation latest"):
+        ram_state.enable(options(), run=fake.run)
+
+
+def test_a_stopped_watcher_is_started(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    ram_state.enable(options(), run=fake.run)
+    fake.status = {"state": "failed", "reason": "not saved", "units": {ram_state.WATCH_UNIT: "failed"}}
+    assert ram_state.enable(options(), check=True, run=fake.run)["changed"]
+    fake.argv.clear()
+    real = fake.run
+
+    def run(argv: Sequence[str], **rest: Any) -> Result:
+        if argv[:2] == ["systemctl", "restart"]:
+            fake.status = {"state": "enabled", "units": {ram_state.WATCH_UNIT: "active"}}
+        return real(argv, **rest)
+
+    assert ram_state.enable(options(), run=run)["changed"]
+    assert f"systemctl restart {ram_state.WATCH_UNIT}" in fake.commands()
+
+
+def test_unit_names_are_checked(fake: Fake) -> None:
+    with pytest.raises(PveguardError, match="not a name of"):
+        ram_state.enable(options(units={"../x.service": ""}), run=fake.run)
+
+
+@pytest.mark.parametrize(
+    ("release", "known"), [("6.1.0-30-amd64", False), ("6.4.0", True), ("6.17.2-1-pve", True)]
+)
+def test_noswap_by_kernel(release: str, known: bool) -> None:
+    assert ram_state.noswap_supported(release) is known
+
+
+def test_the_module_reports(run_module: Any, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.conftest import load_module
+
+    module: ModuleType = load_module("ram_state")
+    assert run_module(module, state="info") == {
+        "changed": False,
+        "changed_paths": [],
+        "diff": [],
+        "ram_state": {"state": "absent"},
+        "restarted": [],
+        "switched": False,
+        "invocation": run_module(module, state="info")["invocation"],
+    }
+    failed = run_module(module, state="enabled")
+    assert failed["failed"] and "program" in failed["msg"]
+    enable = ram_state.enable
+    monkeypatch.setattr(ram_state, "enable", lambda o, check: enable(options(), check, fake.run))
+    result = run_module(module, program="program", _ansible_check_mode=True)
+    assert result["changed"] and result["tmpfs_bytes"] == 7
+    program = next(d for d in result["diff"] if d["before_header"].endswith("pve-state"))
+    assert program["after"].startswith("1 lines, sha256 ")
+
+
+def test_the_real_program_answers_on_standard_input(tmp_path: Path) -> None:
+    """Before it is installed it is fed to Python; that must work with the real text."""
+    from ansible.module_utils.pveguard.run import run
+
+    from .conftest import PROGRAM
+
+    text = PROGRAM.read_text()
+    done = run(
+        ["python3", "-", "--root", str(tmp_path), "preflight", "--json", "--connection", ""], input=text
+    )
+    found = json.loads(done.stdout)
+    assert found["installed"] is False and found["refusals"]
+    bad = json.dumps({"noise": ["^storage.cfg$"]})
+    done = run(["python3", "-", "check-config", "--json", "--config", bad], input=text)
+    assert done.rc == 2 and "storage.cfg" in json.loads(done.stdout)["error"]

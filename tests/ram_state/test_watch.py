@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The watcher: every real change within the RPO, nothing for noise, no handle on a database that was replaced."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from .conftest import PROGRAM, Node, Writer, fill, prepare_files, table, without
+
+
+class Clock:
+    def __init__(self, watcher: Any) -> None:
+        self.now = 100.0
+        self.watcher = watcher
+
+    def run(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self.now < end:
+            self.watcher.tick(self.now)
+            self.now += self.watcher.poll
+
+
+@pytest.fixture
+def clock(ps: ModuleType, ram_node: Node) -> Iterator[Clock]:
+    watcher = ps.Watcher(ram_node.paths, ram_node.config)
+    made = Clock(watcher)
+    made.run(2)
+    yield made
+    watcher.finish()
+
+
+def replica(node: Node) -> dict[int, tuple[Any, ...]]:
+    return table(Path(node.paths.replica))
+
+
+def live(node: Node) -> dict[int, tuple[Any, ...]]:
+    return without(node.w.rows(), node.config.noise.matches)
+
+
+def test_a_change_is_saved_and_folded_in_and_then_nothing_is_written(clock: Clock, ram_node: Node) -> None:
+    ram_node.w.write("datacenter.cfg", b"x")
+    clock.run(2)
+    assert replica(ram_node) == live(ram_node)
+    clock.run(3)
+    files = [Path(ram_node.paths.replica + suffix) for suffix in ("", "-wal")]
+    before = [(f.stat().st_mtime_ns, f.stat().st_size) for f in files]
+    saves = clock.watcher.status["saves"]
+    for i in range(30):
+        ram_node.w.write("nodes/pve1/lrm_status.tmp.1", b"%d" % i)
+        ram_node.w.rename("nodes/pve1/lrm_status.tmp.1", "nodes/pve1/lrm_status")
+        clock.run(1)
+    assert clock.watcher.status["saves"] == saves
+    assert [(f.stat().st_mtime_ns, f.stat().st_size) for f in files] == before
+
+
+def test_a_burst_is_a_few_saves(clock: Clock, ram_node: Node) -> None:
+    saves = clock.watcher.status["saves"]
+    for i in range(40):
+        ram_node.w.write("big", b"x" * (1 + i * 512))
+        clock.run(0.1)
+    clock.run(2)
+    assert clock.watcher.status["saves"] - saves <= 10
+    assert replica(ram_node)[ram_node.w.find("big")] == live(ram_node)[ram_node.w.find("big")]
+
+
+def test_a_member_that_leaves_saves_the_version(clock: Clock, ram_node: Node) -> None:
+    ram_node.w.write("nodes/pve1/lrm_status", b"beat")
+    clock.run(2)
+    assert replica(ram_node)[0][2] < ram_node.w.version
+    pve = Path(ram_node.paths.pve)
+    for online in (1, 0):
+        (pve / ".members").write_text(
+            json.dumps({"cluster": {"quorate": 1}, "nodelist": {"a": {"online": 1}, "b": {"online": online}}})
+        )
+        clock.watcher.members.look()
+    clock.run(1)
+    assert replica(ram_node)[0][2] == ram_node.w.version
+
+
+def test_a_replaced_database_is_let_go_and_begins_a_new_lineage(clock: Clock, ram_node: Node) -> None:
+    assert clock.watcher.live is not None
+    ram_node.stop_daemon()
+    clock.run(0.5)
+    assert clock.watcher.live is None
+    for file in ram_node.live.glob("config.db*"):
+        file.unlink()
+    clock.run(0.5)
+    ram_node.start_daemon()
+    ram_node.w.write("corosync.conf", b"totem {\n config_version: 1\n}\n")
+    clock.run(2)
+    assert clock.watcher.store.lineage == 2
+    assert replica(ram_node) == live(ram_node)
+    kept = [g for g in clock.watcher.store.paths and _generations(clock) if g.manifest["lineage"] == 1]
+    assert kept and b"dir: local\n" in [r[7] for r in table(Path(kept[0].db)).values()]
+
+
+def _generations(clock: Clock) -> Any:
+    module = sys.modules.get(type(clock.watcher).__module__)
+    generations = module.generations if module else type(clock.watcher).tick.__globals__["generations"]
+    return generations(clock.watcher.paths)
+
+
+def test_a_full_store_is_loud_retried_and_overwrites_nothing(
+    ps: ModuleType, clock: Clock, ram_node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = replica(ram_node)
+
+    def full(*_: Any) -> None:
+        raise ps.StoreError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ps.Store, "write", full)
+        ram_node.w.write("datacenter.cfg", b"y")
+        clock.run(4)
+        assert "full" in clock.watcher.status["error"]
+        assert replica(ram_node) == before
+    clock.run(10)
+    assert clock.watcher.status["error"] is None
+    assert replica(ram_node) == live(ram_node)
+
+
+def test_two_watchers(ps: ModuleType, ram_node: Node) -> None:
+    with ps.Lock(f"{ram_node.paths.run}/watch.lock", "test", create=True):
+        assert ram_node.command("watch", "--json") == ps.EXIT_LOCKED
+
+
+def test_advance_after_an_unclean_restore(
+    ps: ModuleType, ram_node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B and C lost power at a saved version; what they write afterwards must outrank a member that stopped later."""
+    ram_node.power_cut()
+    assert ram_node.run(["systemctl", "start", "pve-cluster.service"]).rc == 0
+    target = ps.read_json(ram_node.paths.restore_file)["advance_to"]
+    watcher = ps.Watcher(ram_node.paths, ram_node.config)
+    clock = Clock(watcher)
+    clock.run(1)
+    assert watcher.status["ready"] is False
+    lock = f"{ram_node.paths.pve}/priv/lock/pveguard-{os.uname().nodename}"
+
+    real_mkdir = os.mkdir
+
+    def mkdir(path: str, *rest: Any) -> None:
+        if path == lock:
+            ram_node.w.mkdir("priv/lock/pveguard")
+        else:
+            real_mkdir(path, *rest)
+
+    watcher.members.state = (True, False, frozenset())
+    watcher._advance()
+    assert ram_node.w.version < target
+    watcher.members.state = (True, True, frozenset())
+    with monkeypatch.context() as patch:
+        patch.setattr(ps.os, "mkdir", mkdir)
+        patch.setattr(ps.os, "rmdir", lambda path: ram_node.w.delete("priv/lock/pveguard"))
+        patch.setattr(ps.time, "sleep", lambda seconds: clock.run(0.5))
+        watcher._advance()
+    clock.run(2)
+    assert ram_node.w.version >= target
+    assert watcher.status["ready"] is True
+    assert replica(ram_node)[0][2] >= target
+    watcher.finish()
+
+
+# -- the real thing, on a real tmpfs
+
+
+@contextlib.contextmanager
+def real_node(ps: ModuleType, root: Path) -> Iterator[Node]:
+    node = Node(ps, root)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", ps.TMPFS_SOURCE, str(node.live)], check=True)
+    try:
+        prepare_files(node)
+        Path(node.paths.drop_in_dir).mkdir(parents=True)
+        Path(node.paths.drop_in).touch()
+        yield node
+    finally:
+        node.stop_daemon()
+        subprocess.run(["umount", "-l", str(node.live)], check=True)
+
+
+def wait(condition: Callable[[], bool], seconds: float = 10.0) -> float:
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < seconds, "waited in vain"
+        time.sleep(0.02)
+    return time.monotonic() - start
+
+
+def watch(node: Node) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, str(PROGRAM), "--root", str(node.root), "watch"], stderr=subprocess.DEVNULL
+    )
+
+
+@pytest.mark.root
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a tmpfs")
+def test_the_watcher_as_a_process(ps: ModuleType, tmp_path: Path) -> None:
+    with real_node(ps, tmp_path / "node") as node:
+        assert node.start_daemon()
+        fill(node.w)
+        process = watch(node)
+        try:
+
+            def same() -> bool:
+                try:
+                    return replica(node) == live(node)
+                except sqlite3.OperationalError:
+                    return False
+
+            wait(same)
+            for i in range(5):
+                node.w.write(f"file{i}", os.urandom(100))
+                assert wait(same) < 2
+            second = watch(node)
+            assert second.wait(20) == ps.EXIT_LOCKED
+            # Killed in the middle: the next one goes on.
+            node.w.write("unsaved", b"1")
+            process.kill()
+            process.wait()
+            process = watch(node)
+            wait(same)
+            node.w.write("last", b"1")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+            assert same() and not os.path.exists(node.paths.replica + "-wal")
+        finally:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a tmpfs")
+def test_mount_facts_on_a_real_tmpfs(ps: ModuleType, tmp_path: Path) -> None:
+    with real_node(ps, tmp_path / "node") as node:
+        assert ps.is_ours(ps.live_mount(node.paths))
+        assert ps.fill(node.paths)[0] == 64 * ps.MIB
+        assert ps.resize_tmpfs(node.paths, 96 * ps.MIB)
+        assert ps.fill(node.paths)[0] == 96 * ps.MIB
+        options = {m[0]: m[3] for m in ps.mounts()}[node.paths.live]
+        assert "size=98304k" in options
+
+
+def test_the_writer_is_like_the_daemon(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "config.db")
+    writer.write("a", b"1")
+    assert writer.version == 2 and writer.find("a") == 2
+    writer.close()
