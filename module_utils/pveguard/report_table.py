@@ -280,4 +280,4 @@ def _ram_state(node: Mapping[str, Any] | None, counters: Mapping[str, Any] | Non
     in_memory = ((counters or {}).get("database") or {}).get("in_memory")
     status = (node or {}).get("ram_state")
     state = str(status.get("state")) if status and status.get("state") else UNKNOWN
-    return {"state": "off" if state == "absent" else state, "database_in_memory": in_memory}
+    return {"state": "off" if state in ("absent", "disabled") else state, "database_in_memory": in_memory}
