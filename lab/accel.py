@@ -22,7 +22,9 @@ def qemu_version() -> str:
     return run(["qemu-system-x86_64", "--version"], what="qemu-system-x86_64").splitlines()[0]
 
 
-def probe_kvm(image: Image, device: Path = Path("/dev/kvm"), seconds: float = PROBE_SECONDS) -> tuple[bool, str]:
+def probe_kvm(
+    image: Image, device: Path = Path("/dev/kvm"), seconds: float = PROBE_SECONDS
+) -> tuple[bool, str]:
     """Boot the real kernel under KVM to its user space; returns the verdict and the reason."""
     if not device.exists():
         return False, f"{device} is missing"
@@ -31,7 +33,9 @@ def probe_kvm(image: Image, device: Path = Path("/dev/kvm"), seconds: float = PR
     argv = ["qemu-system-x86_64", *KVM, "-nodefaults", "-no-user-config", "-display", "none", "-m", "256",
             "-no-reboot", "-serial", "stdio", "-kernel", str(image.kernel), "-initrd", str(image.initrd),
             "-append", "console=ttyS0 lab.probe=1 panic=-1"]  # fmt: skip
-    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    with subprocess.Popen(
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
         try:
             output, _ = process.communicate(timeout=seconds)
             text = output.decode("utf-8", "replace")

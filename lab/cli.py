@@ -45,8 +45,11 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     top = Parser(prog="lab", description="Virtual machines to try pveguard on.", epilog=EPILOG)
-    top.add_argument("--name", default=os.environ.get("PVEGUARD_LAB") or "default",
-                     help="which lab (default: $PVEGUARD_LAB, else 'default'); several run side by side")
+    top.add_argument(
+        "--name",
+        default=os.environ.get("PVEGUARD_LAB") or "default",
+        help="which lab (default: $PVEGUARD_LAB, else 'default'); several run side by side",
+    )
     top.add_argument("--quiet", action="store_true", help="no progress lines")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -54,20 +57,37 @@ def parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text)
 
     up = add("up", "start the lab: resume, restore, boot or build it, whichever is needed and quickest")
-    up.add_argument("--profile", choices=image.PROFILES, help="what is installed (default: as it was, else pve)")
+    up.add_argument(
+        "--profile", choices=image.PROFILES, help="what is installed (default: as it was, else pve)"
+    )
     up.add_argument("--nodes", type=int, metavar="N", help="how many nodes (default: as it was, else 3)")
-    up.add_argument("--release", choices=image.RELEASES, help="Debian release (default: as it was, else trixie)")
-    up.add_argument("--fresh", action="store_true", help="forget what happened: begin at the profile's snapshot")
-    up.add_argument("--nvme", action="append", default=[], metavar="NODE",
-                    help="this node's /var/lib is on an emulated NVMe (the lab then has no snapshots); repeatable")
+    up.add_argument(
+        "--release", choices=image.RELEASES, help="Debian release (default: as it was, else trixie)"
+    )
+    up.add_argument(
+        "--fresh", action="store_true", help="forget what happened: begin at the profile's snapshot"
+    )
+    up.add_argument(
+        "--nvme",
+        action="append",
+        default=[],
+        metavar="NODE",
+        help="this node's /var/lib is on an emulated NVMe (the lab then has no snapshots); repeatable",
+    )
     up.add_argument("--memory", type=int, metavar="MIB", help="memory of a node (default 768)")
-    up.add_argument("--port-base", type=int, metavar="PORT", help="ssh ports PORT+1, PORT+2, ... instead of free ones")
+    up.add_argument(
+        "--port-base", type=int, metavar="PORT", help="ssh ports PORT+1, PORT+2, ... instead of free ones"
+    )
     up.add_argument("--json", action="store_true", help="then print the status as JSON")
 
     down = add("down", "stop the lab; the next 'up' goes on where it was")
     how = down.add_mutually_exclusive_group()
-    how.add_argument("--off", action="store_true", help="power the nodes off in good order instead of saving them")
-    how.add_argument("--discard", action="store_true", help="save nothing; the next 'up' begins at the profile's snapshot")
+    how.add_argument(
+        "--off", action="store_true", help="power the nodes off in good order instead of saving them"
+    )
+    how.add_argument(
+        "--discard", action="store_true", help="save nothing; the next 'up' begins at the profile's snapshot"
+    )
     how.add_argument("--remove", action="store_true", help="delete the lab's disks and keys")
     down.add_argument("--all", action="store_true", help="all labs of this folder")
 
@@ -79,7 +99,9 @@ def parser() -> argparse.ArgumentParser:
     ssh.add_argument("arguments", nargs=argparse.REMAINDER, metavar="COMMAND")
 
     execute = add("exec", "run a shell command on nodes, by ssh or on the serial console")
-    execute.add_argument("--console", action="store_true", help="without ssh and network, by the second serial port")
+    execute.add_argument(
+        "--console", action="store_true", help="without ssh and network, by the second serial port"
+    )
     execute.add_argument("--timeout", type=float, default=600, metavar="SECONDS")
     execute.add_argument("nodes", help="a node, several with commas, or 'all'")
     execute.add_argument("arguments", nargs=argparse.REMAINDER, metavar="COMMAND")
@@ -110,9 +132,13 @@ def parser() -> argparse.ArgumentParser:
     logs = add("logs", "show a node's log")
     logs.add_argument("node")
     kind = logs.add_mutually_exclusive_group()
-    kind.add_argument("--console", action="store_true", help="kernel and boot messages of the serial port (default)")
+    kind.add_argument(
+        "--console", action="store_true", help="kernel and boot messages of the serial port (default)"
+    )
     kind.add_argument("--qemu", action="store_true", help="messages of QEMU")
-    kind.add_argument("--journal", nargs="?", const="", metavar="UNIT", help="the guest's journal of this boot")
+    kind.add_argument(
+        "--journal", nargs="?", const="", metavar="UNIT", help="the guest's journal of this boot"
+    )
     logs.add_argument("--lines", type=int, default=200, metavar="N", help="the last N lines (default 200)")
     return top
 
@@ -129,7 +155,9 @@ def show(lab: Lab) -> str:
         rows.append((node["name"] + (" (NVMe)" if node["nvme"] else ""), state, str(node["port"] or "-"), node["ring"],
                      node["ring_address"], ", ".join(faults) or "-"))  # fmt: skip
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    table = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    table = "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
     snapshots = ", ".join(sorted(set(about["snapshots"]))) or "none"
     return (f"lab {lab.name}: profile {about['profile']}, Debian {about['release']}, {about['accel']}, "
             f"{about['memory_mib']} MiB a node; snapshots: {snapshots}\n{table}")  # fmt: skip
@@ -146,8 +174,15 @@ def _exec(lab: Lab, args: argparse.Namespace) -> int:
             status, output = node.console.run(command, args.timeout)
             return status, output, ""
         try:
-            done = subprocess.run(lab.ssh_argv(node.name, [command]), stdin=subprocess.DEVNULL, capture_output=True,
-                                  text=True, errors="replace", timeout=args.timeout, check=False)
+            done = subprocess.run(
+                lab.ssh_argv(node.name, [command]),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=args.timeout,
+                check=False,
+            )
         except subprocess.TimeoutExpired:
             return 124, "", f"no end after {args.timeout:g} s\n"
         return done.returncode, done.stdout, done.stderr
@@ -180,7 +215,7 @@ def _logs(lab: Lab, args: argparse.Namespace) -> int:
         lines = path.read_text(errors="replace").splitlines()
     except FileNotFoundError:
         raise LabError(f"{args.node}: {path} is not there yet") from None
-    print("\n".join(lines[-args.lines:]))
+    print("\n".join(lines[-args.lines :]))
     return 0
 
 
@@ -193,8 +228,16 @@ def run(args: argparse.Namespace) -> int:
     lab = Lab(args.name)
     match args.command:
         case "up":
-            lab.up(profile=args.profile, nodes=args.nodes, release=args.release, fresh=args.fresh, nvme=args.nvme,
-                   memory=args.memory, port_base=args.port_base, source=os.environ.get("PVE_PACKAGES") or None)
+            lab.up(
+                profile=args.profile,
+                nodes=args.nodes,
+                release=args.release,
+                fresh=args.fresh,
+                nvme=args.nvme,
+                memory=args.memory,
+                port_base=args.port_base,
+                source=os.environ.get("PVE_PACKAGES") or None,
+            )
             print(json.dumps(lab.describe(), indent=2) if args.json else show(lab))
         case "down":
             lab.down(off=args.off, discard=args.discard, remove=args.remove)

@@ -74,7 +74,9 @@ def _wait(machine: Machine, what: str, condition: str) -> None:
         if status == 0:
             return
         time.sleep(0.5)
-    raise LabError(f"{machine.name}: waited {SECONDS} s for {what}; see lab logs {machine.name} --journal pve-cluster")
+    raise LabError(
+        f"{machine.name}: waited {SECONDS} s for {what}; see lab logs {machine.name} --journal pve-cluster"
+    )
 
 
 def _write(path: str, text: str) -> str:
@@ -101,10 +103,20 @@ def _create(first: Machine) -> None:
 def _add(first: Machine, new: Machine, members: Sequence[int], version: int) -> None:
     """The steps of ``pvecm add``: the member is listed, then the new node takes key, configuration and database."""
     conf = corosync_conf([*members, new.number], version)
-    _do(first, _write("/etc/pve/corosync.conf.new", conf) + "mv /etc/pve/corosync.conf.new /etc/pve/corosync.conf\n")
-    _wait(first, "the copy of corosync.conf", f"grep -q 'config_version: {version}$' /etc/corosync/corosync.conf")
-    _wait(first, "corosync to take it",
-          f"corosync-cmapctl -g totem.config_version | grep -q '= {version}$' || {{ corosync-cfgtool -R >/dev/null; false; }}")
+    _do(
+        first,
+        _write("/etc/pve/corosync.conf.new", conf) + "mv /etc/pve/corosync.conf.new /etc/pve/corosync.conf\n",
+    )
+    _wait(
+        first,
+        "the copy of corosync.conf",
+        f"grep -q 'config_version: {version}$' /etc/corosync/corosync.conf",
+    )
+    _wait(
+        first,
+        "corosync to take it",
+        f"corosync-cmapctl -g totem.config_version | grep -q '= {version}$' || {{ corosync-cfgtool -R >/dev/null; false; }}",
+    )
     authkey = _do(first, "base64 -w 0 /etc/corosync/authkey").strip()
     _do(new, f"umask 077; echo {authkey} | base64 -d > /etc/corosync/authkey; umask 022\n"
         + _write("/etc/corosync/corosync.conf", conf)

@@ -57,7 +57,7 @@ class Console:
             pass
         data = base64.b64encode(command.encode()).decode()
         for start in range(0, len(data), PIECE):
-            sock.sendall(f"+{data[start:start + PIECE]}\n".encode())
+            sock.sendall(f"+{data[start : start + PIECE]}\n".encode())
             while line() != "+":
                 pass
         sock.sendall(f"!{ident} {max(1, int(timeout))}\n".encode())

@@ -43,11 +43,21 @@ def argv(directory: Path, port: int, command: list[str] | None = None, *, batch:
     return [*result, "root@127.0.0.1", *(command or [])]
 
 
-def execute(directory: Path, port: int, command: str, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
+def execute(
+    directory: Path, port: int, command: str, timeout: float = 120.0
+) -> subprocess.CompletedProcess[str]:
     """Run a shell command in a guest; raises only when it does not end in time."""
     try:
-        return subprocess.run(argv(directory, port, [command]), stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                              errors="replace", timeout=timeout, check=False, env=dict(os.environ, LC_ALL="C"))
+        return subprocess.run(
+            argv(directory, port, [command]),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            check=False,
+            env=dict(os.environ, LC_ALL="C"),
+        )
     except subprocess.TimeoutExpired as error:
         raise LabError(f"ssh port {port}: no end of {command!r} after {timeout:.0f} s") from error
 

@@ -11,10 +11,12 @@ import tarfile
 from . import layout
 
 # Commands of "ip -batch". The first addresses are those of QEMU's user network: static, as a lease costs every boot time.
+# No IPv6 on the ring: the multicast network hands each card its own frames back, which looks like a duplicate address.
 NETWORK = """\
 link set lo up
 address replace 10.0.2.15/24 dev eth0
 link set eth0 up
+link set eth1 addrgenmode none
 address replace {ring}/24 dev eth1
 link set eth1 up
 route replace default via 10.0.2.2
@@ -54,7 +56,9 @@ def files(number: int, client_key: str, host_key: str, host_key_public: str) -> 
     """Path -> (mode, text) of the files of node ``number``."""
     name = layout.node_name(number)
     hosts = ["127.0.0.1 localhost"]
-    hosts += [f"{layout.ring_address(n)} {layout.node_name(n)}" for n in range(1, max(HOSTS_KNOWN, number) + 1)]
+    hosts += [
+        f"{layout.ring_address(n)} {layout.node_name(n)}" for n in range(1, max(HOSTS_KNOWN, number) + 1)
+    ]
     return {
         "/etc/hostname": (0o644, f"{name}\n"),
         "/etc/hosts": (0o644, "\n".join(hosts) + "\n"),

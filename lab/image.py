@@ -112,7 +112,11 @@ def repository_key(source: str | None) -> str:
 
 
 def image_key(kind: str, release: str, source: str | None) -> str:
-    parts = [base_key(release), tree_digest(Path(__file__).parent / "guest"), _code("image_root.py", "initrd.py")]
+    parts = [
+        base_key(release),
+        tree_digest(Path(__file__).parent / "guest"),
+        _code("image_root.py", "initrd.py"),
+    ]
     if kind == "pve":
         parts.append(repository_key(source))
     return f"{kind}-{release}-{digest(*parts)}"
@@ -135,8 +139,19 @@ def _base(release: str) -> Path:
     log = path.with_suffix(".log")
     packages = ",".join((*PACKAGES, *EXTRA_PACKAGES[release]))
     with step(f"Debian {release} from the mirror (mmdebstrap)"):
-        run(["mmdebstrap", "--variant=minbase", f"--include={packages}", "--skip=cleanup/reproducible", release, partial],
-            what=f"mmdebstrap {release}", log=log, timeout=1800)
+        run(
+            [
+                "mmdebstrap",
+                "--variant=minbase",
+                f"--include={packages}",
+                "--skip=cleanup/reproducible",
+                release,
+                partial,
+            ],
+            what=f"mmdebstrap {release}",
+            log=log,
+            timeout=1800,
+        )
     partial.rename(path)
     return path
 
@@ -165,12 +180,27 @@ def _repository(source: str | None, disk: Path) -> dict[str, Any]:
         elif repository.key_url is not None:
             _download(repository.key_url, served / "key.asc")
         else:
-            raise LabError(f"PVE_PACKAGES={source}: set PVE_PACKAGES_KEY to the file or URL of the repository's public key")
+            raise LabError(
+                f"PVE_PACKAGES={source}: set PVE_PACKAGES_KEY to the file or URL of the repository's public key"
+            )
     size = sum(p.stat().st_size for p in served.rglob("*") if p.is_file()) // 2**20
     partial = disk.with_suffix(".partial.img")
     partial.unlink(missing_ok=True)
-    run(["mkfs.ext4", "-q", "-L", "lab-repo", "-E", "root_owner=0:0", "-d", served, partial, f"{size * 5 // 4 + 16}M"],
-        what="mkfs.ext4 of the repository")
+    run(
+        [
+            "mkfs.ext4",
+            "-q",
+            "-L",
+            "lab-repo",
+            "-E",
+            "root_owner=0:0",
+            "-d",
+            served,
+            partial,
+            f"{size * 5 // 4 + 16}M",
+        ],
+        what="mkfs.ext4 of the repository",
+    )
     about = repository.as_dict() | {"served": str(served)}
     disk.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n")
     partial.rename(disk)
@@ -193,8 +223,11 @@ def ensure(profile: str, release: str, source: str | None = None) -> Image:
     kind = IMAGE_OF_PROFILE[profile]
     images = layout.images_dir()
     images.mkdir(parents=True, exist_ok=True)
-    image = Image(image_key(kind, release, source), images / image_key(kind, release, source),
-                  images / f"{repository_key(source)}.img")
+    image = Image(
+        image_key(kind, release, source),
+        images / image_key(kind, release, source),
+        images / f"{repository_key(source)}.img",
+    )
     if image.directory.is_dir() and image.repository.exists():
         for path in (image.directory, image.repository, image.repository.with_suffix(".json")):
             os.utime(path)  # in use: see prune()
@@ -221,7 +254,9 @@ def _build(image: Image, kind: str, release: str, base: Path, source: str | None
             "guest": str(Path(__file__).parent / "guest"), "packages": list(DOUBLES) if kind == "pve" else [],
             "from_mirror": bool(source), "root_mib": ROOT_MIB, "var_mib": VAR_MIB}  # fmt: skip
     with step(f"disks of profile {kind} ({release})"):
-        as_root([sys.executable, "-m", "lab.image_root", json.dumps(spec)], what=f"image {image.key}", log=log)
+        as_root(
+            [sys.executable, "-m", "lab.image_root", json.dumps(spec)], what=f"image {image.key}", log=log
+        )
     partial.rename(image.directory)
 
 

@@ -34,10 +34,16 @@ ENABLED = ("ssh.service", "lab-identity.service", "lab-network.service", "lab-ag
 
 
 def command(*argv: str | os.PathLike[str], **kwargs: Any) -> None:
-    environment = dict(os.environ, LC_ALL="C.UTF-8", DEBIAN_FRONTEND="noninteractive",
-                       PATH="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+    environment = dict(
+        os.environ,
+        LC_ALL="C.UTF-8",
+        DEBIAN_FRONTEND="noninteractive",
+        PATH="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    )
     print("+", *map(str, argv), flush=True)
-    subprocess.run([os.fspath(a) for a in argv], check=True, env=environment, stdin=subprocess.DEVNULL, **kwargs)
+    subprocess.run(
+        [os.fspath(a) for a in argv], check=True, env=environment, stdin=subprocess.DEVNULL, **kwargs
+    )
 
 
 def overlay(source: Path, root: Path) -> None:
@@ -135,7 +141,17 @@ def main() -> None:
     (root / "boot").mkdir()
     # Inode tables are written here and not by the guest's kernel later: an idle disk must be silent.
     eager = ("-E", "lazy_itable_init=0,lazy_journal_init=0", "-N", "65536", "-m", "1")
-    command("mkfs.ext4", "-q", "-L", "lab-var", *eager, "-d", root / "var/lib", out / "var.img", f"{spec['var_mib']}M")
+    command(
+        "mkfs.ext4",
+        "-q",
+        "-L",
+        "lab-var",
+        *eager,
+        "-d",
+        root / "var/lib",
+        out / "var.img",
+        f"{spec['var_mib']}M",
+    )
     shutil.rmtree(root / "var/lib")
     (root / "var/lib").mkdir()
     command("mkfs.ext4", "-q", "-L", "lab-root", *eager, "-d", root, out / "root.img", f"{spec['root_mib']}M")

@@ -43,7 +43,20 @@ umount /proc /sys
 mount --move /dev /root/dev
 exec switch_root /root /sbin/init
 """
-APPLETS = ("sh", "mount", "umount", "insmod", "cat", "grep", "sha256sum", "poweroff", "sleep", "echo", "switch_root", "[")
+APPLETS = (
+    "sh",
+    "mount",
+    "umount",
+    "insmod",
+    "cat",
+    "grep",
+    "sha256sum",
+    "poweroff",
+    "sleep",
+    "echo",
+    "switch_root",
+    "[",
+)
 
 
 def _entry(name: str, mode: int, data: bytes, inode: int) -> bytes:
@@ -73,10 +86,10 @@ def module_files(tree: Path, wanted: tuple[str, ...] = MODULES) -> list[Path]:
     by_name = {Path(name).name.split(".ko")[0].replace("-", "_"): name for name in dependencies}
     ordered: list[str] = []
     for module in wanted:
-        name = by_name.get(module)
-        if name is None:
+        found = by_name.get(module)
+        if found is None:
             continue
-        for item in [*reversed(dependencies[name]), name]:
+        for item in [*reversed(dependencies[found]), found]:
             if item not in ordered:
                 ordered.append(item)
     return [tree / item for item in ordered]

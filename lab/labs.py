@@ -109,11 +109,15 @@ class Lab:
         else:
             unknown = [node for node in nodes if node not in self.state.nodes]
             if unknown:
-                raise LabError(f"unknown node {', '.join(unknown)}; lab {self.name} has {', '.join(self.state.nodes)}")
+                raise LabError(
+                    f"unknown node {', '.join(unknown)}; lab {self.name} has {', '.join(self.state.nodes)}"
+                )
             chosen = [self.machine(node) for node in dict.fromkeys(nodes)]
         for machine in chosen:
             if running is True and not machine.running:
-                raise LabError(f"{machine.name} is not running; python3 -m lab --name {self.name} start {machine.name}")
+                raise LabError(
+                    f"{machine.name} is not running; python3 -m lab --name {self.name} start {machine.name}"
+                )
             if running is False and machine.running:
                 raise LabError(f"{machine.name} is already running")
         return chosen
@@ -141,9 +145,18 @@ class Lab:
 
     # --- up ------------------------------------------------------------------------------------------------
 
-    def up(self, *, profile: str | None = None, nodes: int | None = None, release: str | None = None,
-           fresh: bool = False, nvme: Sequence[str] = (), memory: int | None = None, port_base: int | None = None,
-           source: str | None = None) -> None:
+    def up(
+        self,
+        *,
+        profile: str | None = None,
+        nodes: int | None = None,
+        release: str | None = None,
+        fresh: bool = False,
+        nvme: Sequence[str] = (),
+        memory: int | None = None,
+        port_base: int | None = None,
+        source: str | None = None,
+    ) -> None:
         """Bring the lab up: resume, restore, boot or build, whichever is needed and quickest.
 
         None means: as this lab is, else profile pve, 3 nodes, trixie, 768 MiB. ``source`` is PVE_PACKAGES.
@@ -160,18 +173,38 @@ class Lab:
             if self.running() and not fresh:
                 self._up_running(names, profile, release, nvme, memory)
                 return
-            self._up_stopped(names, profile or state.profile or "pve", release or state.release or "trixie",
-                             fresh, nvme, memory or state.memory, port_base, source)
+            self._up_stopped(
+                names,
+                profile or state.profile or "pve",
+                release or state.release or "trixie",
+                fresh,
+                nvme,
+                memory or state.memory,
+                port_base,
+                source,
+            )
 
-    def _up_running(self, names: list[str], profile: str | None, release: str | None, nvme: Sequence[str],
-                    memory: int | None) -> None:
+    def _up_running(
+        self,
+        names: list[str],
+        profile: str | None,
+        release: str | None,
+        nvme: Sequence[str],
+        memory: int | None,
+    ) -> None:
         """The lab runs: start what is missing of it, and refuse what would need another lab."""
         state = self.state
         wanted = {"profile": profile, "release": release, "memory": memory}
-        other = [f"{key} {getattr(state, key)}" for key, value in wanted.items() if value not in (None, getattr(state, key))]
+        other = [
+            f"{key} {getattr(state, key)}"
+            for key, value in wanted.items()
+            if value not in (None, getattr(state, key))
+        ]
         other += [f"{node} without NVMe" for node in nvme if not state.nodes.get(node, {}).get("nvme")]
         if other:
-            raise LabError(f"lab {self.name} is up with {', '.join(other)}; add --fresh or take it down first")
+            raise LabError(
+                f"lab {self.name} is up with {', '.join(other)}; add --fresh or take it down first"
+            )
         fresh_nodes = [name for name in names if name not in state.nodes]
         stopped = [name for name in names if name in state.nodes and not self.machine(name).running]
         if not fresh_nodes and not stopped:
@@ -184,20 +217,40 @@ class Lab:
         if fresh_nodes:
             self._save_base(fresh_nodes)
 
-    def _up_stopped(self, names: list[str], profile: str, release: str, fresh: bool, nvme: Sequence[str], memory: int,
-                    port_base: int | None, source: str | None) -> None:
+    def _up_stopped(
+        self,
+        names: list[str],
+        profile: str,
+        release: str,
+        fresh: bool,
+        nvme: Sequence[str],
+        memory: int,
+        port_base: int | None,
+        source: str | None,
+    ) -> None:
         require_tools(["qemu-system-x86_64", "qemu-img", "ssh", "ssh-keygen"])
         state = self.state
         picture = image.ensure(profile, release, source)
         accelerator = accel.choose(picture)
-        key = image.digest(picture.key, picture.repository.name, accelerator, accel.qemu_version(), str(memory),
-                           *sorted(nvme))
+        key = image.digest(
+            picture.key,
+            picture.repository.name,
+            accelerator,
+            accel.qemu_version(),
+            str(memory),
+            *sorted(nvme),
+        )
         disks = f"{profile}-{release}-{key}"
         if fresh and self.running():
             say("stopping the running nodes")
             self._kill(self.running())
         same = state.disks == disks and not fresh and not state.fresh_next
-        if state.disks and state.disks.startswith(f"{profile}-{release}-") and state.disks != disks and not fresh:
+        if (
+            state.disks
+            and state.disks.startswith(f"{profile}-{release}-")
+            and state.disks != disks
+            and not fresh
+        ):
             say("image, packages or options have changed since: the nodes begin anew")
         previous = state.nodes
         state.profile, state.release, state.memory, state.accel = profile, release, memory, accelerator
@@ -218,12 +271,16 @@ class Lab:
         self._set_dir.mkdir(parents=True, exist_ok=True)
         manifest = self._manifest()
         if "image" not in manifest:
-            manifest.update(image=picture.key, repository=picture.repository.stem, profile=profile, release=release)
+            manifest.update(
+                image=picture.key, repository=picture.repository.stem, profile=profile, release=release
+            )
             self._write_manifest(manifest)
         image.prune(used_images())
         suspended = [name for name in state.suspended if name in names] if same else []
         state.suspended = []
-        based = [] if same else [n for n in names if n in manifest["snapshots"].get(BASE, {}).get("nodes", [])]
+        based = (
+            [] if same else [n for n in names if n in manifest["snapshots"].get(BASE, {}).get("nodes", [])]
+        )
         if profile == "cluster" and len(based) < min(3, len(names)):
             based = []  # members must come from one moment
         new = [name for name in names if not self.machine(name).var_disk.exists()
@@ -291,7 +348,9 @@ class Lab:
             for snapshot in manifest["snapshots"].values():
                 snapshot["nodes"] = [node for node in snapshot["nodes"] if node != name]
         if names and manifest.get("image"):
-            manifest["snapshots"] = {key: value for key, value in manifest["snapshots"].items() if value["nodes"]}
+            manifest["snapshots"] = {
+                key: value for key, value in manifest["snapshots"].items() if value["nodes"]
+            }
             self._write_manifest(manifest)
 
     def _arguments(self, machine: Machine, load: str | None) -> list[str]:
@@ -301,18 +360,26 @@ class Lab:
             machine.number, (directory / "id_ed25519.pub").read_text(), host_key.read_text(),
             host_key.with_suffix(".pub").read_text(),
         ))  # fmt: skip
-        return machine.arguments(self.image(), self.state.accel, self.state.memory, self.state.ring_port, credential, load)
+        return machine.arguments(
+            self.image(), self.state.accel, self.state.memory, self.state.ring_port, credential, load
+        )
 
     def _launch(self, names: Sequence[str], load: str | None = None) -> list[Machine]:
         """Start QEMU for each node; ports are chosen here, under the machine-wide lock."""
         state = self.state
         with net.ports_lock():
             others = other_labs(self.name)
-            taken = {entry.get("port") for other in others for entry in other.nodes.values() if entry.get("port")}
+            taken = {
+                entry.get("port") for other in others for entry in other.nodes.values() if entry.get("port")
+            }
             if not self.running():
                 state.ring_port = net.choose_ring_port({other.ring_port for other in others})
             for name in names:
-                taken |= {entry.get("port") for node, entry in state.nodes.items() if node != name and entry.get("port")}
+                taken |= {
+                    entry.get("port")
+                    for node, entry in state.nodes.items()
+                    if node != name and entry.get("port")
+                }
                 state.nodes[name]["port"] = net.choose_ssh_port(taken, state.nodes[name].get("port"))
             self._write_known_hosts()
             machines = [self.machine(name) for name in names]
@@ -349,6 +416,7 @@ class Lab:
 
     def _continue(self, machines: Sequence[Machine]) -> None:
         """Let restored guests run, all at once, links up, clocks right."""
+
         def go(machine: Machine) -> None:
             with machine.qmp() as qmp:
                 qmp.execute("set_link", name="ring", up=not self.state.nodes[machine.name].get("cut"))
@@ -360,7 +428,9 @@ class Lab:
     @staticmethod
     def _set_clock(machine: Machine) -> None:
         # The clock chip is set as well, in the background: it takes the kernel a second, and a reboot reads it.
-        command = f"date -s @{time.time() + 0.05:.2f} >/dev/null && {{ hwclock --systohc --utc --noadjfile & }}"
+        command = (
+            f"date -s @{time.time() + 0.05:.2f} >/dev/null && {{ hwclock --systohc --utc --noadjfile & }}"
+        )
         status, output = machine.console.run(command, 30)
         if status != 0:
             raise LabError(f"{machine.name}: the clock could not be set: {output.strip()}")
@@ -374,16 +444,24 @@ class Lab:
             why = "no ssh server answers"
             while time.monotonic() - begin < seconds:
                 if not machine.running:
-                    raise LabError(f"{machine.name}: QEMU ended while waiting for ssh; see {machine.qemu_log}")
+                    raise LabError(
+                        f"{machine.name}: QEMU ended while waiting for ssh; see {machine.qemu_log}"
+                    )
                 if guestssh.banner(machine.port):
                     done = guestssh.execute(self.directory, machine.port, "true", 90)
                     if done.returncode == 0:
                         say(f"{machine.name}: ssh after {time.monotonic() - begin:.1f} s")
                         return
-                    why = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"ssh status {done.returncode}"
+                    why = (
+                        done.stderr.strip().splitlines()[-1]
+                        if done.stderr.strip()
+                        else f"ssh status {done.returncode}"
+                    )
                 time.sleep(0.3)
-            raise LabError(f"{machine.name}: not reachable by ssh within {seconds:.0f} s ({why}); "
-                           f"try: python3 -m lab --name {self.name} exec --console {machine.name} 'systemctl --failed'")
+            raise LabError(
+                f"{machine.name}: not reachable by ssh within {seconds:.0f} s ({why}); "
+                f"try: python3 -m lab --name {self.name} exec --console {machine.name} 'systemctl --failed'"
+            )
 
         in_parallel(wait, machines)
 
@@ -396,7 +474,9 @@ class Lab:
         def settled(machine: Machine) -> None:
             _, output = machine.console.run("systemctl is-system-running --wait", 180)
             if output.strip() != "running":
-                _, failed = machine.console.run("systemctl --failed --no-legend --plain | cut -d ' ' -f 1", 30)
+                _, failed = machine.console.run(
+                    "systemctl --failed --no-legend --plain | cut -d ' ' -f 1", 30
+                )
                 say(f"{machine.name}: {output.strip()}: {' '.join(failed.split())}")
 
         machines = [self.machine(name) for name in names]
@@ -588,7 +668,9 @@ class Lab:
                         except LabError:
                             pass
                         if not machine.running:
-                            raise LabError(f"{machine.name}: QEMU ended during the reboot; see {machine.qemu_log}")
+                            raise LabError(
+                                f"{machine.name}: QEMU ended during the reboot; see {machine.qemu_log}"
+                            )
                         if time.monotonic() > deadline:
                             raise LabError(f"{machine.name}: has not rebooted within {COLD_SECONDS} s")
                         time.sleep(0.5)

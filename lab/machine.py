@@ -72,8 +72,15 @@ class Machine:
     def qmp(self, timeout: float = 60.0) -> Qmp:
         return Qmp(self.directory / f"{self.name}.qmp", self.name, timeout)
 
-    def arguments(self, image: Image, accelerator: str, memory: int, ring_port: int, credential: bytes,
-                  load: str | None = None) -> list[str]:
+    def arguments(
+        self,
+        image: Image,
+        accelerator: str,
+        memory: int,
+        ring_port: int,
+        credential: bytes,
+        load: str | None = None,
+    ) -> list[str]:
         """QEMU's argument vector; its working directory is the lab's, for short socket paths.
 
         Disks are ``cache=unsafe``: what a guest flushes reaches the host's page cache, which a killed QEMU does not
@@ -82,10 +89,14 @@ class Machine:
         disk = "format=qcow2,cache=unsafe,discard=unmap"
         root = os.path.relpath(self.root_disk, self.directory)
         var = os.path.relpath(self.var_disk, self.directory)
-        disks = "lab.var=/dev/nvme0n1 lab.repo=/dev/vdb" if self.nvme else "lab.var=/dev/vdb lab.repo=/dev/vdc"
-        append = (f"root=/dev/vda rw {disks} console=ttyS0 quiet loglevel=4 net.ifnames=0 systemd.hostname={self.name} "
-                  f"systemd.machine_id={identity.machine_id(self.lab, self.number)} systemd.show_status=0 "
-                  "systemd.ssh_auto=0 mitigations=off audit=0 random.trust_cpu=on")
+        disks = (
+            "lab.var=/dev/nvme0n1 lab.repo=/dev/vdb" if self.nvme else "lab.var=/dev/vdb lab.repo=/dev/vdc"
+        )
+        append = (
+            f"root=/dev/vda rw {disks} console=ttyS0 quiet loglevel=4 net.ifnames=0 systemd.hostname={self.name} "
+            f"systemd.machine_id={identity.machine_id(self.lab, self.number)} systemd.show_status=0 "
+            "systemd.ssh_auto=0 mitigations=off audit=0 random.trust_cpu=on"
+        )
         argv = [
             "qemu-system-x86_64", *accel.arguments(accelerator),
             "-name", f"pveguard-lab-{self.lab}-{self.name}",
@@ -119,8 +130,15 @@ class Machine:
             (self.directory / f"{self.name}.{suffix}").unlink(missing_ok=True)
         environment = dict(os.environ, PATH=os.environ.get("PATH", "") + ":" + PATH)
         with self.qemu_log.open("wb") as log:
-            process = subprocess.Popen(argv, cwd=self.directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                       start_new_session=True, env=environment)
+            process = subprocess.Popen(
+                argv,
+                cwd=self.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=environment,
+            )
         self.pid = process.pid
         self.start = process_start(process.pid)
         deadline = time.monotonic() + 60

@@ -38,7 +38,9 @@ def require_tools(tools: Iterable[str]) -> None:
     missing = [tool for tool in tools if shutil.which(tool, path=path) is None]
     if missing:
         packages = " ".join(sorted({TOOLS.get(tool, tool) for tool in missing}))
-        raise LabError(f"missing: {', '.join(missing)}; install with: apt-get install --no-install-recommends {packages}")
+        raise LabError(
+            f"missing: {', '.join(missing)}; install with: apt-get install --no-install-recommends {packages}"
+        )
 
 
 def require_space(directory: Path, mib: int) -> None:
@@ -49,18 +51,37 @@ def require_space(directory: Path, mib: int) -> None:
     stat = os.statvfs(probe)
     free = stat.f_bavail * stat.f_frsize // 2**20
     if free < mib:
-        raise LabError(f"{probe}: {free} MiB free, the lab needs {mib} MiB; free some space or set PVEGUARD_LAB_ROOT")
+        raise LabError(
+            f"{probe}: {free} MiB free, the lab needs {mib} MiB; free some space or set PVEGUARD_LAB_ROOT"
+        )
 
 
-def run(argv: Sequence[str | os.PathLike[str]], *, what: str, timeout: float = 600, input: str | None = None,
-        log: Path | None = None, env: dict[str, str] | None = None, cwd: Path | None = None) -> str:
+def run(
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    what: str,
+    timeout: float = 600,
+    input: str | None = None,
+    log: Path | None = None,
+    env: dict[str, str] | None = None,
+    cwd: Path | None = None,
+) -> str:
     """Run a command and return its stdout; a failure becomes a :class:`LabError` with the last lines of its output."""
     environment = dict(os.environ if env is None else env)
     environment["PATH"] = environment.get("PATH", "") + ":" + PATH
     try:
-        done = subprocess.run([os.fspath(a) for a in argv], input=input, capture_output=True, text=True, errors="replace",
-                              timeout=timeout, env=environment, cwd=cwd, check=False,
-                              stdin=subprocess.DEVNULL if input is None else None)
+        done = subprocess.run(
+            [os.fspath(a) for a in argv],
+            input=input,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            env=environment,
+            cwd=cwd,
+            check=False,
+            stdin=subprocess.DEVNULL if input is None else None,
+        )
     except FileNotFoundError as error:
         tool = os.fspath(argv[0])
         raise LabError(f"missing: {tool}; install with: apt-get install {TOOLS.get(tool, tool)}") from error
