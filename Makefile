@@ -76,7 +76,7 @@ docs: ## regenerate the variable tables of the roles' READMEs
 	@$(bootstrap) base
 	python scripts/role_docs.py
 
-clean: ## stop the lab, remove what make created except reports/
-	@if [ -d .lab ] && [ -x .venv/bin/python ]; then $(lab) down; fi
+clean: ## stop all labs, remove what make created except reports/
+	@if [ -d .lab ] && [ -x .venv/bin/python ]; then python -m lab down --all; fi
 	rm -rf .lab .venv .bootstrap.lock .ansible .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
