@@ -41,7 +41,9 @@ def addresses(inventory: str | None, ansible_bin: Path) -> dict[tuple[str, str],
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+    """Of ansible; with skipped hosts shown a task's name is printed before its first round trip, not after."""
+    settings = {"ANSIBLE_NOCOLOR": "1", "ANSIBLE_DISPLAY_SKIPPED_HOSTS": "1"}
+    return {**os.environ, **settings, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
 
 
 class Counts:
