@@ -103,7 +103,7 @@ def _resolve(hostname: str) -> str | None:
         return None
     addresses = [str(answer[4][0]) for answer in answers]
     usable = [address for address in addresses if not address.startswith("127.") and address != "::1"]
-    return (usable or addresses or [None])[0]
+    return next(iter(usable or addresses), None)
 
 
 def _codename(root: Path) -> str:
