@@ -48,8 +48,9 @@ def mac(number: int, network: int) -> str:
     return f"52:54:00:77:{network:02x}:{number:02x}"
 
 
-def machine_id(lab: str, number: int) -> str:
-    return hashlib.sha256(f"pveguard lab {lab} {number}".encode()).hexdigest()[:32]
+def machine_id(number: int) -> str:
+    """The same in every lab, so that a guest taken over from another lab's snapshot keeps its journal."""
+    return hashlib.sha256(f"pveguard lab node {number}".encode()).hexdigest()[:32]
 
 
 def files(number: int, client_key: str, host_key: str, host_key_public: str) -> dict[str, tuple[int, str]]:

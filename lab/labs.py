@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shlex
@@ -171,8 +172,13 @@ class Lab:
             if unknown:
                 raise LabError(f"--nvme {', '.join(unknown)}: the nodes are {', '.join(names)}")
             if self.running() and not fresh:
-                self._up_running(names, profile, release, nvme, memory)
-                return
+                if set(state.nodes) <= set(_built(self._manifest())):
+                    self._up_running(names, profile, release, nvme, memory)
+                    return
+                say("the last start did not come to its end: the nodes begin anew")
+                self._kill(self.running())
+            if not nvme and not fresh:
+                nvme = [node for node in names if state.nodes.get(node, {}).get("nvme")]
             self._up_stopped(
                 names,
                 profile or state.profile or "pve",
@@ -212,6 +218,7 @@ class Lab:
             return
         for name in fresh_nodes:
             state.nodes[name] = {}
+        self._save()
         self._create_disks(fresh_nodes)
         self._boot(fresh_nodes + stopped)
         if fresh_nodes:
@@ -278,15 +285,16 @@ class Lab:
         image.prune(used_images())
         suspended = [name for name in state.suspended if name in names] if same else []
         state.suspended = []
-        based = (
-            [] if same else [n for n in names if n in manifest["snapshots"].get(BASE, {}).get("nodes", [])]
-        )
+        built = [name for name in _built(manifest) if self.machine(name).var_disk.exists()]
+        saved = manifest["snapshots"].get(BASE, {}).get("nodes", [])
+        based = [] if same else [name for name in names if name in saved and name in built]
         if profile == "cluster" and len(based) < min(3, len(names)):
             based = []  # members must come from one moment
-        new = [name for name in names if not self.machine(name).var_disk.exists()
-               or (not same and name not in based)]  # fmt: skip
+        new = [name for name in names if name not in built or (not same and name not in based)]
         require_space(self.directory, BYTES_PER_NODE_MIB * max(1, len(new)))
         self._keys(names)
+        adopted = self._adopt_template(new) if new == names else []
+        new = [name for name in new if name not in adopted]
         self._create_disks(new)
         self._save()
         if suspended:
@@ -295,14 +303,19 @@ class Lab:
         if based:
             with step(f"restoring {', '.join(based)} of profile {profile}"):
                 self._resume(based, BASE)
-        cold = [name for name in names if name not in suspended and name not in based]
+        if adopted:
+            with step(f"starting {', '.join(adopted)} from the snapshot of another lab"):
+                self._resume(adopted, BASE, new_identity=True)
+            with step("snapshot for the next start"):
+                self._save_snapshot(BASE, [self.machine(name) for name in adopted], add=True)
+            self._note_built(adopted)
+        cold = [name for name in names if name not in {*suspended, *based, *adopted}]
         if cold:
             self._boot(cold)
-        fresh_nodes = [name for name in cold if name in new]
-        if fresh_nodes:
-            if profile == "cluster" and not based:
-                cluster.build(self, fresh_nodes[:3])
-            self._save_base(fresh_nodes)
+        if new:
+            if profile == "cluster" and not based and not adopted:
+                cluster.build(self, new[:3])
+            self._save_base(new)
         say(f"lab {self.name} is up: profile {profile}, {release}, {', '.join(names)}")
 
     def _take_ports(self, base: int) -> None:
@@ -345,6 +358,7 @@ class Lab:
                      disk], what=f"qemu-img create {disk.name}")  # fmt: skip
             for path in (machine.console_log, machine.qemu_log):
                 path.unlink(missing_ok=True)
+            manifest["built"] = [node for node in _built(manifest) if node != name]
             for snapshot in manifest["snapshots"].values():
                 snapshot["nodes"] = [node for node in snapshot["nodes"] if node != name]
         if names and manifest.get("image"):
@@ -354,31 +368,100 @@ class Lab:
             self._write_manifest(manifest)
 
     def _arguments(self, machine: Machine, load: str | None) -> list[str]:
-        directory = self.directory
-        host_key = directory / "hostkeys" / machine.name
-        credential = identity.encode_files(identity.files(
-            machine.number, (directory / "id_ed25519.pub").read_text(), host_key.read_text(),
-            host_key.with_suffix(".pub").read_text(),
-        ))  # fmt: skip
         return machine.arguments(
-            self.image(), self.state.accel, self.state.memory, self.state.ring_port, credential, load
+            self.image(),
+            self.state.accel,
+            self.state.memory,
+            self.state.ring_port,
+            self._identity(machine),
+            load,
         )
+
+    def _identity(self, machine: Machine) -> bytes:
+        host_key = self.directory / "hostkeys" / machine.name
+        return identity.encode_files(
+            identity.files(
+                machine.number,
+                (self.directory / "id_ed25519.pub").read_text(),
+                host_key.read_text(),
+                host_key.with_suffix(".pub").read_text(),
+            )
+        )
+
+    def _hand_over_identity(self, machine: Machine) -> None:
+        """Give a guest that was another lab's this lab's keys; its next boot finds the same ones."""
+        data = base64.b64encode(self._identity(machine)).decode()
+        key = shlex.quote((self.directory / "id_ed25519.pub").read_text().strip())
+        status, output = machine.console.run(
+            f"set -e; umask 077; echo {data} | base64 -d > /run/lab/lab.identity\n"
+            "CREDENTIALS_DIRECTORY=/run/lab /usr/local/lib/lab/identity; rm /run/lab/lab.identity\n"
+            # A link into /etc/pve, which the identity leaves alone, can be written once the cluster is quorate again.
+            f"for i in $(seq 120); do {{ echo {key} > /root/.ssh/authorized_keys; }} 2>/dev/null && break; sleep 0.5; done\n"
+            f"grep -qxF {key} /root/.ssh/authorized_keys\n"
+            "systemctl reload ssh",
+            150,
+        )
+        if status != 0:
+            raise LabError(f"{machine.name}: no new identity: {output.strip()}")
+
+    # --- templates: the first snapshot of a profile, for other labs --------------------------------------------
+
+    def _template(self) -> Path:
+        return self.image().directory / f"snapshot-{self.state.disks}"
+
+    def _offer_template(self, machines: Sequence[Machine]) -> None:
+        """Copy the disks of paused machines to where another lab can begin with them."""
+        target = self._template()
+        try:
+            known = json.loads((target / "template.json").read_text())["nodes"]
+        except (OSError, ValueError, KeyError):
+            known = []
+        names = [machine.name for machine in machines]
+        if set(names) <= set(known):
+            return
+        for old in target.parent.glob(f"snapshot-{self.state.profile}-{self.state.release}-*"):
+            shutil.rmtree(old)
+        partial = target.with_name(f"partial-{os.getpid()}")
+        partial.mkdir()
+        for machine in machines:
+            _copy_sparse((machine.root_disk, machine.var_disk), partial)
+        (partial / "template.json").write_text(json.dumps({"nodes": names}) + "\n")
+        partial.rename(target)
+
+    def _adopt_template(self, names: Sequence[str]) -> list[str]:
+        """Take disks with the base snapshot from another lab's first start; returns the nodes that have them now."""
+        source = self._template()
+        with file_lock(layout.images_dir() / "lock", "the image store"):
+            try:
+                known = json.loads((source / "template.json").read_text())["nodes"]
+            except (OSError, ValueError, KeyError):
+                return []
+            taken = [name for name in names if name in known]
+            if self.state.profile == "cluster" and len(taken) < min(3, len(names)):
+                return []
+            for name in taken:
+                machine = self.machine(name)
+                _copy_sparse((source / machine.root_disk.name, source / machine.var_disk.name), self._set_dir)
+        return taken
+
+    def _note_built(self, names: Sequence[str]) -> None:
+        manifest = self._manifest()
+        manifest["built"] = sorted({*_built(manifest), *names}, key=layout.node_number)
+        self._write_manifest(manifest)
 
     def _launch(self, names: Sequence[str], load: str | None = None) -> list[Machine]:
         """Start QEMU for each node; ports are chosen here, under the machine-wide lock."""
         state = self.state
         with net.ports_lock():
             others = other_labs(self.name)
-            taken = {
-                entry.get("port") for other in others for entry in other.nodes.values() if entry.get("port")
+            taken: set[int] = {
+                entry["port"] for other in others for entry in other.nodes.values() if entry.get("port")
             }
             if not self.running():
                 state.ring_port = net.choose_ring_port({other.ring_port for other in others})
             for name in names:
                 taken |= {
-                    entry.get("port")
-                    for node, entry in state.nodes.items()
-                    if node != name and entry.get("port")
+                    entry["port"] for node, entry in state.nodes.items() if node != name and entry.get("port")
                 }
                 state.nodes[name]["port"] = net.choose_ssh_port(taken, state.nodes[name].get("port"))
             self._write_known_hosts()
@@ -409,9 +492,11 @@ class Lab:
         with step(f"booting {', '.join(names)} ({self.state.accel})"):
             self.wait_ready(self._launch(names), COLD_SECONDS)
 
-    def _resume(self, names: Sequence[str], snapshot: str) -> None:
+    def _resume(self, names: Sequence[str], snapshot: str, new_identity: bool = False) -> None:
         machines = self._launch(names, load=snapshot)
         self._continue(machines)
+        if new_identity:
+            in_parallel(self._hand_over_identity, machines)
         self.wait_ready(machines, WARM_SECONDS)
 
     def _continue(self, machines: Sequence[Machine]) -> None:
@@ -469,6 +554,7 @@ class Lab:
         """Snapshot newly made nodes once they have settled, so that the next fresh start takes seconds."""
         if not self._snapshots_possible():
             say("no snapshot of the new nodes: an emulated NVMe cannot be saved")
+            self._note_built(names)
             return
 
         def settled(machine: Machine) -> None:
@@ -483,7 +569,8 @@ class Lab:
         with step("settling"):
             in_parallel(settled, machines)
         with step("snapshot for the next start"):
-            self._save_snapshot(BASE, machines, add=True)
+            self._save_snapshot(BASE, machines, add=True, offer=len(machines) == len(self.state.nodes))
+        self._note_built(names)
 
     def _snapshots_possible(self) -> bool:
         return not any(entry.get("nvme") for entry in self.state.nodes.values())
@@ -563,10 +650,15 @@ class Lab:
 
         in_parallel(pause, machines)
 
-    def _save_snapshot(self, name: str, machines: Sequence[Machine], add: bool = False) -> None:
+    def _save_snapshot(
+        self, name: str, machines: Sequence[Machine], add: bool = False, offer: bool = False
+    ) -> None:
         self._pause(machines)
         try:
             in_parallel(lambda m: _savevm(m, name), machines)
+            if offer:
+                with file_lock(layout.images_dir() / "lock", "the image store"):
+                    self._offer_template(machines)
         finally:
             in_parallel(_cont, machines)
         in_parallel(self._set_clock, machines)
@@ -771,6 +863,16 @@ class Lab:
             "components": about["components"], "key": "/srv/pve-repo/key.asc", "fingerprint": about["fingerprint"],
             "packages": about["packages"],
         }  # fmt: skip
+
+
+def _built(manifest: dict[str, Any]) -> list[str]:
+    """Nodes whose first start came to its end."""
+    nodes: list[str] = manifest.get("built", manifest["snapshots"].get(BASE, {}).get("nodes", []))
+    return nodes
+
+
+def _copy_sparse(files: Sequence[Path], directory: Path) -> None:
+    run(["cp", "--sparse=always", "--reflink=auto", *files, directory], what="cp")
 
 
 def _savevm(machine: Machine, name: str) -> None:

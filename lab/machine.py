@@ -94,7 +94,7 @@ class Machine:
         )
         append = (
             f"root=/dev/vda rw {disks} console=ttyS0 quiet loglevel=4 net.ifnames=0 systemd.hostname={self.name} "
-            f"systemd.machine_id={identity.machine_id(self.lab, self.number)} systemd.show_status=0 "
+            f"systemd.machine_id={identity.machine_id(self.number)} systemd.show_status=0 "
             "systemd.ssh_auto=0 mitigations=off audit=0 random.trust_cpu=on"
         )
         argv = [
