@@ -15,7 +15,7 @@ from pathlib import Path
 from .errors import LabError
 from .qmp import connect_unix
 
-PIECE = 256
+PIECE = 1024  # well below the 4096 bytes that a terminal holds
 
 
 class Console:

@@ -162,7 +162,7 @@ def agent(answer: str, stale: str = "") -> Callable[[socket.socket], None]:
             if line.startswith("-"):
                 connection.sendall(f"{line}\n".encode())
             elif line.startswith("+"):
-                assert len(line) <= 257, "a serial line has no flow control"
+                assert len(line) <= 1025, "a serial line has no flow control"
                 request += line[1:]
                 connection.sendall(b"+\n")
             elif line.startswith("!"):
