@@ -14,7 +14,7 @@ export PATH := $(ROOT)/.venv/bin:$(PATH)
 bootstrap := $(ROOT)/scripts/bootstrap
 lab := python -m lab --name $(PVEGUARD_LAB)
 
-.PHONY: help base site test lint unit slow molecule lab lab-down ssh bench lock docs clean
+.PHONY: help base site assess revert test lint unit slow molecule lab lab-down ssh bench lock docs clean
 
 help: ## list the targets
 	@echo 'make site [INVENTORY=...] [ARGS=...]   take the nodes to the protected state'
@@ -30,6 +30,12 @@ help: ## list the targets
 
 site: $(if $(INVENTORY),base,lab) ## run site.yml, on the lab unless INVENTORY is given
 	ansible-playbook -i $(or $(INVENTORY),inventory/lab) site.yml $(ARGS)
+
+assess: $(if $(INVENTORY),base,lab) ## read-only: what is there, and what site.yml would change
+	ansible-playbook -i $(or $(INVENTORY),inventory/lab) playbooks/assess.yml $(ARGS)
+
+revert: $(if $(INVENTORY),base,lab) ## bring the nodes back to stock
+	ansible-playbook -i $(or $(INVENTORY),inventory/lab) playbooks/revert.yml $(ARGS)
 
 base:
 	@$(bootstrap) base

@@ -131,7 +131,8 @@ def main() -> int:
     if options.json:
         print(json.dumps(result, indent=2))
     else:
-        print(f"--check {result['check_seconds']:.0f} s, first run {result['first_seconds']:.0f} s, second {result['second_seconds']:.0f} s")
+        seconds = [f"{name} {result[name + '_seconds']:.0f} s" for name in ("check", "first", "second")]
+        print(", ".join(seconds))
         print(f"{len(done)} tasks changed something in the first run, {len(foreseen)} were foreseen")
         print("\n".join(problems) or "the dry run told the truth and changed nothing; the second run changed nothing")
     return 1 if problems else 0

@@ -121,14 +121,18 @@ def _group_clusters(hostvars: Any) -> tuple[dict[str, str], dict[str, list[str]]
     }
     for name in refined:
         clusters.pop(name)
-    groups = {host.name: [group.name for group in host.get_groups()] for host in manager.get_hosts("all", ignore_limits=True, ignore_restrictions=True)}
-    return clusters, groups
+    return clusters, {host.name: [group.name for group in host.get_groups()] for host in _hosts(manager)}
+
+
+def _hosts(manager: Any) -> list[Any]:
+    """Every host of the inventory, also those that --limit or serial leaves out."""
+    return list(manager.get_hosts("all", ignore_limits=True, ignore_restrictions=True))
 
 
 def _all_hosts(hostvars: Any) -> list[str]:
     manager = getattr(hostvars, "_inventory", None)
     if manager is not None:
-        return [host.name for host in manager.get_hosts("all", ignore_limits=True, ignore_restrictions=True)]
+        return [host.name for host in _hosts(manager)]
     return list(hostvars)
 
 

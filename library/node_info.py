@@ -35,12 +35,16 @@ node:
   type: dict
   contains:
     hostname: {description: Name of the host as the kernel knows it., type: str}
-    resolved_address: {description: 'Address the name resolves to, a non-loopback one if there is any; null when it does not resolve.', type: str}
+    resolved_address:
+      description: Address the name resolves to, a non-loopback one if there is any; null when it does not resolve.
+      type: str
     boot_id: {description: Identifier of this boot., type: str}
     kernel: {description: Release of the kernel., type: str}
     machine_codename: {description: 'Code name of the distribution, such as trixie.', type: str}
     python: {description: Version of Python on the node., type: str}
-    packages: {description: 'Installed version of corosync, pve-cluster, pve-ha-manager, pve-manager; null when absent.', type: dict}
+    packages:
+      description: Installed version of corosync, pve-cluster, pve-ha-manager, pve-manager; null when absent.
+      type: dict
     units: {description: 'Load, active and enabled state of each unit, as systemctl show prints them.', type: dict}
     pmxcfs:
       description: >-

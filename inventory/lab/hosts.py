@@ -48,7 +48,8 @@ def host_variables(about: dict[str, Any], node: dict[str, Any]) -> dict[str, Any
 def group_variables(about: dict[str, Any]) -> dict[str, Any]:
     """What only the running lab knows of the package repository in its nodes."""
     repository = about["repository"]
-    if repository is None:
+    # Nodes that come with the packages keep their repositories, as a Proxmox VE installation does.
+    if repository is None or about["profile"] != "debian":
         return {}
     variables = {
         "pmxcfs_repository": repository["uri"],

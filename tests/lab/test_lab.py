@@ -526,7 +526,7 @@ def test_inventory_lists_every_node(hosts: ModuleType, capsys: pytest.CaptureFix
     assert hosts.main() == 0
     listing = json.loads(capsys.readouterr().out)
     assert listing["lab"]["hosts"] == ["pve1", "pve2", "pve3", "pve4"]
-    assert listing["lab"]["vars"]["pmxcfs_repository"] == "file:///srv/pve-repo"
+    assert listing["lab"]["vars"] == {}
     node = listing["_meta"]["hostvars"]["pve4"]
     assert (node["corosync_node_id"], node["corosync_links"], node["ansible_port"]) == (
         4,
@@ -535,6 +535,14 @@ def test_inventory_lists_every_node(hosts: ModuleType, capsys: pytest.CaptureFix
     )
     assert "StrictHostKeyChecking=yes" in node["ansible_ssh_common_args"]
     assert node["ansible_host_key_checking"] is True
+
+
+def test_only_nodes_without_the_packages_are_told_where_they_are(hosts: ModuleType) -> None:
+    about = make_lab().describe()
+    assert hosts.group_variables({**about, "profile": "pve"}) == {}
+    variables = hosts.group_variables({**about, "profile": "debian"})
+    assert variables["pmxcfs_repository"] == "file:///srv/pve-repo"
+    assert len(variables["pmxcfs_repository_fingerprint"]) == 40
 
 
 def test_a_restored_lab_shares_no_connection_with_its_past(hosts: ModuleType) -> None:
