@@ -128,6 +128,8 @@ def test_a_resync_with_lower_versions_is_seen_and_the_former_state_is_kept(
     fill(node.w)
     store = ps.Store(node.paths, node.config)
     save(ps, node.paths, node.config, store)
+    node.w.write("user.cfg", b"only in the second save\n")
+    save(ps, node.paths, node.config, store)
     inode = node.w.find("storage.cfg")
     # The leader has the same inode with a lower version and other data, and a root version that is higher.
     node.w.db.execute("UPDATE tree SET version=1, data=? WHERE inode=?", (b"dir: other\n", inode))
@@ -135,9 +137,9 @@ def test_a_resync_with_lower_versions_is_seen_and_the_former_state_is_kept(
     result = save(ps, node.paths, node.config, store)
     assert result["lineage"] == 2
     kept = [g for g in ps.generations(node.paths) if g.manifest["reason"] == "before a new lineage"]
-    assert len(kept) == 0 or not kept[0].problems()
-    first = [g for g in ps.generations(node.paths) if g.manifest["lineage"] == 1]
-    assert b"dir: local\n" in [r[7] for r in table(Path(first[0].db)).values()]
+    assert len(kept) == 1 and not kept[0].problems() and kept[0].manifest["lineage"] == 1
+    contents = [r[7] for r in table(Path(kept[0].db)).values()]
+    assert b"dir: local\n" in contents and b"only in the second save\n" in contents
     assert table(Path(node.paths.replica))[inode][7] == b"dir: other\n"
     store.close()
 
@@ -265,6 +267,7 @@ def test_a_save_killed_at_any_point_leaves_a_good_replica(ps: ModuleType, node: 
     node.start_daemon()
     fill(node.w)
     states = [without(node.w.rows(), node.config.noise.matches)]
+    assert node.command("save", "--json") == 0
     for turn in range(12):
         child = subprocess.Popen(
             [sys.executable, "-c", CHILD.format(tests="", program=str(PROGRAM), root=str(node.root))],

@@ -125,7 +125,7 @@ def test_a_failure_inside_any_step_puts_stock_back(
         assert code == ps.EXIT_SWITCH and not node.ram and not node.drop_in
 
 
-@pytest.mark.parametrize("after", range(1, 9))
+@pytest.mark.parametrize("after", range(1, 31))
 def test_power_cut_during_the_switch_boots_with_everything(
     ps: ModuleType, node: Node, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole way with a real FUSE daemon and a real tmpfs, in private namespaces; only systemctl is a stand-in."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+harness = pytest.importorskip("lab.tests.doubles.harness")
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = ROOT / "roles/ram_state/files/pve-state"
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+SYSTEMCTL = r"""#!/bin/bash
+# What the units do, in their order.
+PS="/usr/bin/python3 -IS %(program)s"
+DROP=/etc/systemd/system/pve-cluster.service.d/pveguard.conf
+LIVE=/var/lib/pve-cluster
+end() { # PIDFILE
+    [ -e "$1" ] || return 0
+    pid=$(cat "$1"); kill "$pid" 2>/dev/null
+    for _ in $(seq 300); do kill -0 "$pid" 2>/dev/null || break; sleep 0.05; done
+    rm -f "$1"
+}
+case "$*" in
+"start pve-cluster.service")
+    if [ -e $DROP ]; then
+        if ! mountpoint -q $LIVE; then
+            mount -t tmpfs -o size=64m pveguard-state $LIVE
+            mkdir -p $LIVE/backup; mount --bind /var/lib/pveguard/backup $LIVE/backup
+        fi
+        $PS restore >>/run/ps.log 2>&1 || exit 1
+    fi
+    PATH=/run/bin:$PATH %(daemon)s >>/run/daemon.log 2>&1 || exit 1
+    if [ -e $DROP ]; then
+        setsid $PS watch >>/run/ps.log 2>&1 </dev/null &
+        echo $! > /run/watch.pid
+    fi ;;
+"stop pve-cluster.service")
+    end /run/watch.pid
+    end /run/pve-cluster.pid
+    [ ! -e $DROP ] || $PS save --if-enabled >>/run/ps.log 2>&1 ;;
+"stop pveguard-state.service") $PS final-save >>/run/ps.log 2>&1 ;;
+"stop var-lib-pve\x2dcluster-backup.mount") umount $LIVE/backup ;;
+"stop var-lib-pve\x2dcluster.mount") umount $LIVE ;;
+"show "*)
+    for unit in "$@"; do
+        case $unit in
+        pve-cluster.service) kill -0 $(cat /run/pve-cluster.pid) 2>/dev/null && s=active || s=inactive ;;
+        pveguard-state.service) mountpoint -q $LIVE && s=active || s=inactive ;;
+        pveguard-state-watch.service) kill -0 $(cat /run/watch.pid) 2>/dev/null && s=active || s=inactive ;;
+        *) continue ;;
+        esac
+        printf 'Id=%%s\nActiveState=%%s\nResult=success\nLoadState=loaded\n\n' $unit $s
+    done ;;
+esac
+exit 0
+"""
+
+
+class RamNode:
+    def __init__(self, node: Any) -> None:
+        self.node = node
+        script = {"program": PROGRAM, "daemon": node.daemon_path}
+        folder = node.root / "run/bin"
+        folder.mkdir()
+        for name, text in (
+            ("systemctl", SYSTEMCTL % script),
+            ("systemd-run", "#!/bin/sh\nexit 0\n"),
+            ("pmxcfs", "#!/bin/sh\n"),
+        ):
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o755)
+        node.sh("mkdir -p /etc/systemd/system /etc/pveguard")
+        for unit in (
+            r"var-lib-pve\x2dcluster.mount",
+            r"var-lib-pve\x2dcluster-backup.mount",
+            "pveguard-state.service",
+            "pveguard-state-watch.service",
+        ):
+            (node.root / "etc/systemd/system" / unit).write_text("[Unit]\n")
+        (node.root / "etc/pveguard/pve-cluster.conf").write_text("[Unit]\n")
+        (node.root / "etc/pveguard/state.json").write_text(json.dumps({"deadline_seconds": 40}))
+
+    def ps(self, *argv: str, rc: int | None = 0) -> dict[str, Any]:
+        path = f"PATH=/run/bin:{os.environ['PATH']}"
+        done = self.node.run(
+            "env",
+            "-u",
+            "SSH_CONNECTION",
+            path,
+            "/usr/bin/python3",
+            "-IS",
+            str(PROGRAM),
+            *argv,
+            "--json",
+            timeout=120,
+        )
+        assert rc is None or done.returncode == rc, f"{argv}: {done.returncode} {done.stderr} {self.logs()}"
+        assert done.stdout, done.stderr
+        return dict(json.loads(done.stdout))
+
+    def systemctl(self, *argv: str) -> int:
+        return int(self.node.run("env", f"PATH=/run/bin:{os.environ['PATH']}", "systemctl", *argv).returncode)
+
+    def logs(self) -> str:
+        return "\n".join(p.read_text() for p in (self.node.root / "run").glob("*.log"))
+
+    def tree(self) -> dict[str, Any]:
+        return {
+            path: data
+            for path, data in self.node.tree().items()
+            if not path.startswith("priv/lock") and "lrm_status" not in path
+        }
+
+    def power_cut(self) -> None:
+        self.node.sh(
+            "kill -9 $(cat /run/watch.pid) $(cat /run/pve-cluster.pid); sleep 0.3; umount -l /etc/pve;"
+            " umount /var/lib/pve-cluster/backup; umount -l /var/lib/pve-cluster;"
+            " rm -rf /run/pveguard /run/*.pid"
+        )
+
+
+@pytest.fixture
+def ram() -> Iterator[RamNode]:
+    reason = harness.why_not()
+    if reason:
+        pytest.skip(reason)
+    node = harness.Node()
+    try:
+        made = RamNode(node)
+        assert made.systemctl("start", "pve-cluster.service") == 0, made.logs()
+        node.sh(
+            "mkdir -p /etc/pve/nodes/pve1/qemu-server /etc/pve/priv;"
+            "echo 'name: a' > /etc/pve/nodes/pve1/qemu-server/100.conf; echo x > /etc/pve/storage.cfg"
+        )
+        yield made
+    finally:
+        for file in ("watch.pid", "pve-cluster.pid"):
+            node.run("bash", "-c", f"kill -9 $(cat /run/{file})")
+        node.close()
+
+
+def wait(condition: Callable[[], bool], seconds: float = 15) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+def test_the_whole_way(ram: RamNode) -> None:
+    node = ram.node
+    before = ram.tree()
+    found = ram.ps("preflight")
+    assert found["refusals"] == [] and found["login"]["independent"]
+    done = ram.ps("enable")
+    assert done["changed"] and done["state"] == "enabled" and done["downtime_seconds"] < 20
+    assert ram.tree() == before
+    assert ram.ps("enable")["changed"] is False
+
+    # Changes reach the replica within the RPO; heartbeats and locks do not.
+    node.sh(
+        "echo two > /etc/pve/user.cfg; mkdir -p /etc/pve/priv/lock; mkdir /etc/pve/priv/lock/file-jobs_cfg"
+    )
+    wait(lambda: ram.ps("status")["would_lose"] == [], 4)
+    saved = ram.ps("status")["saved_root_version"]
+    for _ in range(5):
+        node.sh("echo beat > /etc/pve/nodes/pve1/lrm_status")
+    time.sleep(3)
+    status = ram.ps("status")
+    assert status["saved_root_version"] == saved and status["would_lose"] == [] and status["lag_versions"] > 0
+
+    # Power cut: what is older than the RPO is there.
+    before = ram.tree()
+    ram.power_cut()
+    assert ram.systemctl("start", "pve-cluster.service") == 0, ram.logs()
+    assert ram.tree() == before
+    assert node.sh("cat /etc/pve/user.cfg") == "two\n"
+    assert ram.ps("status")["state"] == "enabled"
+
+    # A restart of the daemon, as a package upgrade does it.
+    node.sh("echo three > /etc/pve/user.cfg")
+    assert ram.systemctl("stop", "pve-cluster.service") == 0
+    assert ram.systemctl("start", "pve-cluster.service") == 0
+    assert node.sh("cat /etc/pve/user.cfg") == "three\n"
+
+    # And back.
+    before = ram.tree()
+    done = ram.ps("retire")
+    assert done["changed"] and done["source"] == "ram"
+    assert ram.tree() == before
+    assert node.run("mountpoint", "-q", "/var/lib/pve-cluster").returncode != 0
+    assert node.sh("head -c 15 /var/lib/pve-cluster/config.db") == "SQLite format 3"
+    assert ram.ps("status")["state"] == "disabled"
+
+
+def test_a_damaged_replica_fails_closed_and_one_command_fixes_it(ram: RamNode) -> None:
+    ram.ps("enable")
+    before = ram.tree()
+    ram.power_cut()
+    ram.node.sh(
+        "truncate -s 5000 /var/lib/pveguard/state/config.db; rm -f /var/lib/pveguard/state/config.db-*"
+    )
+    assert ram.systemctl("start", "pve-cluster.service") != 0
+    assert not (ram.node.pve / "storage.cfg").exists()
+    assert ram.ps("status", rc=1)["fix"] == "pve-state restore --generation latest"
+    ram.ps("restore", "--generation", "latest")
+    assert ram.tree() == before
+
+
+def test_the_tombstone_stops_a_real_daemon(ram: RamNode) -> None:
+    ram.ps("enable")
+    ram.power_cut()
+    assert ram.node.try_start().returncode != 0
+
+
+def test_a_join_in_the_steps_of_pvecm_is_not_undone(ram: RamNode) -> None:
+    ram.ps("enable")
+    node = ram.node
+    ram.systemctl("stop", "pve-cluster.service")
+    # The watcher let go, and a plain file is left: this is what makes the removal safe.
+    assert node.sh("ls /var/lib/pve-cluster/config.db*").split() == ["/var/lib/pve-cluster/config.db"]
+    node.sh("rm /var/lib/pve-cluster/config.db")
+    assert ram.systemctl("start", "pve-cluster.service") == 0, ram.logs()
+    assert not (node.pve / "storage.cfg").exists()
+    node.sh("echo joined > /etc/pve/corosync-like.cfg")
+    wait(lambda: ram.ps("status", rc=None)["would_lose"] == [], 8)
+    listed = ram.ps("list", "--verify")["generations"]
+    assert max(g["lineage"] for g in listed) == 2
+    former = next(g for g in listed if g["lineage"] == 1)
+    assert not former["problems"]
+    database = node.root / "var/lib/pveguard/state/generations" / f"{former['name']}.db"
+    copy = Path(f"/tmp/{former['name']}.{os.getpid()}.db")
+    copy.write_bytes(database.read_bytes())
+    try:
+        db = sqlite3.connect(copy)
+        assert db.execute("SELECT 1 FROM tree WHERE name='storage.cfg'").fetchone()
+        db.close()
+    finally:
+        copy.unlink()
+
+
+@pytest.mark.parametrize("broken", ["the daemon", "the tmpfs"])
+def test_a_switch_that_fails_for_real_puts_stock_back(ram: RamNode, broken: str) -> None:
+    before = ram.tree()
+    script = ram.node.root / "run/bin/systemctl"
+    text = script.read_text()
+    if broken == "the tmpfs":
+        text = text.replace("mount -t tmpfs -o size=64m", "exit 1; mount -t tmpfs -o size=64m")
+    else:
+        text = text.replace("    PATH=/run/bin", "    [ ! -e $DROP ] || exit 1\n    PATH=/run/bin")
+    script.write_text(text)
+    assert "stock was put back" in ram.ps("enable", rc=8)["error"]
+    assert ram.tree() == before
+    assert not (ram.node.root / "etc/systemd/system/pve-cluster.service.d/pveguard.conf").exists()
+    assert ram.node.sh("cat /etc/pve/storage.cfg") == "x\n"
+
+
+def test_the_exits_by_hand(ram: RamNode) -> None:
+    """The two lines of docs/ram-state.md, as they stand there."""
+    text = (ROOT / "docs/ram-state.md").read_text().split("### The exit by hand")[1]
+    lines = [block.split("```")[0].strip() for block in text.split("```sh\n")[1:3]]
+    assert len(lines) == 2 and all("\n" not in line for line in lines)
+    path = f"PATH=/run/bin:{os.environ['PATH']}"
+    # The commands of the lines name the unit without its suffix.
+    script = ram.node.root / "run/bin/systemctl"
+    script.write_text(
+        script.read_text().replace(
+            'case "$*" in', 'set -- "${@/%pve-cluster/pve-cluster.service}"\ncase "$*" in', 1
+        )
+    )
+    for line in lines:
+        ram.ps("enable")
+        ram.node.sh("date +%N > /etc/pve/user.cfg; sleep 3")
+        before = ram.tree()
+        if line is lines[1]:
+            ram.power_cut()
+        done = ram.node.run("env", path, "bash", "-c", line, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert ram.tree() == before
+        assert ram.node.run("mountpoint", "-q", "/var/lib/pve-cluster").returncode != 0
+        ram.node.sh("rm -rf /run/pveguard /var/lib/pveguard")
