@@ -1,0 +1,60 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""What protected nodes write while nobody asks for anything: sectors of the store's device, transactions a minute.
+
+One program per node counts for the whole time and is asked only at its end, so that no login falls into the window.
+Exits 1 when a sector was written.
+
+    python bench/idle.py -i inventory/lab --seconds 600 [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PROGRAM = ROOT / "molecule" / "default" / "files" / "look.py"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-i", "--inventory", default="inventory/lab")
+    parser.add_argument("--seconds", type=int, default=600)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+
+    folder = ROOT / ".cache" / "idle"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    done = subprocess.run(
+        ["ansible", "all", "-i", options.inventory, "-t", str(folder), "-m", "ansible.builtin.script"]
+        + ["-a", f"cmd='{PROGRAM} {options.seconds}' executable=/usr/bin/python3"],
+        cwd=ROOT,
+        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        print(f"the nodes could not be observed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}", file=sys.stderr)
+        return 2
+    idle = {
+        path.name: json.loads(json.loads(path.read_text())["stdout"])["idle"] for path in sorted(folder.iterdir())
+    }
+    if options.json:
+        print(json.dumps({"seconds": options.seconds, "nodes": idle}, indent=2))
+    else:
+        print(f"{'node':20} {'sectors':>8} {'transactions/min':>17}   in {options.seconds} s")
+        for name, figures in idle.items():
+            print(f"{name:20} {figures['sectors']:8} {figures['transactions_per_minute']:17.1f}")
+    return 1 if any(figures["sectors"] for figures in idle.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
