@@ -14,7 +14,7 @@ export PATH := $(ROOT)/.venv/bin:$(PATH)
 bootstrap := $(ROOT)/scripts/bootstrap
 lab := python -m lab --name $(PVEGUARD_LAB)
 
-.PHONY: help base site assess revert test lint unit slow molecule lab lab-down ssh bench lock docs clean
+.PHONY: help base site assess revert test lint unit slow molecule campaign lab lab-down ssh bench lock docs clean
 
 help: ## list the targets
 	@echo 'make site [INVENTORY=...] [ARGS=...]   take the nodes to the protected state'
@@ -58,6 +58,10 @@ SCENARIO ?= default
 molecule: ## a molecule scenario on virtual machines (SCENARIO=default)
 	@$(bootstrap) base lab test
 	molecule test -s $(SCENARIO) $(ARGS)
+
+campaign: ## longer proofs on every profile of the lab, about an hour; figures in docs/figures.md
+	@$(bootstrap) base lab
+	scripts/campaign
 
 lab: ## start the lab's virtual machines
 	@$(bootstrap) base lab
