@@ -282,3 +282,88 @@ def test_a_running_task_is_seen(ps: ModuleType, node: Node) -> None:
     gone = f"UPID:pve1:{os.getpid():08X}:{start + 9:08X}:65000000:vzdump:100:root@pam:"
     Path(node.paths.tasks).write_text(f"{alive} 0\n{gone} 0\n{alive} 1 65000001 OK\n")
     assert ps.running_tasks(node.paths) == [alive]
+
+
+def test_a_stale_staged_copy_never_wins(ps: ModuleType, ram_node: Node) -> None:
+    """A retire that failed leaves one; RAM state goes on, and the next way back must take what is newer."""
+    staged = Path(ram_node.paths.switch) / "stock.db"
+
+    def stage() -> None:
+        staged.parent.mkdir(exist_ok=True)
+        live = ps.open_live(ram_node.paths, True)
+        ps.plain_copy(live, str(staged))
+        live.close()
+
+    stage()
+    ram_node.w.write("later", b"change")
+    assert ram_node.command("save", "--json") == 0
+    before = config_rows(ram_node)
+    ram_node.power_cut()
+    assert ram_node.command("retire", "--json", "--connection", "", "--force") == 0
+    assert config_rows(ram_node) == before and not staged.exists()
+
+
+def test_a_newer_staged_copy_wins(ps: ModuleType, ram_node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    staged = Path(ram_node.paths.switch) / "stock.db"
+    staged.parent.mkdir(exist_ok=True)
+    ram_node.w.write("not-saved", b"change")
+    live = ps.open_live(ram_node.paths, True)
+    ps.plain_copy(live, str(staged))
+    live.close()
+    before = config_rows(ram_node)
+    ram_node.power_cut()
+    capsys.readouterr()
+    assert ram_node.command("retire", "--json", "--connection", "", "--force") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["source"] == "staged"
+    assert config_rows(ram_node) == before
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_restore_drops_the_staged_copy(ps: ModuleType, ram_node: Node, saved: bool) -> None:
+    staged = Path(ram_node.paths.switch) / "stock.db"
+    staged.parent.mkdir(exist_ok=True)
+    ram_node.w.write("staged", b"change")
+    live = ps.open_live(ram_node.paths, True)
+    ps.plain_copy(live, str(staged))
+    root = ram_node.w.version
+    live.close()
+    if saved:
+        assert ram_node.command("save", "--json") == 0
+    ram_node.power_cut()
+    assert ram_node.boot_restore() == 0
+    assert not staged.exists()
+    kept = [g.manifest["root_version"] for g in ps.generations(ram_node.paths) if g.name.endswith("-staged")]
+    assert kept == ([] if saved else [root])
+
+
+def test_a_failed_retire_with_the_ram_still_there_drops_the_staged_copy(
+    ps: ModuleType, ram_node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise ps.SwitchError("planted")
+
+    before = config_rows(ram_node)
+    with monkeypatch.context() as patch:
+        patch.setattr(ps, "wait_for", fails)
+        patch.setattr(ps, "stop_daemon", lambda *a: ram_node.stop_daemon())
+        patch.setattr(ram_node, "unmount", lambda: None)
+        assert ram_node.command("retire", "--json", "--connection", "") == ps.EXIT_SWITCH
+    assert ram_node.ram and ram_node.writer is not None and config_rows(ram_node) == before
+    assert not (Path(ram_node.paths.switch) / "stock.db").exists()
+
+
+def test_a_database_beneath_the_mount_that_ram_state_outlived_is_not_stock(
+    ps: ModuleType, ram_node: Node
+) -> None:
+    """Power failed between the drop-in and the tombstone, and RAM state ran over the old database since."""
+    live = ps.open_live(ram_node.paths, True)
+    ps.plain_copy(live, str(ram_node.beneath / "config.db"))
+    live.close()
+    old = ram_node.w.version
+    ram_node.w.write("months-later", b"change")
+    assert ram_node.command("save", "--json") == 0
+    before = config_rows(ram_node)
+    ram_node.power_cut()
+    assert ram_node.command("retire", "--json", "--connection", "", "--force") == 0
+    assert config_rows(ram_node) == before
+    assert old in [g.manifest["root_version"] for g in ps.generations(ram_node.paths)]
