@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The program that founds and joins, with the units and the mount faked: logins, and what must not be cut off."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from ansible.module_utils.pveguard import corosync_conf
+
+from .fakes import make_database, snapshot
+
+PROGRAM = Path(__file__).resolve().parents[2] / "roles/corosync/files/cluster-member"
+CONF = corosync_conf.render_new("lab", [{"name": "pve2", "node_id": 2, "links": ["10.77.0.2"]}])
+SHARED, OWN = "ssh-ed25519 AAAA shared", "ssh-ed25519 BBBB own"
+
+
+class Host:
+    """Stopping the daemon takes the files away; its start brings them back, or those of the cluster."""
+
+    def __init__(self, root: Path, program: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root, self.program = root, program
+        self.mounted, self.quorate, self.starts = True, True, True
+        self.units: list[tuple[str, ...]] = []
+        self.cluster_keys: str | None = None
+        self.seen_while_away: str | None = None
+        self.node = program.Node(root)
+        for directory in ("etc/pve/priv", "etc/corosync", "root/.ssh", "var/log/pve/tasks", "run"):
+            (root / directory).mkdir(parents=True)
+        self.keys = root / "etc/pve/priv/authorized_keys"
+        self.keys.write_text(f"{SHARED}\n{OWN}\n")
+        (root / "root/.ssh/authorized_keys").symlink_to(self.keys)
+        self.local = root / "root/.ssh/authorized_keys2"
+        make_database(self.node.database, {"nodes/pve2/qemu-server/100.conf": "memory: 512\n"})
+        monkeypatch.setattr(program, "systemctl", self.systemctl)
+        monkeypatch.setattr(
+            program, "command", lambda *argv, **_: program.subprocess.CompletedProcess(argv, 0)
+        )
+        monkeypatch.setattr(program, "active", lambda *units: dict.fromkeys(units, True))
+        monkeypatch.setattr(program, "is_mounted", lambda _node: self.mounted)
+        monkeypatch.setattr(program, "missing", lambda *_: [] if self.quorate else ["no quorum"])
+        monkeypatch.setattr(program, "quorum", lambda: (True, [1, 2]))
+        monkeypatch.setattr(program, "prove_writable", lambda *_: None)
+        monkeypatch.setattr(program.time, "sleep", lambda _s: None)
+        monkeypatch.setattr(program.signal, "signal", lambda *_: None)
+
+    def systemctl(self, *argv: str, must: bool = True) -> str:
+        self.units.append(argv)
+        if argv == ("stop", self.program.DAEMON) and self.mounted:
+            os.rename(self.root / "etc/pve", self.root / "etc/pve.away")
+            (self.root / "etc/pve").mkdir()
+            self.mounted = False
+            self.seen_while_away = self.local.read_text() if self.local.exists() else None
+        if argv == ("start", self.program.DAEMON) and not self.mounted:
+            if not self.starts:
+                raise self.program.Failure("it does not start")
+            (self.root / "etc/pve").rmdir()
+            os.rename(self.root / "etc/pve.away", self.root / "etc/pve")
+            self.mounted = True
+            if self.cluster_keys is not None:
+                self.keys.write_text(self.cluster_keys)
+        return ""
+
+    def perform(self, **more: Any) -> dict[str, Any]:
+        request = {
+            "state": "joined",
+            "node_name": "pve2",
+            "node_id": 2,
+            "cluster_name": "lab",
+            "conf": CONF,
+            "authkey": "a2V5",
+            "expected_ids": [2],
+            "deadline_s": 0.5,
+            "tree_sha256": None,
+            **more,
+        }
+        result: dict[str, Any] = self.program.perform(self.node, request)
+        return result
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    loader = SourceFileLoader("cluster_member_program", str(PROGRAM))
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec is not None
+    program = importlib.util.module_from_spec(spec)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    loader.exec_module(program)
+    return Host(tmp_path, program, monkeypatch)
+
+
+@pytest.mark.parametrize("state", ["joined", "bootstrapped"])
+def test_a_login_survives_the_time_without_the_file_system(host: Host, state: str) -> None:
+    host.cluster_keys = f"{SHARED}\n"
+    result = host.perform(state=state, deadline_s=60)
+    assert result.get("error") is None, result
+    assert host.seen_while_away == f"{SHARED}\n{OWN}\n"
+    # What the cluster knows needs no second place.
+    assert host.local.read_text() == f"{OWN}\n"
+    assert host.local.stat().st_mode & 0o777 == 0o600
+    assert len(result["warnings"]) == 1 and "1 ssh key(s) that the cluster" in result["warnings"][0]
+
+
+def test_keys_that_were_there_before_stay(host: Host) -> None:
+    host.local.write_text(f"{SHARED}\n")
+    result = host.perform(deadline_s=60)
+    assert result.get("error") is None and result["warnings"] == []
+    assert host.seen_while_away == f"{SHARED}\n{OWN}\n"
+    assert host.local.read_text() == f"{SHARED}\n"
+
+
+def test_the_way_back_takes_the_added_keys_back(host: Host) -> None:
+    host.quorate = False
+    result = host.perform()
+    assert result["restored"] is True and result["warnings"] == []
+    assert host.seen_while_away is not None
+    assert host.keys.read_text() == f"{SHARED}\n{OWN}\n"
+    assert not host.local.exists()
+
+
+def test_without_the_file_system_the_added_keys_stay(host: Host) -> None:
+    host.starts = False
+    result = host.perform()
+    assert result["restored"] is False
+    assert host.local.read_text() == f"{SHARED}\n{OWN}\n"
+    assert "is not mounted" in result["warnings"][0]
+
+
+def test_keys_that_are_no_link_are_left_alone(host: Host) -> None:
+    link = host.root / "root/.ssh/authorized_keys"
+    link.unlink()
+    link.write_text(f"{OWN}\n")
+    assert host.perform(deadline_s=60).get("error") is None
+    assert host.seen_while_away is None and not host.local.exists()
+
+
+def refused(host: Host, state: str) -> str:
+    before = snapshot(host.root)
+    result = host.perform(state=state, deadline_s=60)
+    assert result["restored"] is True and result["generation"] is None
+    assert snapshot(host.root) == before
+    assert not [argv for argv in host.units if argv[0] == "stop"]
+    return str(result["error"])
+
+
+@pytest.mark.parametrize("state", ["joined", "bootstrapped"])
+def test_a_running_task_is_not_cut_off(host: Host, state: str) -> None:
+    start = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    upid = f"UPID:pve2:{os.getpid():08X}:{start:08X}:66F00000:vzdump:100:root@pam:"
+    active = host.root / "var/log/pve/tasks/active"
+    active.write_text(f"{upid} 0\n")
+    error = refused(host, state)
+    assert f"1 Proxmox VE task(s) run on this node, the first is {upid}: wait" in error
+    # Finished, another process of that number, no such process, and what is no task.
+    reused = f"UPID:pve2:{os.getpid():08X}:{start + 1:08X}:66F00000:vzdump:100:root@pam:"
+    gone = f"UPID:pve2:7FFFFFFF:{start:08X}:66F00000:vzdump:100:root@pam:"
+    active.write_text(f"{upid} 1 66F00001 OK\n{reused} 0\n{gone} 0\nUPID:pve2\n\nrubbish\n")
+    assert host.perform(state=state, deadline_s=60).get("error") is None
+
+
+@pytest.mark.parametrize("path", ["qemu-server/101.conf", "lxc/102.conf"])
+def test_a_locked_guest_is_not_cut_off(host: Host, path: str) -> None:
+    host.node.database.unlink()
+    make_database(
+        host.node.database,
+        {
+            "nodes/pve2/qemu-server/100.conf": "memory: 512\n[snap]\nlock: old\n",
+            "nodes/pve1/qemu-server/200.conf": "lock: migrate\n",
+            f"nodes/pve2/{path}": "memory: 512\nlock: backup\n",
+        },
+    )
+    error = refused(host, "bootstrapped")
+    assert f"locked: /etc/pve/nodes/pve2/{path} (backup); wait" in error
