@@ -30,6 +30,8 @@ CONFIG = "/etc/pveguard/state.json"
 DROP_IN_SOURCE = "/etc/pveguard/pve-cluster.conf"
 DROP_IN = "/etc/systemd/system/pve-cluster.service.d/pveguard.conf"
 UNIT_DIR = "/etc/systemd/system"
+#: What pve-state says of a switch-over that is under way, or of the last one in this boot.
+SWITCH = "/run/pveguard/switch.json"
 WATCH_UNIT = "pveguard-state-watch.service"
 PYTHON = "/usr/bin/python3"
 EXIT_REFUSED = 3
@@ -127,12 +129,26 @@ def enable(options: Options, check: bool = False, run: Run = real_run) -> dict[s
     try:
         done = run_detached("pveguard-enable", argv, 2 * options.deadline_s + 60, run)
     except DetachedError:
-        if not os.path.exists(DROP_IN):
+        if not os.path.exists(DROP_IN) and _over(run):
             # Stock is back: leave nothing of the switch behind.
             node_files.apply(created)
             _daemon_reload(run)
         raise
     return {**result, **done, "changed": True}
+
+
+def _over(run: Run) -> bool:
+    """Whether nothing of a switch-over goes on: the unit ended, and the dead man's switch needs no program."""
+    shown = run(["systemctl", "show", "pveguard-enable.service", "-p", "ActiveState"], timeout=60)
+    if shown.stdout.strip().rpartition("=")[2] in ("active", "activating", "deactivating", "reloading"):
+        return False
+    try:
+        switch = json.loads(Path(SWITCH).read_text())
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return isinstance(switch, dict) and bool(switch.get("done"))
 
 
 def _update(options: Options, files: Sequence[FileSpec], check: bool, run: Run) -> dict[str, Any]:

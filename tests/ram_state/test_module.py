@@ -26,8 +26,9 @@ class Fake:
         self.status: dict[str, Any] = {"state": "disabled"}
         self.refusals: list[str] = []
         self.installed = True
+        self.unit_state = "failed"
         self.enable_result: dict[str, Any] = {"changed": True, "downtime_seconds": 3.5, "tmpfs_bytes": 9}
-        for name in ("PROGRAM", "CONFIG", "DROP_IN_SOURCE", "DROP_IN", "UNIT_DIR"):
+        for name in ("PROGRAM", "CONFIG", "DROP_IN_SOURCE", "DROP_IN", "UNIT_DIR", "SWITCH"):
             monkeypatch.setattr(ram_state, name, f"{root}{getattr(ram_state, name)}")
         monkeypatch.setattr(ram_state, "run_detached", self.detached)
         monkeypatch.setattr(ram_state, "noswap_supported", lambda release=None: True)
@@ -56,6 +57,8 @@ class Fake:
             )
         if argv[0] == ram_state.PROGRAM:
             return Result(0, json.dumps(self.status), "")
+        if argv[:2] == ["systemctl", "show"]:
+            return Result(0, f"ActiveState={self.unit_state}\n", "")
         return Result(0, "", "")
 
     def detached(self, unit: str, argv: Sequence[str], deadline: float, run: Any) -> dict[str, Any]:
@@ -160,6 +163,29 @@ def test_a_failed_switch_leaves_no_file_behind(fake: Fake) -> None:
     with pytest.raises(ram_state.DetachedError, match="planted"):
         ram_state.enable(options(), run=fake.run)
     assert list(fake.files()) == ["etc/pveguard/state.json"]
+
+
+@pytest.mark.parametrize(
+    ("switch", "unit", "kept"),
+    [
+        (None, "failed", False),
+        ({"done": "now", "error": "planted"}, "failed", False),
+        ({"kind": "enable", "pid": 1}, "failed", True),
+        ({"done": "now"}, "active", True),
+        (None, "active", True),
+    ],
+)
+def test_the_program_stays_while_the_dead_mans_switch_needs_it(
+    fake: Fake, switch: dict[str, Any] | None, unit: str, kept: bool
+) -> None:
+    if switch is not None:
+        Path(ram_state.SWITCH).parent.mkdir(parents=True)
+        Path(ram_state.SWITCH).write_text(json.dumps(switch))
+    fake.unit_state = unit
+    fake.enable_result = {"error": "planted"}
+    with pytest.raises(ram_state.DetachedError, match="planted"):
+        ram_state.enable(options(), run=fake.run)
+    assert Path(ram_state.PROGRAM).exists() is kept
 
 
 def test_an_unhealthy_node_is_reported_with_its_fix(fake: Fake) -> None:

@@ -39,6 +39,8 @@ def test_to_ram_and_back(ps: ModuleType, node: Node, capsys: pytest.CaptureFixtu
     assert not list(node.beneath.glob("config.db-*"))
     assert (Path(node.paths.backup) / "config-1.sql.gz").read_bytes() == b"dump"
     assert ["systemctl", "stop", f"{ps.DEAD_MAN}.timer"] in node.calls
+    armed = next(call for call in node.calls if f"--unit={ps.DEAD_MAN}" in call)
+    assert f"--on-active={2 * int(node.config.deadline)}" in armed
 
     capsys.readouterr()
     calls = len(node.calls)
