@@ -186,6 +186,31 @@ def _refuse_state(info: dict[str, Any], wanted: Wanted) -> None:
             "(config_version "
             f"{info['cluster']['config_version']}): make them equal first, then run again"
         )
+    if not wanted.absent:
+        _refuse_lost_majority(info, wanted)
+
+
+def _refuse_lost_majority(info: dict[str, Any], wanted: Wanted) -> None:
+    """A new node's vote counts from the moment it is listed, before it has joined.
+
+    Where every listed member is live that is how a cluster of one grows, and the failed join is undone.
+    With a member away it could cost a running cluster its quorum.
+    """
+    listed = corosync_conf.parse(info["cluster"]["text"], "/etc/pve/corosync.conf").nodes()
+    names = {node.name for node in listed}
+    new = [node for node in wanted.nodes if node["name"] not in names]
+    away = [node.label for node in listed if node.node_id not in info["live_member_ids"]]
+    if not new or not away:
+        return
+    live = sum(node.votes for node in listed if node.node_id in info["live_member_ids"])
+    total = sum(node.votes for node in listed)
+    total += sum(1 if node.get("votes") is None else int(node["votes"]) for node in new)
+    if live * 2 <= total:
+        raise PveguardError(
+            f"{', '.join(away)} is away: with {', '.join(node['name'] for node in new)} listed too, the {live} "
+            f"live vote(s) would be no majority of {total} and the cluster would lose its quorum. Bring back "
+            "what is away, or remove a member that is gone for good ('pvecm delnode NAME'), then run again"
+        )
 
 
 def _lower_expected(

@@ -100,6 +100,52 @@ def test_a_live_node_is_not_removed(monkeypatch: pytest.MonkeyPatch) -> None:
         corosync_change.plan(Wanted(nodes=[{"name": "pve2"}], absent=True))
 
 
+def cluster(listed: int, *live: int, **more: Any) -> dict[str, Any]:
+    """What a member sees of a cluster of ``listed`` nodes."""
+    nodes = [{"name": f"pve{n}", "node_id": n, "links": [f"10.77.0.{n}"]} for n in range(1, listed + 1)]
+    text = corosync_conf.render_new("lab", nodes, config_version=listed)
+    sha256 = corosync_change.hashlib.sha256(text.encode()).hexdigest()
+    copy = {"sha256": sha256, "config_version": listed, "text": text}
+    return info(
+        cluster=copy,
+        host=copy,
+        members=[{"id": node["node_id"], "name": node["name"]} for node in nodes],
+        live_member_ids=list(live),
+        running_config_version=listed,
+        member_config_versions={str(number): listed for number in live},
+        quorate=len(live) * 2 > listed,
+        **more,
+    )
+
+
+@pytest.mark.parametrize(
+    ("seen", "lost"),
+    [
+        (cluster(1, 1), None),
+        (cluster(2, 1, 2), None),
+        (
+            cluster(3, 1, 2),
+            "pve3 is away: with pve9 listed too, the 2 live vote.s. would be no majority of 4",
+        ),
+        (cluster(4, 1, 2, 3), None),
+        (cluster(5, 1, 2, 3), "pve4, pve5 is away.*'pvecm delnode NAME'"),
+    ],
+)
+def test_adding_a_node_must_not_cost_the_quorum(
+    monkeypatch: pytest.MonkeyPatch, seen: dict[str, Any], lost: str | None
+) -> None:
+    monkeypatch.setattr(corosync_info, "collect", lambda **_: seen)
+    wanted = Wanted(nodes=[{"name": "pve9", "node_id": 9, "links": ["10.77.0.9"]}])
+    if lost is None:
+        assert corosync_change.plan(wanted).changed is True
+        return
+    for change in (corosync_change.plan, corosync_change.apply):
+        with pytest.raises(PveguardError, match=lost):
+            change(wanted)
+    # What adds no vote is not concerned.
+    assert corosync_change.plan(Wanted(nodes=[NODE], token_ms=5000)).changed is True
+
+
 def test_lowering_the_votes_needs_every_other_node(monkeypatch: pytest.MonkeyPatch) -> None:
     three = corosync_conf.parse(TEXT)
     corosync_conf.add_node(three, "pve2", 2, ["10.77.0.2"])
