@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import getpass
+import hashlib
 import os
 import socket
 import sys
@@ -212,10 +213,11 @@ def run_holder(playbook_dir: str) -> dict[str, Any]:
         raise AnsibleFilterError("pveguard_run_holder takes the playbook's directory")
     pid = _playbook_pid()
     started = _start_ticks(pid)
+    machine = _machine()
     return {
-        "run_id": f"{socket.gethostname()}-{pid}-{started}",
+        "run_id": f"{socket.gethostname()}-{machine['boot'][:8]}-{pid}-{started}",
         "who": f"{getpass.getuser()}@{socket.gethostname()}",
-        "controller": socket.gethostname(),
+        "controller": machine,
         "pid": pid,
         "started": started,
         "command": " ".join(Path(arg).name if arg.startswith("/") else arg for arg in _command(pid))[:200],
@@ -224,11 +226,38 @@ def run_holder(playbook_dir: str) -> dict[str, Any]:
 
 
 def holder_is_gone(holder: Mapping[str, Any]) -> bool:
-    """True when the holder of a lock ran on this controller and its process no longer exists."""
-    if holder.get("controller") != socket.gethostname() or not holder.get("pid"):
+    """True when the holder of a lock certainly no longer runs: same controller, and it was rebooted or the process ended.
+
+    Host names repeat, and a container does not see its neighbour's processes, so the machine, its boot and the pid
+    namespace are compared. In doubt the holder is taken for alive.
+    """
+    theirs, ours = holder.get("controller"), _machine()
+    if not isinstance(theirs, Mapping) or not holder.get("pid") or not ours["id"] or theirs.get("id") != ours["id"]:
+        return False
+    if theirs.get("boot") != ours["boot"]:
+        # In containers the machine id may be that of the image: only the same one saw a boot of its own.
+        return theirs.get("name") == ours["name"] and bool(theirs.get("boot"))
+    if theirs.get("pid_namespace") != ours["pid_namespace"]:
         return False
     pid = int(holder["pid"])
     return not _command(pid) or _start_ticks(pid) != holder.get("started")
+
+
+def _machine() -> dict[str, str]:
+    """What tells this controller from others: a hash of its machine id, its boot, its pid namespace, its name."""
+    return {
+        "name": socket.gethostname(),
+        "id": hashlib.sha256(_text("/etc/machine-id").encode()).hexdigest()[:16] if _text("/etc/machine-id") else "",
+        "boot": _text("/proc/sys/kernel/random/boot_id"),
+        "pid_namespace": os.readlink("/proc/self/ns/pid") if os.path.islink("/proc/self/ns/pid") else "",
+    }
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
 
 
 def _playbook_pid() -> int:

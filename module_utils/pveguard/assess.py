@@ -57,6 +57,8 @@ def changes(node: Mapping[str, Any], plan: Mapping[str, Any], wishes: Wishes) ->
         unmasked = [unit for unit, state in node["units"].items() if _is_ha(unit) and state["load"] == "loaded"]
         if running or unmasked:
             todo.append("stop and mask " + ", ".join(sorted(set(running) | set(unmasked))))
+    if resources and wishes.ram_state:
+        todo.append("nothing in RAM: the run would be refused while HA is in use; set ram_state_enabled: false")
     present = node["packages"].get("pve-cluster") or action in ("bootstrap", "join")
     if wishes.ram_state and not resources and present and node["ram_state"].get("state") in STOCK:
         todo.append("move /var/lib/pve-cluster to RAM, with its replica in /var/lib/pveguard/state")

@@ -113,7 +113,10 @@ def _group_plan(
         return plans
 
     if members:
-        quorate = [host for host in members if ((nodes[host] or {}).get("corosync") or {}).get("quorate")]
+        corosyncs = {host: (nodes[host] or {}).get("corosync") or {} for host in members}
+        quorate = [host for host in members if corosyncs[host].get("quorate")]
+        if not quorate:
+            quorate = _waiting_for(corosyncs, candidates)
         for host in candidates:
             held = _holdings(nodes[host] or {})
             if held:
@@ -163,6 +166,21 @@ def _group_plan(
         else:
             plans[host] = _plan("join", cluster=cluster, seed=seed, reason="not a member yet")
     return plans
+
+
+def _waiting_for(corosyncs: Mapping[str, Mapping[str, Any]], candidates: Collection[str]) -> list[str]:
+    """Members without quorum that lack only nodes which are listed already and are to join now.
+
+    A run that was interrupted between listing a node and its join leaves them so; the join itself brings the quorum.
+    """
+    names = {host.split(".")[0] for host in candidates}
+    found = []
+    for host, corosync in corosyncs.items():
+        live = set(corosync.get("live_member_ids") or [])
+        away = {member.get("name") for member in corosync.get("members") or [] if member.get("id") not in live}
+        if corosync.get("running") and away and away <= names:
+            found.append(host)
+    return found
 
 
 def _refuse_holder(host: str, cluster: str, members: list[str], held: list[str]) -> Plan:

@@ -70,7 +70,12 @@ def acquire(
         finally:
             temporary.unlink()
         changed = True
-    refused = _acquire_cluster(text, mine, takeover, run, root)
+    try:
+        refused = _acquire_cluster(text, mine, takeover, run, root)
+    except PveguardError:
+        if changed:
+            node_lock.unlink(missing_ok=True)
+        raise
     if refused is not None:
         if changed:
             node_lock.unlink(missing_ok=True)
@@ -84,12 +89,13 @@ def _acquire_cluster(text: str, mine: str, takeover: str | None, run: Run, root:
     if not state:
         return None
     lock = root / CLUSTER_LOCK
-    if takeover is not None and (_read(lock / "holder") or {}).get("run_id") == takeover:
-        run(["rm", "-rf", str(lock)], timeout=_WRITE_TIMEOUT)
+    if takeover is not None:
+        _remove_stale(lock, takeover, run)
     made = run(["mkdir", str(lock)], timeout=_WRITE_TIMEOUT)
     if made.ok:
         written = run(["dd", f"of={lock}/holder", "bs=64K", "status=none"], input=text, timeout=_WRITE_TIMEOUT)
         if not written.ok:
+            run(["rm", "-rf", str(lock)], timeout=_WRITE_TIMEOUT)
             raise PveguardError(f"/{CLUSTER_LOCK}/holder could not be written: {written.stderr.strip()}")
         return None
     if not lock.is_dir():
@@ -113,6 +119,22 @@ def _acquire_cluster(text: str, mine: str, takeover: str | None, run: Run, root:
     if other.get("run_id") == mine:
         return None
     return Outcome(False, False, other, f"/{CLUSTER_LOCK}")
+
+
+def _remove_stale(lock: Path, takeover: str, run: Run) -> None:
+    """Remove the lock of ``takeover``. All nodes of a run do this at once, and none may remove the lock another just took:
+    a second directory lets one in at a time, and who is in looks again.
+    """
+    gate = f"{lock}-takeover"
+    end = time.monotonic() + 10.0
+    while (_read(lock / "holder") or {}).get("run_id") == takeover:
+        entered = run(["mkdir", gate], timeout=_WRITE_TIMEOUT).ok
+        if entered or time.monotonic() > end:  # nobody needs ten seconds: its owner died
+            if (_read(lock / "holder") or {}).get("run_id") == takeover:
+                run(["rm", "-rf", str(lock)], timeout=_WRITE_TIMEOUT)
+            run(["rmdir", gate], timeout=_WRITE_TIMEOUT)
+            return
+        time.sleep(0.2)
 
 
 def release(run_id: str, run: Run = real_run, root: Path = Path("/")) -> bool:

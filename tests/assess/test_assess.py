@@ -57,7 +57,8 @@ def test_switches_are_respected() -> None:
 
 def test_ha_in_use_keeps_everything() -> None:
     used = node(ha={"resources": ["vm:100"]})
-    assert changes(used, ADOPT, Wishes()) == []
+    assert changes(used, ADOPT, Wishes(ram_state=False)) == []
+    assert "set ram_state_enabled: false" in "".join(changes(used, ADOPT, Wishes()))
     assert "vm:100" in texts(GOOD, used)
 
 

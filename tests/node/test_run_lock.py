@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ansible.module_utils.pveguard import run_lock
+from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.run import Result, run
 
 ONE = {"run_id": "one", "who": "ann@desk", "since": "2026-01-01T00:00:00Z"}
 TWO = {"run_id": "two", "who": "bob@lap", "since": "2026-01-01T00:05:00Z"}
@@ -74,3 +79,32 @@ def test_without_the_cluster_file_system_the_node_is_locked(tmp_path: Path) -> N
     assert run_lock.acquire(ONE, root=tmp_path).acquired
     assert not run_lock.acquire(TWO, root=tmp_path).acquired
     assert run_lock.release("one", root=tmp_path)
+
+
+def test_nodes_of_one_run_take_over_together(root: Path) -> None:
+    for _ in range(10):
+        run_lock.acquire(ONE, root=root)
+        (root / "run/pveguard/run.lock").unlink()
+        nodes = []
+        for name in "abc":  # three nodes: each with a /run of its own, one /etc/pve
+            node = root / name
+            node.mkdir(exist_ok=True)
+            if not (node / "etc").exists():
+                (node / "etc").symlink_to(root / "etc")
+            nodes.append(node)
+        with ThreadPoolExecutor() as pool:
+            outcomes = list(pool.map(lambda node: run_lock.acquire(TWO, takeover="one", root=node), nodes))
+        assert [outcome.acquired for outcome in outcomes] == [True] * 3
+        for node in nodes:
+            run_lock.release("two", root=node)
+        assert not (root / "etc/pve/priv/lock/pveguard").exists()
+
+
+def test_a_failed_write_leaves_no_lock_behind(root: Path) -> None:
+    def full(argv: Sequence[str], **more: Any) -> Result:
+        return Result(1, "", "No space left on device") if argv[0] == "dd" else run(argv, **more)
+
+    with pytest.raises(PveguardError, match="No space left"):
+        run_lock.acquire(ONE, root=root, run=full)
+    assert not (root / "run/pveguard/run.lock").exists()
+    assert not (root / "etc/pve/priv/lock/pveguard").exists()

@@ -72,6 +72,16 @@ def test_members_without_quorum_take_nobody() -> None:
     assert "quorate" in plans["b"]["reason"]
 
 
+def test_an_interrupted_join_is_taken_up_again() -> None:
+    lone = node("c", quorate=False)
+    lone["corosync"] |= {"running": True, "live_member_ids": [1], "members": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]}
+    plans = plan({"a": lone, "b": node()})
+    assert actions(plans) == {"a": "adopt", "b": "join"} and plans["b"]["seed"] == "a"
+    # Another member that is away may hold newer state: that is for the operator.
+    lone["corosync"]["members"].append({"id": 3, "name": "x"})
+    assert actions(plan({"a": lone, "b": node()}))["b"] == "refuse"
+
+
 def test_a_quorate_member_is_the_seed() -> None:
     plans = plan({"a": node("c", quorate=False), "b": node("c"), "x": node()})
     assert plans["x"]["seed"] == "b"
