@@ -14,10 +14,11 @@ description:
   - Where the node runs from RAM already, only files that differ are written and only the watcher is restarted. The
     daemon is never touched then.
   - Refuses, with nothing changed, HA resources, a running Proxmox task, a locked guest configuration of this node, a
-    cluster without quorum, a foreign mount on /var/lib/pve-cluster, too little RAM or disk, a database that does not
-    pass verification, a host name that resolves to a loopback address, and a login that depends on /etc/pve.
+    cluster without quorum or with a member that is not online, a foreign mount on /var/lib/pve-cluster, too little RAM
+    or disk, a database that does not pass verification, a host name that resolves to a loopback address, and a login
+    that depends on /etc/pve.
   - V(disabled) copies the newest state back to disk, verified, starts the daemon on it and removes pveguard's files.
-    The store's generations stay.
+    The store's generations stay. Refuses a member that is not online as well.
   - Run it on one node at a time.
 attributes:
   check_mode:
@@ -51,6 +52,10 @@ options:
     default: {}
   allow_ha:
     description: Does not refuse because of HA resources.
+    type: bool
+    default: false
+  allow_offline_members:
+    description: Does not refuse because a member of the cluster is not online, in either direction.
     type: bool
     default: false
   login_fallback:
@@ -143,6 +148,7 @@ def main() -> None:
             "drop_in": {"type": "str", "default": ""},
             "config": {"type": "dict", "default": {}},
             "allow_ha": {"type": "bool", "default": False},
+            "allow_offline_members": {"type": "bool", "default": False},
             "login_fallback": {"type": "bool", "default": True},
             "deadline": {"type": "int", "default": 300},
         },
@@ -156,6 +162,7 @@ def main() -> None:
         drop_in=params["drop_in"],
         config=params["config"],
         allow_ha=params["allow_ha"],
+        allow_offline_members=params["allow_offline_members"],
         login_fallback=params["login_fallback"],
         deadline_s=params["deadline"],
     )

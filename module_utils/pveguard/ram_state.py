@@ -54,6 +54,7 @@ class Options:
     drop_in: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     allow_ha: bool = False
+    allow_offline_members: bool = False
     login_fallback: bool = True
     deadline_s: float = 300.0
     connection: str | None = None
@@ -125,6 +126,7 @@ def enable(options: Options, check: bool = False, run: Run = real_run) -> dict[s
     argv = [PROGRAM, "enable", "--json", "--result", "/run/pveguard/pveguard-enable.json"]
     argv += ["--connection", found["login"]["connection"] or ""]
     argv += ["--allow-ha"] if options.allow_ha else []
+    argv += ["--allow-offline-members"] if options.allow_offline_members else []
     argv += ["--login-fallback"] if options.login_fallback else []
     try:
         done = run_detached("pveguard-enable", argv, 2 * options.deadline_s + 60, run)
@@ -213,6 +215,7 @@ def disable(options: Options, check: bool = False, run: Run = real_run) -> dict[
         node_files.apply([FileSpec(PROGRAM, options.program, "0755")])
         argv = [PROGRAM, "retire", "--json", "--result", "/run/pveguard/pveguard-retire.json"]
         argv += ["--connection", _connection(options)]
+        argv += ["--allow-offline-members"] if options.allow_offline_members else []
         argv += ["--login-fallback"] if options.login_fallback else []
         result.update(run_detached("pveguard-retire", argv, 2 * options.deadline_s + 60, run))
     node_files.apply(files)
@@ -224,6 +227,7 @@ def disable(options: Options, check: bool = False, run: Run = real_run) -> dict[
 def _preflight(options: Options, run: Run) -> dict[str, Any]:
     argv = [PYTHON, "-", "preflight", "--json", "--connection", _connection(options)]
     argv += ["--allow-ha"] if options.allow_ha else []
+    argv += ["--allow-offline-members"] if options.allow_offline_members else []
     argv += ["--login-fallback"] if options.login_fallback else []
     argv += ["--config", json.dumps(dict(options.config), sort_keys=True)]
     return _object(run(argv, input=options.program, timeout=180), "pve-state preflight")

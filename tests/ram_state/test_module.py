@@ -140,6 +140,13 @@ def test_first_run_second_run_and_back(fake: Fake) -> None:
     assert not ram_state.disable(options(), run=fake.run)["changed"]
 
 
+def test_the_way_past_offline_members_is_handed_on(fake: Fake) -> None:
+    ram_state.enable(options(allow_offline_members=True), run=fake.run)
+    ram_state.disable(options(allow_offline_members=True), run=fake.run)
+    for command in ("preflight", "enable", "retire"):
+        assert "--allow-offline-members" in next(a for a in fake.argv if command in a)
+
+
 def test_a_refusal_changes_nothing_in_both_modes(fake: Fake) -> None:
     fake.refusals = ["HA manages 100"]
     for check in (True, False):

@@ -235,6 +235,13 @@ def test_the_exit_by_hand(ps: ModuleType, ram_node: Node) -> None:
             "is locked",
         ),
         (lambda n: n.members.update(cluster={"name": "c", "quorate": 0}), "not quorate"),
+        (
+            lambda n: n.members.update(
+                cluster={"name": "c", "quorate": 1},
+                nodelist={"pve1": {"id": 1, "online": 1}, "pve3": {"id": 3}, "pve2": {"id": 2, "online": 0}},
+            ),
+            "not online: pve2, pve3.",
+        ),
         (lambda n: n.stop_daemon(), "does not run"),
         (lambda n: (n.root / "usr/bin/pmxcfs").unlink(), "not installed"),
         (lambda n: n.w.db.execute("UPDATE tree SET parent=999 WHERE name='storage.cfg'"), "does not pass"),
@@ -258,6 +265,27 @@ def test_refusals_change_nothing(
     )
     assert after == before
     assert not any("stop" in call for call in node.calls)
+
+
+def test_an_offline_member_may_be_allowed_both_ways(
+    ps: ModuleType, node: Node, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node.start_daemon()
+    fill(node.w)
+    prepare_files(node)
+    node.members.update(
+        cluster={"name": "c", "quorate": 1},
+        nodelist={"pve1": {"id": 1, "online": 1}, "pve2": {"id": 2, "online": 0}},
+    )
+    allow = "--allow-offline-members"
+    assert node.command("enable", "--json", "--connection", "", allow) == 0
+    calls = len(node.calls)
+    capsys.readouterr()
+    assert node.command("retire", "--json", "--connection", "") == ps.EXIT_REFUSED
+    assert "ram_state_allow_offline_members" in json.loads(capsys.readouterr().out)["error"]
+    assert node.ram and not any("stop" in call for call in node.calls[calls:])
+    assert node.command("retire", "--json", "--connection", "", allow) == 0
+    assert not node.ram
 
 
 def test_refuses_a_foreign_mount_and_too_little_memory(
