@@ -15,7 +15,9 @@ description:
     C(corosync.conf.bak), the new one is renamed into place.
   - Also without a change it waits until both copies on this node are the same bytes, the running Corosync of
     every live member has their C(config_version), and O(expected_ids) are in the membership. When only the
-    running version lags, the reload is issued once more.
+    running version lags, the reload is issued once more. With V(absent) and nothing to remove it returns
+    at once.
+  - A node that is listed already with the same id and addresses needs no quorum, nothing is written.
   - Refuses without quorum, while both copies differ, and while a QDevice is configured when a node is added.
 attributes:
   check_mode:
@@ -28,7 +30,8 @@ options:
   state:
     description:
       - Whether the nodes must be there. V(absent) removes nodes that are not in the live membership. When
-        nothing but these nodes is missing for quorum, the running count of votes is lowered first.
+        nothing but these nodes is missing for quorum, the running count of votes is lowered first. A node
+        of that name with another id or other addresses is refused.
     type: str
     choices: [present, absent]
     default: present

@@ -71,6 +71,7 @@ def merge(text: str, wanted: Wanted) -> tuple[str, list[str]]:
     changed = False
     for node in wanted.nodes:
         if wanted.absent:
+            _refuse_namesake(document, node)
             changed |= corosync_conf.remove_node(document, node["name"])
             continue
         votes = node.get("votes")
@@ -90,6 +91,19 @@ def merge(text: str, wanted: Wanted) -> tuple[str, list[str]]:
     found = [problem.message for problem in corosync_conf.problems(document) if problem.severity == "warning"]
     # While a cluster grows node by node its votes are even every other time.
     return document.text(), [message for message in found if not (wanted.nodes and "even number" in message)]
+
+
+def _refuse_namesake(document: corosync_conf.Document, node: dict[str, Any]) -> None:
+    """Only the node that was meant is removed, not another one of its name (a wrong id given, or links)."""
+    present = document.node(node["name"])
+    if present is None:
+        return
+    links = dict(enumerate(node["links"])) if node.get("links") else present.addresses
+    if int(node.get("node_id") or present.node_id or 0) != present.node_id or links != present.addresses:
+        raise PveguardError(
+            f"corosync.conf lists {node['name']} with id {present.node_id} and addresses "
+            f"{', '.join(present.addresses.values())}, not with those given: it is not removed"
+        )
 
 
 def validate(text: str, run: Run = real_run, directory: Path = Path("/run/pveguard")) -> None:
@@ -134,8 +148,9 @@ def apply(
     """Merge what is wanted into the cluster's corosync.conf and wait until it has arrived.
 
     Also without a change it waits until this node's copies are equal, the running Corosync has their
-    config_version on every live member, and ``expected_ids`` are live. Raises PveguardError that says what
-    was still missing after ``deadline_s`` seconds.
+    config_version on every live member, and ``expected_ids`` are live; that needs no quorum, so a founder
+    that lists a node which never came can be asked for it. A node that must not be there and is not is not
+    waited for. Raises PveguardError that says what was still missing after ``deadline_s`` seconds.
     """
     info = corosync_info.collect(run=run, root=root)
     if info["cluster"] is None:
@@ -147,7 +162,9 @@ def apply(
     before = info["cluster"]["text"]
     after, warnings = merge(before, wanted)
     if after == before:
-        outcome = Outcome(False, before, before)
+        outcome = Outcome(False, before, before, info=info)
+        if wanted.absent:
+            return outcome
     else:
         if wanted.absent and info["running"] and not info["quorate"]:
             _lower_expected(before, info, wanted, run, root, sleep)

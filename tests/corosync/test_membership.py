@@ -131,6 +131,9 @@ def test_a_join_that_fails_leaves_both_sides_as_they_were(members: Callable[[int
     assert not second.running("corosync.service")
     # Its vote has cost the founder its quorum; taking it off the list brings it back.
     assert first.info()["quorate"] is False
+    # A run that starts from here finds it listed, writes nothing and needs no quorum for that.
+    again = first.change(cluster_name="pvelab", nodes=[second.listed()])
+    assert (again.get("error"), again.get("changed"), again.get("live")) == (None, False, [1])
     result = first.change(cluster_name="pvelab", nodes=[{"name": "pve2"}], absent=True)
     assert result.get("error") is None, result
     info = first.info()

@@ -146,6 +146,46 @@ def test_adding_a_node_must_not_cost_the_quorum(
     assert corosync_change.plan(Wanted(nodes=[NODE], token_ms=5000)).changed is True
 
 
+def test_a_lone_founder_that_lists_the_node_already(
+    run_module: RunModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = cluster(2, 1)
+    assert seen["quorate"] is False
+    monkeypatch.setattr(corosync_info, "collect", lambda **_: seen)
+    for check_mode in (True, False):
+        result = run_module("corosync_conf", cluster_name="lab", nodes=[NODE], _ansible_check_mode=check_mode)
+        assert (result["changed"], result["reloaded"]) == (False, False), result
+        assert result["text"] == seen["cluster"]["text"] and result["live_member_ids"] == [1]
+        # Anything else still needs the quorum.
+        result = run_module("corosync_conf", nodes=[NODE], token=5000, _ansible_check_mode=check_mode)
+        assert result["failed"] and "no quorum" in result["msg"]
+        other = {**NODE, "links": ["10.77.0.9"]}
+        result = run_module("corosync_conf", nodes=[other], _ansible_check_mode=check_mode)
+        assert result["failed"] and "already has node pve2" in result["msg"]
+
+
+def test_a_node_that_is_not_listed_is_not_waited_for(
+    run_module: RunModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whatever state the member is in: without quorum, its copies unequal.
+    seen = {**cluster(3, 1), "copies_equal": False, "host": None, "running_config_version": 1}
+    monkeypatch.setattr(corosync_info, "collect", lambda **_: seen)
+    monkeypatch.setattr(corosync_change.time, "sleep", lambda _s: pytest.fail("it waits"))
+    wanted = {"name": "pve9", "node_id": 9, "links": ["10.77.0.9"]}
+    result = run_module("corosync_conf", state="absent", nodes=[wanted])
+    assert result["changed"] is False and "msg" not in result
+    assert result["text"] == seen["cluster"]["text"] and result["live_member_ids"] == [1]
+
+
+@pytest.mark.parametrize("given", [{"node_id": 3}, {"links": ["10.77.0.9"]}])
+def test_a_namesake_is_not_removed(
+    run_module: RunModule, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(corosync_info, "collect", lambda **_: cluster(3, 1, 3))
+    result = run_module("corosync_conf", state="absent", nodes=[{**NODE, **given}])
+    assert result["failed"] and "lists pve2 with id 2 and addresses 10.77.0.2, not" in result["msg"]
+
+
 def test_lowering_the_votes_needs_every_other_node(monkeypatch: pytest.MonkeyPatch) -> None:
     three = corosync_conf.parse(TEXT)
     corosync_conf.add_node(three, "pve2", 2, ["10.77.0.2"])
