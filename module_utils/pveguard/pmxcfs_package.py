@@ -81,6 +81,15 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Before:
+    """What was there before anything was done: the package's version, a daemon that ran, with quorum."""
+
+    version: str | None
+    running: bool
+    quorate: bool
+
+
+@dataclass(frozen=True)
 class Repository:
     """A repository as apt is told about it."""
 
@@ -133,6 +142,7 @@ def apply(
     managed = (root / SOURCES).exists()
     unit = _unit(run)
     running = unit.get("ActiveState") == "active" and pve_file.is_mounted(root)
+    before = Before(outcome.version, running, running and pve_file.has_quorum(root))
     repository = choose_repository(wanted, outcome.version is not None and not managed, _codename(root))
     outcome.repository = repository.url if repository else "keep"
     if not running:
@@ -146,7 +156,7 @@ def apply(
     if repository is not None:
         _repository_files(repository, outcome, check_mode, root, fetch or _fetch)
     _package(wanted, repository, installed, outcome, check_mode, run, root)
-    _daemon(wanted, unit, running, outcome, check_mode, run, root, sleep)
+    _daemon(wanted, unit, before, outcome, check_mode, run, root, sleep)
     return outcome
 
 
@@ -392,7 +402,7 @@ def _package(
 def _daemon(
     wanted: Wanted,
     unit: dict[str, str],
-    running: bool,
+    before: Before,
     outcome: Outcome,
     check_mode: bool,
     run: Run,
@@ -401,11 +411,17 @@ def _daemon(
 ) -> None:
     if unit.get("UnitFileState", "") in ("masked", "masked-runtime"):
         raise PveguardError(f"{UNIT} is masked: 'systemctl unmask {UNIT}' if it is to run here")
+    running = before.running
+    # The scripts of another version stop and start the daemon, or leave it stopped.
+    upgraded = running and outcome.version != before.version
+    if upgraded:
+        unit = _unit(run)
+        running = unit.get("ActiveState") == "active"
     fresh = unit.get("LoadState", "not-found") == "not-found"
     enabled = unit.get("UnitFileState") == "enabled"
-    if running and enabled:
+    if running and enabled and not upgraded:
         return
-    if not fresh:
+    if not fresh and not (running and enabled):
         # A package that was just installed is enabled and started by its own scripts: part of that change.
         outcome.changes.append(f"{'enable' if running else 'enable and start'} {UNIT}")
     if check_mode:
@@ -414,11 +430,19 @@ def _daemon(
     if not done.ok:
         raise PveguardError(f"{UNIT} does not start: {done.stderr.strip()}\n{_journal(run)}")
     waited = 0.0
-    while not _healthy(root):
+    while not _healthy(root) or (upgraded and before.quorate and not pve_file.has_quorum(root)):
         if waited >= wanted.deadline_s:
-            raise PveguardError(
-                f"/etc/pve is not mounted {waited:g} s after the start of {UNIT}\n{_journal(run)}"
+            when = f"{waited:g} s after the " + (
+                f"change of {PACKAGE} from {before.version} to {outcome.version}"
+                if upgraded
+                else f"start of {UNIT}"
             )
+            if _healthy(root):
+                raise PveguardError(
+                    f"/etc/pve is read-only {when}, and it had quorum before: see 'corosync-quorumtool -s'\n"
+                    f"{_journal(run)}"
+                )
+            raise PveguardError(f"/etc/pve is not mounted {when}\n{_journal(run)}")
         sleep(0.5)
         waited += 0.5
 

@@ -59,6 +59,7 @@ class Host:
         self.versions: dict[str, str] = {}
         self.unit = {"LoadState": "not-found", "ActiveState": "inactive", "UnitFileState": ""}
         self.mounted = False
+        self.quorate: Callable[[], bool] = lambda: True
         self.addresses = ["10.77.0.1"]
         self.examples = True
         for directory in ("etc", "srv", "etc/corosync"):
@@ -66,6 +67,7 @@ class Host:
         (root / "etc/os-release").write_text('NAME="Debian"\nVERSION_CODENAME=trixie\n')
         (root / "srv/key.asc").write_bytes(armour(KEY))
         monkeypatch.setattr(pve_file, "is_mounted", lambda _root: self.mounted)
+        monkeypatch.setattr(pve_file, "has_quorum", lambda _root: self.quorate())
         self.run = FakeRun(
             {
                 "dpkg-query": self._query,
@@ -102,7 +104,7 @@ class Host:
             wanted,
             run=self.run,
             root=self.root,
-            sleep=lambda _s: None,
+            sleep=more.pop("sleep", lambda _s: None),
             resolve=lambda _n: self.addresses,
             **more,
         )
@@ -260,6 +262,71 @@ def test_a_pinned_version(host: Host) -> None:
     host.apply(wanted)
     assert host.apt()[-1][-1] == "pve-cluster=9.1.5"
     assert host.apply(wanted).changes == []
+
+
+def upgrade(host: Host, during: Callable[[], object], **more: Any) -> Outcome:
+    """From 9.1.5 to 9.1.6; ``during`` is what the package's scripts do to the daemon."""
+    host.apply(Wanted(**{**URL.__dict__, "version": "9.1.5"}))
+    host.run.calls.clear()
+
+    def apt(argv: list[str]) -> Result:
+        if "install" in argv:
+            during()
+        return host._apt(argv)
+
+    host.run.answers["apt-get"] = apt
+    return host.apply(Wanted(**{**URL.__dict__, "version": "9.1.6"}), **more)
+
+
+def test_an_upgrade_is_awaited(host: Host) -> None:
+    waits: list[float] = []
+
+    def restart() -> None:
+        # Mounted again after a second, quorate after two.
+        host.mounted, host.quorate = False, lambda: len(waits) >= 4
+        host.run.answers["systemctl enable --now pve-cluster.service"] = ok()
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        host.mounted = len(waits) >= 2
+
+    done = upgrade(host, restart, sleep=sleep)
+    assert (done.changes, done.version) == (["install pve-cluster=9.1.6"], "9.1.6")
+    assert len(waits) == 4 and host.mounted
+
+
+def test_an_upgrade_that_leaves_the_daemon_stopped(host: Host) -> None:
+    def stop() -> None:
+        host.mounted = False
+        host.unit["ActiveState"] = "failed"
+
+    done = upgrade(host, stop)
+    assert done.changes == ["install pve-cluster=9.1.6", "enable and start pve-cluster.service"]
+    assert host.mounted and host.unit["ActiveState"] == "active"
+
+
+def test_an_upgrade_after_which_the_file_system_does_not_come_back(host: Host) -> None:
+    def lose() -> None:
+        host.mounted = False
+        host.run.answers["systemctl enable --now pve-cluster.service"] = ok()
+
+    with pytest.raises(
+        PveguardError, match="not mounted 90 s after the change of pve-cluster from 9.1.5 to 9.1.6"
+    ):
+        upgrade(host, lose)
+
+
+def test_an_upgrade_after_which_the_quorum_does_not_come_back(host: Host) -> None:
+    def lose() -> None:
+        host.quorate = lambda: False
+
+    with pytest.raises(PveguardError, match="read-only 90 s after the change.*it had quorum before"):
+        upgrade(host, lose)
+
+
+def test_an_upgrade_without_quorum_before_does_not_wait_for_it(host: Host) -> None:
+    host.quorate = lambda: False
+    assert upgrade(host, lambda: None).version == "9.1.6"
 
 
 @pytest.mark.parametrize("header", ["", "Comment: made by hand\n"])
