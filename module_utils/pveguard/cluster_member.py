@@ -29,6 +29,7 @@ from .run import run as real_run
 PROGRAM = "usr/local/lib/pveguard/cluster-member"
 REQUEST = "run/pveguard/cluster-member.request"
 RESULT_DIR = "run/pveguard"
+TASKS = "var/log/pve/tasks/active"
 UNIT = "pveguard-cluster-member"
 #: What putting everything back may take beyond the deadline, in seconds.
 PUT_BACK_S = 180.0
@@ -95,6 +96,7 @@ def judge(
         if listed and facts["has_corosync_conf"]:
             result.member = True
             return result
+    result.refusals += _task_refusals(root)
     result.refusals += _database_refusals(request, facts, root)
     result.refusals += _corosync_refusals(request, info, root)
     result.refusals += _name_refusals(request, resolve or _resolve, is_local or _is_local)
@@ -112,6 +114,30 @@ def judge(
     elif request.state == "joined" and not check_mode:
         result.refusals.append("no authkey of the cluster was given (option authkey)")
     return result
+
+
+def _task_refusals(root: Path) -> list[str]:
+    """The program judges it again; here it is known before the node is listed in the cluster."""
+    running = []
+    for line in (read_or_none(root / TASKS) or b"").decode("utf-8", "replace").splitlines():
+        words = line.split()
+        if not words or len(words) > 2 or not words[0].startswith("UPID:"):
+            continue  # a finished task has its end time and status behind it
+        fields = words[0].split(":")  # UPID:node:pid:pstart:start:type:id:user:, hex
+        try:
+            stat = Path(f"/proc/{int(fields[2], 16)}/stat").read_text(errors="replace")
+            if int(stat.rpartition(")")[2].split()[19]) == int(fields[3], 16):
+                running.append(words[0])
+        except (OSError, ValueError, IndexError):
+            continue
+    return (
+        [
+            f"{len(running)} Proxmox VE task(s) run on this node, the first is {running[0]}: wait for their end "
+            "and run again"
+        ]
+        if running
+        else []
+    )
 
 
 def _database_refusals(request: Request, facts: dict[str, Any], root: Path) -> list[str]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -138,6 +139,22 @@ def test_debians_example_is_in_nobodys_way(root: Path) -> None:
     cmap = Result(0, "totem.cluster_name (str) = debian\n", "")
     assert judge(root, running=cmap).refusals == []
     assert judge(root, state="bootstrapped", running=cmap).refusals == []
+
+
+def test_a_running_task(root: Path) -> None:
+    make_database(root / "var/lib/pve-cluster/config.db", STOCK)
+    start = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    upid, reused = (
+        f"UPID:pve2:{os.getpid():08X}:{n:08X}:66F00000:vzdump::root@pam:" for n in (start, start + 1)
+    )
+    active = root / "var/log/pve/tasks/active"
+    active.parent.mkdir(parents=True)
+    active.write_text(f"{upid} 0\n{reused} 0\n")
+    for state in ("joined", "bootstrapped"):
+        (refusal,) = judge(root, state=state).refusals
+        assert f"1 Proxmox VE task(s) run on this node, the first is {upid}: wait" in refusal
+    active.write_text(f"{upid} 1 66F00001 OK\n{reused} 0\nUPID:pve2\n")
+    assert judge(root).refusals == []
 
 
 def test_corosync_running_another_cluster(root: Path) -> None:
