@@ -54,7 +54,9 @@ MEBIBYTE = {
 
 
 @pytest.mark.parametrize("block", MEBIBYTE)
-def test_one_mebibyte(disk: tuple[Node, LoopDevice], block: int) -> None:
+def test_one_mebibyte(
+    disk: tuple[Node, LoopDevice], block: int, record_property: Callable[[str, object], None]
+) -> None:
     node, device = disk
     data = os.urandom(1048576)
     device_before, daemon_before = device.written(), node.io_bytes()
@@ -63,6 +65,8 @@ def test_one_mebibyte(disk: tuple[Node, LoopDevice], block: int) -> None:
             stream.write(data[start : start + block])
     daemon = node.io_bytes() - daemon_before
     on_device = device.written() - device_before
+    record_property("daemon_bytes", daemon)
+    record_property("device_bytes", on_device)
     wanted_daemon, wanted_device = MEBIBYTE[block]
     assert abs(daemon - wanted_daemon) <= wanted_daemon * 0.01, daemon
     assert near(on_device, wanted_device), on_device
