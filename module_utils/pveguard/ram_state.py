@@ -197,8 +197,14 @@ def disable(options: Options, check: bool = False, run: Run = real_run) -> dict[
     Returns ``{changed, files, switched, ...}`` and what ``pve-state retire`` measured.
     """
     drop_in = os.path.exists(DROP_IN)
-    installed = os.path.exists(PROGRAM)
-    now = status(run) if installed else {"state": "absent"}
+    now: dict[str, Any] = {"state": "absent"}
+    if drop_in or os.path.exists(PROGRAM):
+        # Asked with the program of this checkout: the installed one may be damaged, old or gone.
+        try:
+            argv = [PYTHON, "-", "status", "--json"]
+            now = _object(run(argv, input=options.program, timeout=120), "pve-state status")
+        except PveguardError as error:
+            now = {"state": "failed", "reason": str(error)}
     in_ram = drop_in or now.get("state") == "failed"
     files = [FileSpec(spec.path, present=False) for spec in reversed(specs(options))]
     removed = node_files.plan([*([FileSpec(DROP_IN, present=False)] if drop_in else []), *files])

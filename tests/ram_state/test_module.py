@@ -41,6 +41,8 @@ class Fake:
             assert input == "program"
             if argv[2] == "check-config":
                 return Result(0, "{}", "")
+            if argv[2] == "status":
+                return Result(0, json.dumps(self.status), "")
             assert argv[2:6] == ["preflight", "--json", "--connection", "c"]
             return Result(
                 3 if self.refusals else 0,
@@ -138,6 +140,20 @@ def test_first_run_second_run_and_back(fake: Fake) -> None:
     assert fake.files() == {}
     assert fake.argv[-2][:3] == ["pveguard-retire", ram_state.PROGRAM, "retire"]
     assert not ram_state.disable(options(), run=fake.run)["changed"]
+
+
+@pytest.mark.parametrize("damage", ["answer", "gone"])
+def test_the_way_back_does_not_depend_on_what_is_installed(fake: Fake, damage: str) -> None:
+    ram_state.enable(options(), run=fake.run)
+    if damage == "gone":
+        Path(ram_state.PROGRAM).unlink()
+    else:
+        Path(ram_state.PROGRAM).write_text("damaged")
+        fake.status = {"error": "state.json: no JSON", "exit_code": 2}
+    fake.argv.clear()
+    done = ram_state.disable(options(), run=fake.run)
+    assert done["switched"] and fake.files() == {}
+    assert not any(a[:2] == [ram_state.PROGRAM, "status"] for a in fake.argv)
 
 
 def test_the_way_past_offline_members_is_handed_on(fake: Fake) -> None:

@@ -314,6 +314,17 @@ def test_a_running_task_is_seen(ps: ModuleType, node: Node) -> None:
     assert ps.running_tasks(node.paths) == [alive]
 
 
+@pytest.mark.parametrize("command", ["retire", "rollback"])
+def test_the_way_back_without_readable_settings(ps: ModuleType, ram_node: Node, command: str) -> None:
+    before = config_rows(ram_node)
+    Path(ram_node.paths.config).write_text("{")
+    assert ram_node.command("save", "--json") == ps.EXIT_USAGE
+    ps.write_volatile(ram_node.paths.switch_file, {"kind": "retire"})
+    login = ["--connection", ""] if command == "retire" else []
+    assert ram_node.command(command, "--json", *login) == 0
+    assert not ram_node.ram and not ram_node.drop_in and config_rows(ram_node) == before
+
+
 def test_a_stale_staged_copy_never_wins(ps: ModuleType, ram_node: Node) -> None:
     """A retire that failed leaves one; RAM state goes on, and the next way back must take what is newer."""
     staged = Path(ram_node.paths.switch) / "stock.db"

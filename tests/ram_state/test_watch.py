@@ -174,6 +174,27 @@ def test_advance_after_an_unclean_restore(
     watcher.finish()
 
 
+def test_a_directory_left_by_the_advance_is_no_obstacle(
+    ps: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = tmp_path / "pveguard-a"
+    lock.mkdir()
+    ps.one_pair(str(lock))
+    assert not lock.exists()
+    ps.one_pair(str(lock))
+    assert not lock.exists()
+    real = os.mkdir
+
+    def made_but_failed(path: str) -> None:
+        real(path)
+        raise PermissionError(13, "no quorum")
+
+    monkeypatch.setattr(ps.os, "mkdir", made_but_failed)
+    with pytest.raises(PermissionError):
+        ps.one_pair(str(lock))
+    assert not lock.exists()
+
+
 # -- the real thing, on a real tmpfs
 
 
