@@ -325,6 +325,28 @@ def test_the_way_back_without_readable_settings(ps: ModuleType, ram_node: Node, 
     assert not ram_node.ram and not ram_node.drop_in and config_rows(ram_node) == before
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_locks_outlive_the_switch(
+    ps: ModuleType, node: Node, damaged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.start_daemon()
+    fill(node.w)
+    prepare_files(node)
+    node.w.mkdir("priv/lock/storage-a")
+    before = table(node.live / "config.db")
+    config = config_rows(node)
+    if damaged:
+        monkeypatch.setattr(ps, "_same_but_noise", lambda *a: False)
+    assert node.command("enable", "--json", "--connection", "") == 0
+    assert node.ram and (table(node.live / "config.db") == before) is not damaged
+    assert config_rows(node) == config
+    assert not list(node.live.glob(".pveguard-restore[.-]*"))
+    # After power failed the copy is not a clean stop's: the replica alone counts.
+    node.power_cut()
+    assert node.boot_restore() == 0
+    assert config_rows(node) == config
+
+
 def test_a_stale_staged_copy_never_wins(ps: ModuleType, ram_node: Node) -> None:
     """A retire that failed leaves one; RAM state goes on, and the next way back must take what is newer."""
     staged = Path(ram_node.paths.switch) / "stock.db"
