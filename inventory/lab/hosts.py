@@ -46,12 +46,16 @@ def host_variables(about: dict[str, Any], node: dict[str, Any]) -> dict[str, Any
 
 
 def group_variables(about: dict[str, Any]) -> dict[str, Any]:
-    """What only the running lab knows of the package repository in its nodes."""
+    """What only the running lab knows: where its reports go, and the package repository in its nodes."""
+    variables: dict[str, Any] = {}
+    if about["name"] != "default":
+        # Nodes of all labs have the same names and machine ids; their reports must not meet.
+        variables["pveguard_reports_dir"] = f"{ROOT}/reports/{about['name']}"
     repository = about["repository"]
     # Nodes that come with the packages keep their repositories, as a Proxmox VE installation does.
     if repository is None or about["profile"] != "debian":
-        return {}
-    variables = {
+        return variables
+    variables |= {
         "pmxcfs_repository": repository["uri"],
         "pmxcfs_repository_components": repository["components"],
         "pmxcfs_repository_key": repository["key"],

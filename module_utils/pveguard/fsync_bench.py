@@ -233,7 +233,9 @@ def _supervised(parent: str, duration: float, stall_s: float) -> dict[str, Any]:
     hung = False
     try:
         for ending in _ENDINGS:
-            previous[ending] = signal.signal(ending, interrupt)
+            # A caller that ignores a signal, as nohup does, goes on ignoring it.
+            if signal.getsignal(ending) is not signal.SIG_IGN:
+                previous[ending] = signal.signal(ending, interrupt)
         answer = _read_all(reader, time.monotonic() + duration + stall_s)
     except BaseException as error:
         hung = isinstance(error, _Stalled)

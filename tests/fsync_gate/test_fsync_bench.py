@@ -179,7 +179,11 @@ def _wait_until(condition: Any, seconds: float = 30) -> None:
 
 
 def _start(path: Path) -> subprocess.Popen[bytes]:
+    # The test itself may have been started with a signal ignored, as under nohup.
     code = (
+        "import signal\n"
+        "for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):\n"
+        "    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)\n"
         f"import sys; sys.path.insert(0, {str(ROOT / 'module_utils')!r})\n"
         "from pveguard import fsync_bench\n"
         f"fsync_bench.bench({str(path)!r}, 60)\n"

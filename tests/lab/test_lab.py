@@ -540,6 +540,8 @@ def test_inventory_lists_every_node(hosts: ModuleType, capsys: pytest.CaptureFix
 def test_only_nodes_without_the_packages_are_told_where_they_are(hosts: ModuleType) -> None:
     about = make_lab().describe()
     assert hosts.group_variables({**about, "profile": "pve"}) == {}
+    other = hosts.group_variables({**about, "name": "other"})
+    assert other["pveguard_reports_dir"].endswith("/reports/other")
     variables = hosts.group_variables({**about, "profile": "debian"})
     assert variables["pmxcfs_repository"] == "file:///srv/pve-repo"
     assert len(variables["pmxcfs_repository_fingerprint"]) == 40
