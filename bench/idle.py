@@ -34,7 +34,7 @@ def main() -> int:
     folder.mkdir(parents=True)
     done = subprocess.run(
         ["ansible", "all", "-i", options.inventory, "-t", str(folder), "-m", "ansible.builtin.script"]
-        + ["-a", f"cmd='{PROGRAM} {options.seconds}' executable=/usr/bin/python3"],
+        + ["-a", f"{PROGRAM} {options.seconds} executable=/usr/bin/python3"],
         cwd=ROOT,
         env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
         capture_output=True,
