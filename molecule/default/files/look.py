@@ -59,7 +59,7 @@ def table() -> tuple[int, str]:
     kept = [
         (names.get(parent), kind, name, digest(data))
         for _, parent, _, kind, name, data in found
-        if not NOISE.match(name)
+        if not NOISE.match(name) and names.get(parent) != "lock"
     ]
     version = next(version for inode, _, version, _, _, _ in found if inode == 0)
     return version, hashlib.sha256(repr(sorted(kept, key=repr)).encode()).hexdigest()
