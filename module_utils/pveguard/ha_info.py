@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .run import CommandMissing, Run
+from .run import Run
 from .run import run as real_run
+from .systemd import unit_states
 
 LRM = "pve-ha-lrm.service"
 CRM = "pve-ha-crm.service"
@@ -118,21 +119,8 @@ def service_states(run: Run = real_run, root: Path | str = Path("/")) -> dict[st
     them (the mask hides whether a unit is enabled); ``installed``: its package is there; ``installable``: it
     has an [Install] section; ``wanted``: it is started at boot once it is not masked.
     """
-    try:
-        out = run(["systemctl", "show", "-p", "Id,LoadState,ActiveState,UnitFileState", *UNITS]).stdout
-    except CommandMissing:
-        out = ""
-    states: dict[str, dict[str, Any]] = {}
-    for block in out.split("\n\n"):
-        values = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
-        if values.get("Id") in UNITS:
-            states[values["Id"]] = {
-                "load": values.get("LoadState", ""),
-                "active": values.get("ActiveState", ""),
-                "enabled": values.get("UnitFileState", ""),
-            }
-    for unit in UNITS:
-        state = states.setdefault(unit, {"load": "not-found", "active": "inactive", "enabled": ""})
+    states: dict[str, dict[str, Any]] = {unit: dict(state) for unit, state in unit_states(UNITS, run).items()}
+    for unit, state in states.items():
         # A mask outlives the package: only a unit file of the package says that it is installed.
         packaged = next((text for folder in _UNIT_DIRS if (text := _text(Path(root) / folder / unit))), "")
         state["installed"] = bool(packaged) or state["load"] not in ("not-found", "masked", "")

@@ -12,6 +12,7 @@ from typing import Any
 from . import corosync_info, ha_info, pmxcfs
 from .run import CommandMissing, Run
 from .run import run as real_run
+from .systemd import unit_states
 
 PACKAGES = ("corosync", "pve-cluster", "pve-ha-manager", "pve-manager")
 UNITS = (
@@ -42,7 +43,7 @@ def collect(run: Run = real_run, root: Path = Path("/")) -> dict[str, Any]:
         "machine_codename": _codename(root),
         "python": platform.python_version(),
         "packages": packages(run),
-        "units": units(run),
+        "units": unit_states(UNITS, run),
         "pmxcfs": pmxcfs.collect(root),
         "corosync": corosync_info.collect(run=run, root=root),
         "ha": ha_info.collect(run=run, root=root),
@@ -63,25 +64,6 @@ def packages(run: Run = real_run) -> dict[str, str | None]:
         if status == "installed" and name in found:
             found[name] = version
     return found
-
-
-def units(run: Run = real_run) -> dict[str, dict[str, str]]:
-    """``{unit: {load, active, enabled}}`` as systemctl show prints LoadState, ActiveState and UnitFileState."""
-    try:
-        out = run(["systemctl", "show", "-p", "Id,LoadState,ActiveState,UnitFileState", *UNITS]).stdout
-    except CommandMissing:
-        out = ""
-    states: dict[str, dict[str, str]] = {}
-    for block in out.split("\n\n"):
-        values = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
-        if "Id" in values:
-            states[values["Id"]] = {
-                "load": values.get("LoadState", ""),
-                "active": values.get("ActiveState", ""),
-                "enabled": values.get("UnitFileState", ""),
-            }
-    missing = {"load": "not-found", "active": "inactive", "enabled": ""}
-    return {unit: states.get(unit, dict(missing)) for unit in UNITS}
 
 
 def ram_state(run: Run = real_run, root: Path = Path("/")) -> dict[str, Any]:
