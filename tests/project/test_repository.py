@@ -21,15 +21,11 @@ COMMON_FOLDERS = {
     *("bin", "boot", "dev", "etc", "home", "lib", "lib32", "lib64", "libx32", "lost+found", "media", "mnt"),
     *("opt", "proc", "root", "run", "sbin", "srv", "sys", "tmp", "usr", "var"),
 }
-#: Public servers that anyone may use.
+#: Servers that the product itself names; the mirrors of a machine are never among them.
 PUBLIC_HOSTS = {
-    "deb.debian.org",
-    "security.debian.org",
     "download.proxmox.com",
     "enterprise.proxmox.com",
-    "files.pythonhosted.org",
     "github.com",
-    "pypi.org",
     "localhost",
     "127.0.0.1",
 }
