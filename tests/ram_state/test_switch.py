@@ -430,3 +430,18 @@ def test_a_database_beneath_the_mount_that_ram_state_outlived_is_not_stock(
     assert ram_node.command("retire", "--json", "--connection", "", "--force") == 0
     assert config_rows(ram_node) == before
     assert old in [g.manifest["root_version"] for g in ps.generations(ram_node.paths)]
+
+
+def test_what_is_saved_after_a_way_back_is_newer_than_what_was_saved_before(
+    ps: ModuleType, ram_node: Node
+) -> None:
+    """Restores raise the lineage, the way back removes its record, and the generations of before stay."""
+    for _ in range(2):
+        ram_node.stop_daemon()
+        assert ram_node.command("restore", "--generation", "latest", "--json") == 0
+    assert ram_node.command("retire", "--json", "--connection", "") == 0
+    ram_node.w.write("months-later", b"change")
+    version = ram_node.w.version
+    prepare_files(ram_node)
+    assert ram_node.command("enable", "--json", "--connection", "") == 0
+    assert ps.find_generation(ram_node.paths, "latest").manifest["root_version"] == version
