@@ -201,6 +201,36 @@ def test_the_whole_way(ram: RamNode) -> None:
     assert ram.ps("status")["state"] == "disabled"
 
 
+def test_one_file_through_the_real_file_system(ram: RamNode) -> None:
+    node = ram.node
+    ram.ps("enable")
+    node.sh(
+        "mkdir -p /etc/pve/priv /etc/pve/firewall; echo key > /etc/pve/priv/a; echo rule > /etc/pve/firewall/a.fw"
+    )
+    first = ram.ps("save", "--generation")["generation"]
+    node.sh("echo other > /etc/pve/priv/a; rm -r /etc/pve/firewall; rm /etc/pve/qemu-server/100.conf")
+    shown = {e["path"]: e["restoring"] for e in ram.ps("show", first)["files"]}
+    assert shown == {
+        "priv/a": "change",
+        "firewall/a.fw": "bring back",
+        "nodes/pve1/qemu-server/100.conf": "bring back",
+    }
+    assert ram.ps("restore-file", first, "priv/a", "--yes")["changed"]
+    # What was there before is the newest generation now.
+    assert [e["path"] for e in ram.ps("show", "latest")["files"]] == ["priv/a"]
+    assert ram.ps("restore-file", first, "qemu-server/100.conf", "--yes")["changed"]
+    assert ram.ps("restore-file", first, "firewall/a.fw", "--yes", rc=3)["error"].count("--parents")
+    assert ram.ps("restore-file", first, "firewall", "--yes", "--parents")["directories"] == ["firewall"]
+    assert ram.ps("restore-file", first, "firewall", "--yes")["changed"] is False
+    assert ram.ps("show", first)["files"] == []
+    assert node.sh("stat -c '%a %U' /etc/pve/priv/a /etc/pve/firewall/a.fw") == "600 root\n640 root\n"
+    assert not node.sh("find /etc/pve -name '*.tmp.*'")
+    # Beneath the mount nothing is ever written.
+    ram.systemctl("stop", "pve-cluster.service")
+    assert "not mounted" in ram.ps("restore-file", first, "firewall", "--yes", rc=3)["error"]
+    assert node.sh("ls -A /etc/pve") == ""
+
+
 def test_a_damaged_replica_fails_closed_and_one_command_fixes_it(ram: RamNode) -> None:
     ram.ps("enable")
     before = ram.tree()
