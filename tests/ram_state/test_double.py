@@ -245,6 +245,41 @@ def test_a_damaged_replica_fails_closed_and_one_command_fixes_it(ram: RamNode) -
     assert ram.tree() == before
 
 
+@pytest.mark.parametrize("where", ["ram", "disk"])
+def test_a_running_node_is_brought_back_and_forth(ram: RamNode, where: str) -> None:
+    if where == "ram":
+        ram.ps("enable")
+    node, old = ram.node, ram.tree()
+    name = ram.ps("save", "--generation")["generation"]
+    node.sh("echo y > /etc/pve/storage.cfg; rm /etc/pve/nodes/pve1/qemu-server/100.conf; echo z > /etc/pve/new.cfg")
+    new = ram.tree()
+    done = ram.ps("restore", "--generation", name, "--take-down")
+    assert ram.tree() == old and done["tree_sha256"] == done["generation_tree_sha256"]
+    assert ram.ps("status")["state"] == ("enabled" if where == "ram" else "disabled")
+    # The daemon goes on from there, and its changes are saved.
+    node.sh("echo after > /etc/pve/user.cfg")
+    if where == "ram":
+        wait(lambda: ram.ps("status")["would_lose"] == [], 4)
+        ram.power_cut()
+        assert ram.systemctl("start", "pve-cluster.service") == 0, ram.logs()
+    assert node.sh("cat /etc/pve/user.cfg /etc/pve/storage.cfg") == "after\nx\n"
+    ram.ps("restore", "--generation", done["former"], "--take-down")
+    assert ram.tree() == new
+
+
+def test_a_restore_on_which_the_daemon_does_not_start_is_undone(ram: RamNode) -> None:
+    ram.ps("enable")
+    name = ram.ps("save", "--generation")["generation"]
+    ram.node.sh("echo y > /etc/pve/storage.cfg")
+    before = ram.tree()
+    script = ram.node.root / "run/bin/systemctl"
+    once = "[ -e /run/once ] || { touch /run/once; exit 1; }; PATH=/run/bin"
+    script.write_text(script.read_text().replace("PATH=/run/bin", once, 1))
+    error = ram.ps("restore", "--generation", name, "--take-down", rc=8)["error"]
+    assert "does not start" in error and "is back and runs" in error
+    assert ram.tree() == before and ram.ps("status")["state"] == "enabled"
+
+
 def test_the_tombstone_stops_a_real_daemon(ram: RamNode) -> None:
     ram.ps("enable")
     ram.power_cut()

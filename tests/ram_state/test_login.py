@@ -75,6 +75,15 @@ def test_check_only_writes_nothing_and_write_adds_exactly_the_key_in_use(
     assert second.read_text() == f"ssh-ed25519 {OTHER} mine\n"
 
 
+def test_the_fallback_stays_where_a_restored_state_does_not_know_the_key(
+    ps: ModuleType, ssh_node: Node
+) -> None:
+    login(ps, ssh_node, fallback=True, write=True)
+    (ssh_node.root / "etc/pve/priv/authorized_keys").write_text(f"ssh-ed25519 {OTHER} someone\n")
+    assert ps.remove_login_fallback(ssh_node.paths) == []
+    assert BLOB in (ssh_node.root / "root/.ssh/authorized_keys2").read_text()
+
+
 def test_the_fallback_stays_while_pve_is_gone(ps: ModuleType, ssh_node: Node) -> None:
     login(ps, ssh_node, fallback=True, write=True)
     ssh_node.stop_daemon()
