@@ -293,3 +293,42 @@ def test_a_save_killed_at_any_point_leaves_a_good_replica(ps: ModuleType, node: 
         assert any(restored == state for state in states[-(i + 2) :]) or restored in states
         node.unmount()
         node.start_daemon()
+
+
+@pytest.mark.parametrize("step", ["manifest", "name", "directory"])
+def test_power_that_fails_in_the_middle_of_a_generation(
+    ps: ModuleType, ram_node: Node, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Nothing that was left half way passes for a damaged generation, and it goes away by itself."""
+
+    class PowerCut(BaseException):
+        pass
+
+    def cut(*_: Any) -> None:
+        raise PowerCut
+
+    ram_node.w.write("datacenter.cfg", b"x")
+    before = {g.name for g in ps.generations(ram_node.paths)}
+    with monkeypatch.context() as patch:
+        if step == "manifest":
+            patch.setattr(ps, "write_json", cut)
+        elif step == "name":
+            # Only the copy's own rename: the manifest has its name by then.
+            rename = os.rename
+            patch.setattr(os, "rename", lambda a, b: cut() if str(b).endswith(".db") else rename(a, b))
+        else:
+            fsync = ps.fsync_path
+            patch.setattr(
+                ps, "fsync_path", lambda path: cut() if path == ram_node.paths.generations else fsync(path)
+            )
+        with pytest.raises(PowerCut):
+            ram_node.command("save", "--generation", "--json")
+    assert ram_node.command("verify", "--json") == 0
+    assert before <= {g.name for g in ps.generations(ram_node.paths)}
+    folder = Path(ram_node.paths.generations)
+    for path in folder.iterdir():
+        os.utime(path, (1, 1))
+    ram_node.w.write("datacenter.cfg", b"y")
+    assert ram_node.command("save", "--generation", "--json") == 0
+    names = {path.name for path in folder.iterdir()}
+    assert names == {f"{g.name}{suffix}" for g in ps.generations(ram_node.paths) for suffix in (".db", ".json")}
