@@ -251,7 +251,9 @@ def test_a_running_node_is_brought_back_and_forth(ram: RamNode, where: str) -> N
         ram.ps("enable")
     node, old = ram.node, ram.tree()
     name = ram.ps("save", "--generation")["generation"]
-    node.sh("echo y > /etc/pve/storage.cfg; rm /etc/pve/nodes/pve1/qemu-server/100.conf; echo z > /etc/pve/new.cfg")
+    node.sh(
+        "echo y > /etc/pve/storage.cfg; rm /etc/pve/nodes/pve1/qemu-server/100.conf; echo z > /etc/pve/new.cfg"
+    )
     new = ram.tree()
     done = ram.ps("restore", "--generation", name, "--take-down")
     assert ram.tree() == old and done["tree_sha256"] == done["generation_tree_sha256"]

@@ -185,12 +185,59 @@ def test_a_file_and_a_directory_are_not_exchanged(pve: Pve) -> None:
 
 @pytest.mark.parametrize(
     ("path", "message"),
-    [("no.cfg", "is not in"), ("nodes/pve1/lrm_status", "noise"), ("../x", "below /etc/pve"), ("/", "below")],
+    [
+        ("no.cfg", "is not in"),
+        ("nodes/pve1/lrm_status", "noise"),
+        ("../x", "below /etc/pve"),
+        ("/etc", "below /etc/pve"),
+        ("", "below /etc/pve"),
+        (".", "below /etc/pve"),
+    ],
 )
 def test_what_cannot_be_brought_back(ps: ModuleType, pve: Pve, path: str, message: str) -> None:
     rc = ps.EXIT_USAGE if message.startswith("below") else ps.EXIT_REFUSED
     assert message in refused(pve, "latest", path, "--yes", rc=rc)
-    assert "--generation" in refused(pve, "latest", "/etc/pve", "--yes", rc=ps.EXIT_USAGE)
+
+
+@pytest.mark.parametrize("path", ["/", "/etc/pve"])
+def test_everything_but_what_must_not_be_written_comes_back(ps: ModuleType, pve: Pve, path: str) -> None:
+    name = ps.find_generation(pve.node.paths, "latest").name
+    pve.put("corosync.conf", b"totem {\n  config_version: 4\n}\n")
+    pve.put("nodes/pve2/qemu-server/101.conf", b"name: moved\n")
+    pve.put("nodes/pve1/qemu-server/100.conf", b"name: a\nlock: backup\n")
+    before = pve.files()
+    planned = pve(name, path, "--check")
+    assert planned["changed"] is False and pve.files() == before
+    done = pve(name, path, "--yes")
+    assert done["files"] == planned["files"] and done["left"] == planned["left"]
+    assert {entry["path"] for entry in done["left"]} == {
+        "corosync.conf",
+        "nodes/pve1/lxc/101.conf",
+        "nodes/pve1/qemu-server/100.conf",
+    }
+    assert pve.files() == {
+        **before,
+        "storage.cfg": b"dir: local\n",
+        "firewall/100.fw": b"[RULES]\n",
+        "priv/token.cfg": b"OLD-SECRET\n",
+    }
+
+
+def test_everything_from_before_the_join_is_refused_on_a_member(ps: ModuleType, pve: Pve) -> None:
+    oldest = ps.generations(pve.node.paths)[-1].name
+    conf = Path(pve.node.paths.corosync_conf)
+    conf.parent.mkdir(parents=True)
+    conf.write_text("totem {\n  config_version: 3\n}\n")
+    pve.node.members.update(cluster={"name": "c", "quorate": 1}, nodelist={"pve1": {"id": 1, "online": 1}})
+    assert "before this node was a member" in refused(pve, oldest, "/", "--yes")
+    assert pve(oldest, "storage.cfg", "--check")["files"]
+
+
+def test_everything_is_written_elsewhere(pve: Pve, tmp_path: Path) -> None:
+    target = tmp_path / "all"
+    pve("latest", "/", "--output", str(target))
+    assert (target / "storage.cfg").read_bytes() == b"dir: local\n"
+    assert (target / "nodes/pve1/lxc/101.conf").read_bytes() == b"hostname: b\n"
 
 
 def test_only_on_the_mounted_file_system_with_quorum(
