@@ -123,7 +123,7 @@ def enable(options: Options, check: bool = False, run: Run = real_run) -> dict[s
     created = [FileSpec(change.path, present=False) for change in changes if change.what == "created"]
     node_files.apply(files)
     _daemon_reload(run)
-    argv = [PROGRAM, "enable", "--json", "--result", "/run/pveguard/pveguard-enable.json"]
+    argv = [PROGRAM, "adopt", "--json", "--result", "/run/pveguard/pveguard-enable.json"]
     argv += ["--connection", found["login"]["connection"] or ""]
     argv += ["--allow-ha"] if options.allow_ha else []
     argv += ["--allow-offline-members"] if options.allow_offline_members else []

@@ -160,10 +160,10 @@ def test_the_whole_way(ram: RamNode) -> None:
     before = ram.tree()
     found = ram.ps("preflight")
     assert found["refusals"] == [] and found["login"]["independent"]
-    done = ram.ps("enable")
+    done = ram.ps("adopt")
     assert done["changed"] and done["state"] == "enabled" and done["downtime_seconds"] < 20
     assert ram.tree() == before
-    assert ram.ps("enable")["changed"] is False
+    assert ram.ps("adopt")["changed"] is False
 
     # Changes reach the replica within the RPO; heartbeats and locks do not.
     node.sh(
@@ -203,7 +203,7 @@ def test_the_whole_way(ram: RamNode) -> None:
 
 def test_one_file_through_the_real_file_system(ram: RamNode) -> None:
     node = ram.node
-    ram.ps("enable")
+    ram.ps("adopt")
     node.sh(
         "mkdir -p /etc/pve/priv /etc/pve/firewall; echo key > /etc/pve/priv/a; echo rule > /etc/pve/firewall/a.fw"
     )
@@ -232,7 +232,7 @@ def test_one_file_through_the_real_file_system(ram: RamNode) -> None:
 
 
 def test_a_damaged_replica_fails_closed_and_one_command_fixes_it(ram: RamNode) -> None:
-    ram.ps("enable")
+    ram.ps("adopt")
     before = ram.tree()
     ram.power_cut()
     ram.node.sh(
@@ -283,13 +283,13 @@ def test_a_restore_on_which_the_daemon_does_not_start_is_undone(ram: RamNode) ->
 
 
 def test_the_tombstone_stops_a_real_daemon(ram: RamNode) -> None:
-    ram.ps("enable")
+    ram.ps("adopt")
     ram.power_cut()
     assert ram.node.try_start().returncode != 0
 
 
 def test_a_join_in_the_steps_of_pvecm_is_not_undone(ram: RamNode) -> None:
-    ram.ps("enable")
+    ram.ps("adopt")
     node = ram.node
     ram.systemctl("stop", "pve-cluster.service")
     # The watcher let go, and a plain file is left: this is what makes the removal safe.
@@ -324,7 +324,7 @@ def test_a_switch_that_fails_for_real_puts_stock_back(ram: RamNode, broken: str)
     else:
         text = text.replace("    PATH=/run/bin", "    [ ! -e $DROP ] || exit 1\n    PATH=/run/bin")
     script.write_text(text)
-    assert "stock was put back" in ram.ps("enable", rc=8)["error"]
+    assert "stock was put back" in ram.ps("adopt", rc=8)["error"]
     assert ram.tree() == before
     assert not (ram.node.root / "etc/systemd/system/pve-cluster.service.d/pveguard.conf").exists()
     assert ram.node.sh("cat /etc/pve/storage.cfg") == "x\n"
@@ -344,7 +344,7 @@ def test_the_exits_by_hand(ram: RamNode) -> None:
         )
     )
     for line in lines:
-        ram.ps("enable")
+        ram.ps("adopt")
         ram.node.sh("date +%N > /etc/pve/user.cfg; sleep 3")
         before = ram.tree()
         if line is lines[1]:

@@ -111,7 +111,7 @@ def test_first_run_second_run_and_back(fake: Fake) -> None:
     assert done["changed"] and done["downtime_seconds"] == 3.5
     assert [c.path for c in predicted["files"]] == [c.path for c in done["files"]]
     call = fake.argv[-1]
-    assert call[:3] == ["pveguard-enable", ram_state.PROGRAM, "enable"]
+    assert call[:3] == ["pveguard-enable", ram_state.PROGRAM, "adopt"]
     assert (
         call[call.index("--connection") + 1] == "c"
         and "--login-fallback" in call
@@ -159,7 +159,7 @@ def test_the_way_back_does_not_depend_on_what_is_installed(fake: Fake, damage: s
 def test_the_way_past_offline_members_is_handed_on(fake: Fake) -> None:
     ram_state.enable(options(allow_offline_members=True), run=fake.run)
     ram_state.disable(options(allow_offline_members=True), run=fake.run)
-    for command in ("preflight", "enable", "retire"):
+    for command in ("preflight", "adopt", "retire"):
         assert "--allow-offline-members" in next(a for a in fake.argv if command in a)
 
 

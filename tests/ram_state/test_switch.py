@@ -30,7 +30,7 @@ def test_to_ram_and_back(ps: ModuleType, node: Node, capsys: pytest.CaptureFixtu
     before = config_rows(node)
     version = node.w.version
     capsys.readouterr()
-    assert node.command("enable", "--json", "--connection", "") == 0
+    assert node.command("adopt", "--json", "--connection", "") == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["changed"] and result["downtime_seconds"] < 5 and result["state"] == "enabled"
     assert node.ram and config_rows(node) == before and node.w.version == version
@@ -44,7 +44,7 @@ def test_to_ram_and_back(ps: ModuleType, node: Node, capsys: pytest.CaptureFixtu
 
     capsys.readouterr()
     calls = len(node.calls)
-    assert node.command("enable", "--json", "--connection", "") == 0
+    assert node.command("adopt", "--json", "--connection", "") == 0
     assert json.loads(capsys.readouterr().out)["changed"] is False
     assert not any("stop" in call for call in node.calls[calls:])
 
@@ -83,7 +83,7 @@ def test_a_failed_switch_puts_stock_back(
         return real(argv, timeout)
 
     monkeypatch.setattr(ps, "run", once)
-    assert node.command("enable", "--json", "--connection", "") == ps.EXIT_SWITCH
+    assert node.command("adopt", "--json", "--connection", "") == ps.EXIT_SWITCH
     assert failures["n"] == 1
     assert node.writer is not None and not node.ram and not node.drop_in
     assert config_rows(node) == before
@@ -118,7 +118,7 @@ def test_a_failure_inside_any_step_puts_stock_back(
 
     monkeypatch.setattr(ps, "stop_daemon", stopping)
     monkeypatch.setattr(ps, step, fails_once_after_the_stop)
-    code = node.command("enable", "--json", "--connection", "")
+    code = node.command("adopt", "--json", "--connection", "")
     assert node.writer is not None
     assert config_rows(node) == before
     if code == 0:
@@ -161,7 +161,7 @@ def test_power_cut_during_the_switch_boots_with_everything(
             counted(name)
         patch.setattr(ps, "_undo", lambda p, c, error: (_ for _ in ()).throw(error))
         try:
-            node.command("enable", "--json", "--connection", "")
+            node.command("adopt", "--json", "--connection", "")
         except PowerCut:
             pass
     monkeypatch.undo()
@@ -258,7 +258,7 @@ def test_refusals_change_nothing(
         str(p) for p in node.root.rglob("*") if "/run" not in str(p) and "config.db-" not in str(p)
     )
     capsys.readouterr()
-    assert node.command("enable", "--json", "--connection", "") == ps.EXIT_REFUSED
+    assert node.command("adopt", "--json", "--connection", "") == ps.EXIT_REFUSED
     assert message in json.loads(capsys.readouterr().out)["error"]
     after = sorted(
         str(p) for p in node.root.rglob("*") if "/run" not in str(p) and "config.db-" not in str(p)
@@ -278,7 +278,7 @@ def test_an_offline_member_may_be_allowed_both_ways(
         nodelist={"pve1": {"id": 1, "online": 1}, "pve2": {"id": 2, "online": 0}},
     )
     allow = "--allow-offline-members"
-    assert node.command("enable", "--json", "--connection", "", allow) == 0
+    assert node.command("adopt", "--json", "--connection", "", allow) == 0
     calls = len(node.calls)
     capsys.readouterr()
     assert node.command("retire", "--json", "--connection", "") == ps.EXIT_REFUSED
@@ -337,7 +337,7 @@ def test_locks_outlive_the_switch(
     config = config_rows(node)
     if damaged:
         monkeypatch.setattr(ps, "_same_but_noise", lambda *a: False)
-    assert node.command("enable", "--json", "--connection", "") == 0
+    assert node.command("adopt", "--json", "--connection", "") == 0
     assert node.ram and (table(node.live / "config.db") == before) is not damaged
     assert config_rows(node) == config
     assert not list(node.live.glob(".pveguard-restore[.-]*"))
@@ -443,5 +443,15 @@ def test_what_is_saved_after_a_way_back_is_newer_than_what_was_saved_before(
     ram_node.w.write("months-later", b"change")
     version = ram_node.w.version
     prepare_files(ram_node)
-    assert ram_node.command("enable", "--json", "--connection", "") == 0
+    assert ram_node.command("adopt", "--json", "--connection", "") == 0
     assert ps.find_generation(ram_node.paths, "latest").manifest["root_version"] == version
+
+
+def test_enable_is_another_name_of_adopt(ps: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = []
+    for name in ("adopt", "enable"):
+        with pytest.raises(SystemExit):
+            ps.main([name, "--help"])
+        texts.append(capsys.readouterr().out.partition("\n\n")[2])
+        assert ps.parser().parse_args([name]).function is ps.cmd_adopt
+    assert texts[0] == texts[1] and "--login-fallback" in texts[0]
