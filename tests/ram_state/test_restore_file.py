@@ -341,3 +341,16 @@ def test_without_ram_state_the_former_content_is_kept_too(ps: ModuleType, pve: P
     assert result["changed"] and ps.find_generation(pve.node.paths, result["kept"]).problems() == []
     # Nothing that looks like a current replica is made.
     assert not os.path.exists(pve.node.paths.replica)
+
+
+def test_the_generation_in_use_is_not_pruned_by_what_is_kept(ps: ModuleType, pve: Pve) -> None:
+    conf = Path(pve.node.paths.config)
+    conf.write_text(json.dumps({**json.loads(conf.read_text()), "generations_keep": 5}))
+    for turn in range(5):
+        pve.put("user.cfg", b"%d" % turn)
+        assert pve.node.command("save", "--generation", "--json") == 0
+    oldest = ps.generations(pve.node.paths)[-1].name
+    assert len(ps.generations(pve.node.paths)) == 5
+    pve.put("user.cfg", b"not kept yet")
+    assert pve(oldest, "user.cfg", "--yes")["changed"]
+    assert ps.find_generation(pve.node.paths, oldest).problems() == []
