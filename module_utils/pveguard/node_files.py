@@ -14,13 +14,16 @@ from .errors import PveguardError
 
 @dataclass(frozen=True)
 class FileSpec:
-    """One file. ``mode`` is octal text such as ``"0644"``; ``secret`` keeps its content out of a diff."""
+    """One file. ``mode`` is octal text such as ``"0644"``; ``secret`` keeps its content out of a diff. With ``link`` it
+    is a symbolic link to that path instead, and only such a link is removed.
+    """
 
     path: str
     content: str = ""
     mode: str = "0644"
     present: bool = True
     secret: bool = False
+    link: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,9 @@ def plan(specs: Sequence[FileSpec]) -> list[Change]:
             raise PveguardError(f"{spec.path}: the path must be absolute")
         if spec.path.startswith("/etc/pve/"):
             raise PveguardError(f"{spec.path}: files on /etc/pve are written by the module pve_file")
+        if spec.link or (target.is_symlink() and not spec.present):
+            changes += _plan_link(spec, target)
+            continue
         if target.is_symlink() or target.is_dir():
             kind = "symbolic link" if target.is_symlink() else "directory"
             if spec.present or target.is_dir():
@@ -63,6 +69,20 @@ def plan(specs: Sequence[FileSpec]) -> list[Change]:
     return changes
 
 
+def _plan_link(spec: FileSpec, target: Path) -> list[Change]:
+    if os.path.lexists(target) and not target.is_symlink():
+        if not spec.present:
+            # Somebody else's file in the place of the link.
+            return []
+        raise PveguardError(f"{spec.path}: a symbolic link to {spec.link} was expected; move what is there away first")
+    before = f"link to {os.readlink(target)}\n" if target.is_symlink() else ""
+    after = f"link to {spec.link}\n"
+    if not spec.present:
+        ours = before and (not spec.link or before == after)
+        return [Change(spec.path, before, "", "removed")] if ours else []
+    return [Change(spec.path, before, after, "content" if before else "created")] if before != after else []
+
+
 def apply(specs: Sequence[FileSpec]) -> list[Change]:
     """Bring every file to its content and mode; returns what was changed. Missing directories are made (0755)."""
     changes = plan(specs)
@@ -75,6 +95,13 @@ def apply(specs: Sequence[FileSpec]) -> list[Change]:
             fsync_dir(target.parent)
             continue
         target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if spec.link:
+            temporary = target.with_name(f".{target.name}.tmp{os.getpid()}")
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(spec.link)
+            temporary.rename(target)
+            fsync_dir(target.parent)
+            continue
         write_atomic(target, spec.content.encode(), int(spec.mode, 8))
     return changes
 

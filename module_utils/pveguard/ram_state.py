@@ -13,7 +13,7 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,9 @@ DROP_IN = "/etc/systemd/system/pve-cluster.service.d/pveguard.conf"
 UNIT_DIR = "/etc/systemd/system"
 #: What pve-state says of a switch-over that is under way, or of the last one in this boot.
 SWITCH = "/run/pveguard/switch.json"
+#: Prometheus metrics, written by the watcher, and their name in the directory of an exporter.
+METRICS = "/run/pveguard/metrics.prom"
+METRICS_LINK = "pveguard-state.prom"
 WATCH_UNIT = "pveguard-state-watch.service"
 PYTHON = "/usr/bin/python3"
 EXIT_REFUSED = 3
@@ -83,7 +86,23 @@ def specs(options: Options) -> list[FileSpec]:
             FileSpec(f"{UNIT_DIR}/{name}", text.replace("@NOSWAP@", noswap))
             for name, text in sorted(options.units.items())
         ),
+        *_links(options),
     ]
+
+
+def _links(options: Options) -> list[FileSpec]:
+    """The link in ``metrics_dir``, and the removal of the one in the directory that was set before."""
+    try:
+        former = json.loads(Path(CONFIG).read_text()).get("metrics_dir")
+    except (OSError, ValueError, AttributeError):
+        former = None
+    wanted = options.config.get("metrics_dir") or ""
+    found = []
+    if isinstance(former, str) and former.startswith("/") and former != wanted:
+        found.append(FileSpec(f"{former}/{METRICS_LINK}", present=False, link=METRICS))
+    if wanted:
+        found.append(FileSpec(f"{wanted}/{METRICS_LINK}", link=METRICS))
+    return found
 
 
 def status(run: Run = real_run) -> dict[str, Any]:
@@ -120,7 +139,8 @@ def enable(options: Options, check: bool = False, run: Run = real_run) -> dict[s
         raise PveguardError("RAM state is refused, nothing was changed: " + "; ".join(found["refusals"]))
     if check:
         return result
-    created = [FileSpec(change.path, present=False) for change in changes if change.what == "created"]
+    made = {change.path for change in changes if change.what == "created"}
+    created = [replace(spec, present=False) for spec in files if spec.path in made]
     node_files.apply(files)
     _daemon_reload(run)
     argv = [PROGRAM, "adopt", "--json", "--result", "/run/pveguard/pveguard-enable.json"]
@@ -206,7 +226,7 @@ def disable(options: Options, check: bool = False, run: Run = real_run) -> dict[
         except PveguardError as error:
             now = {"state": "failed", "reason": str(error)}
     in_ram = drop_in or now.get("state") == "failed"
-    files = [FileSpec(spec.path, present=False) for spec in reversed(specs(options))]
+    files = [replace(spec, present=False) for spec in reversed(specs(options))]
     removed = node_files.plan([*([FileSpec(DROP_IN, present=False)] if drop_in else []), *files])
     result: dict[str, Any] = {
         "changed": bool(removed) or in_ram,

@@ -49,3 +49,22 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
 def test_a_secret_stays_out_of_the_diff(tmp_path: Path) -> None:
     (change,) = plan([FileSpec(str(tmp_path / "key"), "hunter2", "0600", secret=True)])
     assert "hunter2" not in change.after
+
+
+def test_a_link_is_made_moved_and_removed_but_nobody_else_s(tmp_path: Path) -> None:
+    spec = FileSpec(str(tmp_path / "deep/link"), link="/run/target")
+    assert [(c.what, c.before, c.after) for c in plan([spec])] == [("created", "", "link to /run/target\n")]
+    assert not (tmp_path / "deep").exists()
+    apply([spec])
+    assert os.readlink(tmp_path / "deep/link") == "/run/target" and apply([spec]) == []
+    moved = FileSpec(spec.path, link="/run/other")
+    assert [c.what for c in apply([moved])] == ["content"] and os.readlink(spec.path) == "/run/other"
+    assert os.listdir(tmp_path / "deep") == ["link"]
+    assert apply([FileSpec(spec.path, present=False, link="/run/target")]) == []
+    assert [c.what for c in apply([FileSpec(spec.path, present=False, link="/run/other")])] == ["removed"]
+    assert os.listdir(tmp_path / "deep") == []
+    (tmp_path / "deep/link").write_text("somebody's")
+    with pytest.raises(PveguardError, match="a symbolic link to /run/target was expected"):
+        apply([spec])
+    assert apply([FileSpec(spec.path, present=False, link="/run/target")]) == []
+    assert (tmp_path / "deep/link").read_text() == "somebody's"

@@ -289,3 +289,33 @@ def test_the_real_program_answers_on_standard_input(tmp_path: Path) -> None:
     bad = json.dumps({"noise": ["^storage.cfg$"]})
     done = run(["python3", "-", "check-config", "--json", "--config", bad], input=text)
     assert done.rc == 2 and "storage.cfg" in json.loads(done.stdout)["error"]
+
+
+def test_the_metrics_are_linked_where_an_exporter_looks_and_the_link_moves(
+    fake: Fake, tmp_path: Path
+) -> None:
+    def links() -> dict[str, str]:
+        found = (p for p in tmp_path.rglob("*.prom") if p.is_symlink())
+        return {p.parent.name: str(p.readlink()) for p in found}
+
+    def with_dir(name: str) -> ram_state.Options:
+        return options(config={"rpo_seconds": 2.0, "metrics_dir": f"{tmp_path}/{name}" if name else ""})
+
+    predicted = ram_state.enable(with_dir("one"), check=True, run=fake.run)
+    assert links() == {} and any(c.path.endswith("one/pveguard-state.prom") for c in predicted["files"])
+    ram_state.enable(with_dir("one"), run=fake.run)
+    assert links() == {"one": "/run/pveguard/metrics.prom"}
+    assert not ram_state.enable(with_dir("one"), run=fake.run)["changed"]
+    moved = ram_state.enable(with_dir("two"), run=fake.run)
+    assert {c.what for c in moved["files"] if c.path.endswith(".prom")} == {"removed", "created"}
+    assert links() == {"two": "/run/pveguard/metrics.prom"}
+    # The way back knows the directory from the node, whatever the inventory says by now.
+    ram_state.disable(options(config={}), run=fake.run)
+    assert links() == {} and fake.files() == {}
+
+
+def test_a_failed_switch_takes_its_link_back(fake: Fake, tmp_path: Path) -> None:
+    fake.enable_result = {"error": "planted"}
+    with pytest.raises(ram_state.DetachedError):
+        ram_state.enable(options(config={"metrics_dir": f"{tmp_path}/one"}), run=fake.run)
+    assert not list(tmp_path.rglob("*.prom"))

@@ -136,6 +136,12 @@ def test_the_order_that_matters() -> None:
     assert "RequiresMountsFor=/var/lib/pveguard/state" in state
 
 
+def test_the_metrics_can_be_written_and_outlive_the_watcher_and_an_exporter_reaches_them() -> None:
+    text = (ROLE / "files/units/pveguard-state-watch.service").read_text()
+    for line in ("RuntimeDirectory=pveguard", "RuntimeDirectoryMode=0755", "RuntimeDirectoryPreserve=yes"):
+        assert f"\n{line}\n" in text
+
+
 def test_the_role_hands_over_every_unit_file_and_says_the_program_s_defaults() -> None:
     from .conftest import load_program
 
