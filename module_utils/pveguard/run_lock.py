@@ -91,6 +91,9 @@ def _acquire_cluster(text: str, mine: str, takeover: str | None, run: Run, root:
     lock = root / CLUSTER_LOCK
     if takeover is not None:
         _remove_stale(lock, takeover, run)
+    if not lock.parent.is_dir():
+        # Proxmox makes it with its first lock; a fresh or a restored state may not have it yet.
+        run(["mkdir", "-p", str(lock.parent)], timeout=_WRITE_TIMEOUT)
     made = run(["mkdir", str(lock)], timeout=_WRITE_TIMEOUT)
     if made.ok:
         written = run(["dd", f"of={lock}/holder", "bs=64K", "status=none"], input=text, timeout=_WRITE_TIMEOUT)

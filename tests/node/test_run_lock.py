@@ -34,6 +34,13 @@ def test_the_second_is_told_who_holds_it(root: Path) -> None:
     assert run_lock.acquire(ONE, root=root).acquired  # a second playbook of the same run
 
 
+def test_a_state_that_has_seen_no_lock_yet(root: Path) -> None:
+    (root / "etc/pve/priv/lock").rmdir()
+    (root / "etc/pve/priv").rmdir()
+    assert run_lock.acquire(ONE, root=root).acquired
+    assert (root / "etc/pve/priv/lock/pveguard/holder").exists()
+
+
 def test_another_member_of_the_cluster_sees_it_too(root: Path) -> None:
     run_lock.acquire(ONE, root=root)
     (root / "run/pveguard/run.lock").unlink()  # as seen from another node: only /etc/pve is shared
