@@ -14,7 +14,7 @@ export PATH := $(ROOT)/.venv/bin:$(PATH)
 bootstrap := $(ROOT)/scripts/bootstrap
 lab := python -m lab --name $(PVEGUARD_LAB)
 
-.PHONY: help base site assess revert test lint unit slow molecule campaign lab lab-down ssh bench lock docs clean
+.PHONY: help base site assess restore revert test lint unit slow molecule campaign lab lab-down ssh bench lock docs clean
 
 help: ## list the targets
 	@echo 'make site [INVENTORY=...] [ARGS=...]   take the nodes to the protected state'
@@ -33,6 +33,9 @@ site: $(if $(INVENTORY),base,lab) ## run site.yml, on the lab unless INVENTORY i
 
 assess: $(if $(INVENTORY),base,lab) ## read-only: what is there, and what site.yml would change
 	ansible-playbook -i $(or $(INVENTORY),inventory/lab) playbooks/assess.yml $(ARGS)
+
+restore: $(if $(INVENTORY),base,lab) ## one node back to an earlier generation of its state
+	ansible-playbook -i $(or $(INVENTORY),inventory/lab) playbooks/restore.yml $(ARGS)
 
 revert: $(if $(INVENTORY),base,lab) ## bring the nodes back to stock
 	ansible-playbook -i $(or $(INVENTORY),inventory/lab) playbooks/revert.yml $(ARGS)

@@ -260,11 +260,13 @@ def _preflight(options: Options, run: Run) -> dict[str, Any]:
 
 
 def _connection(options: Options) -> str:
-    """SSH_CONNECTION of this process or one above it; a become method may have dropped it from the
-    environment.
+    return options.connection if options.connection is not None else ssh_connection()
+
+
+def ssh_connection() -> str:
+    """SSH_CONNECTION of this process or one above it, "" for a local session; a become method may have dropped it from
+    the environment.
     """
-    if options.connection is not None:
-        return options.connection
     pid = os.getpid()
     for _ in range(32):
         try:

@@ -70,7 +70,7 @@ class RamNode:
         self.node = node
         script = {"program": PROGRAM, "daemon": node.daemon_path}
         folder = node.root / "run/bin"
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         for name, text in (
             ("systemctl", SYSTEMCTL % script),
             ("systemd-run", "#!/bin/sh\nexit 0\n"),
