@@ -177,6 +177,12 @@ def test_the_whole_way(ram: RamNode) -> None:
     status = ram.ps("status")
     assert status["saved_root_version"] == saved and status["would_lose"] == [] and status["lag_versions"] > 0
 
+    # The same for an exporter, in RAM.
+    told = node.sh("cat /run/pveguard/metrics.prom")
+    for line in ("mounted 1", "ready 1", "quorate 1", "lag_seconds 0", "unsaved_files 0", f"saved_root_version {saved}"):
+        assert f"\npveguard_state_{line}" in told, f"{line}: {told}"
+    assert node.sh("stat -c %a /run/pveguard/metrics.prom; findmnt -no FSTYPE -T /run/pveguard") == "644\ntmpfs\n"
+
     # Power cut: what is older than the RPO is there.
     before = ram.tree()
     ram.power_cut()
