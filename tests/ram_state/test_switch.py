@@ -455,3 +455,18 @@ def test_enable_is_another_name_of_adopt(ps: ModuleType, capsys: pytest.CaptureF
         texts.append(capsys.readouterr().out.partition("\n\n")[2])
         assert ps.parser().parse_args([name]).function is ps.cmd_adopt
     assert texts[0] == texts[1] and "--login-fallback" in texts[0]
+
+
+def test_the_time_without_a_daemon_does_not_grow_with_the_number_of_files(
+    ps: ModuleType, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.start_daemon()
+    fill(node.w)
+    for i in range(30):
+        node.w.write(f"nodes/pve1/qemu-server/{200 + i}.conf", b"name: x\n")
+    prepare_files(node)
+    reads = []
+    real = ps.read_hashes
+    monkeypatch.setattr(ps, "read_hashes", lambda connection: (reads.append(1), real(connection))[1])
+    assert node.command("adopt", "--json", "--connection", "") == 0
+    assert len(reads) < 12
