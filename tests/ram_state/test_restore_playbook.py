@@ -258,6 +258,11 @@ def test_a_cluster(three: Site) -> None:
         assert offered + path in said, path
     assert trees(three) == [before] * 3 and three.locks() == []
 
+    # By hand it can be done, and does not stick: the old state never rolls back those that run.
+    assert one.systemctl("stop", "pve-cluster.service") == 0
+    one.ps("restore", "--generation", name)
+    wait(lambda: trees(three) == [before] * 3, 30)
+
     # What may be written, by the command that was offered: on every member, and files that came since stay.
     done = three.play("--limit", "pve1", generation=name, path="/", confirm="pve1")
     assert done.returncode == 0 and "stays new.cfg" in text(done), done.stdout

@@ -311,3 +311,30 @@ def waits_in_vain_for_quorum(ps: ModuleType) -> Callable[..., None]:
         real(what, *rest)
 
     return wait_for
+
+
+def test_a_former_lineage_does_not_become_the_leader_by_hand(
+    ps: ModuleType, ram_node: Node, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The cluster was rolled back; the copy of before has the higher version, and would roll it forth again."""
+    make_member(ram_node, "pve1", "pve2")
+    for number in range(20):
+        ram_node.w.write("x", b"%d" % number)
+    high = cut(ram_node, "before the rollback")
+    ram_node.w.db.execute("DELETE FROM tree WHERE name='x'")
+    ram_node.w.db.execute(
+        "UPDATE tree SET version=(SELECT max(version) FROM tree WHERE inode<>0) WHERE inode=0"
+    )
+    ram_node.w.write("storage.cfg", b"after the rollback")
+    low = cut(ram_node, "after the rollback")
+    assert ps.find_generation(ram_node.paths, low).manifest["lineage"] == 2
+    before = rows_of(ram_node)
+    ram_node.stop_daemon()
+    capsys.readouterr()
+    assert ram_node.command("restore", "--generation", high, "--json") == ps.EXIT_REFUSED
+    assert "would become the leader" in answer(capsys)["error"] and rows_of(ram_node) == before
+    # The newest of the present lineage is what a failed start is fixed with, also when nothing else is readable.
+    os.truncate(ram_node.paths.replica, 5000)
+    assert ram_node.command("restore", "--generation", high, "--json") == ps.EXIT_REFUSED
+    assert ram_node.command("restore", "--generation", low, "--no-start", "--json") == 0
+    assert ram_node.command("restore", "--generation", high, "--peers-down", "--json") == 0
