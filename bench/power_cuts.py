@@ -280,18 +280,20 @@ class Writer:
 
 def look(lab: Lab, node: str, members: int, seconds: float = ORDER_SECONDS) -> dict[str, Any]:
     """What bench/changes.py sees on a node, by the serial console: no login, no network, no /etc/pve needed."""
+    console = lab.machine(node).console
     deadline = time.monotonic() + seconds
     while True:
-        left = deadline - time.monotonic()
+        # A machine that is booting has no agent yet, and what is sent to it then is lost: ask something short first.
         try:
-            command = node_command("look", "--wait", f"{max(1, left):.0f}", "--members", str(members))
-            status, text = lab.machine(node).console.run(command, left + 120)
+            console.run("true", 5)
             break
         except LabError as error:
-            # A machine that is booting has no agent yet.
             if time.monotonic() > deadline:
                 raise CannotTest(f"{node}: {error}") from error
-            time.sleep(1)
+            time.sleep(0.5)
+    left = max(1.0, deadline - time.monotonic())
+    command = node_command("look", "--wait", f"{left:.0f}", "--members", str(members))
+    status, text = console.run(command, left + 120)
     try:
         found = json.loads(text.strip().splitlines()[-1])
     except (ValueError, IndexError):
