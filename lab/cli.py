@@ -113,6 +113,8 @@ def parser() -> argparse.ArgumentParser:
 
     cut_power = add("power-cut", "take the power from nodes")
     cut_power.add_argument("nodes", nargs="+", metavar="NODE")
+    power_off = add("power-off", "power nodes off in good order")
+    power_off.add_argument("nodes", nargs="+", metavar="NODE")
     start = add("start", "boot stopped nodes (default: all of them)")
     start.add_argument("nodes", nargs="*", metavar="NODE")
     start.add_argument("--no-wait", action="store_true", help="do not wait for ssh")
@@ -255,6 +257,8 @@ def run(args: argparse.Namespace) -> int:
             lab.restore(args.snapshot)
         case "power-cut":
             lab.power_cut(args.nodes)
+        case "power-off":
+            lab.power_off(args.nodes)
         case "start":
             lab.start(args.nodes, wait=not args.no_wait)
         case "reboot":

@@ -100,7 +100,7 @@ def _create(first: Machine) -> None:
     _wait(first, "quorum of the new cluster", _quorate(1))
 
 
-def _add(first: Machine, new: Machine, members: Sequence[int], version: int) -> None:
+def add(first: Machine, new: Machine, members: Sequence[int], version: int) -> None:
     """The steps of ``pvecm add``: the member is listed, then the new node takes key, configuration and database."""
     conf = corosync_conf([*members, new.number], version)
     _do(
@@ -124,7 +124,7 @@ def _add(first: Machine, new: Machine, members: Sequence[int], version: int) -> 
         "mkdir -p /var/lib/pve-cluster/backup\n"
         "sqlite3 /var/lib/pve-cluster/config.db .dump | gzip > /var/lib/pve-cluster/backup/config-$(date +%s).sql.gz\n"
         "rm -f /var/lib/pve-cluster/config.db /var/lib/pve-cluster/config.db-wal /var/lib/pve-cluster/config.db-shm\n"
-        "systemctl start pve-cluster\nsystemctl start corosync\n")  # fmt: skip
+        "systemctl start pve-cluster\nsystemctl start corosync\n", SECONDS)  # fmt: skip
     for machine in (new, first):
         _wait(machine, f"quorum with {new.name}", _quorate(len(members) + 1))
     _do(new, "pvecm updatecerts")
@@ -138,7 +138,7 @@ def build(lab: Lab, nodes: Sequence[str]) -> None:
         _create(first)
         members = [first.number]
         for version, machine in enumerate(others, 2):
-            _add(first, machine, members, version)
+            add(first, machine, members, version)
             members.append(machine.number)
     with step("guest configurations"):
         script = "".join(_write(path, text) for path, text in CONFIGURATION.items())

@@ -721,6 +721,13 @@ class Lab:
             self._kill(machines)
             say(f"power cut: {', '.join(machine.name for machine in machines)}")
 
+    def power_off(self, nodes: Sequence[str]) -> None:
+        """Power nodes off in good order, as an operator does; ``start`` boots them again."""
+        with self._changing("power-off"):
+            machines = self.select(nodes, running=True)
+            self._power_off(machines)
+            say(f"powered off: {', '.join(machine.name for machine in machines)}")
+
     def start(self, nodes: Sequence[str], wait: bool = True) -> None:
         """Boot stopped nodes (default: all that are stopped)."""
         with self._changing("start"):

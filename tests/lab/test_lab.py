@@ -385,6 +385,7 @@ def lab_cli(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, s
         (["up", "--nvme", "pve9"], "--nvme pve9: the nodes are pve1, pve2, pve3"),
         (["throttle", "pve1", "slow"], "'slow' is neither a whole number nor 'off'"),
         (["power-cut", "pve1"], "lab default does not exist"),
+        (["power-off", "pve1"], "lab default does not exist"),
         (["ssh", "pve1"], "lab default does not exist"),
         (["restore", "x"], "no snapshot 'x'; it has: none"),
         (["snapshot", "A b"], "snapshot 'A b': use 1 to 31"),
