@@ -39,8 +39,9 @@ def ps() -> ModuleType:
 class Writer:
     """What the daemon does to its database: one transaction per change, the root version one higher each time."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, node: int = 1) -> None:
         self.path = path
+        self.node = node
         new = not path.exists()
         self.db = sqlite3.connect(path, isolation_level=None, timeout=10, check_same_thread=False)
         self.db.execute("PRAGMA journal_mode=WAL").fetchone()
@@ -94,17 +95,22 @@ class Writer:
             return
         parent, name = self._place(path)
         v = self.version + 1
-        self._commit(("INSERT INTO tree VALUES(?,?,?,1,?,4,?,NULL)", (v, parent, v, v, name)))
+        self._commit(("INSERT INTO tree VALUES(?,?,?,?,?,4,?,NULL)", (v, parent, v, self.node, v, name)))
 
     def write(self, path: str, data: bytes) -> None:
         parent, name = self._place(path)
         inode = self.find(path)
         v = self.version + 1
         if inode is None:
-            self._commit(("INSERT INTO tree VALUES(?,?,?,1,?,8,?,?)", (v, parent, v, v, name, data)))
+            self._commit(
+                ("INSERT INTO tree VALUES(?,?,?,?,?,8,?,?)", (v, parent, v, self.node, v, name, data))
+            )
         else:
             self._commit(
-                ("UPDATE tree SET data=?, version=?, mtime=? WHERE inode=?", (data, v, 1000 + v, inode))
+                (
+                    "UPDATE tree SET data=?, version=?, writer=?, mtime=? WHERE inode=?",
+                    (data, v, self.node, 1000 + v, inode),
+                )
             )
 
     def rename(self, old: str, new: str) -> None:
@@ -116,7 +122,10 @@ class Writer:
         if victim is not None:
             statements.append(("DELETE FROM tree WHERE inode=?", (victim,)))
         statements.append(
-            ("UPDATE tree SET parent=?, name=?, version=? WHERE inode=?", (parent, name, v, inode))
+            (
+                "UPDATE tree SET parent=?, name=?, version=?, writer=? WHERE inode=?",
+                (parent, name, v, self.node, inode),
+            )
         )
         self._commit(*statements)
 
