@@ -132,6 +132,46 @@ def test_a_full_store_is_loud_retried_and_overwrites_nothing(
     assert replica(ram_node) == live(ram_node)
 
 
+def test_an_error_goes_when_there_is_nothing_left_to_save(
+    ps: ModuleType, clock: Clock, ram_node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look that failed and then finds only noise has recovered as well."""
+
+    def locked(*_: Any, **__: Any) -> Any:
+        raise ps.Locked("planted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ps, "store_lock", locked)
+        ram_node.w.write("nodes/pve1/lrm_status", b"beat")
+        clock.run(1)
+        assert "planted" in clock.watcher.status["error"] and not clock.watcher.status["ready"]
+    clock.run(3)
+    assert clock.watcher.status["error"] is None and clock.watcher.status["ready"]
+
+
+def test_a_log_that_is_not_folded_in_stops_no_save_and_is_tried_again(
+    ps: ModuleType, clock: Clock, ram_node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise ps.StoreError("planted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ps.Store, "checkpoint", fails)
+        ram_node.w.write("datacenter.cfg", b"1")
+        clock.run(3)
+        assert "planted" in clock.watcher.status["error"]
+        ram_node.w.write("datacenter.cfg", b"2")
+        clock.run(2)
+        assert replica(ram_node) == live(ram_node)
+        assert "planted" in clock.watcher.status["error"]
+    clock.run(35)
+    assert clock.watcher.status["error"] is None
+    assert os.path.getsize(ram_node.paths.replica + "-wal") > 0
+    copy = ram_node.root / "config.db"
+    copy.write_bytes(Path(ram_node.paths.replica).read_bytes())
+    assert b"2" in [row[7] for row in table(copy).values()]
+
+
 def test_two_watchers(ps: ModuleType, ram_node: Node) -> None:
     with ps.Lock(f"{ram_node.paths.run}/watch.lock", "test", create=True):
         assert ram_node.command("watch", "--json") == ps.EXIT_LOCKED
