@@ -58,11 +58,12 @@ slow: ## the unit tests that take longer
 	python -m pytest -q -m 'slow and not lab' $(ARGS)
 
 SCENARIO ?= default
-molecule: ## a molecule scenario on virtual machines (SCENARIO=default)
+molecule: ## molecule scenarios on virtual machines (SCENARIO=ram_state: that one)
 	@$(bootstrap) base lab test
-	molecule test -s $(SCENARIO) $(ARGS)
+	@set -e; for scenario in $(SCENARIO); do \
+	    echo "molecule test -s $$scenario $(ARGS)"; molecule test -s $$scenario $(ARGS); done
 
-campaign: ## longer proofs on every profile of the lab, about an hour; figures in docs/figures.md
+campaign: ## longer proofs on every profile of the lab, power cuts by the hundred: hours; figures in docs/figures.md
 	@$(bootstrap) base lab
 	scripts/campaign
 

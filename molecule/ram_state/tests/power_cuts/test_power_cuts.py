@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A dozen power cuts in a busy time, single nodes and all at once; `make campaign` does more than a hundred."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[4]
+CUTS = 12
+#: So that the scenario takes no more than its share on a slow machine; the cuts begun until then are finished.
+MINUTES = 9
+
+
+@pytest.fixture(scope="module")
+def summary(ephemeral: Path) -> dict[str, Any]:
+    done = subprocess.run(
+        [
+            sys.executable,
+            ROOT / "bench/power_cuts.py",
+            "--name",
+            os.environ["PVEGUARD_LAB"],
+            "--cuts",
+            str(CUTS),
+        ]
+        + ["--minutes", str(MINUTES), "--busy", "3.5", "8", "--work", ephemeral / "power_cuts", "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode in (0, 1), "the cuts could not be done"
+    found = json.loads(done.stdout)
+    print(json.dumps(found, indent=2))
+    assert isinstance(found, dict)
+    return found
+
+
+def test_nothing_was_violated(summary: dict[str, Any]) -> None:
+    assert summary["violations"] == []
+
+
+def test_nodes_lost_their_power_a_dozen_times(summary: dict[str, Any]) -> None:
+    assert summary["node_cuts"] >= CUTS
+    assert summary["cuts_of_all_nodes"] and summary["cuts_of_one_node"]
+
+
+def test_the_time_was_busy(summary: dict[str, Any]) -> None:
+    assert summary["changes_older_than_rpo"] > 10 * summary["cuts"]
+    assert summary["disks_checked"] == summary["node_cuts"]
+
+
+def test_no_more_than_the_rpo_was_lost(summary: dict[str, Any]) -> None:
+    assert summary["max_loss_seconds"] <= summary["rpo_seconds"] + 1
