@@ -153,9 +153,8 @@ def test_the_role_hands_over_every_unit_file_and_says_the_program_s_defaults() -
         assert NAMES[name] in value
     assert {p.name for p in (ROLE / "files/units").iterdir()} == {*NAMES.values(), "pve-cluster.conf"}
     defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
-    specs = yaml.safe_load((ROLE / "meta/argument_specs.yml").read_text())["argument_specs"]["main"][
-        "options"
-    ]
-    assert {name: spec["default"] for name, spec in specs.items()} == defaults
+    specs = yaml.safe_load((ROLE / "meta/argument_specs.yml").read_text())["argument_specs"]
+    options = {name: spec for entry in specs.values() for name, spec in entry["options"].items()}
+    assert {name: spec["default"] for name, spec in options.items()} == defaults
     for name, value in program.DEFAULTS.items():
         assert defaults[f"ram_state_{name}"] == value
