@@ -285,7 +285,8 @@ class Lab:
         image.prune(used_images())
         suspended = [name for name in state.suspended if name in names] if same else []
         state.suspended = []
-        built = [name for name in _built(manifest) if self.machine(name).var_disk.exists()]
+        # The disks may be of more nodes than are wanted now.
+        built = [name for name in _built(manifest) if name in names and self.machine(name).var_disk.exists()]
         saved = manifest["snapshots"].get(BASE, {}).get("nodes", [])
         based = [] if same else [name for name in names if name in saved and name in built]
         if profile == "cluster" and len(based) < min(3, len(names)):
