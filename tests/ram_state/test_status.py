@@ -134,6 +134,32 @@ def test_what_a_power_cut_would_lose(
     assert "file09 and 3 more" in screen(watched.node, capsys)
 
 
+def test_what_could_not_be_synced_would_be_lost(
+    ps: ModuleType, watched: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failed sync leaves pages in memory that everybody can read and no power cut spares."""
+    write, saved = ps.Store.write, dict(watched.watcher.store.rows())
+
+    def unsynced(store: Any, change: Any, blobs: Any) -> None:
+        write(store, change, blobs)
+        raise ps.StoreError("config.db: disk I/O error")
+
+    monkeypatch.setattr(ps.Store, "write", unsynced)
+    # SQLite's own connection goes back to what was before, whatever others find in the log.
+    monkeypatch.setattr(ps.Store, "rows", lambda store: saved)
+    watched.node.w.write("storage.cfg", b"dir: new")
+    watched.node.w.delete("user.cfg")
+    watched.run(3)
+    found = status(watched.node, capsys, rc=1)
+    assert found["would_lose"] == ["storage.cfg", "user.cfg"] and found["unsaved_files"] == 2
+    assert "you would lose: storage.cfg, user.cfg" in screen(watched.node, capsys)
+
+    monkeypatch.undo()
+    watched.watcher.store.close(checkpoint=False)
+    watched.run(40)
+    assert json.loads(Path(watched.node.paths.watch_file).read_text())["unsaved_paths"] == []
+
+
 def test_noise_alone_would_not_be_lost(watched: Any, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(5):
         watched.node.w.write("nodes/pve1/lrm_status", b"%d" % i)
