@@ -95,14 +95,15 @@ def test_a_cycle_would_be_found(units: Path) -> None:
 
 
 @needs_systemd
-def test_exposure_of_the_watcher(units: Path) -> None:
+@pytest.mark.parametrize("unit", ["pveguard-state.service", "pveguard-state-watch.service"])
+def test_exposure(units: Path, unit: str) -> None:
     done = subprocess.run(
         [
             "systemd-analyze",
             "security",
             "--offline=yes",
             "--threshold=30",
-            str(units / "pveguard-state-watch.service"),
+            str(units / unit),
         ],
         capture_output=True,
         text=True,
