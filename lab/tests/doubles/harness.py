@@ -382,26 +382,32 @@ def ip(*arguments: str) -> None:
     assert result.returncode == 0, f"ip {' '.join(arguments)}: {result.stderr}"
 
 
-class LoopDevice:
-    """An ext4 file system on a loop device of its own, in memory, so that its bytes can be counted."""
+#: How to make each file system on an image, without work of its own that is left for later.
+MKFS = {
+    "ext4": ["mkfs.ext4", "-q", "-b", "4096", "-E", "lazy_itable_init=0,lazy_journal_init=0"],
+    "btrfs": ["mkfs.btrfs", "-q"],
+}
 
-    def __init__(self, folder: Path, mebibytes: int = 256) -> None:
+
+class LoopDevice:
+    """A file system on a loop device of its own, in memory, so that its bytes can be counted."""
+
+    def __init__(self, folder: Path, mebibytes: int = 256, filesystem: str = "ext4") -> None:
         self.image = folder / "disk.img"
         with open(self.image, "wb") as stream:
             stream.truncate(mebibytes << 20)
-        options = "lazy_itable_init=0,lazy_journal_init=0"
-        subprocess.run(["mkfs.ext4", "-q", "-b", "4096", "-E", options, str(self.image)], check=True)
+        subprocess.run([*MKFS[filesystem], str(self.image)], check=True, stdout=subprocess.DEVNULL)
         found = subprocess.run(
             ["losetup", "--find", "--show", str(self.image)], check=True, capture_output=True, text=True
         )
         self.device = found.stdout.strip()
         self._mounted = -1
 
-    def mount(self, node: Node, folder: str) -> None:
-        """Mount in a node. Timed commits of the journal are off: they would add blocks at random."""
+    def mount(self, node: Node, folder: str, options: str = "noatime,commit=600") -> None:
+        """Mount in a node. By default timed commits of the journal are off: they would add blocks at random."""
         number = os.stat(self.device)
         os.mknod(f"{node.root}{self.device}", number.st_mode, number.st_rdev)
-        node.sh(f"mount -o noatime,commit=600 {self.device} {folder}; rmdir {folder}/lost+found")
+        node.sh(f"mount -o {options} {self.device} {folder}; rm -df {folder}/lost+found")
         self._mounted = os.open(f"{node.root}{folder}", os.O_RDONLY)
 
     def unpin(self) -> None:
