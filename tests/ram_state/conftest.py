@@ -332,3 +332,26 @@ def prepare_files(node: Node) -> None:
         (units / unit).write_text("[Unit]\n")
     Path(node.paths.drop_in_source).write_text("[Unit]\n")
     Path(node.paths.config).write_text(json.dumps({"deadline_seconds": 5}))
+
+
+class Clock:
+    """Ticks a watcher, on a clock of its own."""
+
+    def __init__(self, watcher: Any) -> None:
+        self.now = 100.0
+        self.watcher = watcher
+
+    def run(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self.now < end:
+            self.watcher.tick(self.now)
+            self.now += self.watcher.poll
+
+
+@pytest.fixture
+def clock(ps: ModuleType, ram_node: Node) -> Iterator[Clock]:
+    watcher = ps.Watcher(ram_node.paths, ram_node.config)
+    made = Clock(watcher)
+    made.run(2)
+    yield made
+    watcher.finish()

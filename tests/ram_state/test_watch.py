@@ -18,28 +18,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import PROGRAM, Node, Writer, fill, prepare_files, table, without
-
-
-class Clock:
-    def __init__(self, watcher: Any) -> None:
-        self.now = 100.0
-        self.watcher = watcher
-
-    def run(self, seconds: float) -> None:
-        end = self.now + seconds
-        while self.now < end:
-            self.watcher.tick(self.now)
-            self.now += self.watcher.poll
-
-
-@pytest.fixture
-def clock(ps: ModuleType, ram_node: Node) -> Iterator[Clock]:
-    watcher = ps.Watcher(ram_node.paths, ram_node.config)
-    made = Clock(watcher)
-    made.run(2)
-    yield made
-    watcher.finish()
+from .conftest import PROGRAM, Clock, Node, Writer, fill, prepare_files, table, without
 
 
 def replica(node: Node) -> dict[int, tuple[Any, ...]]:
@@ -147,6 +126,27 @@ def test_an_error_goes_when_there_is_nothing_left_to_save(
         assert "planted" in clock.watcher.status["error"] and not clock.watcher.status["ready"]
     clock.run(3)
     assert clock.watcher.status["error"] is None and clock.watcher.status["ready"]
+
+
+def test_a_generation_that_could_not_be_cut_is_cut_later(
+    ps: ModuleType, clock: Clock, ram_node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the one from after the join, a member would have nothing that it may restore."""
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise ps.StoreError("database or disk is full")
+
+    before = len(_generations(clock))
+    with monkeypatch.context() as patch:
+        patch.setattr(ps, "cut_generation", full)
+        ram_node.w.write("corosync.conf", b"totem {\n config_version: 1\n}\n")
+        clock.run(5)
+        # The state itself is saved.
+        assert replica(ram_node) == live(ram_node) and clock.watcher.status["error"] is None
+    assert len(_generations(clock)) == before
+    clock.run(40)
+    assert _generations(clock)[0].manifest["mode"] == "member"
+    assert _generations(clock)[0].manifest["reason"] == "join"
 
 
 def test_a_log_that_is_not_folded_in_stops_no_save_and_is_tried_again(
