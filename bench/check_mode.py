@@ -28,14 +28,16 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 
 # What moves by itself on an idle node: heartbeats and locks on /etc/pve, the daemon's own files, systemd's bookkeeping.
-# A list that did not come must not look like one that is empty: a busy machine is given time, and a failure is one.
+# Files of a heartbeat come and go while find looks, which is no failure. A list that did not come must not look like
+# one that is empty: a busy machine is given time, and a failure is one.
 _FINGERPRINT = r"""#!/bin/bash
 set -euo pipefail
 export LC_ALL=C SYSTEMD_BUS_TIMEOUT=300
 { find /etc /usr/local /root /var/lib /etc/pve -xdev \
     \( -path /var/lib/pve-cluster -o -path /var/lib/systemd -o -path /root/.ansible -o -path /var/lib/corosync \
        -o -path '*/lrm_status*' -o -path /etc/pve/priv/lock -o -path '/etc/pve/.*' \) -prune -o \
-    \( -type f -printf '%m %u %g %s %p ' -exec sha256sum -z {} + -printf '\n' \) -o -printf '%y %m %u %g %l %p\n' || true ; } \
+    \( -type f -printf '%m %u %g %s %p ' -exec sha256sum -z {} + -printf '\n' \) -o -printf '%y %m %u %g %l %p\n' \
+    || true ; } 2> /dev/null \
   | tr '\0' '\n' | sort
 systemctl list-unit-files --no-legend --no-pager | sort
 systemctl list-units --all --no-legend --no-pager --plain --type=service,mount,path,socket \
