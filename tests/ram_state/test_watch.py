@@ -252,11 +252,11 @@ def real_node(ps: ModuleType, root: Path) -> Iterator[Node]:
         subprocess.run(["umount", "-l", str(node.live)], check=True)
 
 
-def wait(condition: Callable[[], bool], seconds: float = 10.0) -> float:
+def wait(condition: Callable[[], bool], seconds: float = 10.0, pause: float = 0.02) -> float:
     start = time.monotonic()
     while not condition():
         assert time.monotonic() - start < seconds, "waited in vain"
-        time.sleep(0.02)
+        time.sleep(pause)
     return time.monotonic() - start
 
 
