@@ -288,10 +288,18 @@ def test_a_restore_on_which_the_daemon_does_not_start_is_undone(ram: RamNode) ->
     assert ram.tree() == before and ram.ps("status")["state"] == "enabled"
 
 
-def test_the_tombstone_stops_a_real_daemon(ram: RamNode) -> None:
+def test_the_tombstone_stops_a_real_daemon_and_names_the_way_out(ram: RamNode) -> None:
     ram.ps("adopt")
+    before = ram.tree()
     ram.power_cut()
-    assert ram.node.try_start().returncode != 0
+    done = ram.node.try_start()
+    assert done.returncode != 0 and not (ram.node.pve / "storage.cfg").exists()
+    assert "systemctl restart pve-cluster" in ram.node.sh("cat /var/lib/pve-cluster/config.db")
+    status = ram.ps("status", rc=1)
+    assert "not the RAM file system" in status["reason"] and status["would_restore"]["problems"] == []
+    assert status["fix"] == "systemctl start pve-cluster.service"
+    assert ram.systemctl(*status["fix"].split()[1:]) == 0, ram.logs()
+    assert ram.tree() == before
 
 
 def test_a_join_in_the_steps_of_pvecm_is_not_undone(ram: RamNode) -> None:
