@@ -24,6 +24,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -270,18 +271,24 @@ class Ours(Subject):
     name = "ours"
     on_device = "/var/lib/pveguard"
 
-    def program(self, *arguments: str) -> list[str]:
-        settings = [
-            line.partition("=")[2] for line in UNIT.read_text().splitlines() if line.startswith("Environment=")
-        ]
-        return ["env", *settings, str(PROGRAM), *arguments]
+    def watch_command(self) -> list[str]:
+        """What the unit starts, with its settings, after what it starts before."""
+        lines = [line.partition("=") for line in UNIT.read_text().replace("\\\n", "").splitlines()]
+        settings = ["env", "-u", "PYTHONDONTWRITEBYTECODE"]
+        settings += [word for key, _, value in lines if key == "Environment" for word in value.split()]
+        commands = {key: shlex.split(value) for key, _, value in lines if key.startswith("ExecStart")}
+        (self.node.root / "run/pveguard").mkdir(exist_ok=True)
+        before = [word.replace("/usr/local/sbin/pve-state", str(PROGRAM)) for word in commands["ExecStartPre"]]
+        done = self.node.run(*settings, *before)
+        assert done.returncode == 0, done.stderr
+        return [*settings, *commands["ExecStart"]]
 
     def begin(self) -> None:
         self.watch()
         self.saved()
 
     def watch(self) -> None:
-        self.watcher = self.node.spawn(*self.program("watch"), log="/run/watch.log")
+        self.watcher = self.node.spawn(*self.watch_command(), log="/run/watch.log")
         wait_for("the first save", lambda: self.watched().get("saved_root_version"), 120)
         self.pid = int(self.watched()["pid"])
 
@@ -367,7 +374,7 @@ class Ours(Subject):
         )
         drop_cache(self.node.root / "var/lib/pveguard/state")
         start = time.monotonic()
-        result = self.node.run(*self.program("restore"), timeout=120)
+        result = self.node.run(str(PROGRAM), "restore", timeout=120)
         seconds = time.monotonic() - start
         assert result.returncode == 0, result.stderr
         self.node.start()

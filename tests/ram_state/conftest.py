@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -148,6 +149,17 @@ def table(path: Path) -> dict[int, tuple[Any, ...]]:
         return {r[0]: r for r in db.execute("SELECT * FROM tree")}
     finally:
         db.close()
+
+
+def left(path: Path) -> dict[int, tuple[Any, ...]]:
+    """All rows that a power cut now would leave of a database with its log. From a copy: whoever opens the replica itself
+    folds its log in, and the watcher has it locked during a save.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for suffix in ("", "-wal"):
+            if os.path.exists(f"{path}{suffix}"):
+                shutil.copyfile(f"{path}{suffix}", f"{folder}/config.db{suffix}")
+        return table(Path(folder) / "config.db")
 
 
 def without(rows: dict[int, tuple[Any, ...]], noisy: Any) -> dict[int, tuple[Any, ...]]:

@@ -96,29 +96,39 @@ def disk_and_place(ps: Any) -> Iterator[tuple[Disk, Place]]:
             disk.close()
 
 
-def live_through(disk: Disk, place: Place) -> list[tuple[int, Rows]]:
-    """Saves of every kind. Returns (number of changes on the disk when a save had returned, what was saved)."""
+def live_through(disk: Disk, place: Place, alone: bool) -> list[tuple[int, Rows]]:
+    """Saves of every kind. Returns (number of changes on the disk when a save had returned, what was saved).
+
+    ``alone`` as the watcher saves: the replica open for one save only, its log left there and overwritten in place.
+    """
     ps, paths, config = place.ps, place.paths, place.config
     saved: list[tuple[int, Rows]] = []
     writer = place.daemon()
     fill(writer)
-    store = ps.Store(paths, config)
+    store = ps.Store(paths, config, alone=alone)
     live = ps.open_live(paths, True)
 
     def save(**options: Any) -> None:
         ps.save(live, store, exact=True, **{"checkpoint": False, **options})
         saved.append((disk.count, place.state(writer.rows())))
 
+    def fold_in() -> None:
+        with ps.store_lock(paths):
+            if alone:
+                store.fold_in()
+            else:
+                store.checkpoint()
+
     save()
     for size in (1024, 1030, 9000):
         writer.write("nodes/pve1/qemu-server/100.conf", b"x" * size)
         save()
-    store.checkpoint()
+    fold_in()
     writer.write("priv/big", os.urandom(150_000))
     save()
     writer.delete("user.cfg")
     save()
-    store.checkpoint()
+    fold_in()
     writer.write("corosync.conf", b"totem {\n config_version: 1\n}\n")
     save()
     old = writer.rows()
@@ -132,22 +142,26 @@ def live_through(disk: Disk, place: Place) -> list[tuple[int, Rows]]:
         writer.write("priv/authorized_keys", b"%d" % turn)
         save()
         with ps.store_lock(paths):
-            ps.cut_generation(store.connection, paths, config, store.lineage, f"turn {turn}")
+            ps.cut_generation(store.open(), paths, config, store.lineage, f"turn {turn}")
+            if alone:
+                store.release()
     store.update_state(clean=False)
+    store.open()
     store.close()
     writer.write("storage.cfg", b"after a restart of the watcher")
     save()
+    store.open()
     store.close()
     live.close()
     writer.close()
     return saved
 
 
-def power_cuts(ps: Any, stride: int, by_chance: int) -> int:
+def power_cuts(ps: Any, stride: int, by_chance: int, alone: bool) -> int:
     """Cut at every ``stride``-th change of the disk. Returns the number of states looked at."""
     looked = 0
     with disk_and_place(ps) as (disk, place):
-        saved = live_through(disk, place)
+        saved = live_through(disk, place, alone)
         changes = disk.changes()
         assert len(changes) == disk.count > 300
         for at, crash in crashes(changes):
@@ -174,13 +188,15 @@ def power_cuts(ps: Any, stride: int, by_chance: int) -> int:
     return looked
 
 
-def test_power_that_fails_at_a_write_of_the_store(program: Any) -> None:
-    assert power_cuts(program, stride=17, by_chance=1) > 50
+@pytest.mark.parametrize("alone", [False, True])
+def test_power_that_fails_at_a_write_of_the_store(program: Any, alone: bool) -> None:
+    assert power_cuts(program, 17, 1, alone) > 50
 
 
 @pytest.mark.slow
-def test_power_that_fails_at_any_write_of_the_store(program: Any) -> None:
-    assert power_cuts(program, stride=1, by_chance=2) > 1200
+@pytest.mark.parametrize("alone", [False, True])
+def test_power_that_fails_at_any_write_of_the_store(program: Any, alone: bool) -> None:
+    assert power_cuts(program, 1, 2, alone) > 1200
 
 
 def rewritten(writer: Writer) -> None:

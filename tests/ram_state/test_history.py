@@ -23,7 +23,7 @@ import pytest
 from hypothesis import Phase, event, example, given, settings
 from hypothesis import strategies as st
 
-from .conftest import Writer, fill, load_program, table, without
+from .conftest import Writer, fill, left, load_program, table, without
 from .test_replica import perform
 
 RPO = 2.0
@@ -118,7 +118,7 @@ class World:
         world = self
 
         def new_lineage(store: Any, reason: str) -> None:
-            world.former.append((store.lineage, frozenset(table(Path(world.paths.replica)).values())))
+            world.former.append((store.lineage, frozenset(left(Path(world.paths.replica)).values())))
             real(store, reason)
 
         self.ps.Store.new_lineage = new_lineage

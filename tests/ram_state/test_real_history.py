@@ -72,19 +72,21 @@ class Observer:
         """What a boot would make of the store, as it stands between two system calls of the watcher."""
         paths = self.ps.Paths(str(folder))
         os.makedirs(paths.live)
-        pid = int((self.node.root / "run/watch.pid").read_text())
-        os.kill(self.host_pid(pid), signal.SIGSTOP)
+        pid = self.stop_watcher()
         try:
             shutil.copytree(self.node.root / "var/lib/pveguard/state", paths.store)
         finally:
-            os.kill(self.host_pid(pid), signal.SIGCONT)
+            os.kill(pid, signal.SIGCONT)
         Path(paths.replica + "-shm").unlink(missing_ok=True)
         self.ps.restore_boot(paths, self.ps.Config())
         return self.state(table(Path(paths.live_db)))
 
-    def host_pid(self, pid: int) -> int:
-        # The nodes have no namespace of processes.
-        assert Path(f"/proc/{pid}/cmdline").read_bytes().endswith(b"watch\0")
+    def stop_watcher(self) -> int:
+        """Stopped when this returns. The nodes have no namespace of processes; one just started is not itself yet."""
+        pid = int((self.node.root / "run/watch.pid").read_text())
+        wait(lambda: b"\0watch\0" in Path(f"/proc/{pid}/cmdline").read_bytes(), GRACE)
+        os.kill(pid, signal.SIGSTOP)
+        wait(lambda: "\nState:\tT" in Path(f"/proc/{pid}/status").read_text(), GRACE)
         return pid
 
     def cut(self) -> None:

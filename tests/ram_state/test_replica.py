@@ -247,6 +247,92 @@ def test_the_live_database_is_never_held_while_the_store_is_written(
     store.close()
 
 
+def store_files(node: Node) -> dict[str, int]:
+    """{name: inode} of the replica and what SQLite keeps beside it."""
+    found = Path(node.paths.store).glob("config.db*")
+    return {file.name: file.stat().st_ino for file in found}
+
+
+def test_the_watchers_store_overwrites_its_log_in_place(ps: ModuleType, node: Node) -> None:
+    """What makes a small save cheap: one log file of one length for good, and no index of it on the disk."""
+    node.start_daemon()
+    fill(node.w)
+    store = ps.Store(node.paths, node.config, alone=True)
+    save(ps, node.paths, node.config, store, checkpoint=False)
+    files = store_files(node)
+    assert set(files) == {"config.db", "config.db-wal"}
+    length = os.path.getsize(node.paths.replica + "-wal")
+    for turn in range(4):
+        for i in range(5):
+            node.w.write("datacenter.cfg", b"%d" % (turn * 5 + i) * 100)
+            save(ps, node.paths, node.config, store, checkpoint=False)
+        with ps.store_lock(node.paths):
+            store.fold_in()
+        assert store_files(node) == files
+        assert os.path.getsize(node.paths.replica + "-wal") == length
+    assert without(node.w.rows(), node.config.noise.matches) == table(Path(node.paths.replica))
+
+
+def test_a_folded_replica_is_whole_without_its_log(ps: ModuleType, node: Node, tmp_path: Path) -> None:
+    node.start_daemon()
+    fill(node.w)
+    store = ps.Store(node.paths, node.config, alone=True)
+    save(ps, node.paths, node.config, store, checkpoint=False)
+    with ps.store_lock(node.paths):
+        store.fold_in()
+    (tmp_path / "alone.db").write_bytes(Path(node.paths.replica).read_bytes())
+    assert table(tmp_path / "alone.db") == without(node.w.rows(), node.config.noise.matches)
+
+
+def test_the_watchers_store_saves_beside_a_reader(ps: ModuleType, node: Node) -> None:
+    """An operator with sqlite3: in the middle of a transaction, then after it, each sees whole states."""
+    node.start_daemon()
+    fill(node.w)
+    store = ps.Store(node.paths, node.config, alone=True)
+    save(ps, node.paths, node.config, store, checkpoint=False)
+    reader = sqlite3.connect(node.paths.replica, isolation_level=None)
+    reader.execute("BEGIN")
+    before = reader.execute("SELECT * FROM tree").fetchall()
+    node.w.write("datacenter.cfg", b"while somebody reads")
+    assert save(ps, node.paths, node.config, store, checkpoint=False)["saved"]
+    assert reader.execute("SELECT * FROM tree").fetchall() == before
+    reader.execute("COMMIT")
+    wanted = without(node.w.rows(), node.config.noise.matches)
+    assert {r[0]: r for r in reader.execute("SELECT * FROM tree")} == wanted
+    reader.close()
+    node.w.write("datacenter.cfg", b"and alone again")
+    assert save(ps, node.paths, node.config, store, checkpoint=False)["saved"]
+    assert table(Path(node.paths.replica)) == without(node.w.rows(), node.config.noise.matches)
+
+
+def test_another_save_between_two_of_the_watcher_is_seen(ps: ModuleType, node: Node) -> None:
+    node.start_daemon()
+    fill(node.w)
+    store = ps.Store(node.paths, node.config, alone=True)
+    save(ps, node.paths, node.config, store, checkpoint=False)
+    node.w.write("datacenter.cfg", b"saved by hand")
+    assert node.command("save", "--json") == 0
+    with ps.store_lock(node.paths):
+        assert store.rows()[node.w.find("datacenter.cfg")][ps.LENGTH] == len(b"saved by hand")
+    assert not save(ps, node.paths, node.config, store, checkpoint=False)["saved"]
+
+
+def test_reading_the_replica_under_the_lock_leaves_no_trace(ps: ModuleType, node: Node) -> None:
+    """`pve-state status` may be asked every minute; that must not cost the disk anything."""
+    node.start_daemon()
+    fill(node.w)
+    store = ps.Store(node.paths, node.config, alone=True)
+    save(ps, node.paths, node.config, store, checkpoint=False)
+    files = [Path(node.paths.replica + suffix) for suffix in ("", "-wal")]
+    before = [(file.stat().st_mtime_ns, file.read_bytes()) for file in files]
+    with ps.store_lock(node.paths):
+        connection = ps.connect_still(node.paths.replica, locked=True)
+        assert ps.read_rows(connection).keys() == without(node.w.rows(), node.config.noise.matches).keys()
+        connection.close()
+    assert [(file.stat().st_mtime_ns, file.read_bytes()) for file in files] == before
+    assert set(store_files(node)) == {"config.db", "config.db-wal"}
+
+
 CHILD = """
 import importlib.machinery, importlib.util, sys, os
 sys.path.insert(0, {tests!r})
@@ -254,23 +340,30 @@ loader = importlib.machinery.SourceFileLoader("ps", {program!r})
 spec = importlib.util.spec_from_loader("ps", loader)
 ps = importlib.util.module_from_spec(spec); loader.exec_module(ps)
 paths = ps.Paths({root!r}); config = ps.Config()
-store = ps.Store(paths, config)
+alone = {alone}
+store = ps.Store(paths, config, alone=alone)
 live = ps.open_live(paths, True)
 print("ready", flush=True)
+turn = 0
 while True:
-    ps.save(live, store, exact=True)
+    ps.save(live, store, exact=True, checkpoint=not alone)
+    turn += 1
+    if alone and turn % 3 == 0:
+        with ps.store_lock(paths):
+            store.fold_in()
 """
 
 
 @pytest.mark.slow
-def test_a_save_killed_at_any_point_leaves_a_good_replica(ps: ModuleType, node: Node) -> None:
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_save_killed_at_any_point_leaves_a_good_replica(ps: ModuleType, node: Node, alone: bool) -> None:
     node.start_daemon()
     fill(node.w)
     states = [without(node.w.rows(), node.config.noise.matches)]
     assert node.command("save", "--json") == 0
     for turn in range(12):
         child = subprocess.Popen(
-            [sys.executable, "-c", CHILD.format(tests="", program=str(PROGRAM), root=str(node.root))],
+            [sys.executable, "-c", CHILD.format(tests="", program=str(PROGRAM), root=str(node.root), alone=alone)],
             stdout=subprocess.PIPE,
         )
         assert child.stdout is not None

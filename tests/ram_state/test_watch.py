@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -18,11 +19,11 @@ from typing import Any
 
 import pytest
 
-from .conftest import PROGRAM, Clock, Node, Writer, fill, prepare_files, table, without
+from .conftest import PROGRAM, Clock, Node, Writer, fill, left, prepare_files, table, without
 
 
 def replica(node: Node) -> dict[int, tuple[Any, ...]]:
-    return table(Path(node.paths.replica))
+    return left(Path(node.paths.replica))
 
 
 def live(node: Node) -> dict[int, tuple[Any, ...]]:
@@ -33,7 +34,11 @@ def test_a_change_is_saved_and_folded_in_and_then_nothing_is_written(clock: Cloc
     ram_node.w.write("datacenter.cfg", b"x")
     clock.run(2)
     assert replica(ram_node) == live(ram_node)
-    clock.run(3)
+    clock.run(62)
+    # Without its log the file is the whole state as well, a minute later.
+    alone = ram_node.root / "alone.db"
+    shutil.copyfile(ram_node.paths.replica, alone)
+    assert table(alone) == live(ram_node)
     files = [Path(ram_node.paths.replica + suffix) for suffix in ("", "-wal")]
     before = [(f.stat().st_mtime_ns, f.stat().st_size) for f in files]
     saves = clock.watcher.status["saves"]
@@ -45,14 +50,33 @@ def test_a_change_is_saved_and_folded_in_and_then_nothing_is_written(clock: Cloc
     assert [(f.stat().st_mtime_ns, f.stat().st_size) for f in files] == before
 
 
-def test_a_burst_is_a_few_saves(clock: Clock, ram_node: Node) -> None:
+def test_a_burst_is_as_few_saves_as_the_rpo_allows(clock: Clock, ram_node: Node) -> None:
+    """Each save writes the growing file anew. At every moment, what a power cut would leave is not older than the RPO."""
     saves = clock.watcher.status["saves"]
-    for i in range(40):
-        ram_node.w.write("big", b"x" * (1 + i * 512))
+    written: list[tuple[float, int]] = []
+    end = clock.now + 4
+    while clock.now < end:
+        length = 1 + len(written) * 512
+        ram_node.w.write("big", b"x" * length)
+        written.append((clock.now, length))
         clock.run(0.1)
+        saved = max((len(row[7]) for row in replica(ram_node).values() if row[6] == "big"), default=0)
+        lost = [at for at, length in written if length > saved]
+        assert not lost or clock.now - lost[0] <= clock.watcher.config.rpo
     clock.run(2)
-    assert clock.watcher.status["saves"] - saves <= 10
+    assert clock.watcher.status["saves"] - saves <= 3
     assert replica(ram_node)[ram_node.w.find("big")] == live(ram_node)[ram_node.w.find("big")]
+
+
+def test_a_slow_store_is_given_its_time(clock: Clock, ram_node: Node) -> None:
+    """A save that took 0.6 s must begin so early that another one like it ends within the RPO."""
+    clock.watcher.save_seconds = 0.6
+    begun = clock.now
+    saves = clock.watcher.status["saves"]
+    while clock.watcher.status["saves"] == saves:
+        ram_node.w.write("big", os.urandom(100))
+        clock.run(0.1)
+    assert clock.now - clock.watcher.poll - begun + 0.6 < clock.watcher.config.rpo
 
 
 def test_a_member_that_leaves_saves_the_version(clock: Clock, ram_node: Node) -> None:
@@ -158,7 +182,7 @@ def test_a_log_that_is_not_folded_in_stops_no_save_and_is_tried_again(
     with monkeypatch.context() as patch:
         patch.setattr(ps.Store, "checkpoint", fails)
         ram_node.w.write("datacenter.cfg", b"1")
-        clock.run(3)
+        clock.run(65)
         assert "planted" in clock.watcher.status["error"]
         ram_node.w.write("datacenter.cfg", b"2")
         clock.run(2)
@@ -170,6 +194,20 @@ def test_a_log_that_is_not_folded_in_stops_no_save_and_is_tried_again(
     copy = ram_node.root / "config.db"
     copy.write_bytes(Path(ram_node.paths.replica).read_bytes())
     assert b"2" in [row[7] for row in table(copy).values()]
+
+
+def test_a_replica_that_goes_bad_is_set_aside_and_made_anew(clock: Clock, ram_node: Node) -> None:
+    ram_node.w.write("datacenter.cfg", b"before")
+    clock.run(2)
+    path = Path(ram_node.paths.replica)
+    Path(f"{path}-wal").unlink()
+    path.write_bytes(b"garbage" * 1000)
+    ram_node.w.write("datacenter.cfg", b"x")
+    clock.run(10)
+    assert clock.watcher.status["error"] is None
+    assert replica(ram_node) == live(ram_node)
+    kept = list(Path(ram_node.paths.damaged).glob("*/config.db"))
+    assert [file.read_bytes()[:7] for file in kept] == [b"garbage"]
 
 
 def test_two_watchers(ps: ModuleType, ram_node: Node) -> None:
@@ -277,8 +315,9 @@ def test_the_watcher_as_a_process(ps: ModuleType, tmp_path: Path) -> None:
         try:
 
             def same() -> bool:
+                # Beside the watcher, as an operator with sqlite3 would.
                 try:
-                    return replica(node) == live(node)
+                    return table(Path(node.paths.replica)) == live(node)
                 except sqlite3.OperationalError:
                     return False
 
