@@ -9,7 +9,7 @@ import pytest
 from ansible.module_utils.pveguard import corosync_conf
 from ansible.module_utils.pveguard.corosync_conf import CorosyncConfError
 from ansible.module_utils.pveguard.errors import PveguardError
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 NODES = [
@@ -117,12 +117,14 @@ def _block(children: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 DOCUMENT = st.lists(st.recursive(STATEMENT, _block, max_leaves=12), max_size=8).map("\n".join)
 
 
+@settings(max_examples=40, deadline=None)
 @given(DOCUMENT, st.sampled_from(["\n", "\r\n"]))
 def test_generated_documents_round_trip(text: str, newline: str) -> None:
     text = text.replace("\n", newline)
     assert corosync_conf.parse(text).text() == text
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="ab{}: #\n\t", max_size=60))
 def test_any_text_parses_or_names_the_line(text: str) -> None:
     try:
@@ -133,6 +135,7 @@ def test_any_text_parses_or_names_the_line(text: str) -> None:
         assert f"line {error.line}, column {error.column}" in str(error)
 
 
+@settings(max_examples=40, deadline=None)
 @given(DOCUMENT, KEY, st.integers(1, 10**6))
 def test_an_edit_changes_one_line(text: str, key: str, value: int) -> None:
     parsed = corosync_conf.parse(text + "\ntotem {\n  version: 2\n}\n")

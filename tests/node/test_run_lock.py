@@ -49,7 +49,7 @@ def test_another_member_of_the_cluster_sees_it_too(root: Path) -> None:
     assert not (root / "run/pveguard/run.lock").exists()
 
 
-def test_a_refused_run_leaves_no_lock_of_its_own(root: Path) -> None:
+def test_a_refused_run_leaves_no_lock_of_its_own(root: Path, quick_sleep: None) -> None:
     (root / "etc/pve/priv/lock/pveguard").mkdir()  # a run that died before it wrote its name
     os.utime(root / "etc/pve/priv/lock/pveguard", (0, 0))
     other = run_lock.acquire(TWO, root=root)

@@ -64,7 +64,7 @@ def test_to_ram_and_back(ps: ModuleType, node: Node, capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize("cut", ["stop pve-cluster", "daemon-reload", "start pve-cluster", "show"])
 def test_a_failed_switch_puts_stock_back(
-    ps: ModuleType, node: Node, cut: str, monkeypatch: pytest.MonkeyPatch
+    ps: ModuleType, node: Node, cut: str, monkeypatch: pytest.MonkeyPatch, quick_sleep: None
 ) -> None:
     node.start_daemon()
     fill(node.w)

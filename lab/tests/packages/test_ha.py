@@ -25,6 +25,9 @@ ROOT = HERE / "pve-ha-manager/root"
 SBIN = ROOT / "usr/sbin"
 BEAT = 0.1
 
+# Real programs with real periods.
+pytestmark = pytest.mark.slow
+
 
 def wait_for(what: str, condition: Callable[[], object], seconds: float = 10) -> None:
     deadline = time.monotonic() + seconds

@@ -20,7 +20,7 @@ CRM = HERE / "pve-ha-manager/root/usr/sbin/pve-ha-crm"
 MANAGER = HERE / "pve-ha-manager/root/usr/sbin/ha-manager"
 SCHEDULER = HERE / "pve-manager/root/usr/bin/pvescheduler"
 
-pytestmark = [pytest.mark.root]
+pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 
 @pytest.fixture

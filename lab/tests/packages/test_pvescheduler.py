@@ -18,6 +18,9 @@ from lab.packages.build import HERE
 BIN = HERE / "pve-manager/root/usr/bin"
 SCHEDULER = BIN / "pvescheduler"
 
+# Real programs with real periods.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def pve(tmp_path: Path) -> Path:
