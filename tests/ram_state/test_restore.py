@@ -296,3 +296,29 @@ def test_a_save_that_is_still_in_the_log_is_restored(ps: ModuleType, ram_node: N
     assert ram_node.boot_restore() == 0
     assert rows_of(ram_node) == saved
     store.close()
+
+
+@pytest.mark.parametrize("journal", [True, False])
+def test_what_was_restored_is_said_once(
+    ps: ModuleType,
+    ram_node: Node,
+    journal: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the unit both streams are the journal."""
+    if journal:
+        monkeypatch.setenv("JOURNAL_STREAM", "8:1")
+    else:
+        monkeypatch.delenv("JOURNAL_STREAM", raising=False)
+    for argv in ([], ["--json"]):
+        ram_node.power_cut()
+        ram_node.mount()
+        capsys.readouterr()
+        assert ram_node.command("restore", *argv) == 0
+        out, err = capsys.readouterr()
+        assert (out + err).count("restored root version") == 1 and err == ""
+        if argv:
+            assert json.loads(out)["restored"] is True
+        else:
+            assert re.fullmatch(r"restored root version \d+ \(\d+ rows\) from the replica, .*\n", out)
