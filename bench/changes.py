@@ -368,6 +368,9 @@ def look(seconds: float, members: int) -> int:
         found["files"], found["rest_sha256"] = {}, ""
     verify = program("/usr/local/sbin/pve-state", "verify", "--json")
     status = program("/usr/local/sbin/pve-state", "status", "--json")
+    while status.get("state") == "starting" and time.monotonic() - begin < seconds:
+        time.sleep(0.3)
+        status = program("/usr/local/sbin/pve-state", "status", "--json")
     found["verify"] = {
         "code": verify["code"],
         "bad": {k: v for k, v in (verify.get("checks") or {}).items() if v},

@@ -182,6 +182,8 @@ def _ram(node: Mapping[str, Any]) -> list[Finding]:
     if state == "enabled":
         return [Finding(GOOD, "the daemon's state is in RAM with a verified replica on disk")]
     reason = node["ram_state"].get("error") or node["ram_state"].get("reason") or "see 'pve-state status'"
+    if state == "starting":
+        return [Finding(WARNING, f"RAM state is starting: {reason}. Look again in a few seconds")]
     return [Finding(PROBLEM, f"RAM state is {state}: {reason}")]
 
 

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -177,7 +177,7 @@ def _update(options: Options, files: Sequence[FileSpec], check: bool, run: Run) 
     """A node that runs from RAM: files up to date, the watcher restarted if need be, the daemon untouched."""
     files = [*files, FileSpec(DROP_IN, options.drop_in)]
     changes = node_files.plan(files)
-    now = status(run)
+    now = _wait(options.deadline_s, run, lambda state: state != "starting")
     units = now.get("units") or {}
     watcher_down = units.get(WATCH_UNIT) not in ("active", "activating", "reloading")
     healthy = now.get("state") == "enabled"
@@ -205,7 +205,7 @@ def _update(options: Options, files: Sequence[FileSpec], check: bool, run: Run) 
         raise PveguardError(
             f"{WATCH_UNIT} does not start: {done.stderr.strip()}. Look with 'journalctl -u {WATCH_UNIT}'"
         )
-    result["status"] = now = _wait_enabled(options.deadline_s, run)
+    result["status"] = now = _wait(options.deadline_s, run, lambda state: state == "enabled")
     if now.get("state") != "enabled":
         raise _unhealthy(now)
     return result
@@ -282,11 +282,12 @@ def ssh_connection() -> str:
     return ""
 
 
-def _wait_enabled(deadline_s: float, run: Run) -> dict[str, Any]:
+def _wait(deadline_s: float, run: Run, until: Callable[[Any], bool]) -> dict[str, Any]:
+    """The first status whose state is as wanted, or the last one before the deadline (at most two minutes)."""
     end = time.monotonic() + min(deadline_s, 120.0)
     while True:
         now = status(run)
-        if now.get("state") == "enabled" or time.monotonic() > end:
+        if until(now.get("state")) or time.monotonic() > end:
             return now
         time.sleep(0.5)
 

@@ -81,6 +81,11 @@ def test_problems_are_named_first() -> None:
     assert "2 of 3 members" in texts(WARNING, bad)
 
 
+def test_a_starting_node_is_no_problem() -> None:
+    starting = node(ram_state={"state": "starting", "reason": "the watcher is being started"})
+    assert "being started. Look again" in texts(WARNING, starting) and texts(PROBLEM, starting) == ""
+
+
 def test_a_join_is_announced_and_a_refusal_too() -> None:
     fresh = node(packages={"pve-cluster": None}, pmxcfs={"mounted": False, "mode": "down", "has_corosync_conf": False})
     todo = changes(fresh, {"action": "join", "cluster": "c", "seed": "b"}, Wishes())

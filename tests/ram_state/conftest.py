@@ -195,6 +195,8 @@ class Node:
         self.members: dict[str, Any] = {"nodename": "pve1", "version": 0}
         self.beneath = Path(f"{self.paths.live}.beneath")
         self.start_sees: list[bytes] = []
+        #: {unit: properties that systemd shows instead of those of a unit that simply runs}
+        self.shown: dict[str, dict[str, str]] = {}
 
     # -- the daemon
 
@@ -293,12 +295,12 @@ class Node:
             return done(0)
         if argv[:2] == ["systemctl", "show"]:
             active = "active" if self.writer is not None else "inactive"
-            return done(
-                0,
-                "\n\n".join(
-                    f"Id={unit}\nActiveState={active}\nResult=success\nLoadState=loaded" for unit in argv[4:]
-                ),
-            )
+            blocks = []
+            for unit in argv[4:]:
+                shown = {"Id": unit, "ActiveState": active, "NRestarts": "0", "LoadState": "loaded"}
+                shown.update(self.shown.get(unit, {}))
+                blocks.append("\n".join(f"{key}={value}" for key, value in shown.items()))
+            return done(0, "\n\n".join(blocks))
         if argv[0] == "cat":
             return done(0, json.dumps(self.members)) if self.writer is not None else done(1)
         return done(0)

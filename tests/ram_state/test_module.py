@@ -223,6 +223,29 @@ def test_an_unhealthy_node_is_reported_with_its_fix(fake: Fake) -> None:
         ram_state.enable(options(), run=fake.run)
 
 
+def test_a_starting_node_is_waited_for(fake: Fake, quick_sleep: None) -> None:
+    ram_state.enable(options(), run=fake.run)
+    good = fake.status
+    starting = {"state": "starting", "reason": "being started", "units": {ram_state.WATCH_UNIT: "activating"}}
+    looks = [starting, starting, good]
+
+    def run(argv: Sequence[str], **rest: Any) -> Result:
+        if "status" in argv:
+            fake.status = looks.pop(0) if len(looks) > 1 else looks[0]
+        return fake.run(argv, **rest)
+
+    assert ram_state.enable(options(), run=run) == {
+        "changed": False,
+        "files": [],
+        "switched": False,
+        "restarted": [],
+        "status": good,
+    }
+    looks = [starting]
+    with pytest.raises(PveguardError, match="being started.*pve-state status"):
+        ram_state.enable(options(), run=run)
+
+
 def test_a_stopped_watcher_is_started(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     ram_state.enable(options(), run=fake.run)
     fake.status = {"state": "failed", "reason": "not saved", "units": {ram_state.WATCH_UNIT: "failed"}}

@@ -183,6 +183,52 @@ def test_a_node_that_failed_closed_says_so_with_the_fix(
     assert (told["enabled"], told["healthy"], told["ready"]) == (1, 0, 0)
 
 
+STARTS = {"ActiveState": "activating", "SubState": "start"}
+
+
+@pytest.mark.parametrize(
+    ("unit", "shown", "state"),
+    [
+        ("WATCH_UNIT", STARTS, "starting"),
+        ("WATCH_UNIT", {"ActiveState": "activating", "SubState": "start-pre"}, "starting"),
+        ("STATE_UNIT", STARTS, "starting"),
+        # Between two failures, and in the start after one.
+        ("WATCH_UNIT", {"ActiveState": "activating", "SubState": "auto-restart", "NRestarts": "0"}, "failed"),
+        ("WATCH_UNIT", {**STARTS, "NRestarts": "3"}, "failed"),
+        ("WATCH_UNIT", {"ActiveState": "failed", "SubState": "failed"}, "failed"),
+        ("WATCH_UNIT", {"ActiveState": "active", "SubState": "running", "NRestarts": "3"}, "enabled"),
+    ],
+)
+def test_units_that_are_being_started_are_no_failure(
+    ps: ModuleType,
+    ram_node: Node,
+    unit: str,
+    shown: dict[str, str],
+    state: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name = getattr(ps, unit)
+    ram_node.shown[name] = shown
+    found = status(ram_node, capsys, rc=1 if state == "failed" else 0)
+    assert found["state"] == state and found["units"][name] == shown["ActiveState"]
+    assert (name in found["reason"]) == (state != "enabled")
+    out = screen(ram_node, capsys)
+    assert f"RAM state      {state}" in out
+    assert ("\nfix  " in out) == (state == "failed") and ("\nreason  " in out) == (state != "enabled")
+    assert parse(screen(ram_node, capsys, "--prometheus"))["healthy"] == (state != "failed")
+
+
+def test_a_daemon_that_is_being_started_is_no_failure(
+    ps: ModuleType, ram_node: Node, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ram_node.stop_daemon()
+    ram_node.shown[ps.STATE_UNIT] = {"ActiveState": "active"}
+    ram_node.shown[ps.PVE_CLUSTER] = STARTS
+    assert status(ram_node, capsys)["state"] == "starting"
+    ram_node.shown[ps.PVE_CLUSTER] = {"ActiveState": "activating", "SubState": "auto-restart"}
+    assert status(ram_node, capsys, rc=1)["reason"] == "the daemon does not run"
+
+
 def test_a_state_on_disk(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     node.start_daemon()
     fill(node.w)
