@@ -304,6 +304,55 @@ def test_generations_are_verified_once_a_boot_and_again_when_they_change(
     assert [bool(g["problems"]) for g in listed] == [i == 2 for i in range(8)] and listed[0]["checked"]
 
 
+def test_generations_from_before_a_join_are_good_files_and_no_state_of_a_member(
+    ps: ModuleType, ram_node: Node, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = [g.name for g in ps.generations(ram_node.paths)]
+    conf = b"totem {\n  cluster_name: x\n  config_version: 3\n}\n"
+    host = Path(ram_node.paths.corosync_conf)
+
+    def listed(*argv: str) -> tuple[list[tuple[str, Any, Any, Any]], list[str]]:
+        capsys.readouterr()
+        assert ram_node.command("list", *argv, "--json") == 0
+        found = json.loads(capsys.readouterr().out)
+        entries = [(g["name"], g["verified"], g["restorable"], g["refused"]) for g in found["generations"]]
+        return entries, found["message"].splitlines()
+
+    assert [entry[1:] for entry in listed("--verify")[0]] == [(True, True, None)] * len(before)
+    host.parent.mkdir(parents=True)
+    host.write_bytes(conf)
+    ram_node.w.write("corosync.conf", conf)
+    assert ram_node.command("save", "--generation", "--json") == 0
+    after = ps.generations(ram_node.paths)[0].name
+
+    why = "from before the join: it has no corosync.conf, but this node is a member of a cluster"
+    entries, lines = listed("--verify")
+    assert entries == [(after, True, True, None), *((name, True, False, why) for name in before)]
+    assert lines[0].endswith("  good") and all(line.endswith(f"  good, not restorable here: {why}") for line in lines[1:])
+    assert status(ram_node, capsys)["generation_list"][1]["refused"] == why
+    # What was not looked at is not called good for it, nor restorable.
+    Path(ram_node.paths.verified).unlink()
+    entries, lines = listed()
+    assert entries == [(after, None, None, None), *((name, None, False, why) for name in before)]
+    assert all("  not verified, not restorable" in line for line in lines[1:])
+    # Damage is damage.
+    path = Path(f"{ram_node.paths.generations}/{before[0]}.db")
+    path.write_bytes(path.read_bytes()[:-4096])
+    entries, lines = listed("--verify")
+    assert entries[1] == (before[0], False, False, why) and "  BAD: " in lines[1] and "good" not in lines[1]
+
+    ram_node.power_cut()
+    ram_node.mount()
+    assert ram_node.command("restore", "--generation", before[-1], "--json") == ps.EXIT_DAMAGED
+    assert "no corosync.conf" in json.loads(capsys.readouterr().out)["error"]
+    # Where nothing can be restored, none of them is proposed.
+    Path(ram_node.paths.replica).write_bytes(b"garbage")
+    assert f"good is generation {after}" in screen(ram_node, capsys)
+    for suffix in ("db", "json"):
+        Path(f"{ram_node.paths.generations}/{after}.{suffix}").unlink()
+    assert "no generation is known that could be restored" in screen(ram_node, capsys)
+
+
 def test_damage_that_leaves_size_and_time_is_found_by_verify(
     ps: ModuleType, ram_node: Node, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -222,6 +222,7 @@ def test_a_node_leaves_and_joins_in_the_steps_of_pvecm(
         "generations"
     ]
     # Those of the time alone are history: a member refuses to start from them.
-    assert [g["name"] for g in kept if g["problems"] and g["mode"] == "member"] == []
+    assert [g["name"] for g in kept if not g["verified"]] == []
+    assert all(g["restorable"] == (g["mode"] == "member") for g in kept)
     assert {"standalone", "member"} <= {g["mode"] for g in kept}
     assert kept[0]["mode"] == "member"
