@@ -480,6 +480,59 @@ def test_metrics_follow_the_state(ps: ModuleType, watched: Any, monkeypatch: pyt
     assert abs(again["last_change_timestamp_seconds"] - time.time()) < 60
 
 
+def test_unsaved_files_are_those_of_now(
+    ps: ModuleType, watched: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Zero after a save and after one that failed and then succeeded, and it counts again after that."""
+    node = watched.node
+
+    def unsaved() -> int:
+        published = json.loads(Path(node.paths.watch_file).read_text())["unsaved_files"]
+        assert published == watched.watcher.status["unsaved_files"] == watched.metrics()["unsaved_files"]
+        return int(published)
+
+    seen = set()
+    for content in (b"1", b"2"):
+        assert unsaved() == 0
+        node.w.write("datacenter.cfg", content)
+        node.w.write("vzdump.cron", content)
+        for _ in range(20):
+            watched.run(watched.watcher.poll)
+            seen.add(watched.watcher.status["unsaved_files"])
+        assert unsaved() == 0
+
+    def full(*_: Any) -> None:
+        raise ps.StoreError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ps.Store, "write", full)
+        node.w.write("datacenter.cfg", b"3")
+        node.w.delete("vzdump.cron")
+        watched.run(12)
+        failures = watched.metrics()["save_failures_total"]
+        assert failures >= 2 and unsaved() == 2
+        node.w.write("storage.cfg", b"while it fails")
+        watched.run(30)
+        assert watched.metrics()["save_failures_total"] > failures
+        # As last looked at: the watcher tries to save, and does not look again in between.
+        assert unsaved() >= 2
+    watched.run(40)
+    assert watched.metrics()["healthy"] == 1 and unsaved() == 0
+    # And it counts again.
+    for _ in range(3):
+        node.w.write("nodes/pve1/lrm_status", b"noise")
+        watched.run(10)
+        assert unsaved() == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(ps.Store, "write", full)
+        node.w.write("user.cfg", b"4")
+        watched.run(12)
+        assert unsaved() == 1
+    watched.run(40)
+    assert unsaved() == 0
+    assert max(seen) == 2
+
+
 def test_metrics_know_new_generations_and_damaged_ones(ps: ModuleType, watched: Any) -> None:
     watched.node.w.write("datacenter.cfg", b"x")
     assert watched.node.command("save", "--generation", "--json") == 0
