@@ -53,9 +53,10 @@ unit: ## unit tests, under a minute
 	@$(bootstrap) base lab test
 	python -m pytest -q -n 2 --dist loadfile -m 'not slow and not lab' $(ARGS)
 
-slow: ## the unit tests that take longer
+# Nodes, loop devices and networks are a test's own, so two files can run at once; the longest files come early.
+slow: ## the unit tests that take longer: minutes
 	@$(bootstrap) base lab test
-	python -m pytest -q -m 'slow and not lab' $(ARGS)
+	python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m 'slow and not lab' $(ARGS)
 
 SCENARIO ?= default
 molecule: ## molecule scenarios on virtual machines (SCENARIO=ram_state: that one)

@@ -328,7 +328,9 @@ def test_generations_from_before_a_join_are_good_files_and_no_state_of_a_member(
     why = "from before the join: it has no corosync.conf, but this node is a member of a cluster"
     entries, lines = listed("--verify")
     assert entries == [(after, True, True, None), *((name, True, False, why) for name in before)]
-    assert lines[0].endswith("  good") and all(line.endswith(f"  good, not restorable here: {why}") for line in lines[1:])
+    assert lines[0].endswith("  good") and all(
+        line.endswith(f"  good, not restorable here: {why}") for line in lines[1:]
+    )
     assert status(ram_node, capsys)["generation_list"][1]["refused"] == why
     # What was not looked at is not called good for it, nor restorable.
     Path(ram_node.paths.verified).unlink()
