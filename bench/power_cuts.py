@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import itertools
 import json
 import os
 import random
@@ -379,7 +380,9 @@ class Campaign:
     def round(self, number: int, mode: str) -> None:
         """One power cut, from the first change to the verdict."""
         rng = random.Random(f"{self.seed}/{number}")
-        chosen = mode if mode != "mixed" else rng.choice(["single", "single", "all"])
+        # One of each first, so that a run that time cuts short has both.
+        mixed = {1: "all", 2: "single"}.get(number) or rng.choice(["single", "all"])
+        chosen = mode if mode != "mixed" else mixed
         victims = list(self.nodes) if chosen == "all" else [rng.choice(self.nodes)]
         others = [node for node in self.nodes if node not in victims]
         writing = victims + [node for node in others if rng.random() < 0.5]
@@ -519,7 +522,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--name", default=os.environ.get("PVEGUARD_LAB") or "default", help="the lab (default: $PVEGUARD_LAB)"
     )
-    top.add_argument("--cuts", type=int, default=12, metavar="N", help="power cuts (default 12)")
+    top.add_argument("--cuts", type=int, default=12, metavar="N",
+                     help="how often a node loses its power, all at once being one for each (default 12)")  # fmt: skip
     top.add_argument("--mode", choices=["single", "all", "mixed"], default="mixed",
                      help="one node, all at once, or both at random (default)")  # fmt: skip
     top.add_argument(
@@ -547,7 +551,9 @@ def main() -> int:
         campaign = Campaign(lab, options.seed, options.rpo, options.work, tuple(options.busy))
         totals = campaign.totals
         campaign.prepare()
-        for number in range(1, options.cuts + 1):
+        for number in itertools.count(1):
+            if totals.node_cuts >= options.cuts:
+                break
             if options.minutes and time.monotonic() - begin > options.minutes * 60:
                 print(f"stopped after {options.minutes:g} minutes", file=sys.stderr)
                 break

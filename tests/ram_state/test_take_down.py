@@ -268,6 +268,16 @@ def test_a_members_state_is_refused_on_a_node_that_is_none(
     capsys.readouterr()
     assert running.command("restore", "--generation", name, *DOWN) != 0
     assert "cluster mode without corosync" in answer(capsys)["error"]
+    # By hand, the daemon stopped, it is no other state.
+    running.stop_daemon()
+    before = Path(running.paths.live_db).read_bytes()
+    capsys.readouterr()
+    assert running.command("restore", "--generation", name, "--json") == running.ps.EXIT_REFUSED
+    assert "cluster mode without corosync" in answer(capsys)["error"]
+    assert Path(running.paths.live_db).read_bytes() == before
+    assert running.command("list", "--json") == 0
+    entry = next(g for g in answer(capsys)["generations"] if g["name"] == name)
+    assert (entry["restorable"], entry["refused"]) == (False, "from a member of a cluster, and this node is none")
 
 
 def test_a_member_alone_is_restored_without_quorum(running: Node) -> None:
