@@ -58,8 +58,8 @@ slow: ## the unit tests that take longer: minutes
 	@$(bootstrap) base lab test
 	python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m 'slow and not lab' $(ARGS)
 
-SCENARIO ?= default
-molecule: ## molecule scenarios on virtual machines (SCENARIO=ram_state: that one)
+SCENARIO ?= default ram_state
+molecule: ## molecule scenarios on virtual machines (SCENARIO=default: that one)
 	@$(bootstrap) base lab test
 	@set -e; for scenario in $(SCENARIO); do \
 	    echo "molecule test -s $$scenario $(ARGS)"; molecule test -s $$scenario $(ARGS); done
