@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import pytest
 harness = pytest.importorskip("lab.tests.doubles.harness")
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "roles/ram_state/files/pve-state"
+DROP_IN = ROOT / "roles/ram_state/files/units/pve-cluster.conf"
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 SYSTEMCTL = r"""#!/bin/bash
@@ -39,12 +41,13 @@ case "$*" in
         $PS restore >>/run/ps.log 2>&1 || exit 1
     fi
     PATH=/run/bin:$PATH %(daemon)s >>/run/daemon.log 2>&1 || exit 1
-    if [ -e $DROP ]; then
+    if [ -e $DROP ] && ! kill -0 $(cat /run/watch.pid 2>/dev/null) 2>/dev/null; then
         setsid $PS watch >>/run/ps.log 2>&1 </dev/null &
         echo $! > /run/watch.pid
     fi ;;
+"stop pveguard-state-watch.service") end /run/watch.pid ;;
 "stop pve-cluster.service")
-    end /run/watch.pid
+    if [ -e $DROP ]; then eval "$(sed -n "/^ExecStop=/,/'$/{s/^ExecStop=-//;s/\\\\$//;p}" $DROP | tr -d '\n')" >>/run/ps.log 2>&1; fi
     end /run/pve-cluster.pid
     [ ! -e $DROP ] || $PS save --if-enabled >>/run/ps.log 2>&1 ;;
 "stop pveguard-state.service") $PS final-save >>/run/ps.log 2>&1 ;;
@@ -86,7 +89,7 @@ class RamNode:
             "pveguard-state-watch.service",
         ):
             (node.root / "etc/systemd/system" / unit).write_text("[Unit]\n")
-        (node.root / "etc/pveguard/pve-cluster.conf").write_text("[Unit]\n")
+        shutil.copyfile(DROP_IN, node.root / "etc/pveguard/pve-cluster.conf")
         (node.root / "etc/pveguard/state.json").write_text(json.dumps({"deadline_seconds": 40}))
 
     def ps(self, *argv: str, rc: int | None = 0) -> dict[str, Any]:

@@ -165,6 +165,9 @@ class World:
             if self.watcher is not None:
                 self.watcher.tick(self.clock.monotonic())
                 self.watcher._advance()
+                if self.watcher.over:
+                    self.watcher.finish()
+                    self.new_watcher()
             self.next_tick = self.clock.now + self.ps.Watcher.poll
         self.clock.now = max(self.clock.now, end)
 
@@ -186,12 +189,22 @@ class World:
         """What the unit runs after the daemon."""
         self.command("save", "--if-enabled")
 
-    def start_watcher(self) -> None:
+    def new_watcher(self) -> None:
         self.watcher = self.ps.Watcher(self.paths, self.config)
         self.watcher.members.state = (False, True, frozenset())
+
+    def start_watcher(self) -> None:
+        self.new_watcher()
         self.down_since = None
         self.next_tick = self.clock.now
         self.run(0)
+
+    def forget(self) -> None:
+        """Killed: its handles stay in this process, its locks are gone as with a process."""
+        if self.watcher.live_lock is not None:
+            self.watcher.live_lock.__exit__()
+            self.watcher.live_lock = None
+        self.forgotten.append(self.watcher)
 
     # -- what happens
 
@@ -233,7 +246,7 @@ class World:
         self.start_daemon()
 
     def do_kill_watcher(self, down: float) -> None:
-        self.forgotten.append(self.watcher)
+        self.forget()
         self.watcher, self.down_since = None, self.clock.now
         self.run(down)
         self.start_watcher()
@@ -346,7 +359,7 @@ class World:
         if clean:
             self.watcher.finish()
         else:
-            self.forgotten.append(self.watcher)
+            self.forget()
         self.watcher = None
         allowed, _ = self.allowed()
         last = self.state(self.w.rows())

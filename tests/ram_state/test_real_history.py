@@ -272,10 +272,6 @@ def test_a_leader_that_has_diverged(program: Any, three: Cluster) -> None:
     three[2].sh("for i in $(seq 30); do echo $i > /etc/pve/mine; done")
     three[1].start("-l")
     three[1].sh("echo alone > /etc/pve/storage.cfg; echo alone > /etc/pve/alone")
-    three[1].sh(
-        f"setsid /usr/bin/python3 -IS {PROGRAM} watch </dev/null >>/run/ps.log 2>&1 &"
-        " echo $! > /run/watch.pid"
-    )
     observer.quiet()
     alone = observer.live()
     three[1].stop()

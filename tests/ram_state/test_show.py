@@ -88,8 +88,11 @@ def test_a_restore_does_what_show_said(
     node = changed_node
     files = by_path(show(node, capsys, "latest"))
     name = ps.find_generation(node.paths, "latest").name
+    host = Path(node.paths.corosync_conf)
+    host.parent.mkdir(parents=True, exist_ok=True)
+    host.write_bytes(b"totem {\n  cluster_name: x\n  config_version: 3\n}\n")
     node.stop_daemon()
-    assert node.command("restore", "--generation", name, "--json") == 0
+    assert node.command("restore", "--generation", name, "--peers-down", "--json") == 0
     assert show(node, capsys, name)["files"] == []
     contents = {row[6]: row[7] for row in table(node.live / "config.db").values()}
     assert (

@@ -210,6 +210,63 @@ def test_a_replica_that_goes_bad_is_set_aside_and_made_anew(clock: Clock, ram_no
     assert [file.read_bytes()[:7] for file in kept] == [b"garbage"]
 
 
+def let_go(node: Node) -> None:
+    """What the drop-in of pve-cluster does before the daemon is stopped."""
+    shutil.copyfile(node.paths.pid_file, node.paths.leaving_file)
+
+
+def holds(ps: ModuleType, node: Node) -> bool:
+    """Whether who stops the daemon would wait for the watcher."""
+    try:
+        with ps.Lock(node.paths.live_lock, "test", create=True):
+            return False
+    except ps.Locked:
+        return True
+
+
+def test_the_watcher_lets_go_of_the_database_before_the_daemon_stops_and_has_the_next_one_at_once(
+    ps: ModuleType, clock: Clock, ram_node: Node
+) -> None:
+    ram_node.w.write("datacenter.cfg", b"the last moment")
+    assert holds(ps, ram_node)
+    let_go(ram_node)
+    clock.run(0.3)
+    assert clock.watcher.over
+    clock.watcher.finish()
+    assert not holds(ps, ram_node)
+    assert table(Path(ram_node.paths.replica)) == live(ram_node)
+    # It does not open the database again while that daemon is still there.
+    clock.watcher = ps.Watcher(ram_node.paths, ram_node.config)
+    clock.run(5)
+    assert clock.watcher.live is None and not holds(ps, ram_node)
+    Path(ram_node.paths.pid_file).write_text("1\n")
+    ram_node.w.write("datacenter.cfg", b"the next daemon's first")
+    clock.run(2)
+    assert holds(ps, ram_node) and replica(ram_node) == live(ram_node)
+    assert not os.path.exists(ram_node.paths.leaving_file)
+
+
+def test_a_daemon_that_was_not_stopped_after_all_is_watched_again(
+    ps: ModuleType, clock: Clock, ram_node: Node
+) -> None:
+    let_go(ram_node)
+    clock.run(0.3)
+    clock.watcher.finish()
+    clock.watcher = ps.Watcher(ram_node.paths, ram_node.config)
+    clock.run(ps.LEAVING_SECONDS - 1)
+    ram_node.w.write("datacenter.cfg", b"not stopped")
+    assert clock.watcher.live is None
+    clock.run(5)
+    assert replica(ram_node) == live(ram_node)
+
+
+def test_another_daemon_is_met_as_by_a_new_watcher(clock: Clock, ram_node: Node) -> None:
+    """What was saved under the former one may not be what this one began with: lineage and all are looked at anew."""
+    Path(ram_node.paths.pid_file).write_text("1\n")
+    clock.run(0.5)
+    assert clock.watcher.over
+
+
 def test_two_watchers(ps: ModuleType, ram_node: Node) -> None:
     with ps.Lock(f"{ram_node.paths.run}/watch.lock", "test", create=True):
         assert ram_node.command("watch", "--json") == ps.EXIT_LOCKED
