@@ -47,7 +47,10 @@ case "$*" in
     fi ;;
 "stop pveguard-state-watch.service") end /run/watch.pid ;;
 "stop pve-cluster.service")
-    if [ -e $DROP ]; then eval "$(sed -n "/^ExecStop=/,/'$/{s/^ExecStop=-//;s/\\\\$//;p}" $DROP | tr -d '\n')" >>/run/ps.log 2>&1; fi
+    if [ -e $DROP ]; then
+        stop=$(sed -n "/^ExecStop=/,/'$/{s/^ExecStop=-//;s/\\\\$//;p}" $DROP | tr -d '\n')
+        eval "$stop" >>/run/ps.log 2>&1
+    fi
     end /run/pve-cluster.pid
     [ ! -e $DROP ] || $PS save --if-enabled >>/run/ps.log 2>&1 ;;
 "stop pveguard-state.service") $PS final-save >>/run/ps.log 2>&1 ;;
