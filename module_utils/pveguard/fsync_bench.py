@@ -1,89 +1,135 @@
-"""How fast a file system makes small writes durable: the fsync loop of Proxmox's pveperf, with percentiles.
+"""How fast a file system makes small writes durable, with percentiles and an interval of confidence.
 
-pveperf rotates for three seconds over 300 files ``tf_N.dat``: open with truncate, write 4001 bytes, fsync,
-close. Its documentation calls more than 200 fsyncs per second acceptable.
+Three methods, in interleaved short rounds:
+
+``pveperf``
+    The loop of Proxmox's pveperf: rotate over 300 files ``tf_N.dat``, open with truncate, write 4001 bytes, fsync,
+    close. Its documentation calls more than 200 fsyncs per second acceptable, and runs it for three seconds.
+``fdatasync``
+    Blocks of 2300 bytes one after the other into a preallocated file, fdatasync after each, as etcd's check with fio
+    does (``fio --rw=write --ioengine=sync --fdatasync=1 --size=22m --bs=2300``; fio preallocates, and so does etcd's
+    log). etcd wants the 99th percentile of fdatasync below 10 ms.
+``commit``
+    Transactions as the daemon of the cluster file system makes them: its schema, ``journal_mode=WAL``,
+    ``synchronous=NORMAL``, a checkpoint every 1000 pages. Between two checkpoints nothing is synced, so the median
+    says little and the maximum is a checkpoint.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import json
+import math
 import os
+import platform
 import re
 import select
 import signal
+import sqlite3
 import stat
+import struct
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
-from . import block_writes
+from . import block_device, suspicion
 from .errors import PveguardError
+from .run import Run, run
 from .units import bytes_text, number_text
+
+METHODS = ("pveperf", "fdatasync", "commit")
 
 #: From pveperf's loop.
 FILES = 300
 BLOCK = b"A" * 4000 + b"\n"
 DEFAULT_DURATION_S = 3.0
 
-#: What must be free: 300 files of one block each are 1.2 MiB, and a journal wants room too.
+#: From etcd's check (--bs=2300). Its file has 22 MiB; ours starts anew after 3, to stay below NEEDED_BYTES.
+APPEND_BLOCK = b"A" * 2300
+APPEND_BYTES = 3 << 20
+
+#: What an idle LRM rewrites every five seconds has 83 bytes.
+COMMIT_DATA = b"A" * 83
+_SCHEMA = """
+CREATE TABLE tree (inode INTEGER PRIMARY KEY NOT NULL,
+    parent INTEGER NOT NULL CHECK(typeof(parent)='integer'), version INTEGER NOT NULL CHECK(typeof(version)='integer'),
+    writer INTEGER NOT NULL CHECK(typeof(writer)='integer'), mtime INTEGER NOT NULL CHECK(typeof(mtime)='integer'),
+    type INTEGER NOT NULL CHECK(typeof(type)='integer'), name TEXT NOT NULL, data BLOB)
+"""
+
+#: Rounds of each method. Student's t for a two-sided interval of 95 % by degrees of freedom.
+ROUNDS = 6
+_STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571}
+
+#: What must be free: 1.2 MiB for pveperf's files, 3 for the appends, a write-ahead log of 4.1, and room for the journal.
 NEEDED_BYTES = 10 * 1024 * 1024
-NEEDED_INODES = FILES + 2
+NEEDED_INODES = FILES + 6
 
 #: A disk that has not answered for this long after the time is up is given up on.
 STALL_S = 30.0
 
 PREFIX = ".pveguard-fsync-bench."
-_FILE = re.compile(r"tf_[0-9]+\.dat\Z")
+_FILE = re.compile(r"(tf_[0-9]+\.dat|append\.dat|commit\.db(-wal|-shm|-journal)?)\Z")
 
-_UNMEASURED: dict[str, Any] = {
-    "fsyncs_per_second": None,
-    "p50_ms": None,
-    "p90_ms": None,
-    "p99_ms": None,
-    "p99_9_ms": None,
-    "max_ms": None,
-    "samples": 0,
-    "duration_seconds": 0.0,
-}
+_FIGURES = ("p50_ms", "p90_ms", "p99_ms", "p99_9_ms", "max_ms")
+_DEVICE = (
+    "device",
+    "disk",
+    "filesystem",
+    "mount_options",
+    "in_memory",
+    "class",
+    "class_rule",
+    "rotational",
+    "transport",
+    "write_cache",
+    "power_loss_protection",
+    "drive_identity",
+)
 
 
 def bench(
     path: str,
     duration: float = DEFAULT_DURATION_S,
     *,
+    methods: Sequence[str] = ("pveperf",),
     min_fsyncs_per_second: float = 0,
+    warn_p99_ms: float = 0,
     nearest_parent: bool = False,
     threshold_name: str = "min_fsyncs_per_second",
+    p99_threshold_name: str = "warn_p99_ms",
     stall_s: float = STALL_S,
+    run: Run = run,
 ) -> dict[str, Any]:
-    """Measure the file system of the directory ``path`` for ``duration`` seconds and judge it.
+    """Measure the file system of the directory ``path`` for ``duration`` seconds in all and judge it.
 
-    ``nearest_parent``: where ``path`` does not exist, or is in RAM, measure its nearest parent that exists on
-    a disk. ``min_fsyncs_per_second``: 0 measures without judging the rate. ``threshold_name`` is named in the
-    message.
+    ``methods``: of :data:`METHODS`, each gets an equal share of the time, in interleaved rounds.
+    ``min_fsyncs_per_second``: a lower rate of pveperf's loop is a ``fail``. ``warn_p99_ms``: a 99th percentile of
+    fdatasync of this or more is a ``warn``. 0 measures without judging. The two ``..._name`` are named in messages.
+    ``nearest_parent``: where ``path`` does not exist, or is in RAM, measure its nearest parent that exists on a
+    disk.
 
-    Never raises for what the disk does. Returns ``verdict`` (``pass`` or ``fail``), ``reason`` (``ok``,
-    ``slow``, ``missing``, ``not_a_directory``, ``read_only``, ``full``, ``denied``, ``stalled``,
-    ``io_error``), ``message``, ``fsyncs_per_second`` (of the whole loop), ``p50_ms p90_ms p99_ms p99_9_ms
-    max_ms`` (of the fsync alone), ``samples``, ``duration_seconds``, ``path``, ``measured_path``, ``device``,
-    ``disk``, ``filesystem``, ``mount_options``, ``in_memory``, ``free_bytes`` and ``time``. Figures that
-    could not be had are None.
+    Never raises for what the disk does. The result:
+
+    ``verdict`` (``pass``, ``warn``, ``fail``), ``reason`` (``ok``; ``latency``, ``suspect``; ``slow``, ``missing``,
+    ``not_a_directory``, ``read_only``, ``full``, ``denied``, ``stalled``, ``io_error``), ``message``;
+    ``methods``: for each method the dict of :func:`summary`;
+    ``method``: the one whose figures are repeated at the top, pveperf where it was run, else the first;
+    ``fsyncs_per_second`` and ``fsyncs_per_second_interval`` (its ``operations_per_second``), ``p50_ms p90_ms p99_ms
+    p99_9_ms max_ms samples duration_seconds``;
+    ``suspect``: as of :mod:`suspicion`; ``block_device``: as of :func:`block_device.describe`, of which ``device disk
+    filesystem mount_options in_memory class class_rule rotational transport write_cache power_loss_protection
+    drive_identity`` are repeated at the top;
+    ``path``, ``measured_path``, ``free_bytes``, ``kernel`` (release), ``time`` (UTC). Figures that could not be had
+    are None.
     """
-    where = block_writes.device_behind(path, skip_memory=True) if nearest_parent else _exact(path)
-    measured = where["measured_path"]
-    result: dict[str, Any] = {
-        **_UNMEASURED,
-        "path": path,
-        "measured_path": measured,
-        **{key: where[key] for key in ("device", "disk", "filesystem", "mount_options", "in_memory")},
-        "free_bytes": None,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
+    result = look(path, nearest_parent=nearest_parent, run=run)
+    measured, source = result["measured_path"], result["device"] or result["block_device"]["source"]
     if not nearest_parent and not os.path.lexists(path):
         return _fail(
             result, "missing", f"{path} does not exist, expected a directory on the disk to be measured"
@@ -93,11 +139,13 @@ def bench(
             result, "not_a_directory", f"{measured} is not a directory, so there is nothing to measure on"
         )
     space = os.statvfs(measured)
-    free_blocks = space.f_bfree if os.geteuid() == 0 else space.f_bavail
-    result["free_bytes"] = free_blocks * space.f_frsize
     if space.f_flag & os.ST_RDONLY:
-        return _fail(result, "read_only", f"{measured} is on a read-only file system ({where['filesystem']})")
+        return _fail(
+            result, "read_only", f"{measured} is on a read-only file system ({result['filesystem']})"
+        )
     remove_stale(measured)
+    result["free_bytes"] = _free_bytes(measured)
+    space = os.statvfs(measured)
     # File systems without a fixed number of inodes say 0 of 0.
     if result["free_bytes"] < NEEDED_BYTES or (space.f_files and space.f_ffree < NEEDED_INODES):
         inodes = f" and {space.f_ffree} inodes" if space.f_files else ""
@@ -108,7 +156,7 @@ def bench(
             f"wanted {bytes_text(NEEDED_BYTES)} and {NEEDED_INODES} inodes",
         )
     try:
-        result.update(_supervised(measured, duration, stall_s))
+        result["methods"] = _supervised(measured, tuple(methods), duration, stall_s)
     except _Interrupted as signal_seen:
         os.kill(
             os.getpid(), signal_seen.args[0]
@@ -118,8 +166,7 @@ def bench(
         return _fail(
             result,
             "stalled",
-            f"{measured}: the disk did not answer for {stall_s:g} s (device "
-            f"{where['device'] or where['source']}); "
+            f"{measured}: the disk did not answer for {stall_s:g} s (device {source}); "
             "look at 'dmesg' and 'smartctl -x'",
         )
     except OSError as error:
@@ -128,40 +175,149 @@ def bench(
         )
     except PveguardError as error:
         return _fail(result, "io_error", str(error))
-    rate = result["fsyncs_per_second"]
-    seen = f"{number_text(rate)} fsyncs per second, p99 {number_text(result['p99_ms'])} ms, on {measured}"
-    if min_fsyncs_per_second and rate < min_fsyncs_per_second:
-        return _fail(
-            result,
-            "slow",
-            f"{seen} ({where['filesystem']} on {where['device'] or where['source']}); "
-            f"wanted at least {number_text(min_fsyncs_per_second)} ({threshold_name}). A slow disk stalls "
-            "the "
-            "token of the whole cluster",
-        )
-    note = "; it is in memory, so this says nothing about a disk" if where["in_memory"] else ""
-    result.update(verdict="pass", reason="ok", message=seen + note)
+    result["method"] = "pveperf" if "pveperf" in methods else methods[0]
+    shown = result["methods"][result["method"]]
+    result.update({key: shown[key] for key in (*_FIGURES, "samples", "duration_seconds")})
+    result["fsyncs_per_second"] = shown["operations_per_second"]
+    result["fsyncs_per_second_interval"] = shown["operations_per_second_interval"]
+    result["suspect"] = suspicion.suspects(result["block_device"], result["methods"])
+    judge(
+        result,
+        min_fsyncs_per_second=min_fsyncs_per_second,
+        warn_p99_ms=warn_p99_ms,
+        threshold_name=threshold_name,
+        p99_threshold_name=p99_threshold_name,
+    )
     return result
 
 
-def summary(latencies: list[float], elapsed: float) -> dict[str, Any]:
-    """Rate and percentiles (nearest rank) of ``latencies`` in seconds, taken in ``elapsed`` seconds."""
-    ranked = sorted(latencies)
+def look(path: str, *, nearest_parent: bool = False, run: Run = run) -> dict[str, Any]:
+    """The result of :func:`bench` before anything was measured: nothing is written."""
+    where = block_device.describe(path, skip_memory=nearest_parent, run=run)
+    exact = not nearest_parent and os.path.lexists(path)
+    return {
+        "method": None,
+        "methods": {},
+        "fsyncs_per_second": None,
+        "fsyncs_per_second_interval": None,
+        **dict.fromkeys(_FIGURES),
+        "samples": 0,
+        "duration_seconds": 0.0,
+        "suspect": [],
+        "path": path,
+        "measured_path": path if exact else where["measured_path"],
+        **{key: where[key] for key in _DEVICE},
+        "block_device": where,
+        "free_bytes": where["free_bytes"],
+        "kernel": platform.release(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
 
-    def ms(fraction: float) -> float:
-        rank = max(1, -(-len(ranked) * fraction // 1))
-        return round(ranked[min(len(ranked), int(rank)) - 1] * 1000, 3)
+
+def judge(
+    result: dict[str, Any],
+    *,
+    min_fsyncs_per_second: float = 0,
+    warn_p99_ms: float = 0,
+    threshold_name: str = "min_fsyncs_per_second",
+    p99_threshold_name: str = "warn_p99_ms",
+) -> None:
+    """Set ``verdict``, ``reason`` and ``message`` of a measured ``result`` by its figures; see :func:`bench`."""
+    measured, device = result["measured_path"], result["device"] or result["block_device"]["source"]
+    rate, interval = result["fsyncs_per_second"], result["fsyncs_per_second_interval"]
+    what = {"commit": "commits", "fdatasync": "fdatasyncs"}.get(result["method"], "fsyncs")
+    seen = f"{number_text(rate)} {what} per second"
+    if interval:
+        seen += f" (95 % interval {number_text(interval[0])} to {number_text(interval[1])})"
+    seen += f", p99 {number_text(result['p99_ms'])} ms, on {measured}"
+    if "pveperf" in result["methods"] and min_fsyncs_per_second and rate < min_fsyncs_per_second:
+        _fail(
+            result,
+            "slow",
+            f"{seen} ({result['filesystem']} on {device}); wanted at least "
+            f"{number_text(min_fsyncs_per_second)} ({threshold_name}). A slow disk stalls the token of the whole "
+            "cluster",
+        )
+        return
+    warnings: list[tuple[str, str]] = []
+    p99 = (result["methods"].get("fdatasync") or {}).get("p99_ms")
+    if warn_p99_ms and p99 is not None and p99 >= warn_p99_ms:
+        warnings.append(
+            (
+                "latency",
+                f"p99 of fdatasync is {number_text(p99)} ms ({result['filesystem']} on {device}), wanted below "
+                f"{number_text(warn_p99_ms)} ms ({p99_threshold_name})",
+            )
+        )
+    if result["suspect"]:
+        evidence = "; ".join(entry["evidence"] for entry in result["suspect"])
+        warnings.append(
+            ("suspect", f"may acknowledge what it has not stored: {evidence}. Only a power cut proves it")
+        )
+    note = "; it is in memory, so this says nothing about a disk" if result["in_memory"] else ""
+    result.update(
+        verdict="warn" if warnings else "pass",
+        reason=warnings[0][0] if warnings else "ok",
+        message="; ".join([seen + note, *(text for _, text in warnings)]),
+    )
+
+
+def summary(rounds: Sequence[tuple[Sequence[int], int]]) -> dict[str, Any]:
+    """Figures of one method from its ``rounds``: latencies and the time of the whole round, in nanoseconds.
+
+    ``operations_per_second`` of all rounds; ``operations_per_second_interval``: 95 % by Student's t over the rates of
+    the rounds, None with one round; ``rounds_per_second``; ``p50_ms p90_ms p99_ms p99_9_ms max_ms`` by nearest rank;
+    ``p99_ms_interval``: 95 % by order statistics, which assume no distribution, None with fewer than 500 samples (the
+    upper rank does not exist then); ``samples``; ``duration_seconds``; ``histogram``: ``[upper limit in ms, count]``
+    of each bucket that is not empty, limits a factor of the square root of 2 apart.
+    """
+    ranked = sorted(latency for latencies, _ in rounds for latency in latencies)
+    count = len(ranked)
+    rates = [len(latencies) * 1e9 / max(1, elapsed) for latencies, elapsed in rounds]
+    elapsed = sum(elapsed for _, elapsed in rounds)
+
+    def ms(rank: int) -> float:
+        return round(ranked[min(count, max(1, rank)) - 1] / 1e6, 3)
 
     return {
-        "fsyncs_per_second": round(len(ranked) / elapsed, 2),
-        "p50_ms": ms(0.5),
-        "p90_ms": ms(0.9),
-        "p99_ms": ms(0.99),
-        "p99_9_ms": ms(0.999),
-        "max_ms": round(ranked[-1] * 1000, 3),
-        "samples": len(ranked),
-        "duration_seconds": round(elapsed, 3),
+        "operations_per_second": round(count * 1e9 / max(1, elapsed), 2),
+        "operations_per_second_interval": _interval(rates),
+        "rounds_per_second": [round(rate, 2) for rate in rates],
+        **{
+            f"{name}_ms": ms(math.ceil(count * permille / 1000))
+            for name, permille in (("p50", 500), ("p90", 900), ("p99", 990), ("p99_9", 999))
+        },
+        "max_ms": ms(count),
+        "p99_ms_interval": _p99_ranks(count) and [ms(rank) for rank in _p99_ranks(count) or ()],
+        "samples": count,
+        "duration_seconds": round(elapsed / 1e9, 3),
+        "histogram": _histogram(ranked),
     }
+
+
+def _interval(rates: Sequence[float]) -> list[float] | None:
+    count = len(rates)
+    if count < 2:
+        return None
+    mean = sum(rates) / count
+    deviation = math.sqrt(sum((rate - mean) ** 2 for rate in rates) / (count - 1))
+    half = _STUDENT.get(count - 1, _STUDENT[max(_STUDENT)]) * deviation / math.sqrt(count)
+    return [round(max(0.0, mean - half), 2), round(mean + half, 2)]
+
+
+def _p99_ranks(count: int) -> tuple[int, int] | None:
+    half = 1.96 * math.sqrt(count * 0.99 * 0.01)
+    upper = math.ceil(count * 0.99 + half) + 1
+    return (math.floor(count * 0.99 - half), upper) if upper <= count else None
+
+
+def _histogram(ranked: Sequence[int]) -> list[list[float]]:
+    """Buckets from 1 microsecond up: limit k is 0.001 ms * 2 ** (k / 2)."""
+    counts: dict[int, int] = {}
+    for latency in ranked:
+        bucket = max(0, math.ceil(2 * math.log2(max(1, latency) / 1000)))
+        counts[bucket] = counts.get(bucket, 0) + 1
+    return [[float(f"{0.001 * 2 ** (bucket / 2):.3g}"), count] for bucket, count in sorted(counts.items())]
 
 
 def remove_stale(parent: str) -> list[str]:
@@ -199,11 +355,12 @@ _REASONS = {
     errno.EACCES: "denied",
     errno.EPERM: "denied",
 }
+_SQLITE = {13: errno.ENOSPC, 8: errno.EROFS, 14: errno.EACCES}  # FULL, READONLY, CANTOPEN
 
 
-def _exact(path: str) -> dict[str, Any]:
-    where = block_writes.device_behind(path, skip_memory=False)
-    return {**where, "measured_path": path if os.path.lexists(path) else where["measured_path"]}
+def _free_bytes(path: str) -> int:
+    space = os.statvfs(path)
+    return (space.f_bfree if os.geteuid() == 0 else space.f_bavail) * space.f_frsize
 
 
 def _fail(result: dict[str, Any], reason: str, message: str) -> dict[str, Any]:
@@ -211,7 +368,7 @@ def _fail(result: dict[str, Any], reason: str, message: str) -> dict[str, Any]:
     return result
 
 
-def _supervised(parent: str, duration: float, stall_s: float) -> dict[str, Any]:
+def _supervised(parent: str, methods: tuple[str, ...], duration: float, stall_s: float) -> dict[str, Any]:
     """Measure in a child process, so that a disk that hangs cannot hang the caller.
 
     Whichever of the two processes is ended, the other one removes the directory; when both are killed at
@@ -228,7 +385,7 @@ def _supervised(parent: str, duration: float, stall_s: float) -> dict[str, Any]:
     child = os.fork()
     if child == 0:
         os.close(reader)
-        _child(directory, duration, caller, writer)
+        _child(directory, methods, duration, caller, writer)
     os.close(writer)
     hung = False
     try:
@@ -257,7 +414,7 @@ def _supervised(parent: str, duration: float, stall_s: float) -> dict[str, Any]:
     return answer
 
 
-def _child(directory: str, duration: float, caller: int, writer: int) -> None:
+def _child(directory: str, methods: tuple[str, ...], duration: float, caller: int, writer: int) -> None:
     """Body of the child process; never returns."""
     for ending in _ENDINGS:
         signal.signal(ending, signal.SIG_DFL)
@@ -267,10 +424,14 @@ def _child(directory: str, duration: float, caller: int, writer: int) -> None:
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)
         try:
-            latencies, elapsed = _loop(directory, duration, lambda: os.getppid() == caller)
-            answer = summary(latencies, elapsed)
+            # A collection in the middle of a round would be taken for a slow disk.
+            gc.disable()
+            answer: dict[str, Any] = measure(directory, methods, duration, lambda: os.getppid() == caller)
         except OSError as error:
             answer = {"errno": error.errno or errno.EIO}
+        except sqlite3.Error as error:
+            # The low byte is the primary result code (sqlite.org/rescode.html).
+            answer = {"errno": _SQLITE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, errno.EIO)}
         if os.getppid() != caller:
             _remove(directory)
         else:
@@ -280,24 +441,162 @@ def _child(directory: str, duration: float, caller: int, writer: int) -> None:
         os._exit(0)
 
 
-def _loop(directory: str, duration: float, wanted: Callable[[], bool]) -> tuple[list[float], float]:
-    """pveperf's loop, ended early when ``wanted`` says no: latencies of fsync and elapsed time (seconds)."""
-    latencies: list[float] = []
-    began = now = time.perf_counter()
-    end = began + duration
-    while now < end and wanted():
-        name = f"{directory}/tf_{len(latencies) % FILES}.dat"
-        descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+class _Method(Protocol):
+    """One way to make writes durable, with its files in a directory of its own."""
+
+    def round(self, end: int, wanted: Callable[[], bool]) -> tuple[list[int], int]:
+        """Once or more until ``end`` of the clock, or until ``wanted`` says no: latencies and elapsed time (ns)."""
+
+    def close(self) -> dict[str, Any]:
+        """Release what is open; more figures."""
+
+
+class Pveperf:
+    """pveperf's loop; the latency is that of the fsync alone, the rate that of the whole loop."""
+
+    def __init__(self, directory: str) -> None:
+        self.names = [f"{directory}/tf_{number}.dat" for number in range(FILES)]
+        self.turn = 0
+
+    def round(self, end: int, wanted: Callable[[], bool]) -> tuple[list[int], int]:
+        names, turn, clock = self.names, self.turn, time.perf_counter_ns
+        opened, write, fsync, close = os.open, os.write, os.fsync, os.close
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+        latencies: list[int] = []
+        note = latencies.append
+        began = clock()
+        while True:
+            descriptor = opened(names[turn], flags, 0o600)
+            try:
+                if write(descriptor, BLOCK) != len(BLOCK):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                before = clock()
+                fsync(descriptor)
+                after = clock()
+            finally:
+                close(descriptor)
+            note(after - before)
+            turn = turn + 1 if turn < FILES - 1 else 0
+            if after >= end or not wanted():
+                break
+        self.turn = turn
+        return latencies, clock() - began
+
+    def close(self) -> dict[str, Any]:
+        return {}
+
+
+class Fdatasync:
+    """Blocks of 2300 bytes into a preallocated file; the latency is that of the fdatasync alone."""
+
+    def __init__(self, directory: str) -> None:
+        self.descriptor = os.open(
+            f"{directory}/append.dat", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600
+        )
+        self.turns = self.left = APPEND_BYTES // len(APPEND_BLOCK)
+        self._anew()
+
+    def _anew(self) -> None:
+        os.ftruncate(self.descriptor, 0)
+        os.lseek(self.descriptor, 0, os.SEEK_SET)
         try:
-            if os.write(descriptor, BLOCK) != len(BLOCK):
+            os.posix_fallocate(self.descriptor, 0, APPEND_BYTES)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+        self.left = self.turns
+
+    def round(self, end: int, wanted: Callable[[], bool]) -> tuple[list[int], int]:
+        descriptor, clock, write, sync = self.descriptor, time.perf_counter_ns, os.write, os.fdatasync
+        latencies: list[int] = []
+        note = latencies.append
+        began = clock()
+        while True:
+            if not self.left:
+                self._anew()
+            self.left -= 1
+            if write(descriptor, APPEND_BLOCK) != len(APPEND_BLOCK):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            before = time.perf_counter()
-            os.fsync(descriptor)
-            latencies.append(time.perf_counter() - before)
-        finally:
-            os.close(descriptor)
-        now = time.perf_counter()
-    return latencies, now - began
+            before = clock()
+            sync(descriptor)
+            after = clock()
+            note(after - before)
+            if after >= end or not wanted():
+                return latencies, clock() - began
+
+    def close(self) -> dict[str, Any]:
+        os.close(self.descriptor)
+        return {}
+
+
+class Commit:
+    """Transactions as the daemon makes them; the latency is that of COMMIT, which writes and checkpoints."""
+
+    def __init__(self, directory: str) -> None:
+        self.path = f"{directory}/commit.db"
+        self.database = sqlite3.connect(self.path, isolation_level=None)
+        execute = self.database.execute
+        execute("PRAGMA journal_mode=WAL")
+        execute("PRAGMA synchronous=NORMAL")
+        execute("PRAGMA wal_autocheckpoint=1000")
+        execute(_SCHEMA)
+        self.version = 2
+        insert = "INSERT INTO tree VALUES (?,0,?,1,0,?,?,?)"
+        execute(insert, (0, self.version, 4, "__version__", None))
+        execute(insert, (2, self.version, 8, "lrm_status", COMMIT_DATA))
+        self.first = self._sequence()
+
+    def _sequence(self) -> int:
+        """Checkpoint sequence number of the write-ahead log (sqlite.org/fileformat2.html, section 4.1)."""
+        with open(f"{self.path}-wal", "rb") as stream:
+            head = stream.read(16)
+        return int(struct.unpack_from(">I", head, 12)[0]) if len(head) == 16 else 0
+
+    def round(self, end: int, wanted: Callable[[], bool]) -> tuple[list[int], int]:
+        execute, clock, version = self.database.execute, time.perf_counter_ns, self.version
+        latencies: list[int] = []
+        note = latencies.append
+        began = clock()
+        while True:
+            version += 1
+            execute("BEGIN IMMEDIATE")
+            execute("UPDATE tree SET version=?, data=? WHERE inode=2", (version, COMMIT_DATA))
+            execute("UPDATE tree SET version=? WHERE inode=0", (version,))
+            before = clock()
+            execute("COMMIT")
+            after = clock()
+            note(after - before)
+            if after >= end or not wanted():
+                break
+        self.version = version
+        return latencies, clock() - began
+
+    def close(self) -> dict[str, Any]:
+        checkpoints = self._sequence() - self.first
+        self.database.close()
+        return {"checkpoints": checkpoints}
+
+
+_LOOPS: dict[str, Callable[[str], _Method]] = {"pveperf": Pveperf, "fdatasync": Fdatasync, "commit": Commit}
+
+
+def measure(
+    directory: str, methods: Sequence[str], duration: float, wanted: Callable[[], bool] = lambda: True
+) -> dict[str, Any]:
+    """Run ``methods`` in ``directory`` for ``duration`` seconds in all: ``{method: summary}``. Raises OSError and
+    sqlite3.Error. Rounds that a slow one before left no time for are not run, but each method runs once."""
+    clock = time.perf_counter_ns
+    began = clock()
+    loops = {name: _LOOPS[name](directory) for name in methods}
+    rounds: dict[str, list[tuple[list[int], int]]] = {name: [] for name in loops}
+    total = ROUNDS * len(loops)
+    for number in range(total):
+        name = list(loops)[number % len(loops)]
+        end = began + round(duration * 1e9 * (number + 1) / total)
+        if rounds[name] and (clock() >= end or not wanted()):
+            continue
+        rounds[name].append(loops[name].round(end, wanted))
+    return {name: {**summary(rounds[name]), **loop.close()} for name, loop in loops.items()}
 
 
 def _read_all(reader: int, deadline: float) -> dict[str, Any]:

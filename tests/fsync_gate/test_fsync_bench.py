@@ -63,8 +63,8 @@ def test_the_loop_is_pveperfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(os, "open", opened)
     monkeypatch.setattr(os, "write", written)
     monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append(("fsync",)))
-    turns = iter([True] * 302 + [False])
-    fsync_bench._loop(str(tmp_path), 1000, lambda: next(turns))
+    turns = iter([True] * 301 + [False])
+    fsync_bench.Pveperf(str(tmp_path)).round(1 << 62, lambda: next(turns))
     assert calls[:6] == [
         *[("open", "tf_0.dat", True), ("write", 4001), ("fsync",)],
         *[("open", "tf_1.dat", True), ("write", 4001), ("fsync",)],
@@ -78,19 +78,160 @@ def test_the_loop_is_pveperfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (tmp_path / "tf_7.dat").read_bytes() == b"A" * 4000 + b"\n"
 
 
+def test_the_append_is_etcds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 2300 bytes one after the other, each followed by fdatasync; a bounded file, started anew when full."""
+    sizes: list[int] = []
+    monkeypatch.setattr(
+        os, "fdatasync", lambda descriptor: sizes.append(os.lseek(descriptor, 0, os.SEEK_CUR))
+    )
+    loop = fsync_bench.Fdatasync(str(tmp_path))
+    turns = iter([True] * loop.turns + [False])
+    loop.round(1 << 62, lambda: next(turns))
+    loop.close()
+    assert sizes[:3] == [2300, 4600, 6900]
+    assert sizes[-2:] == [2300 * loop.turns, 2300]
+    assert (tmp_path / "append.dat").stat().st_size <= fsync_bench.APPEND_BYTES
+
+
+def test_commits_are_the_daemons(tmp_path: Path) -> None:
+    """One frame of one page each, a checkpoint every 1000 pages, and the version counts the transactions."""
+    loop = fsync_bench.Commit(str(tmp_path))
+    turns = iter([True] * 2999 + [False])
+    latencies, _ = loop.round(1 << 62, lambda: next(turns))
+    assert len(latencies) == 3000
+    assert (tmp_path / "commit.db-wal").stat().st_size < 1100 * 4120
+    version = loop.database.execute("SELECT version FROM tree WHERE name='__version__'").fetchone()[0]
+    assert version == 3002
+    assert loop.database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert loop.database.execute("PRAGMA synchronous").fetchone() == (1,)
+    assert loop.close()["checkpoints"] == 3
+
+
+def test_each_method_gets_its_share_and_stays_small(tmp_path: Path) -> None:
+    began = time.monotonic()
+    result = fsync_bench.bench(str(tmp_path), 0.6, methods=fsync_bench.METHODS)
+    assert list(result["methods"]) == ["pveperf", "fdatasync", "commit"]
+    assert time.monotonic() - began >= 0.5
+    for figures in result["methods"].values():
+        assert figures["samples"] == sum(count for _, count in figures["histogram"]) > 0
+        assert 1 <= len(figures["rounds_per_second"]) <= fsync_bench.ROUNDS
+        assert figures["max_ms"] <= figures["histogram"][-1][0] * 1.01
+    assert result["fsyncs_per_second"] == result["methods"]["pveperf"]["operations_per_second"]
+    assert result["method"] == "pveperf"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_needs_less_than_ten_mebibytes(tmp_path: Path) -> None:
+    fsync_bench.measure(str(tmp_path), fsync_bench.METHODS, 2.0)
+    used = sum(path.stat().st_blocks * 512 for path in tmp_path.iterdir())
+    assert used < fsync_bench.NEEDED_BYTES
+
+
+def test_a_slow_round_takes_the_time_of_those_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: time.sleep(0.3))
+    result = fsync_bench.measure(str(tmp_path), ["pveperf", "fdatasync"], 0.4)
+    assert result["pveperf"]["samples"] <= 2
+    assert result["fdatasync"]["samples"] >= 1
+
+
+def test_without_pveperf_the_first_method_stands_at_the_top(tmp_path: Path) -> None:
+    result = fsync_bench.bench(str(tmp_path), 0.1, methods=["commit"], min_fsyncs_per_second=1e9)
+    assert result["method"] == "commit" and "commits per second" in result["message"]
+    assert result["verdict"] == "pass", "the threshold is pveperf's"
+
+
 def test_percentiles_are_nearest_rank() -> None:
-    result = fsync_bench.summary([n / 1000 for n in range(100, 0, -1)], 2.0)
+    ms = 1_000_000
+    result = fsync_bench.summary([([n * ms for n in range(100, 0, -1)], 2_000 * ms)])
+    histogram = result.pop("histogram")
     assert result == {
-        "fsyncs_per_second": 50.0,
+        "operations_per_second": 50.0,
+        "operations_per_second_interval": None,
+        "rounds_per_second": [50.0],
         "p50_ms": 50.0,
         "p90_ms": 90.0,
         "p99_ms": 99.0,
         "p99_9_ms": 100.0,
         "max_ms": 100.0,
+        "p99_ms_interval": None,
         "samples": 100,
         "duration_seconds": 2.0,
     }
-    assert fsync_bench.summary([0.5], 0.5)["p50_ms"] == 500.0
+    assert sum(count for _, count in histogram) == 100
+    limits = [limit for limit, _ in histogram]
+    assert limits == sorted(limits) and limits[-1] >= 100
+    assert all(
+        high / low == pytest.approx(2**0.5, rel=0.02)
+        for low, high in zip(limits[4:], limits[5:], strict=False)
+    )
+    assert fsync_bench.summary([([500 * ms], 500 * ms)])["p50_ms"] == 500.0
+
+
+def test_intervals() -> None:
+    second = 1_000_000_000
+    rounds = [([1] * count, second) for count in (90, 100, 110, 100, 95, 105)]
+    result = fsync_bench.summary(rounds)
+    # mean 100, standard deviation 7.071, t(5) 2.571: half 7.42
+    assert result["operations_per_second_interval"] == [
+        pytest.approx(92.58, abs=0.01),
+        pytest.approx(107.42, abs=0.01),
+    ]
+    low, high = fsync_bench.summary([(list(range(0, 10_000_000, 1000)), second)])["p99_ms_interval"]
+    # 10,000 samples: ranks 9900 -/+ 1.96 * sqrt(99)
+    assert (low, high) == (pytest.approx(9.879, abs=0.002), pytest.approx(9.920, abs=0.002))
+    # With 499 samples the upper rank would be past the last one.
+    assert fsync_bench.summary([([5] * 300, second)])["p99_ms_interval"] is None
+
+
+def figures(**more: Any) -> dict[str, Any]:
+    """A result as bench has it before it is judged."""
+    method = {"operations_per_second": 500.0, "p50_ms": 1.0, "p99_ms": 4.0}
+    return {
+        "method": "pveperf",
+        "methods": {"pveperf": method, "fdatasync": dict(method)},
+        "fsyncs_per_second": 500.0,
+        "fsyncs_per_second_interval": [450.0, 550.0],
+        "p99_ms": 4.0,
+        "measured_path": "/var/lib",
+        "device": "sda3",
+        "filesystem": "ext4",
+        "in_memory": False,
+        "suspect": [],
+        **more,
+    }
+
+
+def test_verdicts() -> None:
+    limits: dict[str, Any] = {
+        "min_fsyncs_per_second": 200,
+        "warn_p99_ms": 10,
+        "threshold_name": "fsync_gate_min_fsyncs",
+        "p99_threshold_name": "fsync_gate_warn_p99_ms",
+    }
+    good = figures()
+    fsync_bench.judge(good, **limits)
+    assert (good["verdict"], good["reason"]) == ("pass", "ok")
+    assert "500 fsyncs per second (95 % interval 450 to 550), p99 4 ms, on /var/lib" in good["message"]
+
+    late = figures()
+    late["methods"]["fdatasync"]["p99_ms"] = 10.0
+    fsync_bench.judge(late, **limits)
+    assert (late["verdict"], late["reason"]) == ("warn", "latency")
+    assert "10 ms" in late["message"] and "fsync_gate_warn_p99_ms" in late["message"]
+
+    late["suspect"] = [
+        {"rule": "rotation", "evidence": "900 pveperf a second on sda, which turns 120 times a second"}
+    ]
+    fsync_bench.judge(late, **limits)
+    assert (
+        late["verdict"] == "warn" and "turns 120 times" in late["message"] and "power cut" in late["message"]
+    )
+
+    slow = {**late, "fsyncs_per_second": 199.0}
+    fsync_bench.judge(slow, **limits)
+    assert (slow["verdict"], slow["reason"]) == ("fail", "slow"), "a refusal goes before a warning"
 
 
 def test_slow_names_path_seen_wanted_and_variable(tmp_path: Path) -> None:
@@ -221,6 +362,64 @@ def test_stale_directories_only(tmp_path: Path) -> None:
     fsync_bench.bench(str(tmp_path), 0.05)
     assert not stale.exists()
     assert (foreign / "precious").exists() and (tmp_path / f"{fsync_bench.PREFIX}link").is_symlink()
+
+
+@pytest.fixture
+def ext4(tmp_path: Path) -> Iterator[Any]:
+    """Mounts an ext4 of so many MiB on a loop device: its path, and a function that remounts it read-only."""
+    mounted = []
+
+    def make(mebibytes: int) -> Path:
+        image, point = tmp_path / f"image{len(mounted)}", tmp_path / f"disk{len(mounted)}"
+        point.mkdir()
+        with image.open("wb") as stream:
+            stream.truncate(mebibytes << 20)
+        subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
+        subprocess.run(["mount", "-o", "loop", image, point], check=True)
+        mounted.append(point)
+        return point
+
+    yield make
+    for point in mounted:
+        subprocess.run(["umount", point], check=True)
+
+
+@needs_root
+@pytest.mark.root
+def test_a_real_disk_that_is_full_or_read_only(ext4: Any, run_module: Any) -> None:
+    disk = ext4(24)
+    good = run_module("fsync_bench", path=str(disk), duration=0.3, methods=list(fsync_bench.METHODS))
+    assert good["verdict"] == "pass" and good["filesystem"] == "ext4" and good["device"].startswith("loop")
+    assert [layer["kind"] for layer in good["block_device"]["layers"]][:1] == ["loop"]
+
+    with (disk / "filler").open("wb") as stream, pytest.raises(OSError):
+        while True:
+            stream.write(b"x" * (1 << 20))
+            stream.flush()
+    full = run_module("fsync_bench", path=str(disk), duration=0.1)
+    assert full["failed"] and full["reason"] == "full" and "10 MiB" in full["msg"]
+    (disk / "filler").unlink()
+
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    read_only = run_module("fsync_bench", path=str(disk), duration=0.1)
+    assert read_only["failed"] and read_only["reason"] == "read_only" and str(disk) in read_only["msg"]
+    assert sorted(path.name for path in disk.iterdir()) == ["lost+found"]
+
+    missing = run_module("fsync_bench", path=str(disk / "none"), duration=0.1)
+    assert missing["failed"] and missing["reason"] == "missing" and str(disk / "none") in missing["msg"]
+
+
+@needs_root
+@pytest.mark.root
+@pytest.mark.parametrize("method", fsync_bench.METHODS)
+def test_a_disk_that_fills_while_it_is_measured(
+    mount: Any, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    small = mount("size=40k" if method == "commit" else "size=100k")
+    monkeypatch.setattr(fsync_bench, "NEEDED_BYTES", 0)
+    result = fsync_bench.bench(str(small), 0.5, methods=[method])
+    assert (result["verdict"], result["reason"]) == ("fail", "full"), result["message"]
+    assert list(small.iterdir()) == []
 
 
 @pytest.mark.parametrize("check", [False, True], ids=["run", "check"])

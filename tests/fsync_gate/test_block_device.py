@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What lies behind a path, on layouts of real machines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.module_utils.pveguard import block_device, suspicion
+from ansible.module_utils.pveguard.run import CommandMissing, Result
+
+from .sysfs import MMC, RAID, SAS, USB, Machine, nvme, sata, virtio
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def nothing(argv: Any, **more: Any) -> Result:
+    raise CommandMissing(argv[0])
+
+
+def describe(machine: Machine, path: str = "/var/lib", **more: Any) -> dict[str, Any]:
+    return block_device.describe(path, machine.root, **more)
+
+
+def kinds(found: dict[str, Any]) -> list[str]:
+    return [layer["kind"] for layer in found["layers"]]
+
+
+def test_sata_ssd_with_a_partition(machine: Machine) -> None:
+    sata(machine)
+    machine.partition("sda3", "8:3", "sda")
+    machine.mount("sda3", options="rw,errors=remount-ro")
+    found = describe(machine)
+    disk = found["disks"][0]
+    assert (found["class"], kinds(found)) == ("ssd", ["partition"])
+    assert (disk["name"], disk["transport"], disk["rotational"]) == ("sda", "sata", False)
+    assert (disk["model"], disk["serial"]) == ("Samsung SSD 860", "S3Z9NB0sda")
+    assert disk["identity"] == found["drive_identity"] == "naa.5002538e40sda"
+    assert disk["volatile_cache"] is True and disk["power_loss_protection"] is None
+    assert found["device"] == "sda3" and found["mount_options"] == "rw,relatime,errors=remount-ro"
+    assert found["free_bytes"] is None or found["free_bytes"] >= 0
+
+
+def test_hdd_with_a_volatile_cache_has_no_protection(machine: Machine) -> None:
+    sata(machine, rotational=1)
+    machine.write("run/udev/data/b8:0", "E:ID_ATA_ROTATION_RATE_RPM=5400\nE:ID_ATA_WRITE_CACHE_ENABLED=1")
+    machine.mount("sda")
+    found = describe(machine)
+    assert (found["class"], found["class_rule"]) == ("hdd", "sda: queue/rotational is 1")
+    assert found["disks"][0]["rpm"] == 5400 and found["power_loss_protection"] is False
+
+
+@pytest.mark.parametrize(
+    ("cache", "kind", "protection"),
+    [("write back", "nvme", None), ("write through", "ssd-with-power-loss-protection", True)],
+)
+def test_nvme(machine: Machine, cache: str, kind: str, protection: bool | None) -> None:
+    nvme(machine, cache)
+    machine.mount("nvme0n1")
+    found = describe(machine)
+    assert (found["class"], found["power_loss_protection"]) == (kind, protection)
+    assert (found["transport"], found["disks"][0]["serial"]) == ("nvme", "S4EWNX0M123456")
+
+
+def test_a_hypervisor_hides_the_medium(machine: Machine) -> None:
+    nvme(machine, model="QEMU NVMe Ctrl")
+    virtio(machine)
+    machine.mount("nvme0n1")
+    machine.mount("vda", "/var/lib")
+    for path in ("/", "/var/lib"):
+        found = describe(machine, path)
+        assert found["class"] == "unknown" and "only the host knows" in found["class_rule"]
+    assert describe(machine)["disks"][0]["vendor"] is None, "0x1af4 is a number of the bus"
+
+
+def test_usb_sd_and_emmc(machine: Machine) -> None:
+    machine.write(f"{machine.disk('sdb', '8:16', USB, 1)}/model", "Flash Disk")
+    machine.write(f"{machine.disk('mmcblk0', '179:0', MMC)}/name", "SC64G")
+    machine.mount("sdb")
+    machine.mount("mmcblk0", "/var/lib")
+    # USB sticks often say that they rotate.
+    assert (describe(machine, "/")["class"], describe(machine, "/")["transport"]) == ("usb-or-sd", "usb")
+    found = describe(machine)
+    assert (found["class"], found["disks"][0]["model"]) == ("usb-or-sd", "SC64G")
+
+
+def test_sas_without_a_volatile_cache_and_a_raid_controller(machine: Machine) -> None:
+    machine.disk("sdb", "8:16", SAS, 0, cache="write through")
+    machine.write(f"{machine.disk('sdc', '8:32', RAID, 1)}/model", "PERC H730 Mini")
+    machine.mount("sdb")
+    machine.mount("sdc", "/var/lib")
+    assert describe(machine, "/")["class"] == "ssd-with-power-loss-protection"
+    assert (describe(machine)["class"], describe(machine)["transport"]) == ("hdd", "scsi")
+
+
+def test_lvm_on_crypt_on_a_mirror_names_all_disks(machine: Machine) -> None:
+    sata(machine, "sda", 1)
+    sata(machine, "sdb", 2, rotational=1)
+    for name, number in (("sda", "8:2"), ("sdb", "8:18")):
+        machine.partition(f"{name}2", number, name)
+    machine.block("md0", "9:0", "virtual/block/md0", slaves=("sda2", "sdb2"), md__level="raid1")
+    machine.block(
+        "dm-0", "252:0", "virtual/block/dm-0", slaves=("md0",), dm__uuid="CRYPT-LUKS2-1", dm__name="luks"
+    )
+    machine.block(
+        "dm-1", "252:1", "virtual/block/dm-1", slaves=("dm-0",), dm__uuid="LVM-abc", dm__name="pve-root"
+    )
+    machine.mount("/dev/mapper/pve-root", number="252:1")
+    found = describe(machine)
+    assert kinds(found) == ["lvm", "crypt", "md-raid1", "partition", "partition"]
+    assert [disk["name"] for disk in found["disks"]] == ["sda", "sdb"]
+    assert found["class"] == "hdd" and "slowest" in found["class_rule"]
+    assert found["rotational"] is None, "they differ"
+    assert found["drive_identity"] == "naa.5002538e40sda+naa.5002538e40sdb"
+
+
+def test_btrfs_names_all_its_devices(machine: Machine) -> None:
+    sata(machine, "sda", 1)
+    sata(machine, "sdb", 2)
+    machine.partition("sda3", "8:3", "sda")
+    devices = machine.root / "sys/fs/btrfs/0a1b/devices"
+    devices.mkdir(parents=True)
+    for name in ("sda3", "sdb"):
+        (devices / name).symlink_to((machine.root / "sys/class/block" / name).resolve())
+    machine.mount("/dev/sda3", filesystem="btrfs", number="0:30")
+    found = describe(machine)
+    assert kinds(found) == ["btrfs", "partition"]
+    assert [disk["name"] for disk in found["disks"]] == ["sda", "sdb"] and found["class"] == "ssd"
+
+
+ZPOOL = """  pool: rpool
+ state: ONLINE
+config:
+
+\tNAME            STATE     READ WRITE CKSUM
+\trpool           ONLINE       0     0     0
+\t  mirror-0      ONLINE       0     0     0
+\t    /dev/sda3   ONLINE       0     0     0
+\t    /dev/sdb    ONLINE       0     0     0
+{log}\tcache
+\t  /dev/sdc      ONLINE       0     0     0
+
+errors: No known data errors
+"""
+LOG = "\tlogs\n\t  /dev/nvme0n1  ONLINE       0     0     0\n"
+
+
+@pytest.mark.parametrize(
+    ("log", "disks", "layers"),
+    [("", ["sda", "sdb"], ["zfs", "partition"]), (LOG, ["nvme0n1"], ["zfs-log"])],
+    ids=["pool", "log"],
+)
+def test_zfs_waits_for_its_log_or_its_data(
+    machine: Machine, log: str, disks: list[str], layers: list[str]
+) -> None:
+    sata(machine, "sda", 1, rotational=1)
+    sata(machine, "sdb", 2, rotational=1)
+    nvme(machine)
+    machine.partition("sda3", "8:3", "sda")
+    machine.mount("rpool/ROOT/pve-1", filesystem="zfs", number="0:25")
+    asked = []
+
+    def run(argv: list[str], **more: Any) -> Result:
+        asked.append(argv)
+        text = {"zpool": ZPOOL.format(log=log), "zfs": "disabled\n"}.get(argv[0], "")
+        return Result(0, text, "")
+
+    found = describe(machine, run=run, tools=True)
+    assert [disk["name"] for disk in found["disks"]] == disks and kinds(found) == layers
+    assert asked[0] == ["zpool", "status", "-P", "-L", "rpool"]
+    assert found["zfs_sync"] == "disabled"
+    assert "zfs_sync" in [entry["rule"] for entry in suspicion.suspects(found, {})]
+
+
+def test_zfs_without_its_tools_stays_unknown(machine: Machine) -> None:
+    machine.mount("rpool/ROOT/pve-1", filesystem="zfs", number="0:25")
+    found = describe(machine, run=nothing, tools=True)
+    assert (found["class"], found["disks"], found["drive_identity"]) == ("unknown", [], None)
+
+
+def test_memory(machine: Machine) -> None:
+    machine.mount("tmpfs", filesystem="tmpfs", number="0:22")
+    machine.block("zram0", "253:0", "virtual/block/zram0")
+    machine.mount("zram0", "/zram")
+    machine.block("loop0", "7:0", "virtual/block/loop0", loop__backing_file="/var/lib/disk.img")
+    machine.mount("loop0", "/loop")
+    (machine.root / "zram").mkdir()
+    (machine.root / "loop").mkdir()
+    for path in ("/var/lib", "/zram", "/loop"):
+        assert describe(machine, path, skip_memory=False)["class"] == "ram", path
+
+
+def test_a_loop_device_is_what_its_file_lies_on(machine: Machine) -> None:
+    sata(machine, rotational=1)
+    machine.mount("sda")
+    machine.block("loop0", "7:0", "virtual/block/loop0", loop__backing_file="/var/lib/disk.img")
+    machine.mount("loop0", "/loop")
+    (machine.root / "loop").mkdir()
+    found = describe(machine, "/loop")
+    assert (kinds(found), found["class"], found["disk"]) == (["loop"], "hdd", "loop0")
+    assert found["disks"][0]["name"] == "sda"
+
+
+def test_nothing_known(machine: Machine) -> None:
+    found = describe(machine)
+    assert (found["class"], found["disks"], found["transport"]) == ("unknown", [], None)
+    machine.mount("server:/export", filesystem="nfs4", number="0:50")
+    assert describe(machine)["class"] == "unknown"
+    machine.block("foo0", "8:0", "platform/foo/foo0")
+    machine.write("sys/devices/platform/foo/foo0/queue/rotational", "")
+    machine.mount("foo0", "/foo")
+    (machine.root / "foo").mkdir()
+    found = describe(machine, "/foo")
+    assert found["class"] == "unknown" and "neither" in found["class_rule"]
+    assert found["drive_identity"] == "disk foo0 1000204886016"
+
+
+SMART: dict[str, Any] = {
+    "model_name": "INTEL SSDSC2KB480G8",
+    "serial_number": "PHYF123",
+    "rotation_rate": 0,
+    "write_cache": {"enabled": True},
+    "ata_smart_attributes": {
+        "table": [{"id": 9, "name": "Power_On_Hours"}, {"id": 175, "name": "Power_Loss_Cap_Test"}]
+    },
+}
+
+
+def test_smartctl_knows_capacitors(machine: Machine) -> None:
+    sata(machine)
+    machine.mount("sda")
+
+    def run(argv: list[str], **more: Any) -> Result:
+        assert argv == ["smartctl", "-j", "-i", "-A", "-g", "wcache", "/dev/sda"]
+        return Result(4, json.dumps(SMART), "")
+
+    found = describe(machine, run=run, tools=True)
+    assert found["class"] == "ssd-with-power-loss-protection"
+    assert found["class_rule"] == "sda: SMART attribute 175 Power_Loss_Cap_Test"
+    assert describe(machine, run=nothing, tools=True)["class"] == "ssd"
+    assert describe(machine, run=lambda argv, **more: Result(0, "no JSON", ""), tools=True)["class"] == "ssd"
+
+
+# --- suspicion
+
+
+def method(p50: float, rate: float) -> dict[str, Any]:
+    return {"pveperf": {"p50_ms": p50, "operations_per_second": rate}}
+
+
+def rules(machine: Machine, figures: dict[str, Any]) -> list[str]:
+    return [entry["rule"] for entry in suspicion.suspects(describe(machine), figures)]
+
+
+def test_more_fsyncs_than_revolutions(machine: Machine) -> None:
+    sata(machine, rotational=1)
+    machine.mount("sda")
+    assert rules(machine, method(8.4, 118)) == []
+    found = suspicion.suspects(describe(machine), method(1.2, 812))
+    assert [entry["rule"] for entry in found] == ["rotation"]
+    assert "812 pveperf a second on sda, which turns 120 times" in found[0]["evidence"]
+    machine.write("run/udev/data/b8:0", "E:ID_ATA_ROTATION_RATE_RPM=15000")
+    assert rules(machine, method(3, 300)) == []
+
+
+def test_a_controller_with_a_battery_is_fast_and_honest(machine: Machine) -> None:
+    machine.disk("sdc", "8:32", RAID, 1, cache="write through")
+    machine.mount("sdc")
+    assert rules(machine, method(0.05, 9000)) == []
+
+
+def test_faster_than_flash(machine: Machine) -> None:
+    sata(machine)
+    machine.mount("sda")
+    assert rules(machine, method(0.2, 3000)) == []
+    assert rules(machine, method(0.02, 20000)) == ["latency"]
+
+
+def test_a_protected_cache_may_be_as_fast_as_it_likes(machine: Machine) -> None:
+    nvme(machine, "write through")
+    machine.mount("nvme0n1")
+    assert rules(machine, method(0.01, 30000)) == []
+
+
+def test_virtual_disks(machine: Machine) -> None:
+    virtio(machine)
+    machine.mount("vda")
+    assert rules(machine, method(0.4, 1500)) == [], "it says that it rotates, which means nothing"
+    assert rules(machine, method(0.02, 20000)) == ["virtual_cache"]
+
+
+def test_a_commit_is_not_synced(machine: Machine) -> None:
+    sata(machine, rotational=1)
+    machine.mount("sda")
+    figures = {"commit": {"p50_ms": 0.008, "operations_per_second": 30000}}
+    assert rules(machine, figures) == []
+
+
+def test_nothing_is_flushed(machine: Machine) -> None:
+    sata(machine)
+    machine.write(
+        f"sys/devices/{'pci0000:00/0000:00:17.0/ata1/host1/target1:0:0/1:0:0:0'}/block/sda/queue/write_cache",
+        "write through",
+    )
+    machine.mount("sda", options="rw,nobarrier")
+    assert rules(machine, {}) == ["no_barrier", "no_flush"]
