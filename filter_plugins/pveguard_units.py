@@ -17,7 +17,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
 
-from ansible.module_utils.pveguard import ha_info, report_table, units
+from ansible.module_utils.pveguard import ha_info, power_cut, report_table, units
 
 Hosts = Mapping[str, Mapping[str, Any]]
 
@@ -67,6 +67,77 @@ def saved(directory: str, kind: str, host: str) -> dict[str, Any]:
 
 def _json_file(path: Path, value: Any) -> dict[str, str]:
     return {"path": str(path), "content": json.dumps(value, indent=2, sort_keys=True, default=str) + "\n"}
+
+
+#: Earlier results that the file of a gate keeps: a year of weeks.
+_GATE_HISTORY = 52
+_GATE_NO_FIGURES = frozenset({"changed", "failed", "failed_when_result", "message", "msg", "mount_options"})
+
+
+def gate_files(
+    hostvars: Hosts, hosts: Iterable[str], directory: str, kind: str, name: str
+) -> list[dict[str, str]]:
+    """The files ``KIND/HOST.json`` for the results of a gate that each host registered as ``name``.
+
+    ``result`` is the last one; ``history`` has the key figures of it and of those before, oldest first.
+    """
+    files = []
+    for host in hosts:
+        result = _get(hostvars, host, name) or {}
+        if not result.get("verdict"):
+            continue
+        short = {
+            key: value
+            for key, value in result.items()
+            if key not in _GATE_NO_FIGURES
+            and (value is None or isinstance(value, (str, int, float)) or key.endswith("_interval"))
+        }
+        history = [
+            entry
+            for entry in saved(directory, kind, host).get("history", [])
+            if entry.get("time") != result.get("time")
+        ]
+        value = {
+            "schema": f"pveguard-{kind.replace('_', '-')}",
+            "schema_version": 1,
+            "time": result.get("time"),
+            "host": host,
+            "result": {key: value for key, value in result.items() if not key.startswith("_ansible")},
+            "history": [*history, short][-_GATE_HISTORY:],
+        }
+        files.append(_json_file(_file(directory, kind, host), value))
+    return files
+
+
+def power_cut_files(
+    hostvars: Hosts, hosts: Iterable[str], directory: str, name: str
+) -> list[dict[str, str]]:
+    """The files to write and remove for the verdicts of a power cut that each host registered as ``name``.
+
+    Without a conviction or an acquittal the acknowledgements stay: the power may still be cut.
+    """
+    files = []
+    for host in hosts:
+        result = _get(hostvars, host, name) or {}
+        if result.get("verdict"):
+            keys = (
+                "verdict evidence message lost highest acknowledged drive_identity device path time".split()
+            )
+            value = {
+                "schema": "pveguard-power-cut",
+                "schema_version": 1,
+                "host": host,
+                **{key: result.get(key) for key in keys},
+            }
+            files.append(_json_file(_file(directory, "power_cut", host), value))
+            if result["verdict"] != "inconclusive":
+                files.append({"path": power_cut_notes(directory, host), "state": "absent"})
+    return files
+
+
+def power_cut_notes(directory: str, host: str) -> str:
+    """The file in which the acknowledgements of a host are noted."""
+    return str(_file(directory, "power_cut", host).with_suffix(".acknowledged"))
 
 
 def baseline_files(hostvars: Hosts, hosts: Iterable[str], directory: str, name: str) -> list[dict[str, str]]:
@@ -134,6 +205,10 @@ class FilterModule:
             "pveguard_cluster_peers": cluster_peers,
             "pveguard_ha_watchdogs_on": ha_watchdogs_on,
             "pveguard_ha_watchdog_holders": ha_watchdog_holders,
+            "pveguard_gate_files": gate_files,
+            "pveguard_power_cut_acknowledged": power_cut.acknowledged,
+            "pveguard_power_cut_files": power_cut_files,
+            "pveguard_power_cut_notes": power_cut_notes,
             "pveguard_saved": saved,
             "pveguard_baseline_files": baseline_files,
             "pveguard_report": report,

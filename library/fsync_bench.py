@@ -78,6 +78,12 @@ options:
     description: Store the result in O(cache_file). Never done in check mode, and not reported as a change.
     type: bool
     default: false
+  power_cut:
+    description: >-
+      Verdict of M(power_cut_ledger). Where it is of this drive, a conviction is a verdict of V(fail), and after an
+      acquittal no suspicion is a V(warn).
+    type: dict
+    default: {}
   previous:
     description: An earlier result, for the drift where O(cache_file) has none.
     type: dict
@@ -116,7 +122,7 @@ verdict:
   type: str
 reason:
   description: >-
-    V(ok); with V(warn) V(latency) or V(suspect); with V(fail) V(slow), V(missing), V(not_a_directory), V(read_only),
+    V(ok); with V(warn) V(latency) or V(suspect); with V(fail) V(slow), V(lying), V(missing), V(not_a_directory), V(read_only),
     V(full), V(denied), V(stalled) or V(io_error).
   returned: always
   type: str
@@ -322,6 +328,7 @@ def main() -> None:
             "cache_file": {"type": "path"},
             "cache_days": {"type": "float", "default": 0},
             "store": {"type": "bool", "default": False},
+            "power_cut": {"type": "dict", "default": {}},
             "previous": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,

@@ -32,7 +32,7 @@ import stat
 import struct
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -103,6 +103,7 @@ def bench(
     nearest_parent: bool = False,
     threshold_name: str = "min_fsyncs_per_second",
     p99_threshold_name: str = "warn_p99_ms",
+    power_cut: Mapping[str, Any] | None = None,
     stall_s: float = STALL_S,
     run: Run = run,
 ) -> dict[str, Any]:
@@ -112,11 +113,11 @@ def bench(
     ``min_fsyncs_per_second``: a lower rate of pveperf's loop is a ``fail``. ``warn_p99_ms``: a 99th percentile of
     fdatasync of this or more is a ``warn``. 0 measures without judging. The two ``..._name`` are named in messages.
     ``nearest_parent``: where ``path`` does not exist, or is in RAM, measure its nearest parent that exists on a
-    disk.
+    disk. ``power_cut``: see :func:`judge`.
 
     Never raises for what the disk does. The result:
 
-    ``verdict`` (``pass``, ``warn``, ``fail``), ``reason`` (``ok``; ``latency``, ``suspect``; ``slow``, ``missing``,
+    ``verdict`` (``pass``, ``warn``, ``fail``), ``reason`` (``ok``; ``latency``, ``suspect``; ``slow``, ``lying``, ``missing``,
     ``not_a_directory``, ``read_only``, ``full``, ``denied``, ``stalled``, ``io_error``), ``message``;
     ``methods``: for each method the dict of :func:`summary`;
     ``method``: the one whose figures are repeated at the top, pveperf where it was run, else the first;
@@ -187,6 +188,7 @@ def bench(
         warn_p99_ms=warn_p99_ms,
         threshold_name=threshold_name,
         p99_threshold_name=p99_threshold_name,
+        power_cut=power_cut,
     )
     return result
 
@@ -221,8 +223,13 @@ def judge(
     warn_p99_ms: float = 0,
     threshold_name: str = "min_fsyncs_per_second",
     p99_threshold_name: str = "warn_p99_ms",
+    power_cut: Mapping[str, Any] | None = None,
 ) -> None:
-    """Set ``verdict``, ``reason`` and ``message`` of a measured ``result`` by its figures; see :func:`bench`."""
+    """Set ``verdict``, ``reason`` and ``message`` of a measured ``result`` by its figures; see :func:`bench`.
+
+    ``power_cut``: verdict of :mod:`power_cut`; where it is of this drive, a conviction is a ``fail`` (``lying``) and
+    an acquittal outweighs every suspicion.
+    """
     measured, device = result["measured_path"], result["device"] or result["block_device"]["source"]
     rate, interval = result["fsyncs_per_second"], result["fsyncs_per_second_interval"]
     what = {"commit": "commits", "fdatasync": "fdatasyncs"}.get(result["method"], "fsyncs")
@@ -239,6 +246,17 @@ def judge(
             "cluster",
         )
         return
+    proof = dict(power_cut or {})
+    if not proof.get("drive_identity") or proof["drive_identity"] != result["drive_identity"]:
+        proof = {}
+    if proof.get("verdict") == "convicted":
+        _fail(
+            result,
+            "lying",
+            f"{measured}: {device} acknowledged what it had not stored, as a power cut proved at {proof.get('time')}: "
+            f"{proof.get('evidence')}. Replace it; 'fsync_gate_power_cut=prepare' proves another one",
+        )
+        return
     warnings: list[tuple[str, str]] = []
     p99 = (result["methods"].get("fdatasync") or {}).get("p99_ms")
     if warn_p99_ms and p99 is not None and p99 >= warn_p99_ms:
@@ -249,7 +267,7 @@ def judge(
                 f"{number_text(warn_p99_ms)} ms ({p99_threshold_name})",
             )
         )
-    if result["suspect"]:
+    if result["suspect"] and proof.get("verdict") != "acquitted":
         evidence = "; ".join(entry["evidence"] for entry in result["suspect"])
         warnings.append(
             ("suspect", f"may acknowledge what it has not stored: {evidence}. Only a power cut proves it")

@@ -33,6 +33,7 @@ def gate(
     warn_p99_ms: float = 0,
     threshold_name: str = "min_fsyncs_per_second",
     p99_threshold_name: str = "warn_p99_ms",
+    power_cut: Mapping[str, Any] | None = None,
     nearest_parent: bool = False,
     cache_file: str = "",
     cache_days: float = 0,
@@ -55,6 +56,7 @@ def gate(
         "warn_p99_ms": warn_p99_ms,
         "threshold_name": threshold_name,
         "p99_threshold_name": p99_threshold_name,
+        "power_cut": power_cut,
     }
     saved, why = load(cache_file) if cache_file else (None, "no file for results was given")
     if saved is not None:

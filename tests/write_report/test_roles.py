@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The roles ha, fsync_gate and write_report played against this machine, with facts that the inventory gives."""
+"""The roles ha and write_report played against this machine, with facts that the inventory gives."""
 
 from __future__ import annotations
 
@@ -45,17 +45,6 @@ def play(
         cwd=ROOT,
     )
     return done.returncode, done.stdout + done.stderr
-
-
-def test_gate_refuses_who_joins_warns_who_stays_and_skips_members(tmp_path: Path) -> None:
-    gate = {"fsync_gate_path": str(tmp_path), "fsync_gate_duration": 0.2, "fsync_gate_min_fsyncs": 1000000000}
-    hosts = {name: {**gate, "pveguard_plan": {"action": name}} for name in ("join", "standalone", "adopt")}
-    code, output = play(tmp_path, hosts, [{"name": "fsync_gate"}])
-    assert code == 2, output
-    assert "fatal: [join]" in output and "1,000,000,000 (fsync_gate_min_fsyncs)" in output
-    assert "ok: [standalone]" in output and "[WARNING]" in output
-    assert "[adopt]" not in output[output.index("Measure how fast") :].partition("PLAY RECAP")[0]
-    assert not list(tmp_path.glob(".pveguard*"))
 
 
 def test_report_of_all_nodes(tmp_path: Path) -> None:
