@@ -7,10 +7,13 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -297,3 +300,61 @@ def test_prepare_refuses_what_would_prove_nothing(tmp_path: Path) -> None:
             power_cut.prepare(MEMORY)
         found = power_cut.prepare(f"{MEMORY}/none", nearest_parent=True)
         assert not found["path"].startswith(MEMORY)
+
+
+def writer_of(folder: Path) -> int:
+    """The process that writes a ledger in ``folder``."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if words[1:3] == [b"-", str(folder).encode()]:
+            return int(path.parent.name)
+    raise AssertionError(f"nobody writes in {folder}")
+
+
+@pytest.mark.parametrize(
+    ("number", "ended"),
+    [(signal.SIGKILL, "the connection ended"), (signal.SIGSTOP, "no answer for 2 s")],
+    ids=["ended", "silent"],
+)
+def test_watch_until_the_node_is_gone(tmp_path: Path, number: signal.Signals, ended: str) -> None:
+    """Over something like ssh, which gives its last argument to a shell. A node without power may just fall silent."""
+    disk = tmp_path / "a disk"
+    disk.mkdir()
+    ssh = tmp_path / "ssh"
+    ssh.write_text('#!/bin/sh\necho "a login message"\nfor last; do :; done\nexec sh -c "exec $last"\n')
+    ssh.chmod(0o755)
+    notes = tmp_path / "reports/pve1.acknowledged"
+
+    def cut() -> int:
+        deadline = time.monotonic() + 60
+        while not notes.exists() or len(notes.read_text().splitlines()) < 30:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        writer = writer_of(disk)
+        os.kill(writer, number)
+        return writer
+
+    with ThreadPoolExecutor(1) as pool:
+        cutting = pool.submit(cut)
+        result = power_cut.watch(
+            {"host": "pve1", "executable": str(ssh)}, str(disk), str(notes), 60,
+            name="pve1", python=sys.executable, silence_s=2,
+        )  # fmt: skip
+        writer = cutting.result()
+    assert result["ended"] == ended and result["acknowledged"] >= 29
+    assert power_cut.acknowledged(str(notes)) == {
+        "run": result["run"],
+        "boot_id": power_ledger.boot_id(),
+        "path": str(disk),
+        "acknowledged": result["acknowledged"],
+    }
+    if number == signal.SIGKILL:
+        found = power_cut.verify(str(disk), result["run"], "of-an-earlier-boot", result["acknowledged"])
+        assert found["verdict"] == "acquitted"
+    with pytest.raises(ProcessLookupError):  # killed with the connection, or by us
+        for _ in range(500):
+            os.kill(writer, 0)
+            time.sleep(0.02)
