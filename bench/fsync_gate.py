@@ -5,9 +5,9 @@
     python bench/fsync_gate.py [--json] [--path DIRECTORY] [--rounds N] [--seconds S] [--iops N]
 
 ours is module_utils/pveguard/fsync_bench.py, methods pveperf and fdatasync; the loop in C is in this file and compiled
-with cc; the last is etcd's check. A round of each pair is a row of short turns, ours and theirs by turns (and the other
-way round in the next one), so that what else the machine does falls on both; rates and percentiles are those of all turns
-of the round together, and the median of the rounds counts. Three places:
+with cc; the last is etcd's check. A round of each pair is a row of short turns of a fraction of a second, ours and
+theirs by turns (and the other way round every other time), so that what else the machine does falls on both; rates and
+percentiles are those of all turns of the round together, and the median of the rounds counts. Three places:
 
 disk        the directory (default: the temporary directory, which must not be in memory)
 throttled   the same with at most --iops write operations a second, by a cgroup of its own: blkio.throttle (version 1) or
@@ -41,13 +41,13 @@ from pveguard import block_device  # type: ignore[import-not-found]  # noqa: E40
 #: Ratios of ours by theirs.
 AIMS = {"ratio_pveperf": (0.95, 1.05), "ratio_fio_p99": (0.8, 1.25), "ratio_fio_rate": (0.9, 1.1)}
 MEMORY = Path("/dev/shm")
-#: Turns of either side in a round.
-TURNS = 6
+#: Turns of either side in a round. fio has to be started for each of its turns.
+TURNS = {"pveperf": 24, "fdatasync": 10}
 #: Write operations a second of the throttled disk: some 100 fsyncs a second, a slow SATA disk.
 IOPS = 300
 
 PVEPERF = r"""
-/* pveperf's loop: DIRECTORY SECONDS; prints the number of fsyncs and the seconds. */
+/* pveperf's loop in DIRECTORY: reads seconds, a line a turn; prints the number of fsyncs and the seconds of each. */
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -64,24 +64,28 @@ static double now(void)
 
 int main(int argc, char **argv)
 {
-    static char block[4001], name[4096];
-    if (argc != 3)
+    static char block[4001], name[4096], line[64];
+    long turn = 0;
+    if (argc != 2)
         return 2;
     memset(block, 'A', 4000);
     block[4000] = '\n';
-    double begin = now(), end = begin + atof(argv[2]), at = begin;
-    long count = 0;
-    while (at < end) {
-        snprintf(name, sizeof name, "%s/tf_%ld.dat", argv[1], count % 300);
-        int file = open(name, O_WRONLY | O_CREAT | O_TRUNC, 0600);
-        if (file < 0 || write(file, block, sizeof block) != sizeof block || fsync(file) || close(file)) {
-            perror(name);
-            return 1;
+    while (fgets(line, sizeof line, stdin)) {
+        double begin = now(), end = begin + atof(line), at = begin;
+        long count = 0;
+        while (at < end) {
+            snprintf(name, sizeof name, "%s/tf_%ld.dat", argv[1], turn++ % 300);
+            int file = open(name, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+            if (file < 0 || write(file, block, sizeof block) != sizeof block || fsync(file) || close(file)) {
+                perror(name);
+                return 1;
+            }
+            count++;
+            at = now();
         }
-        count++;
-        at = now();
+        printf("%ld %f\n", count, at - begin);
+        fflush(stdout);
     }
-    printf("%ld %f\n", count, at - begin);
     return 0;
 }
 """
@@ -149,8 +153,39 @@ class Side:
         raise CannotMeasure("no latencies")
 
 
-def c_turn(side: Side, program: Path, directory: Path, seconds: float, enter: Enter) -> None:
-    count, elapsed = run([program, directory, f"{seconds:g}"], enter).split()
+class Worker:
+    """A process that runs for so many seconds whenever it is told to, and answers with a line."""
+
+    def __init__(self, argv: list[Any], enter: Enter) -> None:
+        self.process = subprocess.Popen(
+            [str(word) for word in argv],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=enter,  # noqa: PLW1509 - there are no threads
+        )
+
+    def turn(self, seconds: float) -> str:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(f"{seconds:g}\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise CannotMeasure(f"{self.process.args} ended with {self.process.wait()}")
+        return answer
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+def c_turn(side: Side, worker: Worker, seconds: float) -> None:
+    count, elapsed = worker.turn(seconds).split()
     side.add(int(count), float(elapsed))
 
 
@@ -170,47 +205,47 @@ def fio_turn(side: Side, directory: Path, seconds: float, enter: Enter) -> None:
     side.add(job["write"]["total_ios"], max(1, job["write"]["runtime"]) / 1000, latencies)
 
 
+#: The loops of the product. A file that is appended to is always new, since fio preallocates only new ones.
 OURS = """
-import gc, json, sys, time
+import gc, json, os, sys, time
 sys.path.insert(0, sys.argv[1])
 from pveguard import fsync_bench
-loop = {"pveperf": fsync_bench.Pveperf, "fdatasync": fsync_bench.Fdatasync}[sys.argv[2]](sys.argv[3])
+method, directory = sys.argv[2:]
+kept = fsync_bench.Pveperf(directory) if method == "pveperf" else None
 gc.disable()
-latencies, elapsed = loop.round(time.perf_counter_ns() + int(float(sys.argv[4]) * 1e9), lambda: True)
-print(json.dumps([latencies, elapsed]))
+for line in sys.stdin:
+    loop = kept or fsync_bench.Fdatasync(directory)
+    latencies, elapsed = loop.round(time.perf_counter_ns() + int(float(line) * 1e9), lambda: True)
+    if not kept:
+        loop.close()
+        os.unlink(f"{directory}/append.dat")
+    print(json.dumps([latencies, elapsed]), flush=True)
 """
 
 
-def our_turn(side: Side, method: str, directory: Path, seconds: float, enter: Enter) -> None:
-    """The loop of the product, in a process of its own."""
-    argv = [sys.executable, "-I", "-c", OURS, ROOT / "module_utils", method, directory, f"{seconds:g}"]
-    latencies, elapsed = json.loads(run(argv, enter))
+def our_turn(side: Side, worker: Worker, seconds: float) -> None:
+    latencies, elapsed = json.loads(worker.turn(seconds))
     side.add(len(latencies), elapsed / 1e9, [(latency / 1e6, 1) for latency in latencies])
 
 
-def pair(
-    method: str, directory: Path, program: Path, seconds: float, enter: Enter, first: bool
-) -> tuple[Side, Side]:
-    """One round: ours and theirs. pveperf's files are kept from turn to turn, as in one long loop; a file that is
-    appended to is always new, since fio preallocates only new ones."""
+def pair(method: str, directory: Path, program: Path, seconds: float, enter: Enter) -> tuple[Side, Side]:
+    """One round: ours and theirs."""
     mine, other = Side(), Side()
+    turns = TURNS[method]
     with ExitStack() as stack:
-        kept = [Path(stack.enter_context(tempfile.TemporaryDirectory(dir=directory))) for _ in range(2)]
-        for turn in range(TURNS):
-            sides = [mine, other] if first == (turn % 2 == 0) else [other, mine]
-            for side in sides:
-                if method == "pveperf":
-                    folder = kept[side is mine]
-                else:
-                    folder = Path(tempfile.mkdtemp(dir=kept[0]))
+        here, there = (Path(stack.enter_context(tempfile.TemporaryDirectory(dir=directory))) for _ in "ab")
+        argv = [sys.executable, "-I", "-c", OURS, ROOT / "module_utils", method, here]
+        worker = stack.enter_context(Worker(argv, enter))
+        loop = stack.enter_context(Worker([program, there], enter)) if method == "pveperf" else None
+        for turn in range(turns):
+            for side in (mine, other) if turn % 2 else (other, mine):
                 if side is mine:
-                    our_turn(side, method, folder, seconds / TURNS, enter)
-                elif method == "pveperf":
-                    c_turn(side, program, folder, seconds / TURNS, enter)
+                    our_turn(side, worker, seconds / turns)
+                elif loop:
+                    c_turn(side, loop, seconds / turns)
                 else:
-                    fio_turn(side, folder, seconds / TURNS, enter)
-                if method != "pveperf":
-                    shutil.rmtree(folder)
+                    with tempfile.TemporaryDirectory(dir=there) as folder:
+                        fio_turn(side, Path(folder), seconds / turns, enter)
     return mine, other
 
 
@@ -218,9 +253,9 @@ def place(directory: Path, program: Path, rounds: int, seconds: float, enter: En
     """Ratios and figures on one path."""
     ratios: dict[str, list[float]] = {key: [] for key in AIMS}
     figures: dict[str, list[float]] = {}
-    for number in range(rounds):
-        mine, other = pair("pveperf", directory, program, seconds, enter, number % 2 == 0)
-        append, fio = pair("fdatasync", directory, program, seconds, enter, number % 2 == 0)
+    for _ in range(rounds):
+        mine, other = pair("pveperf", directory, program, seconds, enter)
+        append, fio = pair("fdatasync", directory, program, seconds, enter)
         ratios["ratio_pveperf"].append(mine.rate / other.rate)
         ratios["ratio_fio_rate"].append(append.rate / fio.rate)
         ratios["ratio_fio_p99"].append(append.p99_ms / fio.p99_ms)
