@@ -84,7 +84,7 @@ def entry(
         "counters": counters or last.get("counters"),
         "notes": notes,
     }
-    if result["gate"]["verdict"] == "fail" and gate:
+    if result["gate"]["verdict"] in ("fail", "warn") and gate:
         notes.append(f"gate: {result['gate']['message']}")
     if plan and plan.get("action") == "refuse":
         notes.append(f"cluster: {plan.get('reason')}")
@@ -142,13 +142,16 @@ def _how(figures: Mapping[str, Any] | None) -> str:
     return "counters since the last report"
 
 
+_VERDICTS = {"pass": "ok", "warn": "warn"}
+
+
 def _gate_text(gate: Mapping[str, Any]) -> str:
     if gate["verdict"] == "not measured":
         return "not measured"
     shown = (
         number_text(gate["fsyncs_per_second"]) if gate["fsyncs_per_second"] is not None else gate["reason"]
     )
-    return f"{shown} {'ok' if gate['verdict'] == 'pass' else 'FAIL'}"
+    return f"{shown} {_VERDICTS.get(gate['verdict'], 'FAIL')}"
 
 
 def _quorum_text(cluster: Mapping[str, Any]) -> str:

@@ -327,7 +327,7 @@ def _start(path: Path) -> subprocess.Popen[bytes]:
         "    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)\n"
         f"import sys; sys.path.insert(0, {str(ROOT / 'module_utils')!r})\n"
         "from pveguard import fsync_bench\n"
-        f"fsync_bench.bench({str(path)!r}, 60)\n"
+        f"fsync_bench.bench({str(path)!r}, 60, methods=fsync_bench.METHODS)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
     _wait_until(lambda: list(path.glob(f"{fsync_bench.PREFIX}*/tf_1.dat")))

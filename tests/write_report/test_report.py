@@ -184,6 +184,15 @@ def test_the_gate_of_the_last_report_is_kept() -> None:
     assert made["gate"]["fsyncs_per_second"] == 812.4
 
 
+@pytest.mark.parametrize(
+    ("gate", "shown"), [(GATE, "812 ok"), (SLOW, "14 FAIL"), ({**GATE, "verdict": "warn"}, "812 warn")]
+)
+def test_a_warning_of_the_gate_is_no_refusal(gate: dict[str, Any], shown: str) -> None:
+    made = entry(gate=gate)
+    assert shown in report_table.render(report_table.build({"pve1": made}, NOW))
+    assert (f"gate: {gate['message']}" in made["notes"]) == (gate is not GATE)
+
+
 def test_ha_that_is_off_with_resources_is_said_loudly() -> None:
     made = entry(node=node(ha__resources=["vm:100"]))
     assert "HA is off but has resources: vm:100" in made["notes"]
