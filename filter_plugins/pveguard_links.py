@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Filters of the role link_gate: which links are measured, whom a bad one is held against, the token timeout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ansible.module_utils
+
+_ROOT = Path(__file__).resolve().parent.parent
+# Filters are loaded by the controller, which does not know this project's module_utils as modules do.
+if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
+    ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
+
+from ansible.module_utils.pveguard import corosync_conf, link_gate, plan, token_advice
+from ansible.module_utils.pveguard.errors import PveguardError
+
+#: Where the role registers what its module measured, and keeps the result.
+MEASURED = "__link_gate_measured"
+RESULT = "link_gate_result"
+
+
+def _hosts(hostvars: Any) -> list[str]:
+    """Every host of the inventory, also those that --limit or serial leaves out."""
+    manager = getattr(hostvars, "_inventory", None)
+    if manager is None:
+        return list(hostvars)
+    return [host.name for host in manager.get_hosts("all", ignore_limits=True, ignore_restrictions=True)]
+
+
+def _action(variables: Mapping[str, Any]) -> str | None:
+    return (variables.get("pveguard_plan") or {}).get("action")
+
+
+def _nodes(hostvars: Any) -> dict[str, link_gate.Node]:
+    nodes = {}
+    for host in _hosts(hostvars):
+        variables = hostvars[host]
+        cluster = variables.get("corosync_cluster_name")
+        links = variables.get("corosync_links")
+        nodes[host] = link_gate.Node(
+            cluster=str(cluster) if cluster else None,
+            links=[str(link) for link in links] if isinstance(links, list) else [],
+            action=_action(variables),
+        )
+    return nodes
+
+
+def link_pairs(hostvars: Any, host: str, max_peers: int = link_gate.DEFAULT_MAX_PEERS) -> list[dict[str, Any]]:
+    """``{{ hostvars | pveguard_link_pairs(inventory_hostname, link_gate_max_peers) }}``: the module's ``pairs``."""
+    return link_gate.pairs(_nodes(hostvars), host, int(max_peers))
+
+
+def link_result(hostvars: Any, host: str, check_mode: bool = False) -> dict[str, Any]:
+    """The role's ``link_gate_result`` of a host, from what all hosts of the play measured."""
+    nodes = _nodes(hostvars)
+    measured = {
+        name: {key: value for key, value in result.items() if key in _RESULT_KEYS}
+        for name in nodes
+        if (result := hostvars[name].get(MEASURED)) and "links" in result
+    }
+    if host in measured:
+        return link_gate.settle(nodes, measured)[host]
+    if not nodes[host].cluster:
+        return link_gate.not_measured("no_links", "corosync_cluster_name is not set, so there is no link to measure")
+    if not link_gate.pairs(nodes, host):
+        return link_gate.not_measured("no_peers", "no other node has a link with this one yet")
+    if check_mode:
+        return link_gate.not_measured("check_mode", "link_gate_in_check_mode is false")
+    return link_gate.not_measured("not_asked", "pveguard_gate_enforce and the cluster plan ask for no measurement")
+
+
+#: What the module returned, without what Ansible adds.
+_RESULT_KEYS = (
+    *("verdict", "reason", "message", "rtt_p99_ms", "samples", "duration_seconds", "time", "kernel"),
+    *("under_load", "links"),
+)
+
+
+def token(hostvars: Any, hosts: list[str]) -> dict[str, dict[str, Any]]:
+    """``{{ hostvars | pveguard_token_advice(ansible_play_hosts_all) }}``: cluster -> advice of the core token_advice.
+
+    Counted are the nodes that are in the ring or are to join it and are not refused by link_gate. The configuration is
+    that of a live member; without one, what pveguard would found the cluster with; ``corosync_token`` goes before both.
+    """
+    clusters: dict[str, list[str]] = {}
+    for host in hosts:
+        variables = hostvars[host]
+        name = variables.get("corosync_cluster_name") or plan.live_cluster(_facts(variables))
+        if name:
+            clusters.setdefault(str(name), []).append(host)
+    return {name: _advice(hostvars, members) for name, members in clusters.items()}
+
+
+def _facts(variables: Mapping[str, Any]) -> dict[str, Any] | None:
+    return (variables.get("pveguard_node") or {}).get("node")
+
+
+def _advice(hostvars: Any, hosts: list[str]) -> dict[str, Any]:
+    ring, rtts, fsyncs, listed = [], [], {}, 0
+    token_ms, coefficient_ms = corosync_conf.DEFAULT_TOKEN_MS, corosync_conf.DEFAULT_TOKEN_COEFFICIENT_MS
+    for host in hosts:
+        variables = hostvars[host]
+        result = variables.get(RESULT) or {}
+        if _action(variables) not in (None, *link_gate.IN_RING) or result.get("verdict") == "fail":
+            continue
+        ring.append(host)
+        fsyncs[host] = (variables.get("fsync_gate_result") or {}).get("p99_ms")
+        # A link to a refused node is not going to be part of the ring.
+        rtts += [
+            figures["rtt_p99_ms"]
+            for link in result.get("links") or []
+            if link.get("reason") != "peer_refused"
+            for figures in (link, link.get("load") or {})
+            if figures.get("rtt_p99_ms") is not None
+        ]
+        facts = _facts(variables)
+        if plan.live_cluster(facts):
+            corosync = (facts or {}).get("corosync") or {}
+            listed = max(listed, len(corosync.get("members") or []))
+            token_ms, coefficient_ms = _configured(corosync)
+    # What the run is going to configure.
+    token_ms = int(next((hostvars[host].get("corosync_token") for host in hosts), None) or token_ms)
+    joining = sum(_action(hostvars[host]) == "join" for host in ring)
+    # Members that the inventory does not name are in the ring all the same.
+    nodes = max(len(ring), listed + joining if listed else 0)
+    return token_advice.advise(
+        nodes, max(rtts, default=None), fsyncs, token_ms=token_ms, coefficient_ms=coefficient_ms
+    )
+
+
+def _configured(corosync: Mapping[str, Any]) -> tuple[int, int]:
+    """token and token_coefficient of a member's corosync.conf, with corosync's defaults for what it does not say."""
+    text = (corosync.get("cluster") or corosync.get("host") or {}).get("text") or ""
+    try:
+        document = corosync_conf.parse(text)
+    except PveguardError:
+        return token_advice.DEFAULT_TOKEN_MS, token_advice.DEFAULT_COEFFICIENT_MS
+    token_ms, coefficient = document.token_ms, document.token_coefficient_ms
+    return (
+        token_advice.DEFAULT_TOKEN_MS if token_ms is None else token_ms,
+        token_advice.DEFAULT_COEFFICIENT_MS if coefficient is None else coefficient,
+    )
+
+
+class FilterModule:
+    """The filters of this file."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        return {
+            "pveguard_link_pairs": link_pairs,
+            "pveguard_link_result": link_result,
+            "pveguard_token_advice": token,
+        }
