@@ -49,6 +49,10 @@ PROBE_BYTES = 160
 DEFAULT_LOAD_BYTES = 1400
 DEFAULT_LOAD_PACKETS_PER_SECOND = 200
 
+#: The search for the path MTU: sizes tried in one round over all links, and copies of each.
+SIZES_PER_ROUND = 200
+SIZE_COPIES = 3
+
 #: Fewer lost packets than this never refuse a link: one is an accident.
 MIN_LOST = 3
 #: IPv6's minimum (RFC 8200). Smaller ones exist on IPv4 only, and no Ethernet has them.
@@ -189,12 +193,15 @@ def _mtu_problems(figures: Mapping[str, Any], thresholds: Thresholds, prefix: st
     seen, interface = figures["path_mtu"], figures["interface_mtu"]
     if seen is None:
         return []
-    if seen < thresholds.mtu_min:
-        return [("fail", "mtu", f"path MTU {seen}, wanted at least {thresholds.mtu_min} ({prefix}mtu_min)")]
-    if interface and seen < interface:
+    below = figures.get("path_mtu_below") or seen + 1
+    exact = below == seen + 1
+    shown = f"path MTU {seen}" if exact else f"path MTU from {seen} to {below - 1}"
+    if below <= thresholds.mtu_min:
+        return [("fail", "mtu", f"{shown}, wanted at least {thresholds.mtu_min} ({prefix}mtu_min)")]
+    if interface and below <= interface:
         # knet goes on with such a path and says that performance may suffer, so it is no reason to refuse.
         text = (
-            f"path MTU {seen}, but the interface says {interface}: set both ends and the switches between to the same MTU"
+            f"{shown}, but the interface says {interface}: set both ends and the switches between to the same MTU"
         )
         return [("warn", "mtu", text)]
     return []
@@ -298,6 +305,8 @@ class Seen:
     contacts: int = 0
     answered: bool = False
     path_mtu: int | None = None
+    #: A packet of this size does not pass; path_mtu + 1 when the search was finished.
+    path_mtu_below: int | None = None
     send_error: str = ""
     errors: dict[str, int] = field(default_factory=dict)
     # Of the search for the path MTU: the largest size that passed, the smallest that did not.
@@ -414,36 +423,47 @@ class _Session:
             self.seen[index].passed = PROBE_BYTES
             self.seen[index].refused = self.limits[index] + 1
             tried[index] = [self.limits[index]]
-        while tried and self.wire.now() < until:
+        while tried and self._try_sizes(tried, until) and self._await_sizes(tried, until):
             for index, sizes in tried.items():
-                # Copies, because a lost packet is not one that is too large.
-                for size in sizes * 3:
+                seen = self.seen[index]
+                seen.refused = min([seen.refused, *(size for size in sizes if size > seen.passed)])
+            open_links = [index for index in tried if self.seen[index].refused - self.seen[index].passed > 1]
+            steps = min(16, max(2, SIZES_PER_ROUND // max(1, len(open_links))))
+            tried = {index: _ladder(self.seen[index].passed, self.seen[index].refused, steps) for index in open_links}
+        for index in indexes:
+            seen = self.seen[index]
+            seen.path_mtu, seen.path_mtu_below = seen.passed, max(seen.refused, seen.passed + 1)
+
+    def _try_sizes(self, tried: Mapping[int, Sequence[int]], until: float) -> bool:
+        """Send one round; False when the time ended before, so that its silence says nothing."""
+        # Copies, because a lost packet is not one that is too large.
+        for _ in range(SIZE_COPIES):
+            for index, sizes in tried.items():
+                for size in sizes:
+                    if self.wire.now() >= until:
+                        return False
                     sequence = next(self._counter) % 0xFFFF
                     self._sizes[index, sequence] = size
                     self._send(index, SIZE, sequence, size)
                     self.collect(self.wire.now() + 0.0005)
-            self._await_sizes(tried, until)
-            for index, sizes in list(tried.items()):
-                seen = self.seen[index]
-                seen.refused = min([seen.refused, *(size for size in sizes if size > seen.passed)])
-                tried[index] = _ladder(seen.passed, seen.refused)
-                if not tried[index]:
-                    del tried[index]
-        for index in indexes:
-            self.seen[index].path_mtu = self.seen[index].passed
+        return True
 
-    def _await_sizes(self, tried: Mapping[int, Sequence[int]], until: float) -> None:
-        """Wait for the answers of one round: as long as the links have shown to need, at most half a second."""
+    def _await_sizes(self, tried: Mapping[int, Sequence[int]], until: float) -> bool:
+        """Wait for the answers of one round: as long as the links have shown to need, at most half a second.
+
+        False when the time ended before.
+        """
         longest = max(stats.percentile(sorted(self.seen[index].times()), 0.99) for index in tried)
-        end = min(until, self.wire.now() + min(0.5, 0.05 + 3 * longest))
-        while self.wire.now() < end:
+        end = self.wire.now() + min(0.5, 0.05 + 3 * longest)
+        while self.wire.now() < min(end, until):
             if all(self.seen[index].passed >= max(sizes) for index, sizes in tried.items()):
-                return
-            for event in self.wire.receive(end):
+                return True
+            for event in self.wire.receive(min(end, until)):
                 self._take(event)
+        return end <= until
 
 
-def _ladder(passed: int, refused: int, steps: int = 16) -> list[int]:
+def _ladder(passed: int, refused: int, steps: int) -> list[int]:
     """Sizes evenly between one that passed and one that did not; none when there is nothing between."""
     width = refused - passed
     between = {passed + -(-width * step // (steps + 1)) for step in range(1, steps + 1)}
@@ -524,7 +544,7 @@ def bench(
             seen = measure(wire, [entry["interface_mtu"] for entry in wired], end, load)
             silent = []
             for index, (entry, one) in enumerate(zip(wired, seen, strict=True)):
-                entry.update(one.rest.figures(), path_mtu=one.path_mtu)
+                entry.update(one.rest.figures(), path_mtu=one.path_mtu, path_mtu_below=one.path_mtu_below)
                 if load and one.loaded.sent:
                     entry["load"] = one.loaded.figures()
                 if not one.times():
@@ -533,7 +553,7 @@ def bench(
                 _name_silence(wire, silent, began + duration, run)
     for entry in entries:
         entry.update(judge(entry, thresholds, host, prefix))
-        del entry["obstacle"]
+        del entry["obstacle"], entry["path_mtu_below"]
     bad = [entry for entry in entries if entry["verdict"] != "pass"]
     verdict = worst([entry["verdict"] for entry in entries])
     first = next((entry for entry in bad if entry["verdict"] == verdict), None)
@@ -562,6 +582,7 @@ def _entry(pair: Pair) -> dict[str, Any]:
         "interface": None,
         "interface_mtu": None,
         "path_mtu": None,
+        "path_mtu_below": None,
         **_Series().figures(),
         "load": None,
         "obstacle": None,
