@@ -126,6 +126,7 @@ def test_members_are_left_alone_and_a_dry_run_measures(run: Run, faults: Faults)
     done, results = run("--check", "-e", '{"link_gate_in_check_mode": false}', n1="adopt", n2="adopt", n3="join")
     assert done.returncode == 0
     assert (results["n3"]["verdict"], results["n3"]["reason"]) == ("not measured", "check_mode")
+    assert "n3: the links are not measured in check mode" in " ".join(done.stdout.split())
     assert set(results["n3"]) == set(results["n1"])
 
 
