@@ -698,7 +698,11 @@ def local_addresses(run: Run = real_run) -> dict[str, tuple[str, int]]:
 
 
 def neighbour_reachable(address: str, run: Run = real_run) -> bool:
-    """Whether the kernel has just heard from the hardware of an address on a directly attached network."""
+    """Whether the kernel has just heard from the hardware of an address on a directly attached network.
+
+    An entry from before is asked again 5 s after the first packet (``delay_first_probe_time`` of arp(7)), so a shorter
+    measurement may not know it.
+    """
     return any(
         "REACHABLE" in entry.get("state", [])
         for entry in _ip_json(run, "neighbour", "show", address.split("%")[0])

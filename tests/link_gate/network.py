@@ -39,6 +39,7 @@ class Faults:
     hold_every: int = 0
     mtu: int = 65535
     drop_icmp: bool = False
+    drop_tcp: bool = False
 
 
 def ip(*arguments: str) -> None:
@@ -129,7 +130,11 @@ def _addresses(network: Network) -> None:
         ip("-n", namespace, "address", "add", f"{four}/24", "dev", "ring")
         ip("-n", namespace, "address", "add", f"{six}/64", "dev", "ring", "nodad")
         ip("-n", namespace, "link", "set", "ring", "up")
-    for namespace in (network.near, network.far):
+    _settle(network.near, network.far)
+
+
+def _settle(*namespaces: str) -> None:
+    for namespace in namespaces:
         # Duplicate address detection of the link-local addresses delays neighbour discovery by a second.
         end = time.monotonic() + 30
         command = ["ip", "-n", namespace, "-6", "address", "show", "tentative"]
@@ -160,6 +165,10 @@ def _tap(namespace: str) -> int:
     return opened[0]
 
 
+def _is_tcp(frame: bytes) -> bool:
+    return frame[12:14] == b"\x08\x00" and frame[23] == 6 or frame[12:14] == b"\x86\xdd" and frame[20] == 6
+
+
 def _is_icmp(frame: bytes) -> bool:
     """Echo requests and replies, not the neighbour discovery of IPv6."""
     kind = frame[12:14]
@@ -181,7 +190,7 @@ def _relay(ends: list[int], faults: Faults, stop: threading.Event) -> None:
             if len(frame) - 14 > faults.mtu:
                 continue
             release: list[bytes] = []
-            if _is_icmp(frame) and faults.drop_icmp:
+            if (faults.drop_icmp and _is_icmp(frame)) or (faults.drop_tcp and _is_tcp(frame)):
                 continue
             if _is_icmp(frame) and end == ends[0]:
                 icmp += 1
@@ -203,6 +212,33 @@ def _relay(ends: list[int], faults: Faults, stop: threading.Event) -> None:
                 os.write(other, frame)
             except OSError:
                 pass  # the device is still down
+
+
+@contextmanager
+def routed(name: str, mtu: int) -> Iterator[Network]:
+    """A router between the two, whose link to the far one has a smaller MTU."""
+    with _namespaces(name) as network:
+        router = f"{network.near}r"
+        ip("netns", "add", router)
+        try:
+            for namespace, device, four, six in (
+                (network.near, "near", (NEAR, "10.99.7.254"), (NEAR6, "fd99:7::fe")),
+                (network.far, "far", ("10.99.9.2", "10.99.9.254"), ("fd99:9::2", "fd99:9::fe")),
+            ):
+                ip("-n", namespace, "link", "add", "ring", "type", "veth", "peer", "name", device, "netns", router)
+                for space, link, place in ((namespace, "ring", 0), (router, device, 1)):
+                    ip("-n", space, "address", "add", f"{four[place]}/24", "dev", link)
+                    ip("-n", space, "address", "add", f"{six[place]}/64", "dev", link, "nodad")
+                    ip("-n", space, "link", "set", link, "up")
+                ip("-n", namespace, "route", "add", "default", "via", four[1])
+                ip("-n", namespace, "-6", "route", "add", "default", "via", six[1])
+            ip("-n", router, "link", "set", "far", "mtu", str(mtu))
+            network.sysctl(router, "ipv4/ip_forward", "1")
+            network.sysctl(router, "ipv6/conf/all/forwarding", "1")
+            _settle(network.near, network.far, router)
+            yield network
+        finally:
+            ip("netns", "delete", router)
 
 
 @contextmanager

@@ -119,6 +119,15 @@ def test_a_slow_link(rtt_ms: float) -> None:
         assert part in result["message"]
 
 
+def test_the_slow_packets_count_not_the_average() -> None:
+    """Three of a hundred take 40 ms: the median does not see them, the token does."""
+    wire = FakeWire(lambda kind, number, size: 0.04 if number % 33 == 32 else 0.0003)
+    (seen,) = link_bench.measure(wire, [1500], wire.now() + 10)
+    result = judged(seen)
+    assert result["rtt_p50_ms"] < 1 and result["rtt_p99_ms"] == pytest.approx(40, abs=1) == result["rtt_max_ms"]
+    assert (result["verdict"], result["reason"]) == ("fail", "rtt")
+
+
 def test_loss() -> None:
     chance = random.Random(4)
     wire = FakeWire(lambda kind, number, size: None if chance.random() < 0.02 else 0.0003)
@@ -188,15 +197,24 @@ def test_path_mtu_that_routers_report() -> None:
 
 def test_a_search_that_was_not_finished_accuses_nobody() -> None:
     """All of 56 links have a smaller MTU, and there is hardly time: what is said of each is true."""
-    for total in (1, 2, 10):
-        wire = FakeWire(*[steady(mtu=1400)] * 56)
-        for seen in link_bench.measure(wire, [1500] * 56, wire.now() + total):
+    for total, rtt, links in ((1, 0.0003, 56), (2, 0.0003, 56), (10, 0.0003, 56), (1, 0.15, 1), (2, 0.15, 2), (3, 0.15, 5)):
+        wire = FakeWire(*[steady(rtt, mtu=1400)] * links)
+        every = link_bench.measure(wire, [1500] * links, wire.now() + total)
+        assert wire.now() <= 1000.01 + total
+        for seen in every:
             assert seen.path_mtu is not None and seen.path_mtu_below is not None
             assert seen.path_mtu <= 1400 < seen.path_mtu_below
-            result = judged(seen)
+            result = judged(seen, rtt_fail_ms=999, rtt_warn_ms=999, loss_fail_percent=99, loss_warn_percent=99)
             assert result["verdict"] == "warn" or seen.path_mtu_below == 1501
             if total == 10:
                 assert seen.path_mtu == 1400
+
+
+def test_an_answer_that_could_not_arrive_in_time_is_no_refusal() -> None:
+    wire = FakeWire(steady(0.25))
+    (seen,) = link_bench.measure(wire, [1500], wire.now() + 1)
+    assert seen.path_mtu_below == 1501
+    assert "mtu" not in judged(seen)["reasons"]
 
 
 def test_mtu_verdicts() -> None:

@@ -117,6 +117,17 @@ def test_a_smaller_mtu_in_the_path(faulty: tuple[Network, Faults], near: str, fa
 
 
 @slow
+@pytest.mark.parametrize(("near", "far"), [(NEAR, "10.99.9.2"), (NEAR6, "fd99:9::2")], ids=["IPv4", "IPv6"])
+def test_a_router_with_a_smaller_mtu(near: str, far: str) -> None:
+    """It reports it, and would cut what may be cut; what the kernel remembers of it does not count."""
+    with network.routed("lgm", 1400) as made:
+        for _ in range(2):
+            result = made.bench((near, far), duration=3, thresholds=LENIENT)
+            assert only(result)["path_mtu"] == 1400
+            assert (result["verdict"], result["reason"]) == ("warn", "mtu")
+
+
+@slow
 def test_reordering(faulty: tuple[Network, Faults]) -> None:
     made, faults = faulty
     faults.hold_every = 10
@@ -133,8 +144,12 @@ def test_filtered_on_the_way(faulty: tuple[Network, Faults], near: str, far: str
     result = made.bench((near, far), thresholds={"icmp_filtered": "warn"}, prefix="link_gate_")
     assert (result["verdict"], result["reason"]) == ("warn", "icmp_filtered")
     assert only(made.bench((near, far)))["verdict"] == "fail"
-    for part in ("the peer is there", "allow ICMP echo", near, far, "link_gate_icmp_filtered"):
+    for part in ("the peer is there (it answers TCP)", "allow ICMP echo", near, far, "link_gate_icmp_filtered"):
         assert part in result["message"]
+    faults.drop_tcp = True
+    # The kernel asks the hardware again after 5 s (delay_first_probe_time).
+    result = made.bench((near, far), duration=8)
+    assert result["reason"] == "icmp_filtered" and "its hardware address is known" in result["message"]
 
 
 @slow
