@@ -52,6 +52,8 @@ DEFAULT_LOAD_PACKETS_PER_SECOND = 200
 #: The search for the path MTU: sizes tried in one round over all links, and copies of each.
 SIZES_PER_ROUND = 200
 SIZE_COPIES = 3
+#: Seconds to wait for the answers of a round, beside what the link has shown to need: a busy node is no small MTU.
+SIZE_WAIT_S = 0.2
 
 #: Fewer lost packets than this never refuse a link: one is an accident.
 MIN_LOST = 3
@@ -454,7 +456,7 @@ class _Session:
         False when the time ended before.
         """
         longest = max(stats.percentile(sorted(self.seen[index].times()), 0.99) for index in tried)
-        end = self.wire.now() + min(0.5, 0.05 + 3 * longest)
+        end = self.wire.now() + min(0.5, SIZE_WAIT_S + 3 * longest)
         while self.wire.now() < min(end, until):
             if all(self.seen[index].passed >= max(sizes) for index, sizes in tried.items()):
                 return True
@@ -464,10 +466,13 @@ class _Session:
 
 
 def _ladder(passed: int, refused: int, steps: int) -> list[int]:
-    """Sizes evenly between one that passed and one that did not; none when there is nothing between."""
+    """Sizes evenly between one that passed and one that did not, and the last before that one.
+
+    A router that reports its MTU has said which that is. None when there is nothing between.
+    """
     width = refused - passed
     between = {passed + -(-width * step // (steps + 1)) for step in range(1, steps + 1)}
-    return sorted(size for size in between if passed < size < refused)
+    return sorted(size for size in between | {refused - 1} if passed < size < refused)
 
 
 def measure(wire: Wire, limits: Sequence[int], until: float, load: Load | None = None) -> list[Seen]:
