@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from . import text_table
 from .units import UNKNOWN, bytes_text, duration_text, number_text
 
 SCHEMA = "pveguard-report"
@@ -100,12 +101,7 @@ def entry(
 def render(report: Mapping[str, Any]) -> str:
     """The report as an aligned table, the notes below it. No trailing newline, no trailing blanks."""
     nodes: Mapping[str, Mapping[str, Any]] = report["nodes"]
-    rows = [HEADER, *(_row(name, node) for name, node in nodes.items())]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
+    lines = text_table.lines(HEADER, [_row(name, node) for name, node in nodes.items()])
     notes = [f"{name}: {note}" for name, node in nodes.items() for note in node["notes"]]
     times = {_how(node["writes"][when]) for node in nodes.values() for when in ("before", "after")} - {""}
     if times:
