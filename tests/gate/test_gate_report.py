@@ -260,3 +260,20 @@ def test_keys_are_those_that_the_documentation_names() -> None:
 )
 def test_a_file_of_another_schema_is_not_read(value: Any) -> None:
     assert gate_report.usable(value) == {}
+
+
+def test_a_link_that_only_the_sound_end_measured_is_bad_all_the_same() -> None:
+    """pve2 is refused for it before it measured anything itself; pve1 has no more than a warning."""
+    blamed = sample.link(
+        "pve2", 0, (40.0, 44.0, 61.0), verdict="warn", reason="peer_refused", reasons=["rtt"]
+    )
+    report = gate_report.build({"pve1": entry(links=sample.links([blamed], verdict="warn"))}, sample.NOW)
+    assert [(pair["verdict"], pair["reason"]) for pair in report["pairs"]] == [("fail", "rtt")]
+    assert "FAIL rtt" in gate_report.render(report)
+
+
+def test_a_member_that_failed_and_stays_was_not_refused() -> None:
+    node = entry(in_run=True, disk=sample.throttled_disk(), plan={"action": "adopt", "reason": ""})
+    assert (node["verdict"], node["refused_for"]) == ("fail", [])
+    table = gate_report.render(gate_report.build({"pve2": node}, sample.NOW))
+    assert "Failed:" in table and "Refused" not in table
