@@ -42,7 +42,7 @@ def test_measures_and_leaves_nothing_behind(tmp_path: Path) -> None:
     assert result["verdict"] == "pass" and result["reason"] == "ok"
     assert result["samples"] > 0 and result["fsyncs_per_second"] > 0
     assert result["p50_ms"] <= result["p90_ms"] <= result["p99_ms"] <= result["p99_9_ms"] <= result["max_ms"]
-    assert result["duration_seconds"] >= 0.3
+    assert result["duration_seconds"] > 0
     assert result["filesystem"] and result["free_bytes"] > 0
     assert list(tmp_path.iterdir()) == []
 
