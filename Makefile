@@ -34,6 +34,12 @@ site: $(if $(INVENTORY),base,lab) ## run site.yml, on the lab unless INVENTORY i
 assess: $(if $(INVENTORY),base,lab) ## read-only: what is there, and what site.yml would change
 	ansible-playbook -i $(or $(INVENTORY),inventory/lab) playbooks/assess.yml $(ARGS)
 
+gate: $(if $(INVENTORY),base,lab) ## measure disks and links, change nothing; reports/gate.html
+	ansible-playbook -i $(or $(INVENTORY),inventory/lab) playbooks/gate.yml $(ARGS)
+
+join: $(if $(INVENTORY),base,lab) ## gate, then found or join the cluster, and no more
+	ansible-playbook -i $(or $(INVENTORY),inventory/lab) playbooks/join.yml $(ARGS)
+
 restore: $(if $(INVENTORY),base,lab) ## one node back to an earlier generation of its state
 	ansible-playbook -i $(or $(INVENTORY),inventory/lab) playbooks/restore.yml $(ARGS)
 

@@ -32,6 +32,8 @@ PLAYBOOK_VARIABLES: dict[str, dict[str, Any]] = {
     "pveguard_reports_dir": {"type": "path"},
     "pveguard_lock_takeover": {"type": "str"},
     # Registered or set by the playbooks while they run.
+    "pveguard_gate_alone": {"type": "raw"},
+    "pveguard_join": {"type": "raw"},
     "pveguard_node": {"type": "raw"},
     "pveguard_plan": {"type": "raw"},
     "pveguard_run": {"type": "raw"},

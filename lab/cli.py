@@ -130,6 +130,7 @@ def parser() -> argparse.ArgumentParser:
     delay = add("delay", "delay what a node sends on the ring network")
     delay.add_argument("node")
     delay.add_argument("milliseconds", type=float_or_off, metavar="MS|off")
+    delay.add_argument("--loss", type=float, default=0, metavar="PERCENT", help="lose so much of it besides")
 
     logs = add("logs", "show a node's log")
     logs.add_argument("node")
@@ -268,7 +269,7 @@ def run(args: argparse.Namespace) -> int:
         case "throttle":
             lab.throttle(args.node, args.iops)
         case "delay":
-            lab.delay(args.node, args.milliseconds)
+            lab.delay(args.node, args.milliseconds, args.loss)
         case "logs":
             return _logs(lab, args)
     return 0

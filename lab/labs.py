@@ -800,21 +800,26 @@ class Lab:
                 say(f"{machine.name}: {'no limit' if iops is None else f'{iops} writes a second at most'}")
             self._save()
 
-    def delay(self, node: str, milliseconds: float | None) -> None:
-        """Delay what a node sends on the ring (netem in the guest, until its next boot); None ends it."""
+    def delay(self, node: str, milliseconds: float | None, loss: float = 0) -> None:
+        """Delay what a node sends on the ring, and lose ``loss`` percent of it (netem in the guest, until its next boot);
+        None ends both.
+        """
         with self._changing("delay"):
             if milliseconds is not None and milliseconds < 0:
                 raise LabError(f"delay {milliseconds:g}: milliseconds, or 'off'")
+            if not 0 <= loss <= 100:
+                raise LabError(f"loss {loss:g}: percent, from 0 to 100")
+            lost = f" loss {loss:g}%" if loss else ""
             for machine in self.select([node], running=True):
                 if milliseconds is None:
                     command = "tc qdisc del dev eth1 root 2>/dev/null || true"
                 else:
-                    command = f"modprobe sch_netem; tc qdisc replace dev eth1 root netem delay {milliseconds:g}ms limit 100000"
+                    command = f"modprobe sch_netem; tc qdisc replace dev eth1 root netem delay {milliseconds:g}ms{lost} limit 100000"
                 status, output = machine.console.run(command, 30)
                 if status != 0:
                     raise LabError(f"{machine.name}: tc: {output.strip()}")
                 self.state.nodes[machine.name]["delay"] = milliseconds
-                say(f"{machine.name}: {'no delay' if milliseconds is None else f'{milliseconds:g} ms'}")
+                say(f"{machine.name}: {'no delay' if milliseconds is None else f'{milliseconds:g} ms{lost}'}")
             self._save()
 
     # --- access --------------------------------------------------------------------------------------------
