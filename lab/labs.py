@@ -814,7 +814,8 @@ class Lab:
                 if milliseconds is None:
                     command = "tc qdisc del dev eth1 root 2>/dev/null || true"
                 else:
-                    command = f"modprobe sch_netem; tc qdisc replace dev eth1 root netem delay {milliseconds:g}ms{lost} limit 100000"
+                    netem = f"netem delay {milliseconds:g}ms{lost} limit 100000"
+                    command = f"modprobe sch_netem; tc qdisc replace dev eth1 root {netem}"
                 status, output = machine.console.run(command, 30)
                 if status != 0:
                     raise LabError(f"{machine.name}: tc: {output.strip()}")
