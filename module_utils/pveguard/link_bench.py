@@ -29,7 +29,7 @@ from . import stats
 from .errors import PveguardError
 from .run import CommandMissing, Run
 from .run import run as real_run
-from .units import number_text
+from .units import UNKNOWN, number_text
 
 DEFAULT_DURATION_S = 10.0
 MIN_DURATION_S = 1.0
@@ -54,6 +54,8 @@ SIZES_PER_ROUND = 200
 SIZE_COPIES = 3
 #: Seconds to wait for the answers of a round, beside what the link has shown to need: a busy node is no small MTU.
 SIZE_WAIT_S = 0.2
+#: Seconds of round-trip time (p99) beyond which silence says nothing about a size: the path MTU stays unknown.
+SIZE_LONGEST_RTT_S = 0.25
 
 #: Fewer lost packets than this never refuse a link: one is an accident.
 MIN_LOST = 3
@@ -146,7 +148,7 @@ def judge(
         seen = (
             f"p50 {_ms(shown['rtt_p50_ms'])}, p99 {_ms(shown['rtt_p99_ms'])}, "
             f"jitter {_ms(shown['jitter_ms'])}, loss {number_text(shown['loss_percent'])} %, "
-            f"MTU {figures['path_mtu']}"
+            f"MTU {figures['path_mtu'] or UNKNOWN}"
         )
         return {"verdict": "pass", "reason": "ok", "reasons": [], "message": f"{where}: {seen}"}
     return {
@@ -419,7 +421,11 @@ class _Session:
 
     def find_mtu(self, until: float) -> None:
         """The largest packet that is seen to pass without being fragmented, on every link that answers."""
-        indexes = [index for index, seen in enumerate(self.seen) if seen.times()]
+        indexes = [
+            index
+            for index, seen in enumerate(self.seen)
+            if (times := sorted(seen.times())) and stats.percentile(times, 0.99) <= SIZE_LONGEST_RTT_S
+        ]
         tried: dict[int, list[int]] = {}
         for index in indexes:
             self.seen[index].passed = PROBE_BYTES

@@ -180,6 +180,14 @@ def test_path_mtu_is_found_exactly(mtu: int, limit: int) -> None:
     assert seen.path_mtu == mtu
 
 
+def test_path_mtu_of_a_link_whose_answers_take_long_is_not_guessed() -> None:
+    """A starved node: what has not come back after half a second was not too large."""
+    wire = FakeWire(lambda kind, number, size: 0.7)
+    (seen,) = link_bench.measure(wire, [1500], wire.now() + 10)
+    assert seen.times() and seen.path_mtu is None
+    assert judged(seen)["reason"] == "rtt"
+
+
 def test_path_mtu_that_routers_report() -> None:
     class Router(FakeWire):
         def send(self, index: int, kind: int, sequence: int, size: int) -> str:
