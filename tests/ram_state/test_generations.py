@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -111,6 +113,23 @@ def test_one_without_a_manifest_goes_by_number_only(ps: ModuleType, ram_node: No
     assert len(ps.generations(ram_node.paths)) == 6
     ps.prune(ram_node.paths, ps.Config({"generations_keep": 5}))
     assert [g.name for g in reversed(ps.generations(ram_node.paths))] == names[1:]
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_what_a_join_saved_before_is_a_good_generation(ps: ModuleType, ram_node: Node, stored: bool) -> None:
+    """The other program that writes generations; on a node without a store yet it knows of no lineage."""
+    path = Path(__file__).resolve().parents[2] / "roles/corosync/files/cluster-member"
+    loader = SourceFileLoader("cluster_member_program", str(path))
+    spec = importlib.util.spec_from_loader("cluster_member_program", loader)
+    assert spec is not None
+    program = importlib.util.module_from_spec(spec)
+    loader.exec_module(program)
+    if not stored:
+        Path(ram_node.paths.state_file).unlink()
+    name = program.save_generation(program.Node(ram_node.root), "pve1", "before-join")
+    (found,) = [g for g in ps.generations(ram_node.paths) if g.name == name]
+    assert found.problems() == [] and found.manifest["reason"] == "before-join"
+    assert ram_node.command("verify", "--generation", name, "--json") == 0
 
 
 @pytest.mark.parametrize("days", [-1, 36501])
