@@ -37,7 +37,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from . import block_device, suspicion
+from . import block_device, stats, suspicion
 from .errors import PveguardError
 from .run import Run, run
 from .units import bytes_text, number_text
@@ -294,19 +294,17 @@ def summary(rounds: Sequence[tuple[Sequence[int], int]]) -> dict[str, Any]:
     rates = [len(latencies) * 1e9 / max(1, elapsed) for latencies, elapsed in rounds]
     elapsed = sum(elapsed for _, elapsed in rounds)
 
-    def ms(rank: int) -> float:
-        return round(ranked[min(count, max(1, rank)) - 1] / 1e6, 3)
-
+    p99_ranks = _p99_ranks(count)
     return {
         "operations_per_second": round(count * 1e9 / max(1, elapsed), 2),
         "operations_per_second_interval": _interval(rates),
         "rounds_per_second": [round(rate, 2) for rate in rates],
         **{
-            f"{name}_ms": ms(math.ceil(count * permille / 1000))
-            for name, permille in (("p50", 500), ("p90", 900), ("p99", 990), ("p99_9", 999))
+            f"{name}_ms": round(stats.percentile(ranked, fraction) / 1e6, 3)
+            for name, fraction in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99_9", 0.999))
         },
-        "max_ms": ms(count),
-        "p99_ms_interval": _p99_ranks(count) and [ms(rank) for rank in _p99_ranks(count) or ()],
+        "max_ms": round(ranked[-1] / 1e6, 3),
+        "p99_ms_interval": p99_ranks and [round(ranked[rank - 1] / 1e6, 3) for rank in p99_ranks],
         "samples": count,
         "duration_seconds": round(elapsed / 1e9, 3),
         "histogram": _histogram(ranked),

@@ -321,6 +321,10 @@ class Seen:
         """All round-trip times in seconds."""
         return [*self.rest.answers.values(), *self.loaded.answers.values()]
 
+    def p99(self) -> float:
+        """Their 99th percentile; only where there are some."""
+        return stats.percentile(sorted(self.times()), 0.99)
+
 
 @dataclass(frozen=True)
 class Load:
@@ -424,7 +428,7 @@ class _Session:
         indexes = [
             index
             for index, seen in enumerate(self.seen)
-            if (times := sorted(seen.times())) and stats.percentile(times, 0.99) <= SIZE_LONGEST_RTT_S
+            if seen.times() and seen.p99() <= SIZE_LONGEST_RTT_S
         ]
         tried: dict[int, list[int]] = {}
         for index in indexes:
@@ -461,7 +465,7 @@ class _Session:
 
         False when the time ended before.
         """
-        longest = max(stats.percentile(sorted(self.seen[index].times()), 0.99) for index in tried)
+        longest = max(self.seen[index].p99() for index in tried)
         end = self.wire.now() + min(0.5, SIZE_WAIT_S + 3 * longest)
         while self.wire.now() < min(end, until):
             if all(self.seen[index].passed >= max(sizes) for index, sizes in tried.items()):

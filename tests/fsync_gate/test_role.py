@@ -19,6 +19,8 @@ from ansible.module_utils.pveguard import power_ledger
 
 from tests.write_report.test_roles import ROOT, play
 
+from .test_power_ledger import writers
+
 pytestmark = pytest.mark.slow
 ROLE = [{"name": "fsync_gate"}]
 
@@ -105,19 +107,6 @@ def started(tmp_path: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
         if process.poll() is None:
             process.kill()
         process.wait()
-
-
-def writers(folder: Path) -> list[int]:
-    """Processes that write a ledger in ``folder``."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if words[1:3] == [b"-", str(folder).encode()]:
-            found.append(int(path.parent.name))
-    return found
 
 
 def prepared(tmp_path: Path, base: dict[str, Any], started: list[subprocess.Popen[bytes]]) -> Path:

@@ -473,7 +473,7 @@ class Moment:
 
         self.now = now
         self.monotonic, self.strftime, self.sleep = time.monotonic, time.strftime, time.sleep
-        self._gmtime = time.gmtime
+        self.clock_gettime_ns, self._gmtime = time.clock_gettime_ns, time.gmtime
 
     def time(self) -> float:
         return self.now

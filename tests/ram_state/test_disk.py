@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import Writer, fill, load_program, table, without
+from .conftest import Writer, fill, stand_ins, table, without
 from .disk import ANY, SYNC, WRITE, Disk, crashes, put
 
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
@@ -31,12 +31,9 @@ pytestmark = [
 def program() -> Any:
     """A copy of the program of its own, on a node whose mounts are taken for granted."""
     pytest.importorskip("fuse", exc_type=OSError)
-    found: Any = load_program()
+    found = stand_ins()
     found.messages = []
     found.log = lambda level, message: found.messages.append((level, message))
-    found.run = lambda argv, timeout=60.0: found.Done(0)
-    found.live_mount = lambda paths: (paths.live, "tmpfs", found.TMPFS_SOURCE, "rw")
-    found.fill = lambda paths: (1 << 30, 1 << 20)
     found.daemon_pid = lambda paths: os.getpid()
     found.daemon_running = lambda paths: True
     return found

@@ -9,12 +9,15 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 harness = pytest.importorskip("lab.tests.doubles.harness")
+from lab.tests.doubles.test_cluster import Cluster, made  # noqa: E402
+
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "roles/ram_state/files/pve-state"
 DROP_IN = ROOT / "roles/ram_state/files/units/pve-cluster.conf"
@@ -132,6 +135,18 @@ class RamNode:
             " umount /var/lib/pve-cluster/backup; umount -l /var/lib/pve-cluster;"
             " rm -rf /run/pveguard /run/*.pid"
         )
+
+
+@contextmanager
+def members_in_ram() -> Iterator[Cluster]:
+    """Three members with corosync and empty databases; their watchers and daemons end with it."""
+    with made() as cluster:
+        try:
+            cluster.reset()
+            yield cluster
+        finally:
+            for node in cluster.nodes:
+                node.run("bash", "-c", "kill -9 $(cat /run/watch.pid /run/pve-cluster.pid)")
 
 
 @pytest.fixture

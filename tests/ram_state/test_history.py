@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from time import gmtime, strftime, struct_time
+from time import clock_gettime_ns, gmtime, strftime, struct_time
 from types import ModuleType
 from typing import Any
 
@@ -23,7 +23,7 @@ import pytest
 from hypothesis import Phase, event, example, given, settings
 from hypothesis import strategies as st
 
-from .conftest import Writer, fill, left, load_program, table, without
+from .conftest import Writer, fill, left, stand_ins, table, without
 from .test_replica import perform
 
 RPO = 2.0
@@ -47,6 +47,9 @@ class Clock:
 
     def time(self) -> float:
         return self.wall + self.now
+
+    # Files are stamped by the kernel, not by this clock.
+    clock_gettime_ns = staticmethod(clock_gettime_ns)
 
     def gmtime(self, seconds: float | None = None) -> struct_time:
         return gmtime(self.time() if seconds is None else seconds)
@@ -513,12 +516,7 @@ step = st.one_of(
 @pytest.fixture(scope="module")
 def program() -> Any:
     """A copy of the program for this file alone: its clock, its mounts and its daemon are stand-ins."""
-    found: Any = load_program()
-    found.log = lambda level, message: None
-    found.run = lambda argv, timeout=60.0: found.Done(0)
-    found.live_mount = lambda paths: (paths.live, "tmpfs", found.TMPFS_SOURCE, "rw")
-    found.fill = lambda paths: (1 << 30, 1 << 20)
-    return found
+    return stand_ins()
 
 
 @contextmanager
@@ -553,9 +551,42 @@ TWO_IN_A_SECOND = [
     for name in ("x", "sdn/x", "sdn/y")
     for step in (("join", False, [("write", name, b"1")]), ("wait", 0.25))
 ]
+# Once went wrong: what the stop of the daemon saved began a lineage that the waiting watcher did not know of.
+LINEAGE_OF_A_STOP = [
+    ("changes", [("write", "x", b"")]),
+    ("wait", 0.05),
+    ("join", False, []),
+    ("join", False, []),
+    ("resync", [], [("write", "y", b""), ("write", "x", b"")], 2, 0.3),
+    ("join", False, []),
+    ("resync", [], [("write", "x", b"")], 2, 0.3),
+    ("changes", [("write", "x", b""), ("write", "x", b"")]),
+    ("quiet",),
+    ("reboot", False),
+]
+CLEAN_AFTER_A_STOP = [
+    ("changes", [("write", "x", b"")]),
+    ("wait", 0.05),
+    ("join", False, []),
+    ("join", False, []),
+    ("resync", [], [("write", "x", b""), ("write", "x", b"")], 2, 0.3),
+    ("join", False, []),
+    ("changes", [("write", "x", b"")]),
+    ("changes", [("write", "x", b"")]),
+    ("resync", [], [("rename", "nodes/pve1", "nodes/pve1")], 2, 0.3),
+    ("reboot", True),
+]
 # And what must never go missing from those that chance makes.
 RESYNC = [("resync", [("write", "x", b"1")], [("write", "x", b"2")], 8, 3.0), ("cut", 0.0, 0.5)]
 SWAP = [("swap", "x"), ("reboot", True), ("swap", "x"), ("reboot", False)]
+# Before the watcher of the new daemon has looked at the data.
+SWAP_AND_STOP = [
+    ("wait", 0.1),
+    ("swap", "x"),
+    ("changes", [("write", "y", b"")]),
+    ("restart_daemon", 0.0),
+    ("reboot", False),
+]
 # More lineages than generations are kept.
 MANY = [
     step
@@ -566,8 +597,11 @@ MANY = [
 
 @settings(max_examples=50, phases=phases)
 @example(0.0, TWO_IN_A_SECOND)
+@example(0.0, LINEAGE_OF_A_STOP)
+@example(0.0, CLEAN_AFTER_A_STOP)
 @example(0.0, RESYNC)
 @example(0.0, SWAP)
+@example(0.0, SWAP_AND_STOP)
 @example(0.0, MANY)
 @given(costs, st.lists(step, min_size=3, max_size=20))
 def test_any_history_cut_anywhere(program: ModuleType, cost: float, steps: list[tuple[Any, ...]]) -> None:

@@ -19,8 +19,8 @@ import pytest
 harness = pytest.importorskip("lab.tests.doubles.harness")
 from lab.tests.doubles.test_cluster import Cluster, local_edit  # noqa: E402
 
-from .conftest import PROGRAM, load_program, table, without  # noqa: E402
-from .test_double import RamNode, ram, wait  # noqa: E402, F401
+from .conftest import PROGRAM, stand_ins, table, without  # noqa: E402
+from .test_double import RamNode, members_in_ram, ram, wait  # noqa: E402, F401
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 Rows = dict[int, tuple[Any, ...]]
@@ -31,12 +31,7 @@ GRACE = 4.0
 
 @pytest.fixture(scope="module")
 def program() -> Any:
-    found: Any = load_program()
-    found.log = lambda level, message: None
-    found.run = lambda argv, timeout=60.0: found.Done(0)
-    found.live_mount = lambda paths: (paths.live, "tmpfs", found.TMPFS_SOURCE, "rw")
-    found.fill = lambda paths: (1 << 30, 1 << 20)
-    return found
+    return stand_ins()
 
 
 class Observer:
@@ -218,22 +213,8 @@ def test_a_random_history_cut_at_random(program: Any, ram: RamNode, seed: int) -
 
 @pytest.fixture
 def three() -> Iterator[Cluster]:
-    reason = harness.why_not()
-    if reason is None and shutil.which("corosync", path=f"{os.environ['PATH']}:/usr/sbin") is None:
-        reason = "needs corosync"
-    if reason:
-        pytest.skip(reason)
-    try:
-        cluster = Cluster()
-    except AssertionError as error:
-        pytest.skip(f"no network namespaces with bridges here: {error}")
-    try:
-        cluster.reset()
+    with members_in_ram() as cluster:
         yield cluster
-    finally:
-        for node in cluster.nodes:
-            node.run("bash", "-c", "kill -9 $(cat /run/watch.pid /run/pve-cluster.pid)")
-        cluster.close()
 
 
 def test_a_leader_that_has_diverged(program: Any, three: Cluster) -> None:

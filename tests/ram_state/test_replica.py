@@ -317,6 +317,45 @@ def test_another_save_between_two_of_the_watcher_is_seen(ps: ModuleType, node: N
     assert not save(ps, node.paths, node.config, store, checkpoint=False)["saved"]
 
 
+def test_a_lineage_and_a_clean_stop_that_another_process_noted_are_known(ps: ModuleType, node: Node) -> None:
+    """The watcher waits for the next daemon while the stop of the last one saves in a process of its own."""
+    node.start_daemon()
+    fill(node.w)
+    store = ps.Store(node.paths, node.config, alone=True)
+    save(ps, node.paths, node.config, store, checkpoint=False)
+    with ps.store_lock(node.paths), ps.Store(node.paths, node.config) as other:
+        other.new_lineage("a join")
+        other.update_state(clean=True)
+        other.close()
+    node.w.write("datacenter.cfg", b"1")
+    assert save(ps, node.paths, node.config, store, checkpoint=False)["lineage"] == 2
+    with ps.store_lock(node.paths):
+        store.update_state(clean=False)
+    assert (ps.Store(node.paths, node.config).lineage, ps.read_json(node.paths.state_file)["clean"]) == (2, False)
+    live = ps.open_live(node.paths, True)
+    assert ps.save(live, store, replaced="a join", exact=True)["lineage"] == 2
+    node.w.write("datacenter.cfg", b"2")
+    assert ps.save(live, store, replaced="a join")["lineage"] == 3
+    live.close()
+
+
+def test_the_replica_is_known_only_when_the_tick_of_its_time_stamp_is_over(
+    ps: ModuleType, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may leave a file of the same length in the same tick of the clock that stamps files."""
+    node.start_daemon()
+    fill(node.w)
+    store = ps.Store(node.paths, node.config, alone=True)
+    save(ps, node.paths, node.config, store, checkpoint=False)
+    stamp = Path(node.paths.replica + "-wal").stat().st_mtime_ns
+    ticks = [stamp, stamp, stamp + 4_000_000]
+    monkeypatch.setattr(ps.time, "clock_gettime_ns", lambda clock: ticks.pop(0) if ticks[1:] else ticks[0])
+    store._rows = None
+    with ps.store_lock(node.paths):
+        store.rows()
+    assert ticks == [stamp + 4_000_000]
+
+
 def test_reading_the_replica_under_the_lock_leaves_no_trace(ps: ModuleType, node: Node) -> None:
     """`pve-state status` may be asked every minute; that must not cost the disk anything."""
     node.start_daemon()

@@ -8,7 +8,6 @@ import os
 import pty
 import re
 import select
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,9 +18,8 @@ import pytest
 import yaml
 
 harness = pytest.importorskip("lab.tests.doubles.harness")
-from lab.tests.doubles.test_cluster import Cluster  # noqa: E402
 
-from .test_double import RamNode, wait  # noqa: E402
+from .test_double import RamNode, members_in_ram, wait  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -202,17 +200,7 @@ def test_the_answer_is_the_name_of_the_node(alone: Site) -> None:
 @pytest.fixture
 def three(tmp_path: Path) -> Iterator[Site]:
     """Three members with real corosync, all from RAM, with one generation on each and changes since."""
-    reason = harness.why_not()
-    if reason is None and shutil.which("corosync", path=f"{os.environ['PATH']}:/usr/sbin") is None:
-        reason = "needs corosync"
-    if reason:
-        pytest.skip(reason)
-    try:
-        cluster = Cluster()
-    except AssertionError as error:
-        pytest.skip(f"no network namespaces with bridges here: {error}")
-    try:
-        cluster.reset()
+    with members_in_ram() as cluster:
         site = Site(tmp_path, cluster.nodes)
         for ram in site.nodes.values():
             assert ram.systemctl("start", "pve-cluster.service") == 0, ram.logs()
@@ -230,10 +218,6 @@ def three(tmp_path: Path) -> Iterator[Site]:
         cluster[2].sh("echo y > /etc/pve/storage.cfg; echo z > /etc/pve/new.cfg; rm /etc/pve/user.cfg")
         harness.wait_for("equal members", cluster.equal)
         yield site
-    finally:
-        for node in cluster.nodes:
-            node.run("bash", "-c", "kill -9 $(cat /run/watch.pid /run/pve-cluster.pid)")
-        cluster.close()
 
 
 def trees(site: Site) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -107,8 +108,9 @@ class Cluster:
         subprocess.run(["ip", "link", "del", self.bridge], capture_output=True)
 
 
-@pytest.fixture(scope="module")
-def three() -> Iterator[Cluster]:
+@contextmanager
+def made() -> Iterator[Cluster]:
+    """Three nodes with corosync; the test is skipped where that cannot be."""
     reason = why_not()
     if reason is None and shutil.which("corosync", path=f"{os.environ['PATH']}:/usr/sbin") is None:
         reason = "needs corosync"
@@ -120,8 +122,16 @@ def three() -> Iterator[Cluster]:
         cluster = Cluster()
     except AssertionError as error:
         pytest.skip(f"no network namespaces with bridges here: {error}")
-    yield cluster
-    cluster.close()
+    try:
+        yield cluster
+    finally:
+        cluster.close()
+
+
+@pytest.fixture(scope="module")
+def three() -> Iterator[Cluster]:
+    with made() as cluster:
+        yield cluster
 
 
 @pytest.fixture

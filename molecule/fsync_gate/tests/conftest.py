@@ -3,33 +3,25 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT)]
+sys.path[:0] = [str(ROOT), str(ROOT / "molecule/shared")]
+
+import nodes as shared  # noqa: E402
 
 from lab.labs import Lab  # noqa: E402
 
-_spec = importlib.util.spec_from_file_location(
-    "default_conftest", ROOT / "molecule/default/tests/conftest.py"
-)
-assert _spec is not None and _spec.loader is not None
-_default = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_default)
-ephemeral, nodes = _default.ephemeral, _default.nodes
-
+ephemeral, everywhere, nodes = shared.ephemeral, shared.everywhere, shared.nodes
 Playbook = Callable[..., "subprocess.CompletedProcess[str]"]
-FINGERPRINT = ROOT / "molecule/default/files/fingerprint.py"
 
 
 @pytest.fixture(scope="session")
@@ -64,20 +56,3 @@ def gate(ephemeral: Path) -> Callable[[], dict[str, Any]]:
         return found
 
     return read
-
-
-@pytest.fixture(scope="session")
-def fingerprints(lab: Lab) -> Callable[..., dict[str, Any]]:
-    """Files, units, packages, mounts and rows of nodes."""
-
-    def one(name: str) -> Any:
-        done = subprocess.run(
-            lab.ssh_argv(name, ["/usr/bin/python3", "-"]), input=FINGERPRINT.read_bytes(), stdout=subprocess.PIPE, check=True
-        )
-        return json.loads(done.stdout)
-
-    def at(*names: str) -> dict[str, Any]:
-        with ThreadPoolExecutor() as pool:
-            return dict(zip(names, pool.map(one, names), strict=True))
-
-    return at

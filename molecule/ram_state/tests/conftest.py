@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from collections.abc import Callable
@@ -14,20 +13,14 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+sys.path[:0] = [str(ROOT), str(ROOT / "bench"), str(ROOT / "molecule/shared")]
 
+import nodes as shared  # noqa: E402
 import power_cuts  # noqa: E402
 
 from lab.labs import Lab  # noqa: E402
 
-_spec = importlib.util.spec_from_file_location(
-    "default_conftest", ROOT / "molecule/default/tests/conftest.py"
-)
-assert _spec is not None and _spec.loader is not None
-_default = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_default)
-ephemeral, nodes, everywhere = _default.ephemeral, _default.nodes, _default.everywhere
-
+ephemeral, everywhere, nodes = shared.ephemeral, shared.everywhere, shared.nodes
 NAMES = ("pve1", "pve2", "pve3")
 Console = Callable[..., str]
 LookAll = Callable[..., dict[str, Any]]

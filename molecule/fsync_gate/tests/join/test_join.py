@@ -36,8 +36,8 @@ def faults(lab: Lab) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def before(fingerprints: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-    return fingerprints("pve2", "pve3")
+def before(everywhere: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    return everywhere("fingerprint.py")
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +75,12 @@ def test_each_for_its_own_reason(refused: Any, gate: Callable[[], dict[str, Any]
 
 
 def test_nothing_on_them_changed(
-    refused: Any, before: dict[str, Any], fingerprints: Callable[..., dict[str, Any]]
+    refused: Any, before: dict[str, Any], everywhere: Callable[..., dict[str, Any]]
 ) -> None:
-    after = fingerprints("pve2", "pve3")
-    for name, was in before.items():
-        for what in was:
-            assert after[name][what] == was[what], f"{name}: {what}"
+    after = everywhere("fingerprint.py")
+    for name in ("pve2", "pve3"):
+        for what, was in before[name].items():
+            assert after[name][what] == was, f"{name}: {what}"
 
 
 def test_the_sound_node_went_on(refused: Any, lab: Lab) -> None:
