@@ -152,6 +152,10 @@ class World:
         rows = self.w.rows()
         self.history.append((self.clock.now, self.state(rows), rows[0][2]))
 
+    def lineage(self) -> int:
+        """As on disk: whoever saved last may have begun one."""
+        return int(self.ps.read_json(self.paths.state_file)["lineage"])
+
     def allowed(self) -> tuple[set[frozenset[Any]], int]:
         """States that a restore may give if power fails now, and the lowest root version that was live with them."""
         since = (self.clock.now if self.down_since is None else self.down_since) - RPO
@@ -306,13 +310,17 @@ class World:
         event("resync")
         replica = table(Path(self.paths.replica))
         other = self.state(rows) - frozenset(replica.values())
-        lineage = self.watcher.store.lineage
+        known = {row[:7] for row in replica.values()}
+        if any(row[:7] in known for row in other):
+            # Other data under the same version: no daemon writes that, and no look at versions can show it.
+            return
+        lineage = self.lineage()
         self.w.become(rows)
         if any(row[2] <= replica[0][2] for row in other):
             # Not a continuation of what was saved: that must not be lost.
             event("resync to older rows")
             self.do_quiet()
-            assert self.watcher.store.lineage == lineage + 1
+            assert self.lineage() == lineage + 1
 
     def do_resync(self, ours: Any, theirs: Any, beats: int, seconds: float) -> None:
         """A split in which both parts write, and its end."""
@@ -331,7 +339,7 @@ class World:
             return
         self.do_quiet()
         event("rollback")
-        lineage = self.watcher.store.lineage
+        lineage = self.lineage()
         if restarted:
             self.stop_daemon()
             self.final_save()
@@ -340,7 +348,7 @@ class World:
         self.w.become(old)
         self.do_quiet()
         # A lag of heartbeats is no history: the saved state itself must have been ahead.
-        assert self.watcher.store.lineage == lineage + (saved > old[0][2])
+        assert self.lineage() == lineage + (saved > old[0][2])
 
     def do_swap(self, name: str) -> None:
         """The daemon comes back with other data under the same version, as after an edit elsewhere."""
