@@ -289,8 +289,8 @@ class Lab:
         built = [name for name in _built(manifest) if name in names and self.machine(name).var_disk.exists()]
         saved = manifest["snapshots"].get(BASE, {}).get("nodes", [])
         based = [] if same else [name for name in names if name in saved and name in built]
-        if profile == "cluster" and len(based) < min(3, len(names)):
-            based = []  # members must come from one moment
+        if profile == "cluster" and not _whole_cluster(names, based, saved):
+            based = []
         new = [name for name in names if name not in built or (not same and name not in based)]
         require_space(self.directory, BYTES_PER_NODE_MIB * max(1, len(new)))
         self._keys(names)
@@ -438,7 +438,7 @@ class Lab:
             except (OSError, ValueError, KeyError):
                 return []
             taken = [name for name in names if name in known]
-            if self.state.profile == "cluster" and len(taken) < min(3, len(names)):
+            if self.state.profile == "cluster" and not _whole_cluster(names, taken, known):
                 return []
             for name in taken:
                 machine = self.machine(name)
@@ -877,6 +877,14 @@ class Lab:
             "components": about["components"], "key": "/srv/pve-repo/key.asc", "fingerprint": about["fingerprint"],
             "packages": about["packages"],
         }  # fmt: skip
+
+
+def _whole_cluster(wanted: Sequence[str], there: Sequence[str], saved: Sequence[str]) -> bool:
+    """Whether the wanted nodes can begin with a snapshot: its members come from one moment, and without a member that
+    it knows of, one of three for instance, there would be no quorum.
+    """
+    members = sorted(saved, key=layout.node_number)[:3]
+    return len(there) >= min(3, len(wanted)) and set(members) <= set(wanted)
 
 
 def _built(manifest: dict[str, Any]) -> list[str]:

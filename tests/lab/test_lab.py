@@ -21,7 +21,7 @@ import pytest
 from lab import accel, cli, cluster, guestssh, identity, image, initrd, layout, machine, net, system
 from lab.console import Console
 from lab.errors import LabError
-from lab.labs import Lab, used_images
+from lab.labs import Lab, _whole_cluster, used_images
 from lab.qmp import Qmp, connect_unix
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -483,6 +483,25 @@ def test_images_of_all_labs_are_in_use() -> None:
         directory.mkdir(parents=True)
         (directory / "set.json").write_text(json.dumps({"image": f"pve-{name}", "repository": "repo-1"}))
     assert used_images() == {"pve-a", "pve-b", "repo-1"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "saved", "usable"),
+    [
+        (3, 3, 3, True),
+        (4, 3, 3, True),  # the fourth is new
+        (1, 1, 1, True),
+        (1, 1, 3, False),  # no quorum
+        (2, 2, 3, False),
+        (3, 1, 1, False),  # of two moments
+        (3, 2, 3, False),
+    ],
+)
+def test_a_cluster_begins_with_a_snapshot_of_all_its_members(
+    wanted: int, there: int, saved: int, usable: bool
+) -> None:
+    names = [layout.node_name(number) for number in range(1, 10)]
+    assert _whole_cluster(names[:wanted], names[:there], names[:saved]) is usable
 
 
 def test_qemus_arguments(tmp_path: Path) -> None:
