@@ -6,11 +6,13 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: block_writes
-short_description: Bytes written to the disk behind a path and by the cluster file system's daemon
+short_description: Bytes written to the disk behind a path, by service and by the cluster file system's daemon
 description:
   - Returns the kernel's counters at once, and given those of an earlier call (O(previous)) what was written
     since.
   - The disk is the one behind the path or behind its nearest parent that exists and is not in memory.
+  - Bytes by systemd unit are those of the units' control groups to this disk where the io controller is on, and
+    otherwise those of the living processes to any device. What the kernel writes for itself belongs to no unit.
   - Reads only.
 attributes:
   check_mode:
@@ -49,7 +51,8 @@ RETURN = r"""
 counters:
   description: >-
     The counters now: time, boot_id, machine, uptime_seconds, device (with bytes_written and writes since
-    boot), database, pmxcfs (with write_bytes of the daemon).
+    boot), database, pmxcfs (with write_bytes of the daemon), services_source (V(cgroup) or V(proc)), services (bytes
+    by systemd unit) and services_identity.
   returned: always
   type: dict
 since:
@@ -62,6 +65,14 @@ since:
     device_bytes_per_minute: {description: The same per minute., type: float}
     pmxcfs_write_bytes: {description: Bytes the daemon caused to be written., type: int}
     pmxcfs_write_bytes_per_minute: {description: The same per minute., type: float}
+    services:
+      description: >-
+        The ten systemd units that wrote most, with service, bytes, bytes_per_minute and exact (false is a lower
+        bound); null when not known.
+      type: list
+      elements: dict
+    services_source: {description: 'V(cgroup) is bytes to the disk, V(proc) bytes to any device.', type: str}
+    services_notes: {description: What the figures of services do not tell., type: list, elements: str}
     notes: {description: 'Why a figure is null, such as a reboot in between.', type: list, elements: str}
 """
 

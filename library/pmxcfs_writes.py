@@ -10,15 +10,22 @@ short_description: Transactions of the cluster file system, by file and node, an
 description:
   - Counts the transactions of the cluster file system exactly, by the version of its database, and the bytes
     written to the disk behind the store and by the daemon, by the kernel's counters. One round trip.
-  - In an observation window (O(window_seconds)) it also says which files were written and by which node. Rows
-    are sampled, so a file that changed twice between two samples counts once. Those figures are lower bounds.
+  - In an observation window (O(window_seconds)) it also says which files were written, by which node and what for,
+    by one of two methods.
+  - With O(method=database) rows are sampled. A file that changed twice between two samples counts once, so figures
+    per file are lower bounds, unless every transaction of the window is explained by a sampled row.
+  - With O(method=journal) the daemon's debug log is on for the window and every write is counted. The former state of
+    C(/etc/pve/.debug) is restored whatever happens. A transient systemd unit restores it when this process is killed.
+    Where the log cannot be used the database is sampled, and RV(window.notes) says why.
   - Without a window it returns counters at once. Given the counters of an earlier call (O(previous)) it says
     what was written since then.
-  - Reads only. The database is opened for milliseconds at a time, and only while the daemon has it open.
+  - Without O(method=journal) it reads only. The database is opened for milliseconds at a time, and only while the
+    daemon has it open.
 attributes:
   check_mode:
     support: full
-    description: It reads only, so it does the same in check mode.
+    description: >-
+      In check mode nothing is switched. O(method=journal) samples the database instead and RV(window.notes) says so.
   diff_mode:
     support: none
     description: There is nothing to compare.
@@ -32,6 +39,11 @@ options:
     type: str
     choices: [any, disk, memory]
     default: any
+  method:
+    description: How the window finds out who wrote what.
+    type: str
+    choices: [database, journal]
+    default: database
   known_machine:
     description: >-
       Do not observe on this machine (RV(counters.machine) of an earlier call), because its window is known.
@@ -67,6 +79,12 @@ EXAMPLES = r"""
     window_seconds: 60
   register: writes
 
+- name: Count every write of a minute by the debug log
+  pmxcfs_writes:
+    window_seconds: 60
+    method: journal
+  register: counted
+
 - name: Show how many transactions there were
   ansible.builtin.debug:
     msg: "{{ writes.window.transactions_per_minute }} transactions/min"
@@ -93,6 +111,9 @@ counters:
       type: dict
     database: {description: 'path, in_memory, inode, bytes.', type: dict}
     pmxcfs: {description: 'pid, start_ticks and write_bytes of the daemon.', type: dict}
+    services_source: {description: 'V(cgroup) or V(proc); see the module block_writes.', type: str}
+    services: {description: Bytes by systemd unit., type: dict}
+    services_identity: {description: What was counted for each unit., type: dict}
     root_version: {description: Version of the database; null when it cannot be read., type: int}
 window:
   description: >-
@@ -106,15 +127,41 @@ window:
     device_bytes: {description: Bytes written to the disk., type: int}
     device_bytes_per_minute: {description: The same per minute., type: float}
     pmxcfs_write_bytes: {description: Bytes the daemon caused to be written., type: int}
-    files:
-      description: Files that were seen to change, with path, writer (node id), changes, transactions_at_least.
+    attribution: {description: The method that was used., type: str}
+    services:
+      description: >-
+        The systemd units that wrote most, with service, bytes, bytes_per_minute and exact (false is a lower bound);
+        null when not known.
       type: list
       elements: dict
-    unattributed_transactions: {description: Transactions that no sampled file explains., type: int}
-    lrm_status_transactions_per_minute:
-      description: Of HA heartbeats, estimated as three for each change.
-      type: float
+    services_source: {description: 'V(cgroup) is bytes to the disk, V(proc) bytes to any device.', type: str}
+    services_notes: {description: What the figures of services do not tell., type: list, elements: str}
+    files:
+      description: >-
+        Files that were written, with path, writer (node id) and node (null when not known), class, label, changes,
+        transactions_at_least and exact (false is a lower bound). A directory that is not known is C(?).
+      type: list
+      elements: dict
+    classes:
+      description: >-
+        The same by what it is for, most first, with class, label, transactions, transactions_per_minute and exact.
+        The classes are V(ha), V(locks), V(logs), V(guests), V(storage), V(users), V(certificates), V(sdn),
+        V(firewall), V(corosync), V(jobs), V(other) and V(unattributed).
+      type: list
+      elements: dict
+    writers:
+      description: >-
+        The same by writing node, most first, with node_id, node, transactions, transactions_per_minute and exact.
+      type: list
+      elements: dict
+    unattributed_transactions: {description: Transactions that no file explains., type: int}
+    lrm_status_transactions_per_minute: {description: Of HA heartbeats., type: float}
     lrm_status_nodes: {description: The same by node., type: dict}
+    journal:
+      description: >-
+        What the debug log cost, with lines and bytes (of text) in the journal, debug_before and debug_after (whether
+        it was on); null when it was not used.
+      type: dict
     notes: {description: Why a figure is null., type: list, elements: str}
 since:
   description: What was written since O(previous), with the same keys but without files; null without O(previous).
@@ -132,6 +179,7 @@ def main() -> None:
         argument_spec={
             "window_seconds": {"type": "float", "default": 0},
             "window_on": {"type": "str", "choices": ["any", "disk", "memory"], "default": "any"},
+            "method": {"type": "str", "choices": ["database", "journal"], "default": "database"},
             "known_machine": {"type": "str", "default": ""},
             "previous": {"type": "dict", "default": {}},
             "sample_seconds": {"type": "float", "default": 1},
@@ -144,7 +192,7 @@ def main() -> None:
     if module.params["window_seconds"] < 0 or module.params["sample_seconds"] <= 0:
         module.fail_json(msg="window_seconds must be 0 or more, and sample_seconds above 0")
     try:
-        result = pmxcfs_writes.measure(**module.params)
+        result = pmxcfs_writes.measure(**module.params, check_mode=module.check_mode)
     except (PveguardError, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=False, **result)

@@ -24,6 +24,14 @@ STORE = "/var/lib/pveguard"
 DATABASE = "/var/lib/pve-cluster/config.db"
 PID_FILE = "/run/pve-cluster.pid"
 
+#: So many services are named in a difference, those that wrote most.
+TOP_SERVICES = 10
+
+#: Kernel threads, and processes on a machine without systemd.
+NO_UNIT = "(no unit)"
+#: The unit of process 1.
+INIT = "init.scope"
+
 _MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs"})
 
 
@@ -75,7 +83,8 @@ def counters(
     Keys: ``time`` (UTC, ISO 8601), ``boot_id``, ``machine`` (hash that tells one installation from another),
     ``uptime_seconds``; ``device`` (:func:`device_behind` the store, plus ``bytes_written`` and ``writes``
     since boot); ``database`` (``path``, ``in_memory``, ``inode``, ``bytes``); ``pmxcfs`` (``pid``,
-    ``start_ticks``, ``write_bytes``: what the daemon caused to be written since it started).
+    ``start_ticks``, ``write_bytes``: what the daemon caused to be written since it started); and those of
+    :func:`service_counters` for that device.
     """
     root = Path(root)
     device = device_behind(store, root)
@@ -89,6 +98,34 @@ def counters(
         "device": {**device, "bytes_written": written, "writes": writes},
         "database": _database(database, root),
         "pmxcfs": _process(pid_file, root),
+        **service_counters(device["device_number"], root),
+    }
+
+
+def service_counters(device_number: str | None, root: Path | str = Path("/")) -> dict[str, Any]:
+    """Bytes that each systemd unit caused to be written, by the kernel's counters.
+
+    Keys: ``services_source``: ``cgroup`` (``wbytes`` of the disk ``device_number``, in ``io.stat`` of the units'
+    control groups, where the io controller is on for system.slice), ``proc`` (``write_bytes`` in ``/proc/PID/io`` of
+    the processes that live, to whatever device), or None where neither can be read. ``services``: {UNIT: bytes};
+    units that wrote nothing are left out, and what belongs to none is under :data:`NO_UNIT`. ``services_identity``:
+    {UNIT: words}, what was counted: the inode of the control group, or PID.START of the processes that wrote. A word
+    that is missing in a later reading took its count with it.
+
+    What the kernel writes for itself (the journal of ext4, for instance) belongs to no unit. The kernel adds what a
+    process wrote in its life to the one that waited for its end, so with ``proc`` what daemons wrote that have ended
+    is found with :data:`INIT`.
+    """
+    root = Path(root)
+    found = _by_cgroup(device_number, root)
+    source = "cgroup"
+    if found is None:
+        found, source = _by_process(root), "proc"
+    written = {unit: count for unit, (count, _) in sorted(found.items()) if count}
+    return {
+        "services_source": source if found else None,
+        "services": written,
+        "services_identity": {unit: found[unit][1] for unit in written},
     }
 
 
@@ -96,13 +133,17 @@ def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str,
     """What was written between two readings of :func:`counters`.
 
     Keys: ``seconds``, ``device_bytes``, ``device_bytes_per_minute``, ``pmxcfs_write_bytes``,
-    ``pmxcfs_write_bytes_per_minute``, ``notes``. A figure that the readings cannot give (a reboot, another
-    device, a counter that went back) is None, and ``notes`` says why.
+    ``pmxcfs_write_bytes_per_minute``, ``services`` (``[{service, bytes, bytes_per_minute, exact}]``, most first, at
+    most :data:`TOP_SERVICES`; ``exact`` false: a lower bound), ``services_source``, ``services_notes``,
+    ``notes``. A figure that the readings cannot give (a reboot, another device, a counter that went back) is None, and
+    ``notes`` says why.
     """
     notes: list[str] = []
     seconds: float | None = None
     device: int | None = None
     daemon: int | None = None
+    services: list[dict[str, Any]] | None = None
+    service_notes: list[str] = []
     if not before.get("boot_id") or before.get("boot_id") != after.get("boot_id"):
         notes.append("the node was rebooted in between")
     else:
@@ -120,14 +161,64 @@ def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str,
             daemon = _count(before["pmxcfs"]["write_bytes"], after["pmxcfs"]["write_bytes"])
         else:
             notes.append("the daemon of the cluster file system was restarted in between or does not run")
+        services = _service_difference(before, after, seconds, service_notes)
     return {
         "seconds": seconds,
         "device_bytes": device,
         "device_bytes_per_minute": per_minute(device, seconds),
         "pmxcfs_write_bytes": daemon,
         "pmxcfs_write_bytes_per_minute": per_minute(daemon, seconds),
+        "services": services,
+        "services_source": after.get("services_source") if services is not None else None,
+        "services_notes": service_notes,
         "notes": notes,
     }
+
+
+def _service_difference(
+    before: Mapping[str, Any], after: Mapping[str, Any], seconds: float | None, notes: list[str]
+) -> list[dict[str, Any]] | None:
+    source = after.get("services_source")
+    if source is None or "services" not in before:
+        return None
+    if source != before.get("services_source"):
+        notes.append("writes of services are counted in another way than before")
+        return None
+    old_disk, new_disk = ((counters.get("device") or {}).get("device_number") for counters in (before, after))
+    if source == "cgroup" and old_disk != new_disk:
+        return None  # the counters are those of one disk; that it is another one is noted already
+    old: Mapping[str, int] = before.get("services") or {}
+    new: Mapping[str, int] = after.get("services") or {}
+    counted_then, counted_now = (
+        {unit: set(words.split()) for unit, words in (counters.get("services_identity") or {}).items()}
+        for counters in (before, after)
+    )
+    found: list[dict[str, Any]] = []
+    for unit in {*old, *new}:
+        was, now = old.get(unit, 0), new.get(unit, 0)
+        exact = counted_then.get(unit, set()) <= counted_now.get(unit, set()) and now >= was
+        if exact or source == "proc":
+            # Processes that ended took their counts with them, and what the others wrote may be hidden by that.
+            written = max(0, now - was)
+        else:
+            written = now  # a control group that was made again counts from nothing
+        if written or not exact:
+            found.append(
+                {
+                    "service": unit,
+                    "bytes": written,
+                    "bytes_per_minute": per_minute(written, seconds),
+                    "exact": exact and not (source == "proc" and unit == INIT),
+                }
+            )
+    found.sort(key=lambda entry: (-int(entry["bytes"]), str(entry["service"])))
+    top = found[:TOP_SERVICES]
+    bounds = sorted(str(entry["service"]) for entry in top if not entry["exact"] and entry["service"] != INIT)
+    if bounds:
+        notes.append(f"lower bounds, because processes ended in between: writes of {', '.join(bounds)}")
+    if source == "proc" and any(entry["service"] == INIT for entry in top):
+        notes.append(f"{INIT} includes what processes that ended wrote in their whole life")
+    return top
 
 
 def same_daemon(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
@@ -237,6 +328,76 @@ def _process(pid_file: str, root: Path) -> dict[str, Any]:
     found = re.search(r"^write_bytes: (\d+)$", _text(root / "proc" / pid / "io"), flags=re.MULTILINE)
     written = int(found.group(1)) if found else None
     return {"pid": int(pid), "start_ticks": int(status[19]), "write_bytes": written}
+
+
+_UNIT = re.compile(r".+\.(service|scope|socket|mount|swap)\Z")
+
+
+def _by_cgroup(device_number: str | None, root: Path) -> dict[str, tuple[int, str]] | None:
+    mounts = [mount for mount in _mounts(root) if mount["filesystem"] == "cgroup2"]
+    if not mounts or device_number is None:
+        return None
+    top = root / mounts[0]["mount_point"].lstrip("/")
+    if "io" not in _text(top / "system.slice/cgroup.subtree_control").split():
+        return None
+    # io.stat speaks of whole disks.
+    _, disk = _names(device_number, root)
+    number = _text(root / "sys/class/block" / str(disk) / "dev").strip() or device_number
+    found: dict[str, tuple[int, str]] = {}
+    _read_cgroups(top, number, found)
+    return found
+
+
+def _read_cgroups(folder: Path, number: str, found: dict[str, tuple[int, str]]) -> None:
+    """Units below ``folder``; a slice whose units have no counters of their own counts as one."""
+    try:
+        below = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink())
+    except OSError:
+        return
+    for entry in below:
+        has_counters = (entry / "io.stat").exists()
+        if _UNIT.fullmatch(entry.name) or not any(path.is_file() for path in entry.glob("*/io.stat")):
+            if has_counters:
+                match = re.search(
+                    rf"^{re.escape(number)} .*\bwbytes=(\d+)", _text(entry / "io.stat"), re.MULTILINE
+                )
+                count, _ = found.get(entry.name, (0, ""))
+                # A control group that is made again under the same name is another directory.
+                identity = str(entry.stat().st_ino)
+                found[entry.name] = (count + (int(match.group(1)) if match else 0), identity)
+        else:
+            _read_cgroups(entry, number, found)
+
+
+def _by_process(root: Path) -> dict[str, tuple[int, str]]:
+    sums: dict[str, int] = {}
+    processes: dict[str, list[str]] = {}
+    try:
+        entries = [entry for entry in (root / "proc").iterdir() if entry.name.isdigit()]
+    except OSError:
+        return {}
+    for entry in entries:
+        counted = re.search(r"^write_bytes: (\d+)$", _text(entry / "io"), flags=re.MULTILINE)
+        fields = _text(entry / "stat").rpartition(")")[2].split()
+        if counted is None or len(fields) < 20:
+            continue  # ended meanwhile, or another user's
+        if not int(counted.group(1)):
+            continue
+        unit = _unit_of(_text(entry / "cgroup"))
+        sums[unit] = sums.get(unit, 0) + int(counted.group(1))
+        processes.setdefault(unit, []).append(f"{entry.name}.{fields[19]}")
+    return {unit: (count, " ".join(sorted(processes[unit]))) for unit, count in sums.items()}
+
+
+def _unit_of(cgroups: str) -> str:
+    """The systemd unit in the text of ``/proc/PID/cgroup``."""
+    for line in cgroups.splitlines():
+        # The unified hierarchy, or systemd's own where there are two.
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        parts = [part for part in path.split("/") if part]
+        if controllers in ("", "name=systemd") and parts:
+            return next((part for part in parts if _UNIT.fullmatch(part)), parts[-1])
+    return NO_UNIT
 
 
 def _machine(root: Path) -> str | None:

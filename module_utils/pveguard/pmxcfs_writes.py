@@ -1,29 +1,29 @@
-"""What the cluster file system writes, from its own database: transactions exactly, files as lower bounds.
+"""What the cluster file system writes: transactions exactly, and which file and which node caused them.
 
 Every transaction of the daemon raises the version of the row ``__version__`` by one, so two readings give
-their exact number. Which file was written is seen by sampling the rows: a file that changed twice between two
-samples counts once, so the figures per file are lower bounds. Nothing is written and the node is not changed.
+their exact number. Who caused them is had in one of two ways. ``database``: the rows are sampled; the version of
+a row is the number of the transaction that wrote it last, so each sampled change explains one transaction (two
+for a new file), and those that no row explains remain unattributed. The node is not changed. ``journal``: the
+daemon's debug log is on for the window (see pmxcfs_journal), and every write is counted.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import block_writes
+from . import block_writes, corosync_conf, pmxcfs_journal, write_classes
 from .errors import PveguardError
 from .run import CommandMissing, Run
 from .run import run as real_run
 
-#: An LRM renews its status as create, write and rename of a temporary file: three transactions.
-LRM_STATUS_TRANSACTIONS = 3
 _LRM_STATUS = re.compile(r"nodes/([^/]+)/lrm_status\Z")
-_TEMPORARY = re.compile(r"\.tmp\.[0-9]+\Z")
 
 _DIRECTORY = 4
 
@@ -31,14 +31,21 @@ _DIRECTORY = 4
 class Sampler:
     """Changes of the tree between readings of one database, each of which opens it for milliseconds only."""
 
-    def __init__(self, database: str) -> None:
+    def __init__(self, database: str, keep_rows: bool = False) -> None:
+        """``keep_rows``: remember the rows as they were sampled, see :attr:`seen`."""
         self.database = database
         self.first: int | None = None
         self.last: int | None = None
         self.went_back = False
         self.changes: dict[tuple[str, int], int] = {}
+        self.seen: list[tuple[int, pmxcfs_journal.Row]] = []
+        self._keep_rows = keep_rows
         self._directories: dict[int, tuple[int, str]] = {}
         self._being_replaced: set[int] = set()
+        #: Transactions that are explained, by their version; and how many of them for each file.
+        self._explained: set[int] = set()
+        self._transactions: dict[tuple[str, int], int] = {}
+        self._heartbeats: set[int] = set()
 
     def sample(self) -> None:
         """Read once. Raises PveguardError when the database cannot be read without writing beside it."""
@@ -50,18 +57,44 @@ class Sampler:
             # Another database, or a resync from a leader behind this node: versions cannot be compared across
             # it.
             self.went_back = True
-        for inode, parent, writer, name in rows:
-            path = self._path(parent, _TEMPORARY.sub("", name))
-            if inode > self.last:
-                # A new inode is numbered by the version that made it. One that is still called .tmp is
-                # counted now and not again when it gets its name.
-                if _TEMPORARY.search(name):
-                    self._being_replaced.add(inode)
-            elif inode in self._being_replaced:
+        finished: list[tuple[int, int, tuple[str, int]]] = []
+        for inode, parent, row_version, writer, name in rows:
+            path = self._path(parent, write_classes.final_path(name))
+            key = (path, writer)
+            if self._keep_rows:
+                self.seen.append((inode, pmxcfs_journal.Row(parent, name, row_version, writer)))
+            # A new inode is numbered by the version that made it.
+            made = inode > self.last
+            for number in {row_version, inode} if made else {row_version}:
+                if self.last < number <= version:
+                    self._explain(number, key)
+            temporary = write_classes.is_temporary(name)
+            if _LRM_STATUS.match(path) and not temporary and inode > self.first:
+                finished.append((inode, row_version, key))
+            if made and temporary:
+                # Counted as a change now and not again when it gets its name.
+                self._being_replaced.add(inode)
+            elif not made and inode in self._being_replaced:
                 self._being_replaced.discard(inode)
                 continue
-            self.changes[(path, writer)] = self.changes.get((path, writer), 0) + 1
+            self.changes[key] = self.changes.get(key, 0) + 1
+        for inode, row_version, key in finished:
+            self._explain_write_of_heartbeat(inode, row_version, key)
         self.last = version
+
+    def _explain(self, number: int, key: tuple[str, int]) -> None:
+        if number not in self._explained:
+            self._explained.add(number)
+            self._transactions[key] = self._transactions.get(key, 0) + 1
+
+    def _explain_write_of_heartbeat(self, inode: int, row_version: int, key: tuple[str, int]) -> None:
+        """An LRM renews its status as create, write and rename: between the first and the last, one is the write."""
+        if inode in self._heartbeats:
+            return
+        self._heartbeats.add(inode)
+        unexplained = (n for n in range(inode + 1, row_version) if n not in self._explained)
+        if (number := next(unexplained, None)) is not None:
+            self._explain(number, key)
 
     @property
     def transactions(self) -> int | None:
@@ -70,6 +103,11 @@ class Sampler:
             return None
         return self.last - self.first
 
+    @property
+    def exact(self) -> bool:
+        """True when every transaction is explained: then no file was written more often than was seen."""
+        return self.transactions is not None and self.transactions == len(self._explained)
+
     def files(self) -> list[dict[str, Any]]:
         """``{path, writer, changes, transactions_at_least}``, most transactions first."""
         found = [
@@ -77,13 +115,13 @@ class Sampler:
                 "path": path,
                 "writer": writer,
                 "changes": count,
-                "transactions_at_least": count * (LRM_STATUS_TRANSACTIONS if _LRM_STATUS.match(path) else 1),
+                "transactions_at_least": self._transactions.get((path, writer), 0),
             }
             for (path, writer), count in self.changes.items()
         ]
         return sorted(found, key=lambda f: (-int(str(f["transactions_at_least"])), str(f["path"])))
 
-    def _read(self) -> tuple[int, list[tuple[int, int, int, str]]]:
+    def _read(self) -> tuple[int, list[tuple[int, int, int, int, str]]]:
         connection = _connect(self.database)
         try:
             root = connection.execute("SELECT version FROM tree WHERE inode = 0").fetchone()
@@ -92,8 +130,11 @@ class Sampler:
             version = int(root[0])
             if self.last is None or version == self.last:
                 return version, []
+            # One statement after the other: what is committed between them is left for the next sample.
             rows = connection.execute(
-                "SELECT inode, parent, writer, name FROM tree WHERE version > ? AND inode != 0", (self.last,)
+                "SELECT inode, parent, version, writer, name FROM tree"
+                " WHERE version > ? AND version <= ? AND inode != 0 ORDER BY version",
+                (self.last, version),
             ).fetchall()
             if any(row[1] not in self._directories for row in rows):
                 found = connection.execute(
@@ -120,6 +161,8 @@ def measure(
     *,
     window_seconds: float = 0,
     window_on: str = "any",
+    method: str = "database",
+    check_mode: bool = False,
     known_machine: str = "",
     previous: Mapping[str, Any] | None = None,
     store: str = block_writes.STORE,
@@ -132,8 +175,9 @@ def measure(
 
     A window is observed only when ``window_seconds`` is above 0, there is a database, it is where
     ``window_on`` says (``disk``, ``memory`` or ``any``), and the machine is another one than
-    ``known_machine`` (empty: none is known). Returns ``{counters, window, since}``; the last two are None
-    where there is none.
+    ``known_machine`` (empty: none is known). ``method`` is how the window attributes what it sees, see
+    :func:`observe`; in ``check_mode`` it is ``database``, because ``journal`` switches something. Returns
+    ``{counters, window, since}``; the last two are None where there is none.
     """
     here = block_writes.counters(store, database, pid_file)
     place = "memory" if here["database"]["in_memory"] else "disk"
@@ -144,6 +188,8 @@ def measure(
     if wait:
         now, window = observe(
             window_seconds,
+            method=method,
+            check_mode=check_mode,
             store=store,
             database=database,
             pid_file=pid_file,
@@ -168,9 +214,13 @@ def root_version(database: str = block_writes.DATABASE) -> int | None:
 def observe(
     window_seconds: float,
     *,
+    method: str = "database",
+    check_mode: bool = False,
     store: str = block_writes.STORE,
     database: str = block_writes.DATABASE,
     pid_file: str = block_writes.PID_FILE,
+    pve: str = pmxcfs_journal.PVE,
+    run_dir: str = pmxcfs_journal.RUN_DIR,
     sample_seconds: float = 1.0,
     run: Run = real_run,
     clock: Callable[[], float] = time.monotonic,
@@ -179,47 +229,88 @@ def observe(
     """Watch for ``window_seconds``; returns ``(counters at the end, writes)``.
 
     The file system of the store is written back (``sync -f``) before and after, so that what the window
-    caused is what is counted and nothing else. ``writes`` has the keys of :func:`since` and ``files`` (see
-    :meth:`Sampler.files`), ``unattributed_transactions``, ``lrm_status_transactions_per_minute`` and
-    ``lrm_status_nodes`` (the same per node; estimated from the changes that were seen).
+    caused is what is counted and nothing else. ``method`` ``journal`` switches the daemon's debug log on for the
+    window and restores it; where that cannot be done, and in ``check_mode``, ``database`` is used and a note says
+    why. ``writes`` has the keys of :func:`since`, ``attribution`` (the method that was used), ``journal`` (None or
+    ``{lines, bytes, debug_before, debug_after}``), ``files`` (see :meth:`Sampler.files`, with ``node``, ``class``,
+    ``label`` and ``exact``), ``classes`` and ``writers`` (see write_classes), ``unattributed_transactions``,
+    ``lrm_status_transactions_per_minute`` and ``lrm_status_nodes`` (the same per node).
     """
-    sampler = Sampler(database)
-    problem: str | None = None
+    notes: list[str] = []
+    wanted = method == "journal"
+    if wanted and check_mode:
+        wanted = False
+        notes.append(
+            "the method journal switches the debug log, so in check mode the database is sampled instead"
+        )
+    sampler = Sampler(database, keep_rows=wanted)
     device = block_writes.device_behind(store)
     _write_back(device["measured_path"], run)
-    before = block_writes.counters(store, database, pid_file)
-    began = clock()
-    try:
-        sampler.sample()
-        ticks = 1
-        while (left := began + window_seconds - clock()) > 0:
-            sleep(min(left, max(0.05, began + ticks * sample_seconds - clock())))
+
+    def watch() -> tuple[dict[str, Any], float, str | None]:
+        """Counters at the beginning, length and problem of the window."""
+        counted = block_writes.counters(store, database, pid_file)
+        began = clock()
+        trouble: str | None = None
+        try:
             sampler.sample()
-            ticks += 1
-    except PveguardError as error:
-        problem = str(error)
-        sleep(max(0.0, began + window_seconds - clock()))
-    seconds = round(clock() - began, 3)
+            ticks = 1
+            while (left := began + window_seconds - clock()) > 0:
+                sleep(min(left, max(0.05, began + ticks * sample_seconds - clock())))
+                sampler.sample()
+                ticks += 1
+        except PveguardError as error:
+            trouble = str(error)
+            sleep(max(0.0, began + window_seconds - clock()))
+        return counted, round(clock() - began, 3), trouble
+
+    debug: _Debug | None = None
+    watched: tuple[dict[str, Any], float, str | None] | None = None
+    if wanted:
+        try:
+            debug = _Debug(database)
+            start = pmxcfs_journal.monotonic_us()
+            with pmxcfs_journal.switched_on(window_seconds, pve=pve, run_dir=run_dir, run=run) as was_on:
+                debug.switched(was_on)
+                watched = watch()
+                debug.window_ended()
+            debug.read(start, window_seconds, run)
+            debug.after = pmxcfs_journal.is_on(pve)
+        except PveguardError as error:
+            notes.append(f"the database was sampled instead of the journal: {error}")
+            debug = None
+    before, seconds, problem = watched or watch()
     _write_back(device["measured_path"], run)
     after = {**block_writes.counters(store, database, pid_file), "root_version": sampler.last}
 
     written = block_writes.difference(before, after)
-    notes = list(written["notes"])
+    notes += written["notes"]
     if problem:
         notes.append(problem)
+        debug = None
     elif sampler.went_back:
         notes.append("the version of the database went back: it was replaced while it was observed")
+        debug = None
     transactions = None if problem else sampler.transactions
+    files, exact = sampler.files(), sampler.exact
+    if debug is not None:
+        transactions, files, exact = debug.result(sampler, transactions, notes)
+    names = node_names(database, pve, run)
+    for file in files:
+        kind = write_classes.classify(file["path"])
+        file.update(
+            {"node": names.of(file["writer"]), "class": kind.name, "label": kind.label, "exact": exact}
+        )
     nodes: dict[str, float] = {}
-    for file in sampler.files():
+    for file in files:
         if match := _LRM_STATUS.match(file["path"]):
             node = match.group(1)
             rate = block_writes.per_minute(file["transactions_at_least"], seconds) or 0.0
             nodes[node] = round(nodes.get(node, 0.0) + rate, 2)
-    files = sampler.files()
     attributed = sum(int(file["transactions_at_least"]) for file in files)
     writes = {
         "method": "window",
+        "attribution": "database" if debug is None else "journal",
         "from": before["time"],
         "to": after["time"],
         "seconds": seconds,
@@ -229,14 +320,173 @@ def observe(
         "device_bytes_per_minute": block_writes.per_minute(written["device_bytes"], seconds),
         "pmxcfs_write_bytes": written["pmxcfs_write_bytes"],
         "pmxcfs_write_bytes_per_minute": block_writes.per_minute(written["pmxcfs_write_bytes"], seconds),
+        "services": written["services"],
+        "services_source": written["services_source"],
+        "services_notes": written["services_notes"],
         "database_in_memory": after["database"]["in_memory"],
         "files": files,
+        "classes": write_classes.by_class(files, transactions, seconds),
+        "writers": names.writers(files, transactions, seconds),
         "unattributed_transactions": None if transactions is None else max(0, transactions - attributed),
         "lrm_status_transactions_per_minute": None if problem else round(sum(nodes.values()), 2),
         "lrm_status_nodes": nodes,
+        "journal": None if debug is None else debug.journal(),
         "notes": notes,
     }
     return after, writes
+
+
+class _Debug:
+    """One window with the debug log on: versions around it, rows before and after it, the lines in between."""
+
+    def __init__(self, database: str) -> None:
+        self.database = database
+        self.after: bool | None = None
+        self.lines: list[pmxcfs_journal.Line] = []
+        self.was_on = False
+        # Read on both sides of the switch, because what is written in between may be logged or not.
+        self._outer_first, self._rows = snapshot(database)
+        self._inner_first = self._inner_last = self._outer_last = self._outer_first
+
+    def switched(self, was_on: bool) -> None:
+        self.was_on = was_on
+        version = root_version(self.database)
+        self._inner_first = self._outer_first if version is None else version
+
+    def window_ended(self) -> None:
+        version = root_version(self.database)
+        self._inner_last = self._inner_first if version is None else version
+
+    def read(self, start: int, seconds: float, run: Run) -> None:
+        self._outer_last, self._rows_after = snapshot(self.database)
+        self.lines = pmxcfs_journal.read(start, seconds, run)
+
+    def journal(self) -> dict[str, Any]:
+        cost = pmxcfs_journal.cost(self.lines)
+        return {**cost, "debug_before": self.was_on, "debug_after": self.after}
+
+    def result(
+        self, sampler: Sampler, transactions: int | None, notes: list[str]
+    ) -> tuple[int | None, list[dict[str, Any]], bool]:
+        """Transactions of the window, files, and whether the counts of the files are exact."""
+        found = pmxcfs_journal.transactions(
+            line.message for line in self.lines if line.identifier == "pmxcfs"
+        )
+        counts = pmxcfs_journal.attribute(found, self._rows, sampler.seen, self._rows_after)
+        files = [
+            {"path": path, "writer": writer, "changes": count, "transactions_at_least": count}
+            for (path, writer), count in counts.items()
+        ]
+        files.sort(key=lambda f: (-int(str(f["transactions_at_least"])), str(f["path"])))
+        least, most = self._inner_last - self._inner_first, self._outer_last - self._outer_first
+        complete = least <= len(found) <= most
+        if complete:
+            transactions = len(found)
+        else:
+            dropped = pmxcfs_journal.suppressed(self.lines)
+            said = f"; it says that it dropped {dropped} lines of pve-cluster.service" if dropped else ""
+            notes.append(
+                f"the journal holds {len(found)} of {least} transactions, so figures per file are lower bounds{said}."
+                " journald drops lines of a service above RateLimitBurst (journald.conf)"
+            )
+            transactions = max(least, len(found))
+        return transactions, files, complete and sum(counts.values()) == len(found)
+
+
+def snapshot(database: str) -> tuple[int, dict[int, pmxcfs_journal.Row]]:
+    """The version of the row ``__version__`` and the metadata of all others, of one moment."""
+    connection = _connect(database)
+    try:
+        connection.execute("BEGIN")
+        rows = connection.execute("SELECT inode, parent, name, version, writer FROM tree").fetchall()
+    except sqlite3.Error as error:
+        raise PveguardError(f"{database} cannot be read: {error}") from error
+    finally:
+        connection.close()
+    found = {row[0]: pmxcfs_journal.Row(*row[1:]) for row in rows}
+    root = found.pop(0, None)
+    if root is None:
+        raise PveguardError(f"{database} has no row __version__")
+    return int(root.version), found
+
+
+class NodeNames:
+    """Names of writing nodes. ``alone``: the only one there is, on a node without a cluster."""
+
+    def __init__(self, by_id: Mapping[int, str] | None = None, alone: str | None = None) -> None:
+        self.by_id = dict(by_id or {})
+        self.alone = alone
+
+    def of(self, writer: int | None) -> str | None:
+        """The name of the node with the id ``writer``, None when it is not known."""
+        if self.alone is not None:
+            return self.alone
+        return None if writer is None else self.by_id.get(writer)
+
+    def writers(
+        self, files: Sequence[Mapping[str, Any]], transactions: int | None, seconds: float | None
+    ) -> list[dict[str, Any]]:
+        """As :func:`write_classes.by_writer`. A node without a cluster makes all transactions itself."""
+        if self.alone is None or not transactions:
+            return write_classes.by_writer(files, transactions, seconds)
+        ids = {file["writer"] for file in files} - {None}
+        return [
+            {
+                "node_id": ids.pop() if len(ids) == 1 else None,
+                "node": self.alone,
+                "transactions": transactions,
+                "transactions_per_minute": block_writes.per_minute(transactions, seconds),
+                "exact": True,
+            }
+        ]
+
+
+def node_names(
+    database: str = block_writes.DATABASE, pve: str = pmxcfs_journal.PVE, run: Run = real_run
+) -> NodeNames:
+    """Names by node id, from the corosync.conf in the database, else from ``.members``; nothing is guessed.
+
+    Without a corosync.conf in the database the daemon knows no cluster, and the node of ``.members`` is alone.
+    """
+    try:
+        connection = _connect(database)
+        try:
+            found = connection.execute(
+                "SELECT data FROM tree WHERE parent = 0 AND name = 'corosync.conf' AND inode != 0"
+            ).fetchone()
+        finally:
+            connection.close()
+    except (PveguardError, sqlite3.Error):
+        return NodeNames()
+    if found is not None:
+        try:
+            data = found[0] or b""
+            text = data.decode(errors="replace") if isinstance(data, bytes) else str(data)
+            by_id = {
+                node.node_id: node.name
+                for node in corosync_conf.parse(text).nodes()
+                if node.node_id is not None and node.name
+            }
+        except PveguardError:
+            by_id = {}
+        if by_id:
+            return NodeNames(by_id)
+    members = _members(pve, run)
+    nodes = members.get("nodelist") or {}
+    if found is None and not nodes:
+        return NodeNames(alone=members.get("nodename") or None)
+    return NodeNames(
+        {int(node["id"]): name for name, node in nodes.items() if str(node.get("id", "")).isdigit()}
+    )
+
+
+def _members(pve: str, run: Run) -> dict[str, Any]:
+    # By a command with a timeout: a file system whose daemon hangs would hold this process too.
+    try:
+        found = json.loads(run(["cat", f"{pve}/.members"], timeout=10).stdout)
+    except (CommandMissing, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def since(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
@@ -244,7 +494,8 @@ def since(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]
 
     Keys: ``method`` (``since``), ``from``, ``to``, ``seconds``, ``transactions``,
     ``transactions_per_minute``, ``device_bytes``, ``device_bytes_per_minute``, ``pmxcfs_write_bytes``,
-    ``pmxcfs_write_bytes_per_minute``, ``database_in_memory``, ``notes``. A figure that the readings cannot
+    ``pmxcfs_write_bytes_per_minute``, ``services``, ``services_source``, ``services_notes``,
+    ``database_in_memory``, ``notes``. A figure that the readings cannot
     give is None and ``notes`` says why.
     """
     written = block_writes.difference(before, after)

@@ -40,7 +40,11 @@ class Change:
 
 def is_mounted(root: Path = Path("/")) -> bool:
     """True when /etc/pve is the mount point of a FUSE file system that answers."""
-    mount = root / MOUNT.lstrip("/")
+    return is_mounted_at(root / MOUNT.lstrip("/"))
+
+
+def is_mounted_at(mount: Path) -> bool:
+    """True when ``mount`` is the mount point of a FUSE file system that answers."""
     try:
         lines = Path("/proc/self/mountinfo").read_text().splitlines()
         real = os.path.realpath(mount)

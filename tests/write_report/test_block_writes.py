@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,9 +57,28 @@ class Recorded:
         return block_writes.counters(root=self.root)
 
     def daemon(self, written: int, started: int = 500) -> None:
+        self.process(77, written, "/system.slice/pve-cluster.service", started)
+
+    def process(self, pid: int, written: int, cgroup: str, started: int = 500) -> None:
         fields = " ".join(str(n) for n in range(4, 22))
-        self.write("proc/77/stat", f"77 (pm (x) fs) S {fields} {started} 1 2 3\n")
-        self.write("proc/77/io", f"rchar: 1\nwrite_bytes: {written}\ncancelled_write_bytes: 5\n")
+        self.write(f"proc/{pid}/stat", f"{pid} (pm (x) fs) S {fields} {started} 1 2 3\n")
+        self.write(f"proc/{pid}/io", f"rchar: 1\nwrite_bytes: {written}\ncancelled_write_bytes: 5\n")
+        self.write(f"proc/{pid}/cgroup", f"0::{cgroup}\n")
+
+    def end(self, pid: int) -> None:
+        shutil.rmtree(self.root / f"proc/{pid}")
+
+    def cgroup(self, path: str, written: int | None, number: str = "8:16") -> None:
+        """The counters of a control group to the whole disk sdb; None for one that wrote elsewhere only."""
+        text = "9:9 rbytes=1 wbytes=77 rios=1 wios=1 dbytes=0 dios=0\n"
+        if written is not None:
+            text += f"{number} rbytes=5 wbytes={written} rios=1 wios=1 dbytes=0 dios=0\n"
+        self.write(f"sys/fs/cgroup/{path}/io.stat", text)
+
+    def io_controller(self) -> None:
+        self.write("proc/self/mountinfo", MOUNTINFO + "50 22 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n")
+        self.write("sys/fs/cgroup/system.slice/cgroup.subtree_control", "cpu io memory\n")
+        self.write("sys/class/block/sdb/dev", "8:16\n")
 
 
 @pytest.fixture
@@ -126,6 +146,11 @@ def test_difference(node: Recorded) -> None:
         "device_bytes_per_minute": 204800.0,
         "pmxcfs_write_bytes": 4096,
         "pmxcfs_write_bytes_per_minute": 8192.0,
+        "services": [
+            {"service": "pve-cluster.service", "bytes": 4096, "bytes_per_minute": 8192.0, "exact": True}
+        ],
+        "services_source": "proc",
+        "services_notes": [],
         "notes": [],
     }
 
@@ -161,6 +186,113 @@ def test_a_restarted_daemon_is_unknown_but_the_device_is_not(node: Recorded) -> 
     written = block_writes.difference(before, node.at(130.0, sectors=1100))
     assert written["device_bytes"] == 51200 and written["pmxcfs_write_bytes"] is None
     assert "restarted" in written["notes"][0]
+
+
+def services(written: dict[str, Any]) -> list[tuple[str, int, bool]]:
+    return [(entry["service"], entry["bytes"], entry["exact"]) for entry in written["services"]]
+
+
+def test_services_by_process_most_first(node: Recorded) -> None:
+    node.process(80, 100, "/system.slice/pvedaemon.service")
+    node.process(81, 100, "/system.slice/pvedaemon.service/worker")
+    node.process(2, 0, "/")
+    node.process(90, 10, "/user.slice/user-0.slice/session-3.scope")
+    before = node.at(100.0, sectors=1000)
+    assert before["services_source"] == "proc"
+    assert before["services"] == {
+        "pve-cluster.service": 1000,
+        "pvedaemon.service": 200,
+        "session-3.scope": 10,
+    }
+    node.daemon(1500)
+    node.process(81, 1100, "/system.slice/pvedaemon.service/worker")
+    node.process(2, 7, "/")
+    written = block_writes.difference(before, node.at(130.0, sectors=1200))
+    assert services(written) == [
+        ("pvedaemon.service", 1000, True),
+        ("pve-cluster.service", 500, True),
+        (block_writes.NO_UNIT, 7, True),
+    ]
+    assert written["services_notes"] == [] == written["notes"]
+
+
+def test_processes_that_vanished_make_a_lower_bound(node: Recorded) -> None:
+    node.process(80, 5000, "/system.slice/pvedaemon.service")
+    node.process(81, 100, "/system.slice/pvedaemon.service")
+    node.process(1, 10, "/init.scope")
+    before = node.at(100.0, sectors=1000)
+    node.end(80)
+    node.process(81, 900, "/system.slice/pvedaemon.service")
+    node.process(1, 5210, "/init.scope")
+    written = block_writes.difference(before, node.at(130.0, sectors=1200))
+    assert services(written) == [("init.scope", 5200, False), ("pvedaemon.service", 0, False)]
+    assert (
+        "pvedaemon.service" in written["services_notes"][0] and "lower bound" in written["services_notes"][0]
+    )
+    assert "whole life" in written["services_notes"][1]
+
+
+def test_services_by_control_group_are_those_of_the_disk(node: Recorded) -> None:
+    node.io_controller()
+    node.cgroup("system.slice", 900)
+    node.cgroup("system.slice/pve-cluster.service", 400)
+    node.cgroup("system.slice/pve-cluster.service/below", 400)
+    node.cgroup("system.slice/system-getty.slice", 5)
+    node.cgroup("system.slice/cron.service", None)
+    node.cgroup("user.slice", 70)
+    node.write("sys/fs/cgroup/user.slice/user-0.slice/cgroup.procs", "")
+    before = node.at(100.0, sectors=1000)
+    assert before["services_source"] == "cgroup"
+    assert before["services"] == {"pve-cluster.service": 400, "system-getty.slice": 5, "user.slice": 70}
+    node.cgroup("system.slice/pve-cluster.service", 1000)
+    written = block_writes.difference(before, node.at(130.0, sectors=1200))
+    assert services(written) == [("pve-cluster.service", 600, True)]
+    assert written["services"][0]["bytes_per_minute"] == 1200.0
+
+
+def test_a_restarted_service_counts_from_nothing(node: Recorded) -> None:
+    node.io_controller()
+    node.cgroup("system.slice/pve-cluster.service", 400)
+    node.cgroup("system.slice/cron.service", 300)
+    before = node.at(100.0, sectors=1000)
+    (node.root / "sys/fs/cgroup/system.slice/pve-cluster.service").rename(node.root / "removed")
+    node.cgroup("system.slice/pve-cluster.service", 500)
+    written = block_writes.difference(before, node.at(130.0, sectors=1200))
+    assert services(written) == [("pve-cluster.service", 500, False)], "500 since then, and some before it"
+    node.cgroup("system.slice/cron.service", 20)
+    assert services(block_writes.difference(before, node.at(160.0, sectors=1300)))[1][:2] == (
+        "cron.service",
+        20,
+    )
+
+
+def test_services_of_another_disk_or_another_boot_are_unknown(node: Recorded) -> None:
+    node.io_controller()
+    node.cgroup("system.slice/pve-cluster.service", 400)
+    before = node.at(100.0, sectors=1000)
+    renamed = copy.deepcopy(before)
+    renamed["device"].update(device="sdd1", device_number="8:49")
+    assert block_writes.difference(renamed, node.at(130.0, sectors=1200))["services"] is None
+    former = {key: value for key, value in before.items() if not key.startswith("services")}
+    assert block_writes.difference(former, node.at(130.0, sectors=1200))["services"] is None, (
+        "of an older release"
+    )
+    other = {**before, "services_source": "proc"}
+    written = block_writes.difference(other, node.at(130.0, sectors=1200))
+    assert written["services"] is None and "another way" in written["services_notes"][0]
+    node.write("proc/sys/kernel/random/boot_id", "second-boot\n")
+    written = block_writes.difference(before, node.at(30.0, sectors=10))
+    assert written["services"] is None and "rebooted" in written["notes"][0]
+
+
+def test_only_the_top_services_are_named(node: Recorded) -> None:
+    for number in range(30):
+        node.process(1000 + number, 1, f"/system.slice/s{number}.service")
+    before = node.at(100.0, sectors=1000)
+    for number in range(30):
+        node.process(1000 + number, 1 + number, f"/system.slice/s{number}.service")
+    found = services(block_writes.difference(before, node.at(130.0, sectors=1200)))
+    assert [name for name, _, _ in found] == [f"s{number}.service" for number in range(29, 19, -1)]
 
 
 def test_an_empty_root_raises_nothing(tmp_path: Path) -> None:

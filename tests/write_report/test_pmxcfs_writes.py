@@ -82,6 +82,8 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
 
 
 def no_sync(argv: Any, **_: Any) -> Result:
+    if argv[0] == "cat":
+        return Result(1, "", "cat: /etc/pve/.members: No such file or directory")
     assert argv[:2] == ["sync", "-f"]
     return Result(0, "", "")
 
@@ -101,8 +103,112 @@ def test_transactions_are_exact_and_heartbeats_are_attributed(daemon: Daemon) ->
     assert sampler.files() == [
         {"path": "nodes/pve1/lrm_status", "writer": 1, "changes": 4, "transactions_at_least": 12},
         {"path": "nodes/pve2/lrm_status", "writer": 2, "changes": 4, "transactions_at_least": 12},
-        {"path": "nodes/pve1/config", "writer": 1, "changes": 1, "transactions_at_least": 1},
+        {"path": "nodes/pve1/config", "writer": 1, "changes": 1, "transactions_at_least": 2},
     ]
+    assert sampler.exact, "every transaction is explained"
+
+
+CONF = """nodelist {
+  node {
+    name: pve1
+    nodeid: 1
+  }
+  node {
+    nodeid: 3
+  }
+  node {
+    name: pve2
+    nodeid: 2
+  }
+}
+"""
+
+
+def test_a_window_names_files_nodes_and_what_they_are_for(daemon: Daemon, tmp_path: Path) -> None:
+    conf = daemon.make(0, "corosync.conf")
+    daemon.db.execute("UPDATE tree SET data = ? WHERE inode = ?", (CONF.encode(), conf))
+
+    def beat(_seconds: float) -> None:
+        clock[0] += 1
+        daemon.heartbeat("pve1", writer=1)
+        daemon.heartbeat("pve2", writer=2)
+
+    clock = [0.0]
+    _, writes = pmxcfs_writes.observe(
+        4, store=str(tmp_path), database=str(daemon.path), run=no_sync, clock=lambda: clock[0], sleep=beat
+    )
+    assert writes["attribution"] == "database" and writes["journal"] is None
+    assert [
+        (f["path"], f["node"], f["class"], f["transactions_at_least"], f["exact"]) for f in writes["files"]
+    ] == [
+        ("nodes/pve1/lrm_status", "pve1", "ha", 12, True),
+        ("nodes/pve2/lrm_status", "pve2", "ha", 12, True),
+    ]
+    assert writes["lrm_status_nodes"] == {"pve1": 180.0, "pve2": 180.0}
+    assert [(w["node_id"], w["node"], w["transactions"], w["exact"]) for w in writes["writers"]] == [
+        (1, "pve1", 12, True),
+        (2, "pve2", 12, True),
+    ]
+    assert writes["classes"][0]["label"] == "HA heartbeat (lrm_status)"
+
+
+def test_interleaved_heartbeats_are_explained_and_a_lock_is_not(daemon: Daemon) -> None:
+    sampler = pmxcfs_writes.Sampler(str(daemon.path))
+    sampler.sample()
+    first = daemon.make(daemon.node["pve1"], "lrm_status.tmp.1", writer=1)
+    second = daemon.make(daemon.node["pve2"], "lrm_status.tmp.2", writer=2)
+    daemon.write(first, 1)
+    daemon.write(second, 2)
+    daemon.finish("pve1", first)
+    daemon.finish("pve2", second)
+    sampler.sample()
+    assert [f["transactions_at_least"] for f in sampler.files()] == [3, 3] and sampler.exact
+    lock = daemon.make(daemon.nodes, "lock", 4)
+    daemon._write("DELETE FROM tree WHERE inode = ?", lock)
+    sampler.sample()
+    assert sampler.transactions == 8 and not sampler.exact
+    assert [f["transactions_at_least"] for f in sampler.files()] == [3, 3]
+
+
+def test_a_file_that_is_written_twice_between_samples_is_a_lower_bound(daemon: Daemon) -> None:
+    config = daemon.make(daemon.node["pve1"], "config")
+    sampler = pmxcfs_writes.Sampler(str(daemon.path))
+    sampler.sample()
+    daemon.write(config)
+    daemon.write(config)
+    sampler.sample()
+    (file,) = sampler.files()
+    assert file["transactions_at_least"] == 1 and not sampler.exact and sampler.transactions == 2
+
+
+def test_names_of_nodes_are_never_guessed(daemon: Daemon) -> None:
+    def members(text: str) -> Any:
+        return lambda argv, **_: Result(0, text, "")
+
+    names = pmxcfs_writes.node_names(str(daemon.path), run=members('{"nodename": "solo", "version": 0}'))
+    assert names.of(1) == names.of(None) == "solo", "without a corosync.conf there is one node only"
+    assert pmxcfs_writes.node_names(str(daemon.path), run=members("")).of(1) is None
+    conf = daemon.make(0, "corosync.conf")
+    daemon.db.execute("UPDATE tree SET data = ? WHERE inode = ?", (CONF.encode(), conf))
+    names = pmxcfs_writes.node_names(str(daemon.path), run=members('{"nodename": "pve1"}'))
+    assert [names.of(n) for n in (1, 2, 3, 4, None)] == ["pve1", "pve2", None, None, None]
+    daemon.db.execute("UPDATE tree SET data = 'garbage {' WHERE inode = ?", (conf,))
+    listed = '{"nodename": "pve1", "nodelist": {"pve9": {"id": 9}}}'
+    assert pmxcfs_writes.node_names(str(daemon.path), run=members(listed)).of(9) == "pve9"
+    assert pmxcfs_writes.node_names(str(daemon.path), run=members('{"nodename": "pve1"}')).of(1) is None
+
+
+def test_module_in_check_mode_switches_nothing(daemon: Daemon, tmp_path: Path, run_module: Any) -> None:
+    result = run_module(
+        "pmxcfs_writes",
+        method="journal",
+        window_seconds=0.1,
+        store=str(tmp_path),
+        database=str(daemon.path),
+        _ansible_check_mode=True,
+    )
+    assert result["window"]["attribution"] == "database" and "check mode" in result["window"]["notes"][0]
+    assert result["window"]["journal"] is None and not result["changed"]
 
 
 def test_a_replacement_that_is_seen_halfway_counts_once(daemon: Daemon) -> None:

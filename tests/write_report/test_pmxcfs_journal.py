@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lines of the debug log and what they are attributed to; the switch itself is in test_double_writes.py."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from ansible.module_utils.pveguard import pmxcfs_journal
+from ansible.module_utils.pveguard.pmxcfs_journal import Line, Row, Transaction
+from ansible.module_utils.pveguard.run import Result
+
+
+def row(inode: int, name: str, where: str = " (database.c:150:backend_write_inode)") -> str:
+    return f"[database] debug: enter backend_write_inode {inode:016X} '{name}', size 0{where}"
+
+
+VERSION = row(0, "__version__")
+DELETE = "[database] debug: enter dbd_backend_delete_inode (database.c:199:dbd_backend_delete_inode)"
+
+
+def test_transactions_end_with_the_version() -> None:
+    lines = [
+        "[main] notice: something else",
+        row(0x2A, "x"),
+        "[dcdb] debug: enter dcdb_send_message (dcdb.c:1:dcdb_send_message)",
+        VERSION,
+        DELETE,
+        row(0x2A, "y"),
+        VERSION,
+        DELETE,
+        VERSION,
+        row(7, "cut by the end of the window"),
+    ]
+    assert pmxcfs_journal.transactions(lines) == [
+        Transaction([(42, "x")], 0),
+        Transaction([(42, "y")], 1),
+        Transaction([], 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["x", "it's", "a b", "x', size 3 (y", "lrm_status.tmp.12", "ä", "backend_write_inode 1 'z'"]
+)
+@pytest.mark.parametrize("where", [" (database.c:150:backend_write_inode)", " (database.c:9:other)", ""])
+def test_names_and_other_releases(name: str, where: str) -> None:
+    (found,) = pmxcfs_journal.transactions([row(0xBEEF, name, where), VERSION])
+    assert found.rows == [(0xBEEF, name)]
+
+
+NODES = {
+    1: Row(0, "nodes", 1, 1),
+    2: Row(1, "pve1", 2, 1),
+    3: Row(1, "pve2", 3, 1),
+    4: Row(2, "lrm_status", 4, 1),
+    5: Row(3, "lrm_status", 5, 2),
+    6: Row(0, "priv", 6, 1),
+    7: Row(6, "lock", 7, 1),
+    8: Row(0, "user.cfg", 8, 2),
+}
+
+
+def heartbeat(inode: int) -> list[Transaction]:
+    """Create, write, rename over the former one."""
+    temporary = "lrm_status.tmp.99"
+    return [
+        Transaction([(inode, temporary)]),
+        Transaction([(inode, temporary)]),
+        Transaction([(inode, "lrm_status")], 1),
+    ]
+
+
+def test_heartbeats_of_two_nodes_and_a_lock() -> None:
+    after = {k: v for k, v in NODES.items() if k not in (4, 5)}
+    after |= {20: Row(2, "lrm_status", 22, 1), 23: Row(3, "lrm_status", 25, 2)}
+    found = [
+        *heartbeat(20),
+        *heartbeat(23),
+        Transaction([(26, "file-replication_cfg")]),
+        Transaction([], 1),
+    ]
+    assert pmxcfs_journal.attribute(found, NODES, [], after) == {
+        ("nodes/pve1/lrm_status", 1): 3,
+        ("nodes/pve2/lrm_status", 2): 3,
+        ("priv/lock/file-replication_cfg", None): 2,
+    }
+
+
+def test_a_heartbeat_that_was_replaced_is_known_by_a_sample() -> None:
+    after = {k: v for k, v in NODES.items() if k != 4} | {23: Row(2, "lrm_status", 25, 1)}
+    seen = [(20, Row(2, "lrm_status", 22, 1))]
+    found = [*heartbeat(20), *heartbeat(23)]
+    assert pmxcfs_journal.attribute(found, NODES, seen, after) == {("nodes/pve1/lrm_status", 1): 6}
+    unseen = pmxcfs_journal.attribute(found, NODES, [], after)
+    assert unseen == {("?/lrm_status", None): 3, ("nodes/pve1/lrm_status", 1): 3}, "not guessed whose it was"
+
+
+def test_removals_are_told_by_what_is_gone() -> None:
+    after = {k: v for k, v in NODES.items() if k != 8}
+    assert pmxcfs_journal.attribute([Transaction([], 1)], NODES, [], after) == {("user.cfg", None): 1}
+    assert pmxcfs_journal.attribute([Transaction([], 1)] * 2, NODES, [], after) == {}, (
+        "one of them is not known"
+    )
+
+
+def test_two_writers_of_one_file_are_not_told_apart_without_samples_of_their_own() -> None:
+    seen = [(8, Row(0, "user.cfg", 20, 1))]
+    after = {**NODES, 8: Row(0, "user.cfg", 21, 2)}
+    found = [Transaction([(8, "user.cfg")])] * 2
+    assert pmxcfs_journal.attribute(found, NODES, seen, after) == {("user.cfg", None): 2}
+
+
+def test_a_synchronisation_belongs_to_no_file() -> None:
+    assert (
+        pmxcfs_journal.attribute([Transaction([(4, "lrm_status"), (8, "user.cfg")])], NODES, [], NODES) == {}
+    )
+
+
+def test_the_journal_is_read_by_its_own_clock() -> None:
+    asked: list[list[str]] = []
+    entries: list[dict[str, Any]] = [
+        {"SYSLOG_IDENTIFIER": "pmxcfs", "__MONOTONIC_TIMESTAMP": "99", "MESSAGE": "before"},
+        {"SYSLOG_IDENTIFIER": "pmxcfs", "__MONOTONIC_TIMESTAMP": "100", "MESSAGE": "first"},
+        {"SYSLOG_IDENTIFIER": "pmxcfs", "__MONOTONIC_TIMESTAMP": "101", "MESSAGE": [0xFF, 0x41]},
+        {"SYSLOG_IDENTIFIER": "pmxcfs", "__MONOTONIC_TIMESTAMP": "102", "MESSAGE": None},
+    ]
+
+    def run(argv: Any, **_: Any) -> Result:
+        asked.append(list(argv))
+        return Result(0, "\n".join(json.dumps(entry) for entry in entries) + "\nno json", "")
+
+    lines = pmxcfs_journal.read(100, 60, run)
+    assert [line.message for line in lines] == ["first", "\N{REPLACEMENT CHARACTER}A", "None"]
+    assert asked[0] == ["journalctl", "--sync"]
+    assert asked[1] == [
+        "journalctl",
+        "--boot",
+        "--identifier=pmxcfs",
+        "--identifier=systemd-journald",
+        "--since=-120s",
+        "--output=json",
+        "--output-fields=MESSAGE,SYSLOG_IDENTIFIER",
+        "--no-pager",
+    ]
+    with pytest.raises(pmxcfs_journal.Unavailable, match="No journal files"):
+        pmxcfs_journal.read(0, 1, lambda argv, **_: Result(1, "", "No journal files were found.\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("Suppressed 12 messages from pve-cluster.service", 12),
+        ("Suppressed 12 messages from /system.slice/pve-cluster.service", 12),
+        ("Suppressed 12 messages from cron.service", 0),
+        ("Journal started", 0),
+    ],
+)
+def test_dropped_lines(text: str, count: int) -> None:
+    assert pmxcfs_journal.suppressed([Line("systemd-journald", 1, text)]) == count
+    assert pmxcfs_journal.suppressed([Line("pmxcfs", 1, text)]) == 0
+
+
+def test_cost_is_the_text_of_the_daemon() -> None:
+    lines = [Line("pmxcfs", 1, "ä"), Line("pmxcfs", 2, "bc"), Line("systemd-journald", 3, "not counted")]
+    assert pmxcfs_journal.cost(lines) == {"lines": 2, "bytes": 4}
