@@ -61,11 +61,12 @@ def describe(
     skip_memory: bool = True,
     run: Run = run,
     tools: bool | None = None,
+    smart: bool | None = None,
 ) -> dict[str, Any]:
     """The file system of ``path`` (or of its nearest parent, see :func:`block_writes.device_behind`) and its disks.
 
     ``root``: where /sys, /proc and /run are. ``tools``: whether to ask smartctl, zpool and zfs; by default only for
-    the real root. Never raises.
+    the real root. ``smart``: whether to ask smartctl, by default as ``tools`` says. Never raises.
 
     Keys of device_behind, and: ``free_bytes``; ``layers`` (from the file system down: ``{name, kind}``, kind one of
     ``partition lvm crypt multipath dm md-LEVEL loop bcache btrfs zfs zfs-log``); ``disks`` (list of :func:`disk`);
@@ -86,7 +87,8 @@ def describe(
         _btrfs(where["source"], where["device_number"], root, layers, found)
     elif where["device_number"]:
         memory |= _down(_sys_path(where["device_number"], root), root, layers, found)
-    disks = [disk(place, root, run=run, tools=tools) for place in found.values()]
+    asked = tools if smart is None else smart
+    disks = [disk(place, root, run=run, tools=asked) for place in found.values()]
     kind, rule = _class(disks, memory, where["filesystem"])
     try:
         space = os.statvfs(where["measured_path"])
@@ -107,6 +109,23 @@ def describe(
         "class_rule": rule,
         "zfs_sync": zfs_sync,
     }
+
+
+def whole_disks(root: Path | str = Path("/")) -> list[Path]:
+    """Places in sysfs of all disks with a medium, as :func:`disk` takes them: no partitions, no layers over others.
+
+    What has no device of its own (loop, device mapper, md, zram, ZFS volumes) is no disk; neither are optical and
+    floppy drives.
+    """
+    places = (Path(os.path.realpath(path)) for path in sorted((Path(root) / "sys/class/block").glob("*")))
+    return [
+        place
+        for place in places
+        if (place / "device").exists()
+        and not (place / "partition").exists()
+        and not re.match(r"(?:sr|fd)\d", place.name)
+        and _int(place / "size")
+    ]
 
 
 def disk(place: Path, root: Path, *, run: Run = run, tools: bool = False) -> dict[str, Any]:

@@ -1,0 +1,627 @@
+"""What the drives have behind them and what they have left: data written, percentage used, spare, errors, endurance.
+
+Read with smartctl, or with nvme where smartctl is missing. Every figure names what it was read from. What a drive does
+not say, or says in a unit that nobody documents, is None and a note says why; nothing is guessed. Nothing is written,
+and a sleeping drive stays asleep.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import block_device
+from .block_writes import STORE
+from .errors import PveguardError
+from .run import CommandMissing, Run, run
+
+#: Where to look by default: what pveguard writes, and what it spares.
+PATHS = (STORE, "/var/lib/pve-cluster")
+
+#: Seconds that one drive may take to answer. A drive that retries on bad sectors can take several.
+TIMEOUT_S = 20.0
+
+#: Identity, health, attributes, the error log (of SAS: with the gigabytes written) and the Device Statistics log, page 7
+#: of which is that of solid-state drives (of SAS: the page of solid-state media). Less than -x, whose SCT and phy logs
+#: some USB bridges choke on. -n: a drive that sleeps is not woken.
+_SMARTCTL = (
+    "smartctl", "-j", "-n", "standby", "-i", "-H", "-A", "-l", "error", "-l", "devstat", "-l", "ssd",
+)  # fmt: skip
+_NVME = ("nvme", "smart-log", "-o", "json")
+
+#: smartctl(8), EXIT STATUS: bits 0 and 1 say that nothing was read. The others are findings of a drive that answered;
+#: bit 2 only says that it lacks one of the logs.
+_UNREAD = 0b11
+_FINDINGS = (
+    (3, "the drive says that it is failing: copy what is on it, then replace it"),
+    (4, "an attribute is below its threshold: the drive expects to fail"),
+    (5, "an attribute was below its threshold in the past"),
+    (7, "a self-test found errors (smartctl -l selftest)"),
+)
+_ASLEEP = re.compile(r"Device is in .+ mode")
+
+#: NVM Express Base Specification, SMART / Health Information log: thousands of units of 512 bytes, whatever the
+#: namespace's block size. 0 means that the drive does not report it.
+NVME_DATA_UNIT_BYTES = 512_000
+
+#: ACS-4, Device Statistics log: (page, offset) of a statistic.
+_SECTORS_WRITTEN = (1, 24)
+_UNCORRECTABLE = (4, 8)
+_PERCENTAGE_USED = (7, 8)
+
+#: The unit is part of the name that smartmontools' database of drives gives to an attribute. GB is what the makers of
+#: some drives call 2^30 bytes.
+_UNIT = re.compile(r"(?:^|_)(32MiB|1?GiB|MiB|GB)(?=_|$)")
+_UNIT_BYTES = {"32MiB": 32 << 20, "1GiB": 1 << 30, "GiB": 1 << 30, "MiB": 1 << 20, "GB": 10**9}
+_WRITES = re.compile(r"Writ|Wts|Prog|Prg", re.IGNORECASE)
+_NAND = re.compile(r"NAND|Flash|Flsh|TLC|SLC", re.IGNORECASE)
+#: Parts of a sum; all other names are of a total.
+_NAND_PART = re.compile(r"(?:^|_)[TS]LC(?:_|$)")
+#: Sectors of the drive's logical size. Only the database tells whether that is true: to a drive that it does not know
+#: smartctl gives this name as well.
+_SECTOR_NAMES = ("Total_LBAs_Written",)
+
+#: Micron, TN-FD-23 (and its successors): pages programmed for the host and by the drive for itself.
+_HOST_PAGES, _DRIVE_PAGES = "Host_Program_Page_Count", ("FTL_Program_Page_Count", "Bckgnd_Program_Page_Cnt")
+
+#: Attributes whose normalised value is what is left of the rated life, in percent: {name: model family or ''}. Samsung
+#: and Intel count down to 1. With some other makers the same names mean something else.
+_LEFT = {
+    "Percent_Lifetime_Remain": "",
+    "Percent_Lifetime_Used": "",
+    "Perc_Rated_Life_Used": "",
+    "Perc_Rated_Life_Remain": "",
+    "Percent_Life_Remaining": "",
+    "SSD_Life_Left": "",
+    "SSD_Life_Left_Perc": "",
+    "Media_Wearout_Indicator": "Intel|Solidigm",
+    "Wear_Leveling_Count": "Samsung",
+}
+#: The same, but the raw value counts and the normalised one stays at 100 (controllers of Silicon Motion).
+_LEFT_RAW = ("Remaining_Lifetime_Perc",)
+_UNSAFE = (
+    "Unsafe_Shutdown_Count", "Unexpect_Power_Loss_Ct", "Unexpect_Power_Loss", "Unexpected_Power_Loss",
+    "POR_Recovery_Count",
+)  # fmt: skip
+_MEDIA_ERRORS = ("Reported_Uncorrect", "Uncorrectable_Error_Cnt")
+_SPARE = ("Available_Reservd_Space",)
+
+_DAYS_A_YEAR = 365.25
+#: Above this a drive ends for another reason than its writes.
+_LONG_YEARS = 20.0
+
+
+def wear(
+    paths: Iterable[str] = PATHS,
+    *,
+    all_disks: bool = False,
+    table: Iterable[Mapping[str, Any]] = (),
+    root: Path | str = Path("/"),
+    run: Run = run,
+    tools: bool | None = None,
+    timeout: float = TIMEOUT_S,
+) -> dict[str, Any]:
+    """The wear of the disks behind ``paths``, and with ``all_disks`` of every other one. Never raises.
+
+    ``table``: rated endurance, entries ``{model, tbw or tbw_bytes, source}``; the first that fits counts, see
+    :func:`rated`. ``root``: where /sys and /proc are. ``tools``: whether to ask zpool which disks a pool has, by
+    default for the real root only. ``timeout``: seconds for each drive.
+
+    ``disks``: a list of :func:`read`; ``notes``: what could not be found out of no disk in particular.
+    """
+    root = Path(root)
+    notes: list[str] = []
+    entries = _checked(table, notes)
+    found: dict[str, dict[str, Any]] = {}
+    behind: dict[str, list[str]] = {}
+    for path in dict.fromkeys(paths):
+        where = block_device.describe(path, root, run=run, tools=tools, smart=False)
+        if not where["disks"]:
+            notes.append(f"{path}: no disk is known behind {where['filesystem']} at {where['measured_path']}")
+        for disk in where["disks"]:
+            found.setdefault(disk["name"], disk)
+            behind.setdefault(disk["name"], []).append(path)
+    if all_disks:
+        for place in block_device.whole_disks(root):
+            if place.name not in found:
+                found[place.name] = block_device.disk(place, root)
+    drives: dict[str, dict[str, Any]] = {}
+    for name, disk in found.items():
+        # A drive that is reached by several paths (multipath) is one drive.
+        identity = disk["wwn"] or (disk["serial"] and f"{disk['model']} {disk['serial']}") or name
+        if identity in drives:
+            drives[identity]["notes"].append(f"{name} is another path to this drive")
+            drives[identity]["paths"] += [
+                path for path in behind.get(name, []) if path not in drives[identity]["paths"]
+            ]
+        else:
+            drives[identity] = read(disk, run=run, table=entries, timeout=timeout)
+            drives[identity]["paths"] = behind.get(name, [])
+    return {"disks": list(drives.values()), "notes": notes}
+
+
+def read(
+    disk: Mapping[str, Any],
+    *,
+    run: Run = run,
+    table: Sequence[Mapping[str, Any]] = (),
+    timeout: float = TIMEOUT_S,
+) -> dict[str, Any]:
+    """The wear of one disk, a result of :func:`block_device.disk`.
+
+    ``disk`` (kernel name); ``model``; ``serial_sha256`` (16 digits of a hash: tells one drive from another without its
+    number); ``kind`` (nvme, sata, sas, unknown); ``virtual``, ``rotational`` (bool or None); ``size_bytes``;
+    ``written_bytes`` (by the host, in the drive's life) and ``written_from``; ``nand_bytes`` (programmed into the
+    flash) and ``nand_from``; ``drive_amplification`` (their ratio); ``percentage_used`` (of the rated life, up to 255)
+    and ``percentage_from``; ``spare_percent``; ``media_errors``; ``unsafe_shutdowns``; ``power_on_hours``;
+    ``health_passed`` (bool); ``rated_tbw_bytes`` and ``rated_from``; ``tool`` (smartctl, nvme or None); ``notes``.
+    Everything may be None but ``disk``, ``kind`` and ``notes``.
+    """
+    notes: list[str] = []
+    name, transport = disk["name"], disk["transport"]
+    result: dict[str, Any] = {
+        "disk": name,
+        "model": disk["model"],
+        "serial_sha256": None,
+        "kind": {"nvme": "nvme", "sata": "sata", "sas": "sas"}.get(transport or "", "unknown"),
+        "virtual": disk["virtual"],
+        "rotational": disk["rotational"],
+        "size_bytes": disk["size_bytes"],
+        "written_bytes": None,
+        "written_from": None,
+        "nand_bytes": None,
+        "nand_from": None,
+        "drive_amplification": None,
+        "percentage_used": None,
+        "percentage_from": None,
+        "spare_percent": None,
+        "media_errors": None,
+        "unsafe_shutdowns": None,
+        "power_on_hours": None,
+        "health_passed": None,
+        "rated_tbw_bytes": None,
+        "rated_from": None,
+        "tool": None,
+        "notes": notes,
+    }
+    serial = disk["serial"]
+    if transport in block_device.VIRTUAL:
+        notes.append(f"a virtual disk ({transport}) has no SMART: the drive is the host's")
+    elif transport in block_device.REMOTE:
+        notes.append(f"the drive is not this machine's ({transport})")
+    elif transport in ("mmc", "zram"):
+        notes.append(f"{transport} has no SMART")
+    else:
+        answer = _ask_smartctl(name, run, timeout, notes)
+        if answer is not None:
+            serial = answer.get("serial_number") or serial
+            _from_smartctl(answer, result, notes)
+        if result["kind"] == "nvme" and result["tool"] is None and not any("asleep" in note for note in notes):
+            _from_nvme(name, run, timeout, result, notes)
+        if disk["virtual"] and result["tool"]:
+            notes.append("an emulated drive: what it says is the hypervisor's, no flash wears by it")
+    if serial:
+        result["serial_sha256"] = hashlib.sha256(f"pveguard:{serial}".encode()).hexdigest()[:16]
+        # A serial number identifies its owner; a message of a tool may hold it.
+        notes[:] = [note.replace(str(serial), "...") for note in notes]
+    if result["model"] and not disk["virtual"]:
+        result["rated_tbw_bytes"], result["rated_from"] = rated(result["model"], table)
+    written, nand = result["written_bytes"], result["nand_bytes"]
+    if written and nand and result["drive_amplification"] is None:
+        result["drive_amplification"] = round(nand / written, 2)
+    return result
+
+
+def rated(model: str, table: Iterable[Mapping[str, Any]]) -> tuple[int | None, str | None]:
+    """Bytes that the maker rates ``model`` for, and who says so; (None, None) where ``table`` does not know it.
+
+    An entry's ``model`` is a regular expression for the whole model name, case ignored; its endurance is ``tbw_bytes``
+    or ``tbw`` (in terabytes of 10^12 bytes, as makers count); ``source`` is where it was read.
+    """
+    for entry in table:
+        if re.fullmatch(str(entry["model"]), model.strip(), re.IGNORECASE):
+            # A decimal fraction of terabytes is not exact in binary.
+            amount = entry.get("tbw_bytes") or round(float(entry["tbw"]) * 10**12)
+            return int(amount), str(entry.get("source") or "write_report_endurance")
+    return None, None
+
+
+def _checked(table: Iterable[Mapping[str, Any]], notes: list[str]) -> list[Mapping[str, Any]]:
+    """The entries that can be used; a note for each other, so that a typing error costs one drive's figure only."""
+    good = []
+    for entry in table:
+        try:
+            re.compile(str(entry["model"]))
+            amount = float(entry.get("tbw_bytes") or entry["tbw"])
+            if not 0 < amount < float("inf"):
+                raise ValueError(f"{amount:g} is no amount of data")
+            good.append(entry)
+        except KeyError as error:
+            notes.append(f"write_report_endurance: {dict(entry)} has no {error.args[0]}")
+        except (ValueError, TypeError, re.error) as error:
+            notes.append(f"write_report_endurance: {dict(entry)}: {error}")
+    return good
+
+
+def endurance(disk: Mapping[str, Any], bytes_per_day: float | None) -> dict[str, Any]:
+    """How many years a disk lasts when the host goes on to write ``bytes_per_day``.
+
+    ``disk`` is a result of :func:`read`. Methods: ``rated TBW``, what is left of the maker's rating; ``percentage
+    used``, what is left by the drive's own count, which is in whole percent, so that the truth lies within one percent
+    to either side; and ``rated TBW x percentage used`` where the drive does not tell what was written. Those that can
+    be used are in ``methods`` (each ``method``, ``years_left``, ``years_left_low``, ``years_left_high``, ``basis``);
+    the figures beside it are of the one that ends first.
+
+    A drive at 0 or 1 % says only that it lasts longer than some time: ``years_left`` and ``years_left_high`` are then
+    None, ``years_left_low`` is that time, and ``method`` ends in ``(at least)``. All are None, with a note, where
+    nothing can be said: no rate, nothing written, a virtual or a rotating disk, a drive that tells nothing.
+    """
+    notes: list[str] = []
+    result: dict[str, Any] = {
+        "years_left": None,
+        "years_left_low": None,
+        "years_left_high": None,
+        "method": None,
+        "methods": [],
+        "notes": notes,
+    }
+    if disk.get("virtual"):
+        notes.append("a virtual disk: only the host knows what its drive has left")
+    elif disk.get("rotational"):
+        notes.append("a rotating disk: writes do not wear it out")
+    elif bytes_per_day is None or bytes_per_day < 0:
+        notes.append("no rate was measured")
+    elif bytes_per_day == 0:
+        notes.append("nothing was written while it was measured: at that rate it does not wear")
+    else:
+        found = _estimates(disk, bytes_per_day * _DAYS_A_YEAR, notes)
+        result["methods"] = found
+        ends = [entry for entry in found if entry["years_left"] is not None]
+        chosen = min(ends, key=lambda entry: entry["years_left"]) if ends else next(iter(found), None)
+        if chosen:
+            result |= {key: value for key, value in chosen.items() if key != "basis"}
+            if (chosen["years_left_low"] or 0) > _LONG_YEARS:
+                notes.append("so long that the drive will end for another reason than its writes")
+    return result
+
+
+def _estimates(disk: Mapping[str, Any], bytes_per_year: float, notes: list[str]) -> list[dict[str, Any]]:
+    written, used, rating = disk.get("written_bytes"), disk.get("percentage_used"), disk.get("rated_tbw_bytes")
+    found = []
+
+    def add(method: str, basis: str, low: float, middle: float | None, high: float | None) -> None:
+        years = [None if left is None else _rounded(max(0.0, left) / bytes_per_year) for left in (middle, low, high)]
+        found.append(
+            {
+                "method": method if middle is not None else f"{method} (at least)",
+                "years_left": years[0],
+                "years_left_low": years[1],
+                "years_left_high": years[2],
+                "basis": basis,
+            }
+        )
+
+    if rating and written is not None:
+        left = float(rating - written)
+        add("rated TBW", f"{written} of {rating} bytes written ({disk.get('rated_from')})", left, left, left)
+        if left <= 0:
+            notes.append("more was written than the maker rates it for: its warranty ended, it may last on")
+    if used is not None and used > 100:
+        notes.append("the drive says that its rated life is over; it may last on")
+    if used is not None and (written or rating):
+        # Bytes of the host in the drive's whole life, if it goes on as in its life so far.
+        def left_at(percent: float) -> float:
+            return written * (100 - percent) / percent if written else (rating or 0) * (100 - percent) / 100
+
+        method = "percentage used" if written else "rated TBW x percentage used"
+        basis = f"{used} % used" + (f" by {written} bytes" if written else f" of {rating} bytes")
+        if used < 2 and written:
+            add(method, basis, left_at(used + 1), None, None)
+        else:
+            add(method, basis, left_at(used + 1), left_at(used), left_at(max(0, used - 1)))
+    if not found:
+        missing = [
+            text
+            for text, value in (
+                ("what was written in its life", written),
+                ("the percentage used", used),
+                ("its rated endurance (write_report_endurance)", rating),
+            )
+            if value is None
+        ]
+        notes.append(f"not known: {', '.join(missing)}" if missing else "nothing was written to it yet")
+    return found
+
+
+def _rounded(years: float) -> float:
+    """Three significant digits: more would be pretence."""
+    return float(f"{years:.3g}")
+
+
+def _ask_smartctl(name: str, run: Run, timeout: float, notes: list[str]) -> dict[str, Any] | None:
+    """What smartctl prints of a disk; None, and a note, where it printed nothing that can be read."""
+    try:
+        done = run([*_SMARTCTL, f"/dev/{name}"], timeout=timeout)
+    except CommandMissing:
+        notes.append("smartctl is not installed (apt install smartmontools)")
+        return None
+    except (PveguardError, OSError) as error:
+        notes.append(f"smartctl: {error}")
+        return None
+    if done.rc == 124:
+        notes.append(f"smartctl: no answer within {timeout:g} s")
+        return None
+    try:
+        answer = json.loads(done.stdout)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        said = (done.stderr or done.stdout).strip().splitlines()
+        notes.append(
+            f"smartctl ended with {done.rc} and without JSON (7.0 or later is needed): {said[-1] if said else ''}"
+        )
+        return None
+    about = _map(answer.get("smartctl"))
+    status = _count(about.get("exit_status"))
+    status = done.rc if status is None else status
+    said = [str(_map(entry).get("string", "")) for entry in about.get("messages") or []]
+    asleep = next((text for text in said if _ASLEEP.search(text)), None)
+    if asleep or "power_mode" in answer and status & _UNREAD:
+        notes.append("asleep and left asleep: no figures this time")
+    elif status & _UNREAD:
+        notes.append(f"smartctl: {'; '.join(filter(None, said)) or f'ended with {status}'}")
+    else:
+        notes += [text for bit, text in _FINDINGS if status >> bit & 1]
+    return answer
+
+
+def _from_smartctl(answer: Mapping[str, Any], result: dict[str, Any], notes: list[str]) -> None:
+    protocol = _map(answer.get("device")).get("protocol")
+    sas = str(_map(answer.get("scsi_transport_protocol")).get("name", "")).startswith("SAS")
+    kind = {"NVMe": "nvme", "ATA": "sata"}.get(str(protocol)) or ("sas" if sas else None)
+    result["kind"] = kind or result["kind"]
+    model = answer.get("model_name") or answer.get("scsi_model_name")
+    result["model"] = str(model) if model else result["model"]
+    rate = _count(answer.get("rotation_rate"))
+    if rate is not None:
+        result["rotational"] = rate > 0
+    result["power_on_hours"] = _count(_map(answer.get("power_on_time")).get("hours"))
+    passed = _map(answer.get("smart_status")).get("passed")
+    if isinstance(passed, bool):
+        result["health_passed"] = passed
+    support = answer.get("smart_support")
+    if isinstance(support, dict) and support.get("available") is False:
+        notes.append("the drive has no SMART")
+    elif isinstance(support, dict) and support.get("enabled") is False:
+        notes.append(f"SMART is switched off in the drive (smartctl -s on /dev/{result['disk']})")
+    health = answer.get("nvme_smart_health_information_log")
+    if isinstance(health, dict):
+        result["tool"] = "smartctl"
+        _nvme_log(health, result, notes)
+    elif "ata_smart_attributes" in answer or "ata_device_statistics" in answer:
+        result["tool"] = "smartctl"
+        _ata(answer, result, notes)
+    elif "scsi_error_counter_log" in answer or "scsi_percentage_used_endurance_indicator" in answer:
+        result["tool"] = "smartctl"
+        _scsi(answer, result)
+    elif not notes:
+        notes.append("the drive answers, but without any figure of its wear (a bridge or a RAID controller between?)")
+
+
+def _nvme_log(health: Mapping[str, Any], result: dict[str, Any], notes: list[str]) -> None:
+    """The SMART / Health Information log, with the names of smartctl or of nvme."""
+
+    def value(*names: str) -> int | None:
+        return next((found for name in names if (found := _count(health.get(name))) is not None), None)
+
+    units = value("data_units_written")
+    if units:
+        result["written_bytes"] = units * NVME_DATA_UNIT_BYTES
+        result["written_from"] = "NVMe data_units_written"
+    else:
+        notes.append("the drive does not report what was written to it")
+    result["percentage_used"] = value("percentage_used", "percent_used")
+    result["percentage_from"] = "NVMe percentage_used" if result["percentage_used"] is not None else None
+    result["spare_percent"] = value("available_spare", "avail_spare")
+    result["media_errors"] = value("media_errors")
+    result["unsafe_shutdowns"] = value("unsafe_shutdowns")
+    hours = value("power_on_hours")
+    result["power_on_hours"] = hours if hours is not None else result["power_on_hours"]
+    threshold = value("available_spare_threshold", "spare_thresh")
+    if result["spare_percent"] is not None and threshold and result["spare_percent"] < threshold:
+        notes.append(f"spare is at {result['spare_percent']} %, below the drive's threshold of {threshold} %")
+
+
+def _from_nvme(name: str, run: Run, timeout: float, result: dict[str, Any], notes: list[str]) -> None:
+    try:
+        done = run([*_NVME, f"/dev/{name}"], timeout=timeout)
+        health = json.loads(done.stdout) if done.ok else None
+    except ValueError:
+        health = None
+    except (PveguardError, OSError):
+        return
+    if not isinstance(health, dict):
+        said = (done.stderr or done.stdout).strip().splitlines()
+        notes.append(f"nvme smart-log ended with {done.rc}: {said[-1] if said else 'no JSON'}")
+        return
+    result["tool"] = "nvme"
+    _nvme_log(health, result, notes)
+
+
+def _ata(answer: Mapping[str, Any], result: dict[str, Any], notes: list[str]) -> None:
+    statistics = _statistics(answer)
+    known = answer.get("in_smartctl_database") is True
+    table = [_map(entry) for entry in _map(answer.get("ata_smart_attributes")).get("table") or []]
+    # A name of the database is a statement about this drive; any other is what most drives mean by the number.
+    attributes = {str(entry.get("name")): entry for entry in table} if known else {}
+    sector = _count(answer.get("logical_block_size")) or 512
+
+    _ata_written(statistics, attributes, sector, result, notes)
+    _ata_nand(attributes, result)
+    _ata_percentage(statistics, attributes, str(answer.get("model_family", "")), result)
+    if not known and table and result["rotational"] is not True:
+        lacking = [
+            text
+            for text, key in (
+                ("what was written", "written_bytes"),
+                ("the percentage used", "percentage_used"),
+            )
+            if result[key] is None
+        ]
+        if lacking:
+            notes.append(
+                f"{' and '.join(lacking)}: smartctl's database does not know this drive, so the units of its"
+                " attributes are not known (update-smart-drivedb)"
+            )
+    result["media_errors"] = statistics.get(_UNCORRECTABLE)
+    if result["media_errors"] is None:
+        result["media_errors"] = _raw(attributes, _MEDIA_ERRORS)
+    result["unsafe_shutdowns"] = _raw(attributes, _UNSAFE)
+    result["spare_percent"] = next(
+        (value for name in _SPARE if (value := _percent(attributes.get(name))) is not None), None
+    )
+
+
+def _ata_written(
+    statistics: Mapping[tuple[int, int], int],
+    attributes: Mapping[str, Mapping[str, Any]],
+    sector: int,
+    result: dict[str, Any],
+    notes: list[str],
+) -> None:
+    """The standard's statistic, else an attribute with its unit in its name, else one in sectors."""
+    if statistics.get(_SECTORS_WRITTEN) is not None:
+        result["written_bytes"] = statistics[_SECTORS_WRITTEN] * sector
+        result["written_from"] = "ATA Device Statistics, Logical Sectors Written"
+        return
+    named = _with_unit(attributes, lambda name: not _NAND.search(name))
+    if named:
+        # Of several the finest.
+        name, raw, unit = min(named, key=lambda entry: entry[2])
+        result["written_bytes"] = raw * unit
+        if _UNIT.search(name)[1] == "GB":  # type: ignore[index]
+            notes.append(f"{name} is taken as units of 10^9 bytes; it is 7 % more where the maker means 2^30")
+    else:
+        name = next((name for name in _SECTOR_NAMES if name in attributes), "")
+        count = _raw(attributes, _SECTOR_NAMES)
+        if count is None:
+            return
+        result["written_bytes"] = count * sector
+    result["written_from"] = f"ATA attribute {attributes[name].get('id')} {name}"
+
+
+def _ata_nand(attributes: Mapping[str, Mapping[str, Any]], result: dict[str, Any]) -> None:
+    host = _raw(attributes, (_HOST_PAGES,))
+    own = _raw(attributes, _DRIVE_PAGES)
+    if host and own is not None:
+        result["drive_amplification"] = round((host + own) / host, 2)
+        if result["written_bytes"]:
+            result["nand_bytes"] = round(result["written_bytes"] * (host + own) / host)
+            result["nand_from"] = "ATA attributes 247 and 248: pages programmed for the host and by the drive"
+        return
+    named = _with_unit(attributes, lambda name: bool(_NAND.search(name)))
+    totals = [entry for entry in named if not _NAND_PART.search(entry[0])]
+    if totals:
+        name, raw, unit = min(totals, key=lambda entry: entry[2])
+        result["nand_bytes"] = raw * unit
+        result["nand_from"] = f"ATA attribute {attributes[name].get('id')} {name}"
+    elif named:
+        result["nand_bytes"] = sum(raw * unit for _, raw, unit in named)
+        result["nand_from"] = f"ATA attributes {', '.join(name for name, _, _ in named)}"
+
+
+def _ata_percentage(
+    statistics: Mapping[tuple[int, int], int],
+    attributes: Mapping[str, Mapping[str, Any]],
+    family: str,
+    result: dict[str, Any],
+) -> None:
+    if statistics.get(_PERCENTAGE_USED) is not None:
+        result["percentage_used"] = statistics[_PERCENTAGE_USED]
+        result["percentage_from"] = "ATA Device Statistics, Percentage Used Endurance Indicator"
+        return
+    for name, maker in _LEFT.items():
+        left = _percent(attributes.get(name))
+        if left is not None and re.search(maker, family, re.IGNORECASE):
+            result["percentage_used"] = 100 - left
+            result["percentage_from"] = f"ATA attribute {attributes[name].get('id')} {name}, normalised value"
+            return
+    for name in _LEFT_RAW:
+        raw = _raw(attributes, (name,))
+        if raw is not None and raw <= 100:
+            result["percentage_used"] = 100 - raw
+            result["percentage_from"] = f"ATA attribute {attributes[name].get('id')} {name}, raw value"
+            return
+
+
+def _scsi(answer: Mapping[str, Any], result: dict[str, Any]) -> None:
+    log = _map(answer.get("scsi_error_counter_log"))
+    # Units of 10^9 bytes with three decimals, as a string (smartctl 7.3) or a number.
+    try:
+        gigabytes = float(_map(log.get("write"))["gigabytes_processed"])
+        result["written_bytes"] = round(gigabytes * 10**9)
+        result["written_from"] = "SAS error counter log, gigabytes written"
+    except (KeyError, TypeError, ValueError):
+        pass
+    used = _count(answer.get("scsi_percentage_used_endurance_indicator"))
+    if used is not None:
+        result["percentage_used"] = used
+        result["percentage_from"] = "SAS percentage used endurance indicator"
+    errors = [
+        count
+        for part in log.values()
+        if (count := _count(_map(part).get("total_uncorrected_errors"))) is not None
+    ]
+    result["media_errors"] = sum(errors) if errors else None
+
+
+def _statistics(answer: Mapping[str, Any]) -> dict[tuple[int, int], int]:
+    """{(page, offset): value} of the Device Statistics log, as far as the drive says that they are valid."""
+    found = {}
+    for page in _map(answer.get("ata_device_statistics")).get("pages") or []:
+        for entry in _map(page).get("table") or []:
+            value = _count(_map(entry).get("value"))
+            if value is not None and _map(_map(entry).get("flags")).get("valid") is True:
+                found[(_map(page).get("number"), _map(entry).get("offset"))] = value
+    return found  # type: ignore[return-value]
+
+
+def _with_unit(attributes: Mapping[str, Mapping[str, Any]], wanted: Any) -> list[tuple[str, int, int]]:
+    """(name, raw value, bytes of its unit) of attributes that count writes and have a unit in their name."""
+    found = []
+    for name in attributes:
+        unit = _UNIT.search(name)
+        raw = _raw(attributes, (name,))
+        if unit and raw is not None and _WRITES.search(name) and wanted(name):
+            found.append((name, raw, _UNIT_BYTES[unit[1]]))
+    return found
+
+
+def _raw(attributes: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> int | None:
+    """Raw value of the first of ``names`` that the drive has."""
+    for name in names:
+        value = _count(_map(_map(attributes.get(name)).get("raw")).get("value"))
+        if value is not None:
+            return value
+    return None
+
+
+def _percent(attribute: Mapping[str, Any] | None) -> int | None:
+    """Normalised value of an attribute; above 100 it is no percentage."""
+    value = _count(_map(attribute).get("value"))
+    return value if value is not None and value <= 100 else None
+
+
+def _count(value: Any) -> int | None:
+    """A count that is not negative; nvme prints 128-bit ones as strings, some versions with separators."""
+    if isinstance(value, str) and re.fullmatch(r"\d[\d,.]*", value):
+        value = int(re.sub(r"[,.]", "", value))
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _map(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
