@@ -57,7 +57,8 @@ class Probe:
         return [name for name in os.listdir(self.node.pve) if "amplification" in name]
 
     def run(self, blocks: list[int], **more: Any) -> dict[str, Any]:
-        done = self.node.run(*command(blocks, **more), timeout=300)
+        # Minutes on a busy machine: the double copies the whole blob 2048 times.
+        done = self.node.run(*command(blocks, **more), timeout=1200)
         assert done.returncode == 0, done.stdout + done.stderr
         return dict(json.loads(done.stdout))
 
