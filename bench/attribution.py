@@ -1,0 +1,149 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Who writes on an idle cluster, as HA is stopped node by node: the published figures beside what pmxcfs_writes says.
+
+On a cluster of the lab that is not protected yet and whose HA runs (profile pve). Every node is observed at once, by
+both methods of the module one after the other; then the HA managers of one node more are stopped, and they all run
+again at the end.
+
+    python -m lab --name wear up --fresh --profile pve
+    PVEGUARD_LAB=wear python bench/attribution.py [--seconds 60] [--json]
+
+Exits 1 when a figure is not the published one (a heartbeat more or less in a window is allowed, and one run of the
+scheduler for the locks), or when the writing nodes are not named; 2 when the nodes cannot be observed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+#: One idle LRM: three transactions every five seconds (published: 108, 72, 36, 0 a minute as three are stopped).
+LRM_PER_MINUTE = 36
+#: pvescheduler: two lock directories a node and a minute, each made and removed.
+LOCK_FILES_PER_MINUTE = 2
+MANAGERS = "pve-ha-lrm.service pve-ha-crm.service"
+
+
+class Failed(Exception):
+    """The nodes cannot be observed."""
+
+
+def ansible(hosts: str, inventory: str, module: str, arguments: str) -> dict[str, Any]:
+    """Run a module on hosts at once; {host: result}."""
+    folder = ROOT / ".cache" / "attribution"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    done = subprocess.run(
+        ["ansible", hosts, "-i", inventory, "-t", str(folder), "-m", module, "-a", arguments],
+        cwd=ROOT,
+        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    if done.returncode:
+        raise Failed(f"{module} {arguments}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return {path.name: json.loads(path.read_text()) for path in sorted(folder.iterdir())}
+
+
+def step(inventory: str, running: Sequence[str], seconds: int, method: str) -> dict[str, dict[str, Any]]:
+    """One window on every node; {node: figures}."""
+    results = ansible("all", inventory, "pmxcfs_writes", f"window_seconds={seconds} method={method}")
+    found = {}
+    for node, result in results.items():
+        window = result["window"]
+        per_class = {entry["class"]: entry for entry in window["classes"]}
+        locks = [file for file in window["files"] if file["class"] == "locks"]
+        ha = [file for file in window["files"] if file["path"].endswith("/lrm_status")]
+        found[node] = {
+            "managers": len(running),
+            "method": method,
+            "seconds": window["seconds"],
+            "transactions_per_minute": window["transactions_per_minute"],
+            "ha_per_minute": per_class["ha"]["transactions_per_minute"] if "ha" in per_class else 0.0,
+            "lock_transactions_per_minute": (
+                per_class["locks"]["transactions_per_minute"] if "locks" in per_class else 0.0
+            ),
+            "lock_files_per_minute": round(sum(f["changes"] for f in locks) * 60 / window["seconds"], 1),
+            "writers": sorted({str(file["node"]) for file in ha}),
+            "exact": all(file["exact"] for file in window["files"]),
+            "journal": window["journal"],
+        }
+    return found
+
+
+def problems(found: dict[str, dict[str, Any]], running: Sequence[str], names: Sequence[str]) -> list[str]:
+    """What is not as published."""
+    wrong = []
+    for node, figures in found.items():
+        minutes = figures["seconds"] / 60
+        wanted = LRM_PER_MINUTE * len(running)
+        # One heartbeat of each manager more or less falls into a window.
+        if abs(figures["ha_per_minute"] - wanted) * minutes > 3 * len(running):
+            wrong.append(f"{node}: {figures['ha_per_minute']} transactions a minute of HA, published {wanted}")
+        if figures["writers"] != sorted(running):
+            wrong.append(f"{node}: lrm_status is written by {figures['writers']}, not {sorted(running)}")
+        if figures["method"] == "journal":
+            locks = 2 * LOCK_FILES_PER_MINUTE * len(names)
+            if abs(figures["lock_transactions_per_minute"] - locks) * minutes > locks:
+                wrong.append(
+                    f"{node}: {figures['lock_transactions_per_minute']} transactions a minute of locks, published {locks}"
+                )
+    return wrong
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-i", "--inventory", default="inventory/lab")
+    parser.add_argument("--seconds", type=int, default=60)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+
+    rows: list[dict[str, Any]] = []
+    wrong: list[str] = []
+    names: list[str] = []
+    try:
+        names = list(ansible("all", options.inventory, "ansible.builtin.command", f"systemctl is-active {MANAGERS}"))
+        running = list(names)
+        while True:
+            for method in ("database", "journal"):
+                found = step(options.inventory, running, options.seconds, method)
+                wrong += problems(found, running, names)
+                rows += [{"node": node, **figures} for node, figures in found.items()]
+            if not running:
+                break
+            ansible(running.pop(), options.inventory, "ansible.builtin.command", f"systemctl stop {MANAGERS}")
+    except Failed as error:
+        print(error, file=sys.stderr)
+        return 2
+    finally:
+        if names:
+            ansible("all", options.inventory, "ansible.builtin.command", f"systemctl start {MANAGERS}")
+
+    if options.json:
+        print(json.dumps({"rows": rows, "problems": wrong}, indent=2))
+    else:
+        print("LRMs method   node    HA/min (published)  locks/min  all/min  written by")
+        for row in rows:
+            print(
+                f"{row['managers']:4} {row['method']:8} {row['node']:8}"
+                f"{row['ha_per_minute']:6} ({LRM_PER_MINUTE * row['managers']:3})"
+                f"{row['lock_transactions_per_minute']:17} {row['transactions_per_minute']:8}"
+                f"  {', '.join(row['writers']) or '-'}"
+            )
+        print("\n".join(wrong) or "as published")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
