@@ -201,12 +201,29 @@ def assessment(hostvars: Any, play_hosts: Collection[str]) -> str:
             if host in play_hosts:
                 parts.append(f"{host}: could not be asked")
             continue
-        wishes = assess.Wishes(
-            ha_state=str(variables.get("ha_state") or "auto"),
-            ram_state=bool(variables.get("ram_state_enabled", True)),
-        )
-        parts.append(assess.render(host, node, plans[host], wishes, variables.get("pveguard_writes")))
+        parts.append(assess.render(host, node, plans[host], _wishes(variables), variables.get("pveguard_writes")))
     return "\n\n".join(parts)
+
+
+def assessments(hostvars: Any, play_hosts: Collection[str]) -> dict[str, dict[str, Any]]:
+    """The same as data: ``{host: {findings: [{level, text}], changes: [text]}}`` of hosts that could be asked."""
+    plans = cluster_plan(hostvars, play_hosts)
+    found = {}
+    for host in play_hosts:
+        node = (hostvars[host].get("pveguard_node") or {}).get("node")
+        if node is not None:
+            found[host] = {
+                "findings": [{"level": each.level, "text": each.text} for each in assess.findings(node)],
+                "changes": assess.changes(node, plans[host], _wishes(hostvars[host])),
+            }
+    return found
+
+
+def _wishes(variables: Mapping[str, Any]) -> assess.Wishes:
+    return assess.Wishes(
+        ha_state=str(variables.get("ha_state") or "auto"),
+        ram_state=bool(variables.get("ram_state_enabled", True)),
+    )
 
 
 def run_holder(playbook_dir: str) -> dict[str, Any]:
@@ -299,6 +316,7 @@ class FilterModule:
         return {
             "pveguard_inventory_errors": inventory_errors,
             "pveguard_assessment": assessment,
+            "pveguard_assessments": assessments,
             "pveguard_cluster_plan": cluster_plan,
             "pveguard_run_holder": run_holder,
             "pveguard_holder_is_gone": holder_is_gone,

@@ -17,7 +17,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
 
-from ansible.module_utils.pveguard import ha_info, power_cut, report_table, units
+from ansible.module_utils.pveguard import ha_info, power_cut, report_metrics, report_page, report_table, units
 
 Hosts = Mapping[str, Mapping[str, Any]]
 
@@ -158,10 +158,28 @@ def baseline_files(hostvars: Hosts, hosts: Iterable[str], directory: str, name: 
     return files
 
 
+#: How long a drive lasts; None until a core offers it, and then the report says what was told before, or unknown.
+ENDURANCE: report_table.Endurance | None = None
+
+#: Chart.js, inlined into the page; its licence is beside it.
+_LIBRARY = _ROOT / "roles/write_report/files/chart.umd.min.js"
+
+
 def report(
-    hostvars: Hosts, hosts: Iterable[str], in_run: Iterable[str], directory: str, name: str
+    hostvars: Hosts,
+    hosts: Iterable[str],
+    in_run: Iterable[str],
+    directory: str,
+    name: str,
+    wear: str = "__write_report_wear",
+    amplification: str = "__write_report_amplification",
+    assessments: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """The report of ``hosts``; ``in_run``: those still in the play; ``name``: where writes are registered."""
+    """The report of ``hosts``; ``in_run``: those still in the play; ``name``: where writes are registered.
+
+    ``wear`` and ``amplification``: where the results of disk_wear and write_amplification are registered; a host
+    without them keeps what it told last. ``assessments``: what ``pveguard_assessments`` returned.
+    """
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     present = set(in_run)
     nodes = {}
@@ -172,8 +190,13 @@ def report(
             in_run=here,
             node=_node(hostvars, host),
             gate=_get(hostvars, host, "fsync_gate_result"),
+            links=_get(hostvars, host, "link_gate_result"),
             plan=_get(hostvars, host, "pveguard_plan"),
             measured=_get(hostvars, host, name) if here else None,
+            wear=_get(hostvars, host, wear) if here else None,
+            amplification=_get(hostvars, host, amplification) if here else None,
+            endurance=ENDURANCE,
+            assessment=(assessments or {}).get(host),
             last=saved(directory, "last", host),
             baseline=saved(directory, "baseline", host),
         )
@@ -181,16 +204,36 @@ def report(
 
 
 def report_files(value: Mapping[str, Any], directory: str) -> list[dict[str, str]]:
-    """The files of a report: ``latest.json``, ``DATE/report.json``, ``last/HOST.json`` of hosts measured."""
+    """The files of a report: ``DATE/`` with report.json, index.html and pveguard.prom, each with a copy of the last one
+    beside it, and ``last/HOST.json`` of hosts that were measured.
+    """
+    base, day = Path(directory), Path(directory) / value["time"][:10]
+    metrics = report_metrics.render(value)
     files = [
-        _json_file(Path(directory) / "latest.json", value),
-        _json_file(Path(directory) / value["time"][:10] / "report.json", value),
+        _json_file(base / "latest.json", value),
+        _json_file(day / "report.json", value),
+        {"path": str(base / "index.html"), "content": _page(value, base, "gate.html")},
+        {"path": str(day / "index.html"), "content": _page(value, base, "../gate.html")},
+        {"path": str(base / "pveguard.prom"), "content": metrics},
+        {"path": str(day / "pveguard.prom"), "content": metrics},
     ]
     for host, node in value["nodes"].items():
         # The counters of a host that left the run stay as they were.
         if node["in_run"] and node["counters"]:
             files.append(_json_file(_file(directory, "last", host), node))
     return files
+
+
+def assess_files(value: Mapping[str, Any], directory: str) -> list[dict[str, str]]:
+    """``assess.html`` and ``assess.json``: no report of a day, and nothing that a later report starts from."""
+    base = Path(directory)
+    content = _page(value, base, "gate.html", look_only=True)
+    return [_json_file(base / "assess.json", value), {"path": str(base / "assess.html"), "content": content}]
+
+
+def _page(value: Mapping[str, Any], base: Path, gate: str, look_only: bool = False) -> str:
+    link = gate if (base / "gate.html").exists() else ""
+    return report_page.page(value, _LIBRARY.read_text(), link, look_only)
 
 
 class FilterModule:
@@ -202,6 +245,10 @@ class FilterModule:
             "pveguard_duration": units.duration_text,
             "pveguard_number": units.number_text,
             "pveguard_rate": units.rate_text,
+            "pveguard_change": units.change_text,
+            "pveguard_percent": units.percent_text,
+            "pveguard_time": units.time_text,
+            "pveguard_years": units.years_text,
             "pveguard_cluster_peers": cluster_peers,
             "pveguard_ha_watchdogs_on": ha_watchdogs_on,
             "pveguard_ha_watchdog_holders": ha_watchdog_holders,
@@ -213,5 +260,7 @@ class FilterModule:
             "pveguard_baseline_files": baseline_files,
             "pveguard_report": report,
             "pveguard_report_files": report_files,
+            "pveguard_assess_files": assess_files,
+            "pveguard_report_metrics": report_metrics.render,
             "pveguard_report_table": report_table.render,
         }

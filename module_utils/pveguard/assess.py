@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .units import bytes_text, duration_text, rate_text
+
 PROBLEM, WARNING, GOOD = "problem", "warning", "good"
 
 #: States of pve-state in which the database is on disk as Proxmox has it.
@@ -99,7 +101,7 @@ def _filesystem(node: Mapping[str, Any]) -> list[Finding]:
     if pmxcfs["mode"] == "cluster" and not pmxcfs["quorate"]:
         found.append(Finding(PROBLEM, "no quorum: /etc/pve is read-only; look at 'corosync-quorumtool -s'"))
     size = pmxcfs.get("database_bytes")
-    shown = f", database {size / 1024:.0f} KiB" if size else ""
+    shown = f", database {bytes_text(size)}" if size else ""
     guests = len(pmxcfs["guests"])
     found.append(
         Finding(GOOD, f"/etc/pve is mounted ({pmxcfs['mode']} mode, {guests} guest{'s' if guests != 1 else ''}{shown})")
@@ -205,9 +207,9 @@ def render(host: str, node: Mapping[str, Any], plan: Mapping[str, Any], wishes: 
     lines = [f"{host}: {node['machine_codename'] or 'unknown distribution'}, kernel {node['kernel']}, {pve}"]
     lines += [f"{signs[finding.level]}{finding.text}" for finding in findings(node)]
     if writes and writes.get("daemon_bytes_per_day") is not None:
-        gib = writes["daemon_bytes_per_day"] / 2**30
-        since = writes.get("hours", 0)
-        lines.append(f"  [  ] the daemon wrote {gib:.2f} GiB a day over the {since:.1f} h since it started")
+        since = duration_text(3600 * writes.get("hours", 0))
+        rate = rate_text(writes["daemon_bytes_per_day"], "day")
+        lines.append(f"  [  ] the daemon wrote {rate} over the {since} since it started")
     todo = changes(node, plan, wishes)
     lines.append("  site.yml would change:" + ("" if todo else " nothing"))
     lines += [f"    - {item}" for item in todo]

@@ -6,6 +6,8 @@ markup. The output depends on the arguments alone.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -29,6 +31,13 @@ LIGHT = {
     "fail-back": "#fde6e5",
     "unknown": "#4a5666",
     "unknown-back": "#e8ecf1",
+    "series-1": "#2563ad",
+    "series-2": "#c2570c",
+    "series-3": "#0f766e",
+    "series-4": "#8b3fb0",
+    "series-5": "#a16207",
+    "series-6": "#be185d",
+    "series-rest": "#7b8794",
 }
 DARK = {
     "page": "#10151b",
@@ -48,6 +57,13 @@ DARK = {
     "fail-back": "#4a1a1b",
     "unknown": "#b4c0cd",
     "unknown-back": "#2a3541",
+    "series-1": "#6ba7e8",
+    "series-2": "#f29a5c",
+    "series-3": "#4fc3b3",
+    "series-4": "#c79be6",
+    "series-5": "#e0bd57",
+    "series-6": "#f28bb6",
+    "series-rest": "#8a97a6",
 }
 VERDICTS = ("pass", "warn", "fail", "unknown")
 _SYMBOLS = {"pass": "✓", "warn": "!", "fail": "✕", "unknown": "?"}
@@ -258,8 +274,20 @@ def details(title: str, *content: object) -> Html:
     return tag("details", tag("summary", title), *content)
 
 
-def page(title: str, *content: object, lead: object = "", mark: Html | None = None, note: object = "") -> str:
-    """The whole document. ``lead``: the sentence under the title. ``mark``: badge beside it. ``note``: the footer."""
+def page(
+    title: str,
+    *content: object,
+    lead: object = "",
+    mark: Html | None = None,
+    note: object = "",
+    style: str = "",
+    scripts: Sequence[str] = (),
+) -> str:
+    """The whole document. ``lead``: the sentence under the title. ``mark``: badge beside it. ``note``: the footer.
+
+    ``style``: rules in addition. ``scripts``: texts that run at the end of the page; its policy names their hashes, so
+    that nothing else can run. They are code, not data: neither is escaped.
+    """
     head = tag("div", tag("h1", title), *([mark] if mark else []), class_="head")
     body = tag(
         "div",
@@ -273,14 +301,25 @@ def page(title: str, *content: object, lead: object = "", mark: Html | None = No
         *([tag("footer", note)] if note else []),
         class_="wrap",
     )
+    for script in scripts:
+        if "</script" in script.lower() or "<!--" in script:
+            raise ValueError("a script that holds '</script' or '<!--' would end before its end")
+    allowed = f"; script-src {' '.join(_source(script) for script in scripts)}" if scripts else ""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
         # Should anything ever slip through the escaping, it can neither run nor call home.
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-        f"<title>{text(title)}</title>\n<style>\n{_style()}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+        f"<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'{allowed}\">\n"
+        f"<title>{text(title)}</title>\n<style>\n{_style()}{style}</style>\n</head>\n<body>\n{body}\n"
+        + "".join(f"<script>{script}</script>\n" for script in scripts)
+        + "</body>\n</html>\n"
     )
+
+
+def _source(script: str) -> str:
+    """What a Content-Security-Policy calls exactly this script."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
 def _style() -> str:

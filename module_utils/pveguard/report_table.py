@@ -7,7 +7,7 @@ with it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from . import text_table
@@ -16,6 +16,9 @@ from .units import UNKNOWN, bytes_text, duration_text, number_text
 SCHEMA = "pveguard-report"
 #: Raised when a key changes its meaning or goes away; new keys alone do not raise it.
 SCHEMA_VERSION = 1
+
+#: ``endurance(disk, bytes_per_day)`` of the core of disk_wear: years_left, years_left_low, years_left_high, method, notes.
+Endurance = Callable[[Mapping[str, Any], float | None], Mapping[str, Any]]
 
 #: A shorter time since the last report says too little to replace the figure of a window.
 MIN_SINCE_SECONDS = 60.0
@@ -47,13 +50,21 @@ def entry(
     measured: Mapping[str, Any] | None = None,
     last: Mapping[str, Any] | None = None,
     baseline: Mapping[str, Any] | None = None,
+    links: Mapping[str, Any] | None = None,
+    wear: Mapping[str, Any] | None = None,
+    amplification: Mapping[str, Any] | None = None,
+    endurance: Endurance | None = None,
+    assessment: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What is known of one node.
 
     ``in_run``: the host is still in the play. ``node``: facts of node_info. ``gate``: result of fsync_bench
     in this run. ``plan``: the cluster plan. ``measured``: result of pmxcfs_writes in this run. ``last``: the
-    entry of the last report. ``baseline``: what was saved before protection, ``{machine, window}``. Anything
-    may be missing or empty. See docs/report.md for the keys of the result.
+    entry of the last report. ``baseline``: what was saved before protection, ``{machine, window}``.
+    ``links``: ``link_gate_result``. ``wear``: result of disk_wear in this run. ``amplification``: result of
+    write_amplification. ``endurance``: its function of the same name, which tells how long a drive lasts at a
+    rate. ``assessment``: ``{findings, changes}`` of a run that only looks. Anything may be missing or empty.
+    See docs/report.md for the keys of the result.
     """
     notes: list[str] = []
     last = last or {}
@@ -77,11 +88,15 @@ def entry(
         "in_run": in_run,
         "machine": machine or last.get("machine"),
         "gate": _gate(gate, last),
-        "cluster": _cluster(node, plan),
+        "links": _links(links, last),
+        "cluster": {**_cluster(node, plan), "last_name": _last_name(node, last)},
         "corosync": _corosync(node),
         "ha": _ha(node),
         "ram_state": _ram_state(node, counters),
-        "writes": {"before": before, "after": after},
+        "writes": {"before": before, "after": after, "observed": _observed(measured, last)},
+        **_disks(wear, last, before, after, counters or last.get("counters"), endurance, now, notes),
+        **_amplification(amplification, last, now),
+        "assessment": dict(assessment) if assessment else None,
         "counters": counters or last.get("counters"),
         "notes": notes,
     }
@@ -200,6 +215,74 @@ def _after(
     return dict(former) if former else None
 
 
+def _observed(measured: Mapping[str, Any] | None, last: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The last window after protection: counters alone do not tell which file was written."""
+    window = (measured or {}).get("window") or (last.get("writes") or {}).get("observed")
+    if not window:
+        former = (last.get("writes") or {}).get("after") or {}
+        window = former if former.get("method") == "window" else None
+    return dict(window) if window else None
+
+
+def _disks(
+    wear: Mapping[str, Any] | None,
+    last: Mapping[str, Any],
+    before: Mapping[str, Any] | None,
+    after: Mapping[str, Any] | None,
+    counters: Mapping[str, Any] | None,
+    endurance: Endurance | None,
+    now: str,
+    notes: list[str],
+) -> dict[str, Any]:
+    """``disks``, each with how long it lasts at the rate now and at the one before, and ``disks_time``."""
+    wear = wear or {}
+    found: Sequence[Mapping[str, Any]]
+    if wear.get("disks") is not None and not wear.get("failed"):
+        found, moment = wear["disks"], now
+        notes += [f"drives: {note}" for note in wear.get("notes") or []]
+    else:
+        found, moment = last.get("disks") or [], last.get("disks_time")
+        if wear.get("failed"):
+            notes.append(f"drives: {wear.get('msg') or 'could not be asked'}")
+    measured_disk = ((counters or {}).get("device") or {}).get("disk")
+    disks = []
+    for disk in found:
+        # The rate is that of the drive behind the store; what others are written is not known.
+        here = measured_disk and str(disk.get("disk")).rpartition("/")[2] == measured_disk
+        shown = {
+            key: value for key, value in disk.items() if key not in ("endurance", "endurance_before")
+        }
+        for key, figures in (("endurance", after), ("endurance_before", before)):
+            rate = (figures or {}).get("device_bytes_per_minute") if here else None
+            told = endurance(disk, None if rate is None else rate * 1440) if endurance else None
+            if told is None and not endurance:
+                told = disk.get(key)
+            shown[key] = None if told is None else dict(told)
+        disks.append(shown)
+    return {"disks": disks, "disks_time": moment}
+
+
+def _amplification(
+    result: Mapping[str, Any] | None, last: Mapping[str, Any], now: str
+) -> dict[str, Any]:
+    keys = ("cases", "device_write_budget_bytes", "members", "path", "notes")
+    if result and result.get("cases") is not None:
+        return {"amplification": {key: result.get(key) for key in keys}, "amplification_time": now}
+    former = last.get("amplification")
+    return {
+        "amplification": dict(former) if former else None,
+        "amplification_time": last.get("amplification_time"),
+    }
+
+
+def _links(links: Mapping[str, Any] | None, last: Mapping[str, Any]) -> dict[str, Any]:
+    keys = ("verdict", "reason", "message", "time")
+    if links and links.get("verdict"):
+        return {key: links.get(key) for key in keys}
+    former = last.get("links")
+    return dict(former) if former else {**dict.fromkeys(keys), "verdict": "not measured"}
+
+
 def _gate(gate: Mapping[str, Any] | None, last: Mapping[str, Any]) -> dict[str, Any]:
     keys = (
         "verdict",
@@ -225,16 +308,33 @@ def _gate(gate: Mapping[str, Any] | None, last: Mapping[str, Any]) -> dict[str, 
 
 def _cluster(node: Mapping[str, Any] | None, plan: Mapping[str, Any] | None) -> dict[str, Any]:
     if node is None:
-        return {"name": None, "mode": "unknown", "quorate": None, "members": 0, "live": 0}
+        return {
+            "name": None,
+            "node": None,
+            "installed": None,
+            "mode": "unknown",
+            "quorate": None,
+            "members": 0,
+            "live": 0,
+        }
     corosync = node.get("corosync") or {}
+    packages = node.get("packages") or {}
     clustered = bool((corosync.get("cluster") or corosync.get("host") or {}).get("config_version"))
     return {
         "name": corosync.get("cluster_name") if clustered else None,
+        "node": node.get("hostname"),
+        "installed": bool(packages["pve-cluster"]) if "pve-cluster" in packages else None,
         "mode": (node.get("pmxcfs") or {}).get("mode", "down"),
         "quorate": corosync.get("quorate") if clustered else None,
         "members": len(corosync.get("members") or []) if clustered else 0,
         "live": len(corosync.get("live_member_ids") or []) if clustered else 0,
     }
+
+
+def _last_name(node: Mapping[str, Any] | None, last: Mapping[str, Any]) -> str | None:
+    """The cluster that the node was in when it was last looked at, where it was not looked at now."""
+    former = last.get("cluster") or {}
+    return None if node is not None else former.get("name") or former.get("last_name")
 
 
 def _corosync(node: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -275,8 +375,28 @@ def _ha(node: Mapping[str, Any] | None) -> dict[str, Any]:
     }
 
 
+#: What is taken over from ``pve-state status``; see docs/ram-state.md.
+_STATE_KEYS = (
+    "reason",
+    "fix",
+    "ready",
+    "lag_seconds",
+    "lag_versions",
+    "unsaved_files",
+    "last_save",
+    "generations",
+    "generations_damaged",
+    "fill_percent",
+)
+
+
 def _ram_state(node: Mapping[str, Any] | None, counters: Mapping[str, Any] | None) -> dict[str, Any]:
     in_memory = ((counters or {}).get("database") or {}).get("in_memory")
     status = (node or {}).get("ram_state")
     state = str(status.get("state")) if status and status.get("state") else UNKNOWN
-    return {"state": "off" if state in ("absent", "disabled") else state, "database_in_memory": in_memory}
+    status = status or {}
+    return {
+        "state": "off" if state in ("absent", "disabled") else state,
+        "database_in_memory": in_memory,
+        **{key: status.get(key) for key in _STATE_KEYS},
+    }

@@ -136,7 +136,7 @@ def test_table() -> None:
 def test_nothing_known_still_gives_a_row() -> None:
     bare = report_table.entry(now=NOW, in_run=True)
     assert "unknown" in report_table.render(report_table.build({"a": bare}, NOW))
-    assert bare["writes"] == {"before": None, "after": None}
+    assert bare["writes"] == {"before": None, "after": None, "observed": None}
     assert json.loads(json.dumps(bare)) == bare
 
 
@@ -174,7 +174,7 @@ def test_another_installation_of_the_same_name_inherits_nothing() -> None:
         gate=None,
         last={"machine": "m1", "writes": {"after": AFTER}, "gate": GATE},
     )
-    assert made["writes"] == {"before": None, "after": None}
+    assert made["writes"] == {"before": None, "after": None, "observed": None}
     assert made["gate"]["verdict"] == "not measured"
     assert any("another installation" in note for note in made["notes"])
 
@@ -219,7 +219,10 @@ def test_files(tmp_path: Path) -> None:
     assert report["nodes"]["pve1"]["writes"]["before"]["transactions_per_minute"] == 108.0
     files = module.report_files(report, str(tmp_path))
     names = [str(Path(file["path"]).relative_to(tmp_path)) for file in files]
-    assert names == ["latest.json", f"{report['time'][:10]}/report.json", "last/pve1.json"]
+    day = report["time"][:10]
+    kinds = ("report.json", "index.html", "pveguard.prom")
+    copies = {"latest.json", "index.html", "pveguard.prom"}
+    assert set(names) == {*copies, *(f"{day}/{kind}" for kind in kinds), "last/pve1.json"}
     for file in files:
         _write(file)
     assert module.saved(str(tmp_path), "last", "pve1")["counters"]["machine"] == "m1"

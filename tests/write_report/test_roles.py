@@ -53,12 +53,17 @@ def test_report_of_all_nodes(tmp_path: Path) -> None:
     base = {"pveguard_reports_dir": str(reports), "write_report_window": 1, "write_report_measure": "always"}
     hosts = {
         "pve1": {**base, "pveguard_node": {"node": {**facts, "ram_state": {"state": "absent"}}}},
-        "pve2": {**base, "pveguard_node": {"node": facts}},
+        "pve2": {
+            **base,
+            "pveguard_node": {"node": facts},
+            "write_report_metrics_dir": str(tmp_path / "pve2"),
+        },
     }
+    (tmp_path / "pve2").mkdir()
     both = [{"name": "write_report", "tasks_from": "baseline.yml"}, {"name": "write_report"}]
     code, output = play(tmp_path, hosts, both, "--check")
     assert code == 0, output
-    assert "node  fsyncs/s" in output and not reports.exists()
+    assert "node  fsyncs/s" in output and not reports.exists() and not list((tmp_path / "pve2").iterdir())
     code, output = play(tmp_path, hosts, both)
     assert code == 0, output
     assert output.count("node  fsyncs/s") == 1, "one table for all nodes"
@@ -67,8 +72,41 @@ def test_report_of_all_nodes(tmp_path: Path) -> None:
     assert set(latest["nodes"]) == {"pve1", "pve2"}
     assert latest["nodes"]["pve2"]["ha"]["state"] == "off"
     assert list(reports.glob("20*/report.json")) and (reports / "last/pve1.json").exists()
+    assert list(reports.glob("20*/index.html")) and list(reports.glob("20*/pveguard.prom"))
+    assert "pve2" in (reports / "index.html").read_text() and "gate.html" not in (reports / "index.html").read_text()
+    # The exporter of each host gets that host alone; it is no change.
+    assert 'node="pve2"' in (tmp_path / "pve2/pveguard.prom").read_text()
+    assert "pve1" not in (tmp_path / "pve2/pveguard.prom").read_text() and not (tmp_path / "pve1").exists()
     code, output = play(tmp_path, hosts, both)
     assert code == 0 and "changed=1" not in output, output
+    code, output = play(tmp_path, hosts, [{"name": "write_report", "tasks_from": "remove.yml"}])
+    assert code == 0 and not list((tmp_path / "pve2").iterdir()), output
+
+
+def test_assess_makes_a_page_and_leaves_alone_what_the_next_report_starts_from(tmp_path: Path) -> None:
+    reports = tmp_path / "reports"
+    inventory = {
+        "all": {
+            "hosts": {
+                "here": {
+                    "ansible_connection": "local",
+                    "ansible_python_interpreter": sys.executable,
+                    "ansible_user": "",
+                    "pveguard_reports_dir": str(reports),
+                }
+            }
+        }
+    }
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump(inventory))
+    command = [Path(sys.executable).parent / "ansible-playbook", "-i", tmp_path / "hosts.yml", "playbooks/assess.yml"]
+    environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "site.yml would change:" in done.stdout and "changed=0" in done.stdout
+    assert sorted(path.name for path in reports.iterdir()) == ["assess.html", "assess.json"]
+    entry = json.loads((reports / "assess.json").read_text())["nodes"]["here"]
+    assert entry["writes"]["observed"] is None and entry["assessment"]["findings"]
+    assert "Nothing was changed on any node." in (reports / "assess.html").read_text()
 
 
 def test_ha_is_left_alone_where_it_is_off_or_used(tmp_path: Path) -> None:

@@ -69,3 +69,48 @@ def test_rate() -> None:
 )
 def test_duration(value: float | None, text: str) -> None:
     assert units.duration_text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "unknown"),
+        (0, "0 s"),
+        (0.05, "18 d"),
+        (0.4, "5 months"),
+        (0.95, "11 months"),
+        (0.97, "1 year"),
+        (2.74, "2.7 years"),
+        (36.4, "36 years"),
+        (140, "over 100 years"),
+    ],
+)
+def test_years(value: float | None, text: str) -> None:
+    assert units.years_text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "text"),
+    [
+        (117, 6, "19.5 times less"),
+        (117, 0, "none left"),
+        (0, 6, "none before"),
+        (0, 0, "as before"),
+        (100, 100.5, "as before"),
+        (100, 120, "+20 %"),
+        (6, 15, "2.5 times more"),
+        (None, 6, "unknown"),
+        (6, None, "unknown"),
+    ],
+)
+def test_change(before: float | None, after: float | None, text: str) -> None:
+    assert units.change_text(before, after) == text
+
+
+def test_times_and_ages() -> None:
+    assert units.time_text("2026-11-21T10:20:30Z") == "2026-11-21 10:20 UTC"
+    assert units.time_text(None) == units.time_text("2026-11-21T10:20:30") == "unknown"
+    assert units.age_seconds("2026-11-21T10:20:30Z", "2026-11-21T10:21:30Z") == 60
+    assert units.age_seconds("2026-11-21T10:21:30Z", "2026-11-21T10:20:30Z") == 0, "clocks differ a little"
+    assert units.age_seconds("yesterday", "2026-11-21T10:20:30Z") is None
+    assert units.percent_text(12) == "12 %" and units.percent_text(None) == "unknown"

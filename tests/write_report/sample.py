@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A report made by hand: three members that were protected, one of them with a worn drive, and one that went away.
+
+The figures of the heartbeats are those published for three idle nodes; the drives are invented.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ansible.module_utils.pveguard import report_table
+
+NOW = "2026-11-21T12:40:00Z"
+EARLIER = "2026-11-18T09:12:44Z"
+MIB = 1024 * 1024
+
+CLASSES = {
+    "ha": "HA heartbeat (lrm_status)",
+    "locks": "locks of the scheduler",
+    "logs": "task logs and the cluster log",
+    "guests": "guest configurations",
+    "unattributed": "not seen by the samples",
+}
+
+
+def classes(**counts: float) -> list[dict[str, Any]]:
+    """``class=transactions`` of one minute."""
+    found = [
+        {
+            "class": name,
+            "label": CLASSES[name],
+            "transactions": count,
+            "transactions_per_minute": float(count),
+            "exact": name == "unattributed",
+        }
+        for name, count in counts.items()
+    ]
+    return sorted(found, key=lambda each: -each["transactions"])
+
+
+def writers(**counts: float) -> list[dict[str, Any]]:
+    return [
+        {
+            "node_id": number,
+            "node": name,
+            "transactions": count,
+            "transactions_per_minute": float(count),
+            "exact": False,
+        }
+        for number, (name, count) in enumerate(counts.items(), 1)
+    ]
+
+
+def file(path: str, kind: str, node: str | None, changes: int, each: int = 1) -> dict[str, Any]:
+    return {
+        "path": path,
+        "class": kind,
+        "writer": 1,
+        "node": node,
+        "changes": changes,
+        "transactions_at_least": changes * each,
+        "exact": False,
+    }
+
+
+def services(**rates: float) -> list[dict[str, Any]]:
+    return [
+        {"service": name.replace("_", "-") + ".service", "bytes": rate, "bytes_per_minute": rate}
+        for name, rate in rates.items()
+    ]
+
+
+def window(
+    transactions: float, device_bytes: float | None, memory: bool, moment: str = NOW, **more: Any
+) -> dict[str, Any]:
+    """Figures of a window of one minute."""
+    return {
+        "method": "window",
+        "from": moment,
+        "to": moment,
+        "seconds": 60.0,
+        "transactions": transactions,
+        "transactions_per_minute": float(transactions),
+        "device_bytes": device_bytes,
+        "device_bytes_per_minute": device_bytes,
+        "pmxcfs_write_bytes": 0 if memory else device_bytes,
+        "pmxcfs_write_bytes_per_minute": 0.0 if memory else device_bytes,
+        "database_in_memory": memory,
+        "attribution": "database",
+        "journal": None,
+        "notes": [],
+        **more,
+    }
+
+
+BEFORE = {
+    "classes": classes(ha=108, locks=6, logs=2, unattributed=1),
+    "writers": writers(pve1=39, pve2=39, pve3=38),
+    "files": [
+        *(file(f"nodes/pve{n}/lrm_status", "ha", f"pve{n}", 12, 3) for n in (1, 2, 3)),
+        file("priv/lock/file-jobs_cfg", "locks", "pve1", 3),
+        file("priv/lock/file-replication_cfg", "locks", "pve2", 3),
+        file("nodes/pve1/tasks/active", "logs", "pve1", 2),
+    ],
+    "services": services(pve_cluster=3.6 * MIB, systemd_journald=310_000.0, rrdcached=96_000.0),
+}
+AFTER = {
+    "classes": classes(locks=6, unattributed=0),
+    "writers": writers(pve1=2, pve2=2, pve3=2),
+    "files": [
+        file("priv/lock/file-jobs_cfg", "locks", "pve1", 3),
+        file("priv/lock/file-replication_cfg", "locks", "pve2", 3),
+    ],
+    "services": services(systemd_journald=52_000.0, rrdcached=24_000.0, pve_cluster=0.0),
+}
+
+
+def facts(name: str = "pve1", **changes: Any) -> dict[str, Any]:
+    """Facts of node_info of a member that is protected and quiet; ``outer__inner=value`` changes one."""
+    conf = {"sha256": "aa", "config_version": 5, "text": "totem {}"}
+    known: dict[str, Any] = {
+        "hostname": name,
+        "packages": {"pve-cluster": "9.1.6", "pve-manager": "9.1.1"},
+        "pmxcfs": {"mode": "cluster", "quorate": True, "mounted": True},
+        "corosync": {
+            "cluster_name": "pvelab",
+            "host": conf,
+            "cluster": conf,
+            "copies_equal": True,
+            "members": [{"id": number, "name": f"pve{number}"} for number in (1, 2, 3)],
+            "live_member_ids": [1, 2, 3],
+            "quorate": True,
+        },
+        "ha": {"installed": True, "disabled": True, "enabled": False, "resources": [], "services": {}},
+        "ram_state": {
+            "state": "enabled",
+            "reason": "",
+            "fix": "",
+            "ready": True,
+            "lag_seconds": 0.0,
+            "lag_versions": 2,
+            "unsaved_files": 0,
+            "last_save": "2026-11-21T12:31:09Z",
+            "generations": 14,
+            "generations_damaged": 0,
+            "fill_percent": 3,
+        },
+    }
+    for path, value in changes.items():
+        outer, _, inner = path.partition("__")
+        known[outer] = {**known[outer], inner: value} if inner else value
+    return known
+
+
+def drive(name: str = "nvme0n1", **changes: Any) -> dict[str, Any]:
+    """A drive as disk_wear returns it."""
+    return {
+        "disk": name,
+        "model": "Samsung SSD 980 500GB",
+        "serial_sha256": "5c1f0e",
+        "kind": "nvme",
+        "written_bytes": 61_000_000_000_000,
+        "nand_bytes": None,
+        "drive_amplification": None,
+        "percentage_used": 12,
+        "spare_percent": 100,
+        "media_errors": 0,
+        "unsafe_shutdowns": 9,
+        "power_on_hours": 8760,
+        "rated_tbw_bytes": 300_000_000_000_000,
+        "rated_from": "table",
+        "tool": "smartctl",
+        "notes": [],
+        **changes,
+    }
+
+
+def endurance(disk: Mapping[str, Any], bytes_per_day: float | None) -> dict[str, Any]:
+    """A stand-in with the interface of disk_wear's: what is left of the rated bytes at this rate."""
+    rated, written = disk.get("rated_tbw_bytes"), disk.get("written_bytes")
+    if not rated or written is None or not bytes_per_day:
+        return {
+            "years_left": None,
+            "years_left_low": None,
+            "years_left_high": None,
+            "method": None,
+            "notes": ["no rating of this model is known" if not rated else "no rate is known"],
+        }
+    years = (rated - written) / (bytes_per_day * 365.2425)
+    return {
+        "years_left": round(years, 1),
+        "years_left_low": round(years / 3, 1),
+        "years_left_high": round(years * 1.8, 1),
+        "method": "rated bytes",
+        "notes": [],
+    }
+
+
+AMPLIFICATION = {
+    "cases": [
+        {
+            "file_bytes": MIB,
+            "block_bytes": 512,
+            "transactions": None,
+            "wal_bytes": None,
+            "pmxcfs_write_bytes": None,
+            "device_bytes": None,
+            "noise_bytes": None,
+            "factor": None,
+            "skipped": "it would write 2.6 GiB, the budget is 64 MiB",
+        },
+        *(
+            {
+                "file_bytes": MIB,
+                "block_bytes": block,
+                "transactions": transactions,
+                "wal_bytes": device,
+                "pmxcfs_write_bytes": device,
+                "device_bytes": device,
+                "noise_bytes": 53_248,
+                "factor": factor,
+                "skipped": None,
+            }
+            for block, transactions, device, factor in (
+                (4096, 257, 351_576_064, 335.3),
+                (131072, 9, 10_072_064, 9.6),
+                (MIB, 9, 10_072_064, 9.6),
+            )
+        ),
+    ],
+    "device_write_budget_bytes": 64 * MIB,
+    "members": ["pve1", "pve2", "pve3"],
+    "path": "/var/lib/pve-cluster",
+    "notes": [],
+}
+GATE = {
+    "verdict": "pass",
+    "reason": "ok",
+    "message": "fine",
+    "fsyncs_per_second": 812.4,
+    "p99_ms": 3.04,
+    "time": NOW,
+}
+LINKS = {"verdict": "pass", "reason": "ok", "message": "fine", "time": NOW}
+
+
+def entry(name: str = "pve1", **more: Any) -> dict[str, Any]:
+    """The entry of a member that is well, with everything measured."""
+    counters = {
+        "time": NOW,
+        "machine": name,
+        "database": {"in_memory": True},
+        "device": {"bytes_written": 1, "disk": "nvme0n1"},
+    }
+    known: dict[str, Any] = {
+        "now": NOW,
+        "in_run": True,
+        "node": facts(name),
+        "gate": GATE,
+        "links": LINKS,
+        "measured": {
+            "counters": counters,
+            "window": window(6, 92_000.0, True, **AFTER),
+            "since": None,
+        },
+        "baseline": {"machine": name, "window": window(117, 4.2e6, False, EARLIER, **BEFORE)},
+        "wear": {"disks": [drive()], "notes": []},
+        "endurance": endurance,
+    }
+    return report_table.entry(**{**known, **more})
+
+
+def gone(name: str = "pve4") -> dict[str, Any]:
+    """The entry of a node that was measured three days ago and did not answer today."""
+    baseline = {"machine": name, "window": window(117, 4.2e6, False, EARLIER, **BEFORE)}
+    last = entry(name, baseline=baseline)
+    last["counters"] = {**last["counters"], "time": EARLIER}
+    last["disks_time"] = EARLIER
+    for figures in ("after", "observed"):
+        last["writes"][figures] = {**last["writes"][figures], "to": EARLIER}
+    return report_table.entry(now=NOW, in_run=False, last=last, baseline=baseline)
+
+
+def three() -> dict[str, Any]:
+    """Three members; the drive of the second is worn, that of the third tells nothing."""
+    worn = drive(
+        "sda",
+        model="CT240BX500SSD1",
+        kind="sata",
+        percentage_used=91,
+        media_errors=3,
+        written_bytes=74_000_000_000_000,
+        rated_tbw_bytes=80_000_000_000_000,
+        nand_bytes=212_000_000_000_000,
+        drive_amplification=2.9,
+    )
+    silent = drive(
+        "sdb",
+        model="Generic USB disk",
+        kind="unknown",
+        notes=["smartctl: the device does not support SMART"],
+        **dict.fromkeys(
+            (
+                *("written_bytes", "percentage_used", "spare_percent", "media_errors", "unsafe_shutdowns"),
+                *("power_on_hours", "rated_tbw_bytes", "rated_from"),
+            )
+        ),
+    )
+
+    def behind(name: str, disk: str) -> dict[str, Any]:
+        counters = {
+            "time": NOW,
+            "machine": name,
+            "database": {"in_memory": True},
+            "device": {"bytes_written": 1, "disk": disk},
+        }
+        return {"counters": counters, "window": window(6, 260_000.0, True, **AFTER), "since": None}
+
+    return report_table.build(
+        {
+            "pve1": entry("pve1", amplification=AMPLIFICATION),
+            "pve2": entry("pve2", measured=behind("pve2", "sda"), wear={"disks": [worn], "notes": []}),
+            "pve3": entry("pve3", wear={"disks": [silent], "notes": []}),
+        },
+        NOW,
+    )
+
+
+def four() -> dict[str, Any]:
+    """The three, and one that did not answer."""
+    report = three()
+    report["nodes"]["pve4"] = gone()
+    return report
+
+
+def fifty() -> dict[str, Any]:
+    """Fifty members of one cluster; every tenth is not protected, the last did not answer."""
+    nodes = {}
+    for number in range(1, 51):
+        name = f"node{number:02}"
+        changes: dict[str, Any] = {}
+        if number % 10 == 0:
+            changes = {"ram_state": {"state": "absent"}, "ha__disabled": False, "ha__enabled": True}
+        nodes[name] = entry(name, node=facts(name, **changes))
+    nodes["node50"] = gone("node50")
+    return report_table.build(nodes, NOW)
+
+
+def nothing() -> dict[str, Any]:
+    """One node of which nothing is known."""
+    return report_table.build({"silent": report_table.entry(now=NOW, in_run=True)}, NOW)
