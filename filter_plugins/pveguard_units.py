@@ -17,7 +17,15 @@ _ROOT = Path(__file__).resolve().parent.parent
 if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
 
-from ansible.module_utils.pveguard import ha_info, power_cut, report_metrics, report_page, report_table, units
+from ansible.module_utils.pveguard import (
+    disk_wear,
+    ha_info,
+    power_cut,
+    report_metrics,
+    report_page,
+    report_table,
+    units,
+)
 
 Hosts = Mapping[str, Mapping[str, Any]]
 
@@ -158,9 +166,6 @@ def baseline_files(hostvars: Hosts, hosts: Iterable[str], directory: str, name: 
     return files
 
 
-#: How long a drive lasts; None until a core offers it, and then the report says what was told before, or unknown.
-ENDURANCE: report_table.Endurance | None = None
-
 #: Chart.js, inlined into the page; its licence is beside it.
 _LIBRARY = _ROOT / "roles/write_report/files/chart.umd.min.js"
 
@@ -195,7 +200,7 @@ def report(
             measured=_get(hostvars, host, name) if here else None,
             wear=_get(hostvars, host, wear) if here else None,
             amplification=_get(hostvars, host, amplification) if here else None,
-            endurance=ENDURANCE,
+            endurance=disk_wear.endurance,
             assessment=(assessments or {}).get(host),
             last=saved(directory, "last", host),
             baseline=saved(directory, "baseline", host),
