@@ -370,7 +370,7 @@ def _changed(report: Mapping[str, Any]) -> list[Html]:
         for note in (figures or {}).get("notes") or []
     }
     missing = [name for name, node in nodes.items() if node["in_run"] and node["writes"]["before"] is None]
-    listed: list[object] = sorted(notes)
+    listed: list[object] = [*sorted(notes)]
     if missing:
         listed.append(
             f"{names_text(missing, 6)}: no figures from before, because nothing was observed before protection; "

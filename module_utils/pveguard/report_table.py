@@ -237,6 +237,7 @@ def _disks(
     """``disks``, each with how long it lasts at the rate now and at the one before, and ``disks_time``."""
     wear = wear or {}
     found: Sequence[Mapping[str, Any]]
+    moment: str | None
     if wear.get("disks") is not None and not wear.get("failed"):
         found, moment = wear["disks"], now
         notes += [f"drives: {note}" for note in wear.get("notes") or []]
