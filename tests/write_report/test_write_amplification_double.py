@@ -17,7 +17,7 @@ import pytest
 from ansible.module_utils.pveguard import write_amplification
 
 harness = pytest.importorskip("lab.tests.doubles.harness")
-from lab.tests.doubles.test_cluster import ALL, made  # noqa: E402
+from lab.tests.doubles.test_cluster import made  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -111,16 +111,7 @@ def probe() -> Iterator[Probe]:
         shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize(
-    "block",
-    [
-        pytest.param(
-            block,
-            marks=pytest.mark.skipif(block == 512 and not ALL, reason="minutes; DOUBLES_ALL=1 runs it"),
-        )
-        for block in MEASURED
-    ],
-)
+@pytest.mark.parametrize("block", MEASURED)
 def test_one_mebibyte(probe: Probe, block: int) -> None:
     before = probe.node.tree()
     result = probe.run([block], device_write_budget_bytes=4 * GIB)
