@@ -58,7 +58,7 @@ lint: ## ruff, mypy, yamllint, ansible-lint, shellcheck, generated tables
 	@$(bootstrap) base test
 	scripts/lint
 
-unit: ## unit tests, under a minute
+unit: ## unit tests, a minute or two
 	@$(bootstrap) base lab test
 	python -m pytest -q -n 2 --dist loadfile -m 'not slow and not lab' $(ARGS)
 
