@@ -88,7 +88,7 @@ def counters(
     """
     root = Path(root)
     device = device_behind(store, root)
-    written, writes = _device_counters(device["device_number"], root)
+    written, writes = device_counters(device["device_number"], root)
     uptime = _text(root / "proc/uptime").split()
     return {
         "time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -147,18 +147,18 @@ def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str,
     if not before.get("boot_id") or before.get("boot_id") != after.get("boot_id"):
         notes.append("the node was rebooted in between")
     else:
-        seconds = _rise(before.get("uptime_seconds"), after.get("uptime_seconds"))
+        seconds = _elapsed(before.get("uptime_seconds"), after.get("uptime_seconds"))
         old, new = before.get("device") or {}, after.get("device") or {}
         if not new.get("device_number"):
             notes.append(f"no block device is known behind {new.get('measured_path', 'the store')}")
         elif (old.get("device_number"), old.get("device")) != (new.get("device_number"), new.get("device")):
             notes.append(f"the device changed from {old.get('device')} to {new.get('device')}")
         else:
-            device = _count(old.get("bytes_written"), new.get("bytes_written"))
+            device = rise(old.get("bytes_written"), new.get("bytes_written"))
             if device is None:
                 notes.append(f"the write counter of {new.get('device')} went back or is missing")
         if same_daemon(before, after):
-            daemon = _count(before["pmxcfs"]["write_bytes"], after["pmxcfs"]["write_bytes"])
+            daemon = rise(before["pmxcfs"]["write_bytes"], after["pmxcfs"]["write_bytes"])
         else:
             notes.append("the daemon of the cluster file system was restarted in between or does not run")
         services = _service_difference(before, after, seconds, service_notes)
@@ -234,11 +234,12 @@ def per_minute(amount: float | None, seconds: float | None) -> float | None:
     return round(amount * 60 / seconds, 2) if amount is not None and seconds else None
 
 
-def _rise(old: float | None, new: float | None) -> float | None:
+def _elapsed(old: float | None, new: float | None) -> float | None:
     return round(new - old, 3) if old is not None and new is not None and new >= old else None
 
 
-def _count(old: int | None, new: int | None) -> int | None:
+def rise(old: int | None, new: int | None) -> int | None:
+    """How far a counter went up; None when a reading is missing or it went back."""
     return new - old if old is not None and new is not None and new >= old else None
 
 
@@ -301,7 +302,8 @@ def _names(number: str | None, root: Path) -> tuple[str | None, str | None]:
     return link.name, disk
 
 
-def _device_counters(number: str | None, root: Path) -> tuple[int | None, int | None]:
+def device_counters(number: str | None, root: Path = Path("/")) -> tuple[int | None, int | None]:
+    """Bytes and writes to the block device ``number`` (``"254:16"``) since boot; None each when not known."""
     fields = _text(root / "sys/dev/block" / number / "stat").split() if number else []
     if len(fields) < 7:
         return None, None

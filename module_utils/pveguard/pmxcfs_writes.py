@@ -245,7 +245,7 @@ def observe(
         )
     sampler = Sampler(database, keep_rows=wanted)
     device = block_writes.device_behind(store)
-    _write_back(device["measured_path"], run)
+    write_back(device["measured_path"], run)
 
     def watch() -> tuple[dict[str, Any], float, str | None]:
         """Counters at the beginning, length and problem of the window."""
@@ -280,7 +280,7 @@ def observe(
             notes.append(f"the database was sampled instead of the journal: {error}")
             debug = None
     before, seconds, problem = watched or watch()
-    _write_back(device["measured_path"], run)
+    write_back(device["measured_path"], run)
     after = {**block_writes.counters(store, database, pid_file), "root_version": sampler.last}
 
     written = block_writes.difference(before, after)
@@ -534,7 +534,8 @@ def _connect(database: str) -> sqlite3.Connection:
         raise PveguardError(f"{database} cannot be opened: {error}") from error
 
 
-def _write_back(path: str, run: Run) -> None:
+def write_back(path: str, run: Run = real_run) -> None:
+    """Have the file system of ``path`` written to its device; without ``sync`` nothing happens."""
     try:
         run(["sync", "-f", path], timeout=60)
     except CommandMissing:

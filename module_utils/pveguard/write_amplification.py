@@ -27,7 +27,7 @@ from typing import Any
 from . import block_writes, pmxcfs_writes, pve_file, text_table
 from .detached import RESULT_DIR
 from .errors import PveguardError
-from .run import CommandMissing, Run
+from .run import Run
 from .run import run as real_run
 from .units import UNKNOWN, bytes_text, duration_text, number_text
 
@@ -405,22 +405,19 @@ class _Meter:
         return version
 
     def device_bytes(self) -> int | None:
-        return 0 if self.where["in_memory"] else _device_bytes(self.where["device_number"])
+        return 0 if self.where["in_memory"] else block_writes.device_counters(self.where["device_number"])[0]
 
     def read(self) -> dict[str, Any]:
         """All counters, once what was written so far is on the device."""
         version = self.version()
         for path in {self.where["measured_path"], (self.store or self.where)["measured_path"]}:
-            try:
-                self._run(["sync", "-f", path], timeout=STALL_S)
-            except CommandMissing:
-                pass
+            pmxcfs_writes.write_back(path, self._run)
         pid, written = _daemon(self.pid_file)
         return {
             "clock": time.monotonic(),
             "version": version,
             "device": self.device_bytes(),
-            "store": _device_bytes(self.store["device_number"]) if self.store else None,
+            "store": block_writes.device_counters(self.store["device_number"])[0] if self.store else None,
             "pid": pid,
             "daemon": written,
         }
@@ -433,7 +430,7 @@ class _Meter:
         self._idle = {
             "seconds": round(after["clock"] - before["clock"], 3),
             "transactions": after["version"] - before["version"],
-            "device_bytes": _rise(before["device"], after["device"]),
+            "device_bytes": block_writes.rise(before["device"], after["device"]),
             "pmxcfs_write_bytes": self._daemon_rise(before, after),
         }
         return self._idle
@@ -446,13 +443,13 @@ class _Meter:
     def so_far(self, before: Mapping[str, Any]) -> int:
         """Device bytes of a case while it is written: the daemon's at once, those of the device as they get there."""
         net = 0
-        if (device := _rise(before["device"], self.device_bytes())) is not None:
+        if (device := block_writes.rise(before["device"], self.device_bytes())) is not None:
             net = device - (self.noise(time.monotonic() - before["clock"]) or 0)
-        return max(net, _rise(before["daemon"], _daemon(self.pid_file)[1]) or 0)
+        return max(net, block_writes.rise(before["daemon"], _daemon(self.pid_file)[1]) or 0)
 
     def spent(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> int:
         """Device bytes of a case and its removal, those of others taken off."""
-        device = _rise(before["device"], after["device"])
+        device = block_writes.rise(before["device"], after["device"])
         if device is None:
             return self._daemon_rise(before, after) or 0
         return max(0, device - (self.noise(after["clock"] - before["clock"]) or 0))
@@ -471,11 +468,11 @@ class _Meter:
         entry["transactions"] = written["version"] - before["version"]
         entry["wal_bytes"] = answer["wal_bytes"]
         entry["pmxcfs_write_bytes"] = self._daemon_rise(before, written)
-        entry["device_bytes"] = _rise(before["device"], written["device"])
+        entry["device_bytes"] = block_writes.rise(before["device"], written["device"])
         entry["noise_bytes"] = self.noise(seconds)
-        entry["removal_device_bytes"] = _rise(written["device"], removed["device"])
+        entry["removal_device_bytes"] = block_writes.rise(written["device"], removed["device"])
         if self.store:
-            entry["store_device_bytes"] = _rise(before["store"], written["store"])
+            entry["store_device_bytes"] = block_writes.rise(before["store"], written["store"])
         if entry["device_bytes"] is not None and not answer["stopped"]:
             net = max(0, entry["device_bytes"] - (entry["noise_bytes"] or 0))
             entry["factor"] = round(net / entry["file_bytes"], 2)
@@ -518,7 +515,7 @@ class _Meter:
         if before["pid"] != after["pid"] or before["pid"] is None:
             self._restarted = True
             return None
-        return _rise(before["daemon"], after["daemon"])
+        return block_writes.rise(before["daemon"], after["daemon"])
 
 
 class WalCounter:
@@ -842,14 +839,6 @@ def _require_room(database: str, where: Mapping[str, Any]) -> None:
         )
 
 
-def _device_bytes(number: str | None) -> int | None:
-    """Bytes written to a block device since boot."""
-    try:
-        return int(Path(f"/sys/dev/block/{number}/stat").read_text().split()[6]) * block_writes.SECTOR_BYTES
-    except (OSError, IndexError, ValueError):
-        return None
-
-
 def _daemon(pid_file: str) -> tuple[int | None, int | None]:
     """The daemon's process id, and what it caused to be written since its start."""
     try:
@@ -859,6 +848,3 @@ def _daemon(pid_file: str) -> tuple[int | None, int | None]:
         return None, None
     return pid, int(found.group(1)) if found else None
 
-
-def _rise(before: int | None, after: int | None) -> int | None:
-    return after - before if before is not None and after is not None and after >= before else None
