@@ -19,7 +19,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -63,6 +63,8 @@ STALL_S = 60.0
 #: sqlite.org/walformat.html, 2.1.1: change counter, page size, frames in the log, salts; in native byte order.
 _INDEX = struct.Struct("=8xI2xHI12x8s8x")
 _ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+#: Behind what the writing process says.
+_END = b"\n"
 
 
 def predict(file_bytes: int, block_bytes: int) -> dict[str, int]:
@@ -632,22 +634,21 @@ def _write(
     Whichever of the two processes is ended, the other one removes the file. Returns ``bytes`` written, ``wal_bytes``
     and ``stopped`` (more than ``limit`` device bytes were seen).
     """
-    caller = os.getpid()
     reader, writer = os.pipe()
     # An exception out of a signal handler is lost where it strikes in what Python runs around a fork.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDINGS)
     child = os.fork()
     if child == 0:
         os.close(reader)
-        _child(file, entry, meter, before, limit, caller, writer, mask)
+        _child(file, entry, meter, before, limit, writer, mask)
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(writer)
         answer = _answer(reader, file, stall_s)
     finally:
-        os.close(reader)
         os.kill(child, signal.SIGKILL)
         file.hung = not _ended(child, stall_s)
+        os.close(reader)
     if file.hung or answer is None:
         raise PveguardError(
             f"{file.name}: a write has not come back within {stall_s:g} s. The daemon waits for the "
@@ -674,7 +675,6 @@ def _child(
     meter: _Meter,
     before: Mapping[str, Any],
     limit: int | None,
-    caller: int,
     writer: int,
     mask: Iterable[int],
 ) -> None:
@@ -689,13 +689,19 @@ def _child(
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)
         try:
-            answer = _write_blocks(file, entry, meter, before, limit, caller, lambda: os.write(writer, b"."))
+            answer = _write_blocks(file, entry, meter, before, limit, lambda: os.write(writer, b"."))
+        except BrokenPipeError:
+            pass
         except OSError as error:
             answer = {"errno": error.errno or errno.EIO}
-        if os.getppid() != caller:
-            file.remove()
-        else:
-            os.write(writer, json.dumps(answer).encode())
+        # The caller kills this process once it has the answer. Its pipe, not its process id, tells that it is gone: a
+        # process that is killed loses its files before its children see another parent.
+        with suppress(BrokenPipeError):
+            os.write(writer, json.dumps(answer).encode() + _END)
+            gone = select.poll()
+            gone.register(writer, 0)
+            gone.poll()
+        file.remove()
     finally:
         os._exit(0)
 
@@ -706,7 +712,6 @@ def _write_blocks(
     meter: _Meter,
     before: Mapping[str, Any],
     limit: int | None,
-    caller: int,
     progress: Callable[[], object],
 ) -> dict[str, Any]:
     size, block = entry["file_bytes"], entry["block_bytes"]
@@ -721,8 +726,6 @@ def _write_blocks(
                 at += os.write(descriptor, data[at : min(size, at + block)])
                 log.read()
                 progress()
-                if os.getppid() != caller:
-                    break
                 if limit is not None and meter.so_far(before) > limit:
                     stopped = at < size
                     break
@@ -761,11 +764,11 @@ def _answer(reader: int, file: _File, stall_s: float) -> dict[str, Any] | None:
         if not select.select([reader], [], [], min(1.0, stall_s))[0]:
             continue
         chunk = os.read(reader, 65536)
-        if not chunk:
+        text, heard = text + chunk, time.monotonic()
+        if not chunk or text.endswith(_END):
             value = text.lstrip(b".")
             answer: dict[str, Any] = json.loads(value) if value else {}
             return answer
-        text, heard = text + chunk, time.monotonic()
     return None
 
 

@@ -315,6 +315,30 @@ def test_a_signal_ends_it_and_the_file_is_removed(
         signal.signal(ending, inherited)
 
 
+@pytest.mark.parametrize("heard", ["nothing", "the answer"])
+def test_the_writing_process_removes_the_file_of_a_caller_that_is_gone(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, heard: str
+) -> None:
+    """A killed process has closed its files before its children have another parent: the pipe tells it first."""
+    monkeypatch.setattr(write_amplification, "_write_blocks", in_child(lambda: None))
+    file = write_amplification._File(fake.pve / "probe.tmp.1")
+    reader, writer = os.pipe()
+    if heard == "nothing":
+        os.close(reader)
+    child = os.fork()
+    if child == 0:
+        if heard == "the answer":
+            os.close(reader)
+        write_amplification._child(file, {}, None, {}, None, writer, ())  # type: ignore[arg-type]
+    os.close(writer)
+    if heard == "the answer":
+        assert json.loads(os.read(reader, 4096))["bytes"] == 1
+        assert file.path.exists() and os.waitpid(child, os.WNOHANG) == (0, 0), "it waits to be killed by its caller"
+        os.close(reader)
+    os.waitpid(child, 0)
+    assert not file.path.exists()
+
+
 def test_a_case_that_costs_more_than_predicted_is_stopped(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     """The device is written more than what is left after the second of four blocks."""
     seen: list[int] = []
