@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import time
 from pathlib import Path
@@ -20,6 +21,11 @@ def look(everywhere: Any) -> dict[str, Any]:
     found = everywhere("look.py")
     assert isinstance(found, dict)
     return found
+
+
+@pytest.fixture(scope="module")
+def report(ephemeral: Path) -> dict[str, Any]:
+    return dict(json.loads((ephemeral / "reports" / "latest.json").read_text()))
 
 
 def test_every_node_is_in_one_quorate_cluster(look: dict[str, Any]) -> None:
@@ -99,7 +105,30 @@ def test_check_mode_had_said_what_the_run_changed(ephemeral: Path) -> None:
     assert predicted == done
 
 
-def test_report_names_every_node(ephemeral: Path, look: dict[str, Any]) -> None:
-    text = (ephemeral / "reports" / "latest.json").read_text()
-    assert json.loads(text)
-    assert [name for name in look if f'"{name}"' not in text] == []
+def test_report_names_every_node(report: dict[str, Any], look: dict[str, Any]) -> None:
+    assert set(report["nodes"]) == set(look)
+
+
+def test_report_says_who_wrote_before_and_that_it_is_quiet_now(report: dict[str, Any]) -> None:
+    """Three idle LRMs wrote 36 transactions a minute each, on every node; a heartbeat at each end may be cut off."""
+    names = set(report["nodes"])
+    for name, entry in report["nodes"].items():
+        before, now = entry["writes"]["before"], entry["writes"]["observed"]
+        heartbeat = 3 * 60 / before["seconds"]
+        assert abs(before["lrm_status_transactions_per_minute"] - 36 * len(names)) <= len(names) * heartbeat, name
+        assert before["classes"][0]["class"] == "ha", f"{name}: {before['classes']}"
+        writers = {writer["node"]: writer["transactions_per_minute"] for writer in before["writers"]}
+        assert set(writers) == names, f"{name}: {writers}"
+        assert {f"nodes/{node}/lrm_status" for node in names} <= {file["path"] for file in before["files"]}, name
+        assert now["database_in_memory"] and now["pmxcfs_write_bytes"] == 0, name
+        assert now["lrm_status_transactions_per_minute"] == 0, name
+
+
+def test_report_page_is_about_these_nodes(ephemeral: Path, report: dict[str, Any]) -> None:
+    page = (ephemeral / "reports" / "index.html").read_text()
+    # One file: it asks nobody for anything.
+    assert "default-src 'none'" in page and not re.search(r"<(?:script|link|img)[^>]+(?:src|href)=.?https?:", page)
+    for name in report["nodes"]:
+        assert name in page and f"nodes/{name}/lrm_status" in page, name
+    metrics = (ephemeral / "reports" / "pveguard.prom").read_text()
+    assert {f'node="{name}"' in metrics for name in report["nodes"]} == {True}
