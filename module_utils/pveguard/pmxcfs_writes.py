@@ -27,6 +27,10 @@ _LRM_STATUS = re.compile(r"nodes/([^/]+)/lrm_status\Z")
 
 _DIRECTORY = 4
 
+#: Nanoseconds within which a second write may have the time stamp of the first: a time stamp is as fine as the kernel's
+#: tick, which is 10 ms at most.
+_TICK_NS = 50_000_000
+
 
 class Sampler:
     """Changes of the tree between readings of one database, each of which opens it for milliseconds only."""
@@ -42,14 +46,23 @@ class Sampler:
         self._keep_rows = keep_rows
         self._directories: dict[int, tuple[int, str]] = {}
         self._being_replaced: set[int] = set()
+        self._read_at: tuple[int, ...] | None = None
         #: Transactions that are explained, by their version; and how many of them for each file.
         self._explained: set[int] = set()
         self._transactions: dict[tuple[str, int], int] = {}
         self._heartbeats: set[int] = set()
 
     def sample(self) -> None:
-        """Read once. Raises PveguardError when the database cannot be read without writing beside it."""
+        """Read once. Raises PveguardError when the database cannot be read without writing beside it.
+
+        Nothing is opened while the log is as it was: as root, SQLite sets the owner of the log and of its index
+        whenever it opens them, and a file system writes that down.
+        """
+        log = self._log()
+        if log is not None and log == self._read_at:
+            return
         version, rows = self._read()
+        self._read_at = log
         if self.first is None or self.last is None:
             self.first = self.last = version
             return
@@ -81,6 +94,16 @@ class Sampler:
         for inode, row_version, key in finished:
             self._explain_write_of_heartbeat(inode, row_version, key)
         self.last = version
+
+    def _log(self) -> tuple[int, ...] | None:
+        """What changes with every transaction, None where that cannot be told by the files."""
+        try:
+            log, database = os.stat(f"{self.database}-wal"), os.stat(self.database)
+        except OSError:
+            return None
+        if time.time_ns() - log.st_mtime_ns < _TICK_NS:
+            return None
+        return log.st_ino, log.st_size, log.st_mtime_ns, database.st_ino, database.st_mtime_ns
 
     def _explain(self, number: int, key: tuple[str, int]) -> None:
         if number not in self._explained:

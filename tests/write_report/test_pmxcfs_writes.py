@@ -275,6 +275,35 @@ def test_an_idle_window_writes_nothing(daemon: Daemon, tmp_path: Path) -> None:
     assert sorted(daemon.path.parent.iterdir()) == names
 
 
+def test_a_log_that_is_as_it_was_is_not_opened(daemon: Daemon) -> None:
+    """Opening it changes its inode, for SQLite sets its owner as root; that would be written every few seconds."""
+    log = Path(f"{daemon.path}-wal")
+    sampler = pmxcfs_writes.Sampler(str(daemon.path))
+    time.sleep(0.06)
+    sampler.sample()
+    opened = log.stat().st_ctime_ns
+    for _ in range(3):
+        time.sleep(0.02)
+        sampler.sample()
+    assert log.stat().st_ctime_ns == opened and sampler.transactions == 0
+    daemon.write(daemon.status["pve1"])
+    sampler.sample()
+    assert sampler.transactions == 1
+
+
+def test_changes_right_after_a_sample_are_seen_by_the_next(daemon: Daemon) -> None:
+    """Whatever the clock of time stamps does: two writes within one tick, with a sample between them."""
+    sampler = pmxcfs_writes.Sampler(str(daemon.path))
+    sampler.sample()
+    for number in range(300):
+        if number % 30 == 0:
+            time.sleep(0.055)
+        daemon.write(daemon.status["pve1"])
+        sampler.sample()
+        assert sampler.transactions == number + 1
+    assert sampler.exact
+
+
 def test_a_database_that_nobody_has_open_is_left_alone(daemon: Daemon, tmp_path: Path) -> None:
     daemon.db.close()
     files = sorted(path.name for path in daemon.path.parent.iterdir())
