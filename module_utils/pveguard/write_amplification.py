@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import re
 import struct
@@ -203,16 +202,15 @@ def _entry(case: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def members(root: Path = Path("/")) -> tuple[str, list[str]]:
+def members(root: Path = Path("/"), run: Run = real_run) -> tuple[str, list[str]]:
     """This node's name and the members that are online, itself among them, as the daemon says.
 
     Raises PveguardError without quorum, or when it does not say.
     """
-    file = root / pve_file.MOUNT.lstrip("/") / ".members"
     try:
-        value = json.loads(file.read_text() or "{}")
+        value = pmxcfs_writes.members(str(root / pve_file.MOUNT.lstrip("/")), run)
         node = str(value["nodename"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (PveguardError, KeyError) as error:
         raise PveguardError(
             f"{pve_file.MOUNT}/.members does not name the members ({error}), so what the probe costs is not known: "
             "see 'journalctl -u pve-cluster'"
@@ -254,7 +252,7 @@ def measure(
     """
     validate(cases, device_write_budget_bytes, idle_seconds)
     pve_file.require_writable(root)
-    node, online = members(root)
+    node, online = members(root, run)
     where = block_writes.device_behind(database, skip_memory=False)
     _require_room(database, where)
     in_memory = bool(where["in_memory"])
@@ -415,14 +413,12 @@ class _Meter:
         version = self.version()
         for path in {self.where["measured_path"], (self.store or self.where)["measured_path"]}:
             pmxcfs_writes.write_back(path, self._run)
-        pid, written = _daemon(self.pid_file)
         return {
             "clock": time.monotonic(),
             "version": version,
             "device": self.device_bytes(),
             "store": block_writes.device_counters(self.store["device_number"])[0] if self.store else None,
-            "pid": pid,
-            "daemon": written,
+            "pmxcfs": block_writes.daemon(self.pid_file),
         }
 
     def idle(self, seconds: float) -> dict[str, Any]:
@@ -448,7 +444,8 @@ class _Meter:
         net = 0
         if (device := block_writes.rise(before["device"], self.device_bytes())) is not None:
             net = device - (self.noise(time.monotonic() - before["clock"]) or 0)
-        return max(net, block_writes.rise(before["daemon"], _daemon(self.pid_file)[1]) or 0)
+        written = block_writes.daemon(self.pid_file)["write_bytes"]
+        return max(net, block_writes.rise(before["pmxcfs"]["write_bytes"], written) or 0)
 
     def spent(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> int:
         """Device bytes of a case and its removal, those of others taken off."""
@@ -515,10 +512,10 @@ class _Meter:
         return found
 
     def _daemon_rise(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> int | None:
-        if before["pid"] != after["pid"] or before["pid"] is None:
+        if not block_writes.same_daemon(before, after):
             self._restarted = True
             return None
-        return block_writes.rise(before["daemon"], after["daemon"])
+        return block_writes.rise(before["pmxcfs"]["write_bytes"], after["pmxcfs"]["write_bytes"])
 
 
 class WalCounter:
@@ -751,14 +748,3 @@ def _require_room(database: str, where: Mapping[str, Any]) -> None:
             f"{where['mount_point']} ({where['filesystem']}) has {bytes_text(free)} free, wanted {bytes_text(FREE_BYTES)}: a "
             "daemon whose database cannot grow stops taking writes until it is restarted; make room first"
         )
-
-
-def _daemon(pid_file: str) -> tuple[int | None, int | None]:
-    """The daemon's process id, and what it caused to be written since its start."""
-    try:
-        pid = int(Path(pid_file).read_text())
-        found = re.search(r"^write_bytes: (\d+)$", Path(f"/proc/{pid}/io").read_text(), flags=re.MULTILINE)
-    except (OSError, ValueError):
-        return None, None
-    return pid, int(found.group(1)) if found else None
-

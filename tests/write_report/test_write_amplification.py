@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.pveguard import pve_file, write_amplification
 from ansible.module_utils.pveguard.errors import PveguardError
-from ansible.module_utils.pveguard.run import Result
+from ansible.module_utils.pveguard.run import Result, run
 
 from tests.write_report.test_report import node
 
@@ -162,7 +162,7 @@ class Fake:
             store=str(self.root),
             lock_dir=self.root / "run",
             root=self.root,
-            run=lambda argv, **_: Result(0, "", ""),
+            run=lambda argv, **_: run(argv) if argv[0] == "cat" else Result(0, "", ""),
             **arguments,
         )
 
@@ -199,6 +199,10 @@ def test_not_without_quorum(fake: Fake) -> None:
 def test_not_with_members_unknown(fake: Fake) -> None:
     (fake.pve / ".members").write_text("{}")
     refused(fake, "does not name the members")
+    (fake.pve / ".members").write_text("")
+    refused(fake, "does not name the members .*not JSON")
+    (fake.pve / ".members").unlink()
+    refused(fake, "does not name the members .*No such file")
 
 
 def test_not_a_file_that_is_too_large(fake: Fake) -> None:
@@ -338,7 +342,8 @@ def test_noise_of_others_is_taken_off(monkeypatch: pytest.MonkeyPatch) -> None:
     meter._idle = {"seconds": 10.0, "device_bytes": 1_000_000, "transactions": 3}
 
     def reading(clock: float, device: int, daemon: int = 0) -> dict[str, Any]:
-        return {"clock": clock, "version": 1, "device": device, "store": None, "pid": 1, "daemon": daemon}
+        pmxcfs = {"pid": 1, "start_ticks": 1, "write_bytes": daemon}
+        return {"clock": clock, "version": 1, "device": device, "store": None, "pmxcfs": pmxcfs}
 
     entry = write_amplification._entry({"file_bytes": 1000, "block_bytes": 1000})
     answer = {"wal_bytes": 5, "stopped": False}
