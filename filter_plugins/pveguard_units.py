@@ -18,7 +18,6 @@ if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
 
 from ansible.module_utils.pveguard import (
-    disk_wear,
     ha_info,
     power_cut,
     report_metrics,
@@ -200,7 +199,6 @@ def report(
             measured=_get(hostvars, host, name) if here else None,
             wear=_get(hostvars, host, wear) if here else None,
             amplification=_get(hostvars, host, amplification) if here else None,
-            endurance=disk_wear.endurance,
             assessment=(assessments or {}).get(host),
             last=saved(directory, "last", host),
             baseline=saved(directory, "baseline", host),
