@@ -212,11 +212,12 @@ def report_files(value: Mapping[str, Any], directory: str) -> list[dict[str, str
     """
     base, day = Path(directory), Path(directory) / value["time"][:10]
     metrics = report_metrics.render(value)
+    page = _page(value, base)
     files = [
         _json_file(base / "latest.json", value),
         _json_file(day / "report.json", value),
-        {"path": str(base / "index.html"), "content": _page(value, base, "gate.html")},
-        {"path": str(day / "index.html"), "content": _page(value, base, "../gate.html")},
+        {"path": str(base / "index.html"), "content": page},
+        {"path": str(day / "index.html"), "content": report_page.moved(page, _GATE, f"../{_GATE}")},
         {"path": str(base / "pveguard.prom"), "content": metrics},
         {"path": str(day / "pveguard.prom"), "content": metrics},
     ]
@@ -230,12 +231,16 @@ def report_files(value: Mapping[str, Any], directory: str) -> list[dict[str, str
 def assess_files(value: Mapping[str, Any], directory: str) -> list[dict[str, str]]:
     """``assess.html`` and ``assess.json``: no report of a day, and nothing that a later report starts from."""
     base = Path(directory)
-    content = _page(value, base, "gate.html", look_only=True)
+    content = _page(value, base, look_only=True)
     return [_json_file(base / "assess.json", value), {"path": str(base / "assess.html"), "content": content}]
 
 
-def _page(value: Mapping[str, Any], base: Path, gate: str, look_only: bool = False) -> str:
-    link = gate if (base / "gate.html").exists() else ""
+#: Written beside the page by the gates.
+_GATE = "gate.html"
+
+
+def _page(value: Mapping[str, Any], base: Path, look_only: bool = False) -> str:
+    link = _GATE if (base / _GATE).exists() else ""
     return report_page.page(value, _LIBRARY.read_text(), link, look_only)
 
 

@@ -118,6 +118,11 @@ def page(report: Mapping[str, Any], library: str = "", gate_link: str = "", look
     )
 
 
+def moved(made: str, gate_link: str, to: str) -> str:
+    """The text of a :func:`page` for another folder, from where gate.html is ``to`` instead of ``gate_link``."""
+    return made.replace(_gate_anchor(gate_link), _gate_anchor(to))
+
+
 def _title(report: Mapping[str, Any], look_only: bool) -> str:
     clusters = {str(node["cluster"]["name"]) for node in report["nodes"].values() if node["cluster"]["name"]}
     count = len(report["nodes"])
@@ -922,11 +927,15 @@ def _gates(report: Mapping[str, Any], gate_link: str) -> list[Html]:
             tag(
                 "p",
                 "Distributions, drives, links and what helps: ",
-                tag("a", "the report of the gates", href=gate_link),
+                _gate_anchor(gate_link),
                 ".",
             )
         )
     return parts
+
+
+def _gate_anchor(link: str) -> Html:
+    return tag("a", "the report of the gates", href=link)
 
 
 def _gate_badge(result: Mapping[str, Any]) -> Html:

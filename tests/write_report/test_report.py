@@ -215,6 +215,7 @@ def test_files(tmp_path: Path) -> None:
         _write(file)
     assert module.saved(str(tmp_path), "baseline", "pve1")["machine"] == "m1"
 
+    (tmp_path / "gate.html").touch()
     report = module.report(hostvars, ["pve1", "fe80::1/x"], ["pve1", "fe80::1/x"], str(tmp_path), "w")
     assert report["nodes"]["pve1"]["writes"]["before"]["transactions_per_minute"] == 108.0
     files = module.report_files(report, str(tmp_path))
@@ -227,6 +228,12 @@ def test_files(tmp_path: Path) -> None:
         _write(file)
     assert module.saved(str(tmp_path), "last", "pve1")["counters"]["machine"] == "m1"
     assert json.loads((tmp_path / "latest.json").read_text()) == report
+    for folder, wanted, other in ((tmp_path, "gate.html", "../gate.html"), (tmp_path / day, "../gate.html", "gate.html")):
+        page = (folder / "index.html").read_text()
+        assert page.count(f'href="{wanted}"') == 1 and f'href="{other}"' not in page
+    (tmp_path / "gate.html").unlink()
+    for file in module.report_files(report, str(tmp_path)):
+        assert 'gate.html"' not in file["content"]
 
 
 def test_saved_files_that_are_no_use_are_nothing(tmp_path: Path) -> None:
