@@ -14,6 +14,7 @@ from .canvas_charts import REST, SERIES, Series
 from .html_page import Html, tag
 from .report_summary import Finding, names_text, rate
 from .units import (
+    MOST_YEARS,
     UNKNOWN,
     age_seconds,
     bytes_text,
@@ -697,8 +698,8 @@ def _lifetimes(known: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]]
     if not rows:
         return []
     rows = sorted(rows, key=lambda row: row[1]["years_left_low"])[:MAX_NODES]
-    # Beyond a hundred years a figure says nothing, and would press the others to the edge.
-    longest = 100.0
+    # A longer bar would press the others to the edge.
+    longest = float(MOST_YEARS)
 
     def ends(figures: Mapping[str, Any]) -> list[float] | None:
         low, high = figures.get("years_left_low"), figures.get("years_left_high")
