@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -228,6 +229,40 @@ def report_files(value: Mapping[str, Any], directory: str) -> list[dict[str, str
     return files
 
 
+#: What the reports and the gates write into the folder of a day.
+_OF_A_DAY = frozenset({"report.json", "index.html", "pveguard.prom", "gate.json"})
+
+
+def old_reports(directory: str, now: str, keep_days: int | str) -> list[str]:
+    """Folders of days more than ``keep_days`` before the day of ``now`` (UTC, ISO 8601), oldest first; 0 or less: none.
+
+    Only those whose name is a date and which hold nothing but what a report writes: one to which somebody added a file
+    is theirs, and so is a link.
+    """
+    days, base = int(keep_days), Path(directory)
+    if days < 1 or not base.is_dir():
+        return []
+    first = date.fromisoformat(now[:10]) - timedelta(days=days)
+    return [
+        str(folder)
+        for folder in sorted(base.iterdir())
+        if (day := _day(folder.name)) is not None
+        and day < first
+        and folder.is_dir()
+        and not folder.is_symlink()
+        and all(each.name in _OF_A_DAY and each.is_file() for each in folder.iterdir())
+    ]
+
+
+def _day(name: str) -> date | None:
+    # The name as it is written; fromisoformat takes other forms too.
+    try:
+        day = date.fromisoformat(name)
+    except ValueError:
+        return None
+    return day if day.isoformat() == name else None
+
+
 def assess_files(value: Mapping[str, Any], directory: str) -> list[dict[str, str]]:
     """``assess.html`` and ``assess.json``: no report of a day, and nothing that a later report starts from."""
     base = Path(directory)
@@ -268,6 +303,7 @@ class FilterModule:
             "pveguard_baseline_files": baseline_files,
             "pveguard_report": report,
             "pveguard_report_files": report_files,
+            "pveguard_old_reports": old_reports,
             "pveguard_assess_files": assess_files,
             "pveguard_report_metrics": report_metrics.render,
             "pveguard_report_table": report_table.render,
