@@ -17,15 +17,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+import ad_hoc
+
 #: One idle LRM: three transactions every five seconds (published: 108, 72, 36, 0 a minute as three are stopped).
 LRM_PER_MINUTE = 36
 #: pvescheduler: two lock directories a node and a minute, each made and removed.
@@ -33,32 +30,9 @@ LOCK_FILES_PER_MINUTE = 2
 MANAGERS = "pve-ha-lrm.service pve-ha-crm.service"
 
 
-class Failed(Exception):
-    """The nodes cannot be observed."""
-
-
-def ansible(hosts: str, inventory: str, module: str, arguments: str) -> dict[str, Any]:
-    """Run a module on hosts at once; {host: result}."""
-    folder = ROOT / ".cache" / "attribution"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    done = subprocess.run(
-        ["ansible", hosts, "-i", inventory, "-t", str(folder), "-m", module, "-a", arguments],
-        cwd=ROOT,
-        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
-    if done.returncode:
-        raise Failed(f"{module} {arguments}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return {path.name: json.loads(path.read_text()) for path in sorted(folder.iterdir())}
-
-
 def step(inventory: str, running: Sequence[str], seconds: int, method: str) -> dict[str, dict[str, Any]]:
     """One window on every node; {node: figures}."""
-    results = ansible("all", inventory, "pmxcfs_writes", f"window_seconds={seconds} method={method}")
+    results = ad_hoc.run("all", inventory, "pmxcfs_writes", f"window_seconds={seconds} method={method}")
     found = {}
     for node, result in results.items():
         window = result["window"]
@@ -113,7 +87,7 @@ def main() -> int:
     wrong: list[str] = []
     names: list[str] = []
     try:
-        names = list(ansible("all", options.inventory, "ansible.builtin.command", f"systemctl is-active {MANAGERS}"))
+        names = list(ad_hoc.run("all", options.inventory, "ansible.builtin.command", f"systemctl is-active {MANAGERS}"))
         running = list(names)
         while True:
             for method in ("database", "journal"):
@@ -122,13 +96,13 @@ def main() -> int:
                 rows += [{"node": node, **figures} for node, figures in found.items()]
             if not running:
                 break
-            ansible(running.pop(), options.inventory, "ansible.builtin.command", f"systemctl stop {MANAGERS}")
-    except Failed as error:
+            ad_hoc.run(running.pop(), options.inventory, "ansible.builtin.command", f"systemctl stop {MANAGERS}")
+    except ad_hoc.ModuleFailed as error:
         print(error, file=sys.stderr)
         return 2
     finally:
         if names:
-            ansible("all", options.inventory, "ansible.builtin.command", f"systemctl start {MANAGERS}")
+            ad_hoc.run("all", options.inventory, "ansible.builtin.command", f"systemctl start {MANAGERS}")
 
     if options.json:
         print(json.dumps({"rows": rows, "problems": wrong}, indent=2))

@@ -21,9 +21,12 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+import ad_hoc
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -77,25 +80,14 @@ def changed_tasks(output: str) -> set[tuple[str, str]]:
 
 def fingerprints(inventory: str) -> dict[str, list[str]]:
     """``{host: sorted lines}`` of files, units and packages."""
-    env = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
-    script = ROOT / ".cache" / "fingerprint.sh"
-    script.parent.mkdir(exist_ok=True)
-    script.write_text(_FINGERPRINT)
-    done = subprocess.run(
-        ["ansible", "all", "-i", inventory, "-m", "ansible.builtin.script", "-a", str(script), "-t", str(script.parent / "fp")],
-        cwd=ROOT,
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise SystemExit(f"the nodes could not be fingerprinted:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    found = {}
-    for path in (script.parent / "fp").iterdir():
-        found[path.name] = json.loads(path.read_text())["stdout"].splitlines()
-        path.unlink()
-    return found
+    with tempfile.NamedTemporaryFile("w", suffix=".sh") as script:
+        script.write(_FINGERPRINT)
+        script.flush()
+        try:
+            results = ad_hoc.run("all", inventory, "ansible.builtin.script", script.name)
+        except ad_hoc.ModuleFailed as error:
+            raise SystemExit(f"the nodes could not be fingerprinted: {error}") from None
+    return {host: result["stdout"].splitlines() for host, result in results.items()}
 
 
 def main() -> int:

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
+
+import ad_hoc
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = ROOT / "molecule" / "default" / "files" / "look.py"
@@ -29,24 +28,13 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
 
-    folder = ROOT / ".cache" / "idle"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    done = subprocess.run(
-        ["ansible", "all", "-i", options.inventory, "-t", str(folder), "-m", "ansible.builtin.script"]
-        + ["-a", f"{PROGRAM} {options.seconds} executable=/usr/bin/python3"],
-        cwd=ROOT,
-        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        print(f"the nodes could not be observed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}", file=sys.stderr)
+    script = f"{PROGRAM} {options.seconds} executable=/usr/bin/python3"
+    try:
+        results = ad_hoc.run("all", options.inventory, "ansible.builtin.script", script)
+    except ad_hoc.ModuleFailed as error:
+        print(f"the nodes could not be observed: {error}", file=sys.stderr)
         return 2
-    idle = {
-        path.name: json.loads(json.loads(path.read_text())["stdout"])["idle"] for path in sorted(folder.iterdir())
-    }
+    idle = {name: json.loads(result["stdout"])["idle"] for name, result in results.items()}
     if options.json:
         print(json.dumps({"seconds": options.seconds, "nodes": idle}, indent=2))
     else:

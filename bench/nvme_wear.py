@@ -25,7 +25,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+
+import ad_hoc  # noqa: E402
 
 from lab.errors import LabError  # noqa: E402
 from lab.labs import Lab  # noqa: E402
@@ -33,12 +35,6 @@ from lab.labs import Lab  # noqa: E402
 #: NVM Express: thousands of units of 512 bytes.
 UNIT_BYTES = 512_000
 MIB = 1 << 20
-#: ansible.cfg asks for YAML, which is for people.
-SETTINGS = {
-    "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-    "ANSIBLE_NOCOLOR": "1",
-    "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
-}
 FOLDER = "/var/lib"
 FILE = f"{FOLDER}/pveguard-nvme-wear"
 
@@ -62,32 +58,19 @@ def kernel_bytes(lab: Lab, node: str, device: str) -> int:
 
 def wear(node: str, inventory: Path, environment: Mapping[str, str]) -> dict[str, Any]:
     """The module's result for the disk under /var/lib, run as a role runs it."""
-    argv = [
-        str(Path(sys.executable).parent / "ansible"),
-        *("-i", str(inventory), node, "-m", "disk_wear", "-a", json.dumps({"paths": [FOLDER]})),
-    ]
-    done = subprocess.run(
-        argv,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, **SETTINGS, **environment},
-    )
-    if done.returncode:
-        raise CannotTest(f"ansible ended with {done.returncode}: {(done.stdout + done.stderr).strip()[-800:]}")
-    return disk_of(done.stdout)
-
-
-def disk_of(output: str) -> dict[str, Any]:
-    """The first disk in what ansible prints: ``HOST | SUCCESS => {...}``."""
+    arguments = {"paths": [FOLDER]}
     try:
-        found, _ = json.JSONDecoder().raw_decode(output[output.index("=> {") + 3 :])
-    except ValueError:
-        raise CannotTest(f"no result in: {output.strip()[:300]}") from None
-    if not found.get("disks"):
-        raise CannotTest(f"no disk behind {FOLDER}: {'; '.join(found.get('notes', []))}")
-    disk: dict[str, Any] = found["disks"][0]
+        found = ad_hoc.run(node, inventory, "disk_wear", arguments, environment=environment, timeout=300)
+    except ad_hoc.ModuleFailed as error:
+        raise CannotTest(str(error)) from None
+    return disk_of(found[node])
+
+
+def disk_of(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The first disk of what disk_wear returned."""
+    if not result.get("disks"):
+        raise CannotTest(f"no disk behind {FOLDER}: {'; '.join(result.get('notes', []))}")
+    disk: dict[str, Any] = result["disks"][0]
     return disk
 
 

@@ -17,16 +17,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+
+import ad_hoc  # noqa: E402
 
 MIB = 1 << 20
 TOLERANCE = 0.15
@@ -67,20 +67,10 @@ class NotMeasuredError(Exception):
 
 def on_node(inventory: str, node: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """The module's result on a node of an inventory."""
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            ["ansible", node, "-i", inventory, "-t", folder, "-m", "write_amplification"]
-            + ["-a", json.dumps(arguments)],
-            cwd=ROOT,
-            env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
-            capture_output=True,
-            text=True,
-        )
-        answers = list(Path(folder).iterdir())
-        result = json.loads(answers[0].read_text()) if len(answers) == 1 else {}
-    if "cases" not in result:
-        raise NotMeasuredError(result.get("msg") or f"{node}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return dict(result)
+    try:
+        return ad_hoc.run(node, inventory, "write_amplification", arguments)[node]
+    except ad_hoc.ModuleFailed as error:
+        raise NotMeasuredError(error.results.get(node, {}).get("msg") or str(error)) from None
 
 
 def on_double(arguments: dict[str, Any]) -> dict[str, Any]:

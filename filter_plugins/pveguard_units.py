@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,7 +19,6 @@ if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
 
 from ansible.module_utils.pveguard import (
-    disk_wear,
     ha_info,
     power_cut,
     report_metrics,
@@ -200,7 +200,6 @@ def report(
             measured=_get(hostvars, host, name) if here else None,
             wear=_get(hostvars, host, wear) if here else None,
             amplification=_get(hostvars, host, amplification) if here else None,
-            endurance=disk_wear.endurance,
             assessment=(assessments or {}).get(host),
             last=saved(directory, "last", host),
             baseline=saved(directory, "baseline", host),
@@ -214,11 +213,12 @@ def report_files(value: Mapping[str, Any], directory: str) -> list[dict[str, str
     """
     base, day = Path(directory), Path(directory) / value["time"][:10]
     metrics = report_metrics.render(value)
+    page = _page(value, base)
     files = [
         _json_file(base / "latest.json", value),
         _json_file(day / "report.json", value),
-        {"path": str(base / "index.html"), "content": _page(value, base, "gate.html")},
-        {"path": str(day / "index.html"), "content": _page(value, base, "../gate.html")},
+        {"path": str(base / "index.html"), "content": page},
+        {"path": str(day / "index.html"), "content": report_page.moved(page, _GATE, f"../{_GATE}")},
         {"path": str(base / "pveguard.prom"), "content": metrics},
         {"path": str(day / "pveguard.prom"), "content": metrics},
     ]
@@ -229,15 +229,53 @@ def report_files(value: Mapping[str, Any], directory: str) -> list[dict[str, str
     return files
 
 
+#: What the reports and the gates write into the folder of a day.
+_OF_A_DAY = frozenset({"report.json", "index.html", "pveguard.prom", "gate.json"})
+
+
+def old_reports(directory: str, now: str, keep_days: int | str) -> list[str]:
+    """Folders of days more than ``keep_days`` before the day of ``now`` (UTC, ISO 8601), oldest first; 0 or less: none.
+
+    Only those whose name is a date and which hold nothing but what a report writes: one to which somebody added a file
+    is theirs, and so is a link.
+    """
+    days, base = int(keep_days), Path(directory)
+    if days < 1 or not base.is_dir():
+        return []
+    first = date.fromisoformat(now[:10]) - timedelta(days=days)
+    return [
+        str(folder)
+        for folder in sorted(base.iterdir())
+        if (day := _day(folder.name)) is not None
+        and day < first
+        and folder.is_dir()
+        and not folder.is_symlink()
+        and all(each.name in _OF_A_DAY and each.is_file() for each in folder.iterdir())
+    ]
+
+
+def _day(name: str) -> date | None:
+    # The name as it is written; fromisoformat takes other forms too.
+    try:
+        day = date.fromisoformat(name)
+    except ValueError:
+        return None
+    return day if day.isoformat() == name else None
+
+
 def assess_files(value: Mapping[str, Any], directory: str) -> list[dict[str, str]]:
     """``assess.html`` and ``assess.json``: no report of a day, and nothing that a later report starts from."""
     base = Path(directory)
-    content = _page(value, base, "gate.html", look_only=True)
+    content = _page(value, base, look_only=True)
     return [_json_file(base / "assess.json", value), {"path": str(base / "assess.html"), "content": content}]
 
 
-def _page(value: Mapping[str, Any], base: Path, gate: str, look_only: bool = False) -> str:
-    link = gate if (base / "gate.html").exists() else ""
+#: Written beside the page by the gates.
+_GATE = "gate.html"
+
+
+def _page(value: Mapping[str, Any], base: Path, look_only: bool = False) -> str:
+    link = _GATE if (base / _GATE).exists() else ""
     return report_page.page(value, _LIBRARY.read_text(), link, look_only)
 
 
@@ -265,6 +303,7 @@ class FilterModule:
             "pveguard_baseline_files": baseline_files,
             "pveguard_report": report,
             "pveguard_report_files": report_files,
+            "pveguard_old_reports": old_reports,
             "pveguard_assess_files": assess_files,
             "pveguard_report_metrics": report_metrics.render,
             "pveguard_report_table": report_table.render,

@@ -97,7 +97,7 @@ def counters(
         "uptime_seconds": float(uptime[0]) if uptime else None,
         "device": {**device, "bytes_written": written, "writes": writes},
         "database": _database(database, root),
-        "pmxcfs": _process(pid_file, root),
+        "pmxcfs": daemon(pid_file, root),
         **service_counters(device["device_number"], root),
     }
 
@@ -320,7 +320,11 @@ def _database(path: str, root: Path) -> dict[str, Any]:
     return {"path": path, "in_memory": in_memory, "inode": status.st_ino, "bytes": status.st_size}
 
 
-def _process(pid_file: str, root: Path) -> dict[str, Any]:
+def daemon(pid_file: str, root: Path = Path("/")) -> dict[str, Any]:
+    """``pid``, ``start_ticks`` and ``write_bytes`` (caused to be written since its start) of the process in ``pid_file``.
+
+    All None when none runs; the bytes alone when only root may read them. See :func:`same_daemon`.
+    """
     nothing = {"pid": None, "start_ticks": None, "write_bytes": None}
     pid = _text(root / pid_file.lstrip("/")).strip()
     # The name of a process may hold blanks and brackets: count from the last one.

@@ -20,13 +20,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import gc
-import json
 import math
 import os
 import platform
 import re
-import select
-import signal
 import sqlite3
 import stat
 import struct
@@ -34,10 +31,9 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
-from . import block_device, stats, suspicion
+from . import block_device, stats, supervised, suspicion
 from .errors import PveguardError
 from .run import Run, run
 from .units import bytes_text, number_text
@@ -158,12 +154,11 @@ def bench(
         )
     try:
         result["methods"] = _supervised(measured, tuple(methods), duration, stall_s)
-    except _Interrupted as signal_seen:
-        os.kill(
-            os.getpid(), signal_seen.args[0]
-        )  # everything is cleaned up: end as if it had not been caught
+    except supervised.Interrupted as interrupted:
+        # Everything is cleaned up: end as if it had not been caught.
+        os.kill(os.getpid(), interrupted.number)
         raise
-    except _Stalled:
+    except supervised.Stalled:
         return _fail(
             result,
             "stalled",
@@ -354,16 +349,6 @@ def remove_stale(parent: str) -> list[str]:
     return removed
 
 
-class _Stalled(Exception):
-    """The disk did not answer."""
-
-
-class _Interrupted(BaseException):
-    """A signal ended the measurement."""
-
-
-_ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
 _REASONS = {
     errno.ENOSPC: "full",
     errno.EDQUOT: "full",
@@ -390,71 +375,35 @@ def _supervised(parent: str, methods: tuple[str, ...], duration: float, stall_s:
     Whichever of the two processes is ended, the other one removes the directory; when both are killed at
     once, the next measurement does.
     """
-    directory, lock = _private_directory(parent)
-    reader, writer = os.pipe()
-    caller = os.getpid()
-    previous: dict[int, Any] = {}
 
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise _Interrupted(signum)
+    def work(caller: supervised.Caller) -> dict[str, Any]:
+        # A collection in the middle of a round would be taken for a slow disk.
+        gc.disable()
+        try:
+            return measure(directory, methods, duration, caller.waits)
+        except sqlite3.Error as error:
+            # The low byte is the primary result code (sqlite.org/rescode.html).
+            number = _SQLITE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, errno.EIO)
+            raise OSError(number, os.strerror(number)) from error
 
-    child = os.fork()
-    if child == 0:
-        os.close(reader)
-        _child(directory, methods, duration, caller, writer)
-    os.close(writer)
-    hung = False
-    try:
-        for ending in _ENDINGS:
-            # A caller that ignores a signal, as nohup does, goes on ignoring it.
-            if signal.getsignal(ending) is not signal.SIG_IGN:
-                previous[ending] = signal.signal(ending, interrupt)
-        answer = _read_all(reader, time.monotonic() + duration + stall_s)
-    except BaseException as error:
-        hung = isinstance(error, _Stalled)
-        os.kill(child, signal.SIGKILL)
-        raise
-    finally:
-        os.close(reader)
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        # A process in an uninterruptible call cannot be waited for.
-        os.waitpid(child, os.WNOHANG if hung else 0)
-        if not hung:
-            _remove(directory)
-        os.close(lock)
-    if "errno" in answer:
-        raise OSError(answer["errno"], os.strerror(answer["errno"]))
+    with supervised.endings() as signals:
+        directory, lock = _private_directory(parent)
+        child = supervised.Child(work, lambda: _remove(directory))
+        hung = False
+        try:
+            answer = child.run(signals, duration + stall_s, stall_s)
+        except supervised.Stalled:
+            hung = True
+            raise
+        finally:
+            # Nor is a disk asked that no longer answered, but let the child be killed.
+            with signals.held():
+                if not (hung or child.hung):
+                    _remove(directory)
+                os.close(lock)
     if not answer:
         raise PveguardError(f"{parent}: the measurement ended without a result; run again")
     return answer
-
-
-def _child(directory: str, methods: tuple[str, ...], duration: float, caller: int, writer: int) -> None:
-    """Body of the child process; never returns."""
-    for ending in _ENDINGS:
-        signal.signal(ending, signal.SIG_DFL)
-    try:
-        # The caller's output must not stay open on behalf of a child that hangs.
-        null = os.open(os.devnull, os.O_RDWR)
-        for descriptor in (0, 1, 2):
-            os.dup2(null, descriptor)
-        try:
-            # A collection in the middle of a round would be taken for a slow disk.
-            gc.disable()
-            answer: dict[str, Any] = measure(directory, methods, duration, lambda: os.getppid() == caller)
-        except OSError as error:
-            answer = {"errno": error.errno or errno.EIO}
-        except sqlite3.Error as error:
-            # The low byte is the primary result code (sqlite.org/rescode.html).
-            answer = {"errno": _SQLITE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, errno.EIO)}
-        if os.getppid() != caller:
-            _remove(directory)
-        else:
-            with os.fdopen(writer, "w") as stream:
-                json.dump(answer, stream)
-    finally:
-        os._exit(0)
 
 
 class _Method(Protocol):
@@ -613,21 +562,6 @@ def measure(
             continue
         rounds[name].append(loops[name].round(end, wanted))
     return {name: {**summary(rounds[name]), **loop.close()} for name, loop in loops.items()}
-
-
-def _read_all(reader: int, deadline: float) -> dict[str, Any]:
-    chunks = []
-    while True:
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([reader], [], [], left)[0]:
-            raise _Stalled
-        chunk = os.read(reader, 65536)
-        if not chunk:
-            break
-        chunks.append(chunk)
-    text = b"".join(chunks)
-    answer: dict[str, Any] = json.loads(text) if text else {}
-    return answer
 
 
 def _private_directory(parent: str) -> tuple[str, int]:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from . import fsync_gate, text_table
-from .units import UNKNOWN, number_text
+from .units import UNKNOWN, age_seconds, number_text
 
 SCHEMA = "pveguard-gate"
 #: Raised when a key changes its meaning or goes away; new keys alone do not raise it.
@@ -86,13 +85,8 @@ _LINK_ADVICE = {
 
 def age_days(then: Any, now: str) -> float | None:
     """Days from ``then`` to ``now`` (UTC, ISO 8601), not below 0; None where one of them is no time."""
-    try:
-        first, last = (
-            datetime.strptime(str(text), "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC) for text in (then, now)
-        )
-    except ValueError:
-        return None
-    return round(max(0.0, (last - first).total_seconds() / 86400), 2)
+    seconds = age_seconds(then, now)
+    return None if seconds is None else round(seconds / 86400, 2)
 
 
 def worst(verdicts: Iterable[str]) -> str:

@@ -13,8 +13,6 @@ import fcntl
 import json
 import os
 import re
-import signal
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import pve_file, write_classes
+from . import pve_file, supervised, write_classes
 from .errors import PveguardError
 from .run import CommandMissing, Run
 from .run import run as real_run
@@ -63,7 +61,7 @@ class Unavailable(PveguardError):
 
 
 class _Stopped(SystemExit):
-    """SIGTERM or SIGHUP while the debug log was on: end, but restore first."""
+    """A signal asked this process to end while the debug log was on, and that was restored: the exit code says so."""
 
 
 @contextmanager
@@ -95,13 +93,15 @@ def switched_on(
         # Armed before the note is written: whenever there is a note, somebody waits to act on it.
         unit = _arm(folder, state, switch, seconds + GRACE_SECONDS, run)
         try:
-            with _signals_end_this_process():
+            with supervised.endings() as signals:
                 try:
                     _note_and_switch_on(state, switch, before)
                     yield before == b"1\n"
                 finally:
-                    _ignore_signals()
-                    _restore(state, switch, before)
+                    with signals.held():
+                        _restore(state, switch, before)
+        except supervised.Interrupted as interrupted:
+            raise _Stopped(128 + interrupted.number) from None
         finally:
             fcntl.flock(lock, fcntl.LOCK_UN)
         run(["systemctl", "stop", unit], timeout=30)
@@ -189,34 +189,6 @@ def _write(switch: Path, state: bytes) -> None:
             raise OSError(errno.EIO, "short write")
     finally:
         os.close(descriptor)
-
-
-_ENDING = (signal.SIGTERM, signal.SIGHUP)
-
-
-def _ignore_signals() -> None:
-    if threading.current_thread() is threading.main_thread():
-        for number in _ENDING:
-            signal.signal(number, signal.SIG_IGN)
-
-
-@contextmanager
-def _signals_end_this_process() -> Iterator[None]:
-    """SIGTERM and SIGHUP unwind the stack instead of ending the process at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, _frame: object) -> None:
-        _ignore_signals()
-        raise _Stopped(128 + number)
-
-    former = {number: signal.signal(number, stop) for number in _ENDING}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 # The journal ------------------------------------------------------------------------------------------------------

@@ -494,21 +494,30 @@ def node_names(
             by_id = {}
         if by_id:
             return NodeNames(by_id)
-    members = _members(pve, run)
-    nodes = members.get("nodelist") or {}
+    try:
+        said = members(pve, run)
+    except PveguardError:
+        said = {}
+    nodes = said.get("nodelist") or {}
     if found is None and not nodes:
-        return NodeNames(alone=members.get("nodename") or None)
+        return NodeNames(alone=said.get("nodename") or None)
     return NodeNames(
         {int(node["id"]): name for name, node in nodes.items() if str(node.get("id", "")).isdigit()}
     )
 
 
-def _members(pve: str, run: Run) -> dict[str, Any]:
-    # By a command with a timeout: a file system whose daemon hangs would hold this process too.
+def members(pve: str = pmxcfs_journal.PVE, run: Run = real_run) -> dict[str, Any]:
+    """What the daemon says of its node and cluster in ``.members``; raises PveguardError when it does not.
+
+    Read by a command with a timeout: a file system whose daemon hangs would hold this process too.
+    """
+    done = run(["cat", f"{pve}/.members"], timeout=10)
+    if not done.ok:
+        raise PveguardError(f"{pve}/.members cannot be read: {done.stderr.strip()}")
     try:
-        found = json.loads(run(["cat", f"{pve}/.members"], timeout=10).stdout)
-    except (CommandMissing, ValueError):
-        return {}
+        found = json.loads(done.stdout)
+    except ValueError as error:
+        raise PveguardError(f"{pve}/.members is not JSON: {error}") from error
     return found if isinstance(found, dict) else {}
 
 

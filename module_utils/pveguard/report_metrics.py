@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import report_summary
-from .units import YEAR_DAYS, age_seconds
+from .units import MOST_YEARS, YEAR_DAYS, age_seconds
 
 #: Seconds since 1970 are asked of the age of a time, so that one parser does.
 _EPOCH = "1970-01-01T00:00:00Z"
@@ -43,7 +43,8 @@ METRICS = {
     "disk_media_errors": "Media errors in the life of the drive",
     "disk_unsafe_shutdowns": "Power losses without a shutdown in the life of the drive",
     "disk_powered_on_seconds": "How long the drive was powered on in its life",
-    "disk_life_left_seconds": "How long the drive lasts at the measured rate; bound: low, estimate, high",
+    "disk_life_left_seconds": f"How long the drive lasts at the measured rate, {MOST_YEARS} years or more as {MOST_YEARS}; "
+    "bound: low, estimate, high",
     "write_amplification_ratio": "Bytes to the device for each byte of a file on /etc/pve",
 }
 
@@ -142,6 +143,7 @@ def _disk(add: Any, node: str, disk: Mapping[str, Any]) -> None:
     add("disk_powered_on_seconds", _scaled(disk.get("power_on_hours"), 3600), **labels)
     for bound, key in (("low", "years_left_low"), ("estimate", "years_left"), ("high", "years_left_high")):
         years = (disk.get("endurance") or {}).get(key)
+        years = None if years is None else min(years, MOST_YEARS)
         add("disk_life_left_seconds", _scaled(years, YEAR_DAYS * 86400), **labels, bound=bound)
 
 

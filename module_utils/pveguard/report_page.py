@@ -14,6 +14,7 @@ from .canvas_charts import REST, SERIES, Series
 from .html_page import Html, tag
 from .report_summary import Finding, names_text, rate
 from .units import (
+    MOST_YEARS,
     UNKNOWN,
     age_seconds,
     bytes_text,
@@ -116,6 +117,11 @@ def page(report: Mapping[str, Any], library: str = "", gate_link: str = "", look
         style=canvas_charts.CSS + canvas_charts.heights(body) + _CSS,
         scripts=[code, canvas_charts.SCRIPT] if code else [],
     )
+
+
+def moved(made: str, gate_link: str, to: str) -> str:
+    """The text of a :func:`page` for another folder, from where gate.html is ``to`` instead of ``gate_link``."""
+    return made.replace(_gate_anchor(gate_link), _gate_anchor(to))
 
 
 def _title(report: Mapping[str, Any], look_only: bool) -> str:
@@ -692,8 +698,8 @@ def _lifetimes(known: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]]
     if not rows:
         return []
     rows = sorted(rows, key=lambda row: row[1]["years_left_low"])[:MAX_NODES]
-    # Beyond a hundred years a figure says nothing, and would press the others to the edge.
-    longest = 100.0
+    # A longer bar would press the others to the edge.
+    longest = float(MOST_YEARS)
 
     def ends(figures: Mapping[str, Any]) -> list[float] | None:
         low, high = figures.get("years_left_low"), figures.get("years_left_high")
@@ -922,11 +928,15 @@ def _gates(report: Mapping[str, Any], gate_link: str) -> list[Html]:
             tag(
                 "p",
                 "Distributions, drives, links and what helps: ",
-                tag("a", "the report of the gates", href=gate_link),
+                _gate_anchor(gate_link),
                 ".",
             )
         )
     return parts
+
+
+def _gate_anchor(link: str) -> Html:
+    return tag("a", "the report of the gates", href=link)
 
 
 def _gate_badge(result: Mapping[str, Any]) -> Html:

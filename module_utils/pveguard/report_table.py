@@ -7,18 +7,15 @@ with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import text_table
+from . import disk_wear, text_table
 from .units import UNKNOWN, bytes_text, duration_text, number_text
 
 SCHEMA = "pveguard-report"
 #: Raised when a key changes its meaning or goes away; new keys alone do not raise it.
 SCHEMA_VERSION = 1
-
-#: ``endurance(disk, bytes_per_day)`` of the core of disk_wear: years_left, years_left_low, years_left_high, method, notes.
-Endurance = Callable[[Mapping[str, Any], float | None], Mapping[str, Any]]
 
 #: A shorter time since the last report says too little to replace the figure of a window.
 MIN_SINCE_SECONDS = 60.0
@@ -53,7 +50,6 @@ def entry(
     links: Mapping[str, Any] | None = None,
     wear: Mapping[str, Any] | None = None,
     amplification: Mapping[str, Any] | None = None,
-    endurance: Endurance | None = None,
     assessment: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What is known of one node.
@@ -62,9 +58,8 @@ def entry(
     in this run. ``plan``: the cluster plan. ``measured``: result of pmxcfs_writes in this run. ``last``: the
     entry of the last report. ``baseline``: what was saved before protection, ``{machine, window}``.
     ``links``: ``link_gate_result``. ``wear``: result of disk_wear in this run. ``amplification``: result of
-    write_amplification. ``endurance``: its function of the same name, which tells how long a drive lasts at a
-    rate. ``assessment``: ``{findings, changes}`` of a run that only looks. Anything may be missing or empty.
-    See docs/report.md for the keys of the result.
+    write_amplification. ``assessment``: ``{findings, changes}`` of a run that only looks. Anything may be
+    missing or empty. See docs/report.md for the keys of the result.
     """
     notes: list[str] = []
     last = last or {}
@@ -94,7 +89,7 @@ def entry(
         "ha": _ha(node),
         "ram_state": _ram_state(node, counters),
         "writes": {"before": before, "after": after, "observed": _observed(measured, last)},
-        **_disks(wear, last, before, after, counters or last.get("counters"), endurance, now, notes),
+        **_disks(wear, last, before, after, counters or last.get("counters"), now, notes),
         **_amplification(amplification, last, now),
         "assessment": dict(assessment) if assessment else None,
         "counters": counters or last.get("counters"),
@@ -230,7 +225,6 @@ def _disks(
     before: Mapping[str, Any] | None,
     after: Mapping[str, Any] | None,
     counters: Mapping[str, Any] | None,
-    endurance: Endurance | None,
     now: str,
     notes: list[str],
 ) -> dict[str, Any]:
@@ -255,10 +249,7 @@ def _disks(
         }
         for key, figures in (("endurance", after), ("endurance_before", before)):
             rate = (figures or {}).get("device_bytes_per_minute") if here else None
-            told = endurance(disk, None if rate is None else rate * 1440) if endurance else None
-            if told is None and not endurance:
-                told = disk.get(key)
-            shown[key] = None if told is None else dict(told)
+            shown[key] = disk_wear.endurance(disk, None if rate is None else rate * 1440)
         disks.append(shown)
     return {"disks": disks, "disks_time": moment}
 

@@ -59,10 +59,12 @@ def duration_text(seconds: float | None) -> str:
 
 #: Days of a mean year of the Gregorian calendar.
 YEAR_DAYS = 365.2425
+#: A longer life says nothing of a drive, which ends for another reason: shown as ``over 100 years``.
+MOST_YEARS = 100
 
 
 def years_text(years: float | None) -> str:
-    """``5 months``, ``1.5 years``, ``36 years``, ``over 100 years``: beyond that a figure says nothing of a drive."""
+    """``5 months``, ``1.5 years``, ``36 years``, ``over 100 years`` (:data:`MOST_YEARS`)."""
     if years is None:
         return UNKNOWN
     if years < 1 / 12:
@@ -70,8 +72,8 @@ def years_text(years: float | None) -> str:
     if years < 0.96:
         months = max(1, round(years * 12))
         return f"{months} month{'' if months == 1 else 's'}"
-    if years > 100:
-        return "over 100 years"
+    if years > MOST_YEARS:
+        return f"over {MOST_YEARS} years"
     shown = number_text(round(years, 1) if years < 10 else round(years))
     return f"{shown} year{'' if shown == '1' else 's'}"
 

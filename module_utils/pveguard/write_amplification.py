@@ -10,21 +10,18 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import re
-import select
-import signal
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from . import block_writes, pmxcfs_writes, pve_file, text_table
+from . import block_writes, pmxcfs_writes, pve_file, supervised, text_table
 from .detached import RESULT_DIR
 from .errors import PveguardError
 from .run import Run
@@ -62,9 +59,6 @@ STALL_S = 60.0
 
 #: sqlite.org/walformat.html, 2.1.1: change counter, page size, frames in the log, salts; in native byte order.
 _INDEX = struct.Struct("=8xI2xHI12x8s8x")
-_ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-#: Behind what the writing process says.
-_END = b"\n"
 
 
 def predict(file_bytes: int, block_bytes: int) -> dict[str, int]:
@@ -208,16 +202,15 @@ def _entry(case: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def members(root: Path = Path("/")) -> tuple[str, list[str]]:
+def members(root: Path = Path("/"), run: Run = real_run) -> tuple[str, list[str]]:
     """This node's name and the members that are online, itself among them, as the daemon says.
 
     Raises PveguardError without quorum, or when it does not say.
     """
-    file = root / pve_file.MOUNT.lstrip("/") / ".members"
     try:
-        value = json.loads(file.read_text() or "{}")
+        value = pmxcfs_writes.members(str(root / pve_file.MOUNT.lstrip("/")), run)
         node = str(value["nodename"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (PveguardError, KeyError) as error:
         raise PveguardError(
             f"{pve_file.MOUNT}/.members does not name the members ({error}), so what the probe costs is not known: "
             "see 'journalctl -u pve-cluster'"
@@ -259,7 +252,7 @@ def measure(
     """
     validate(cases, device_write_budget_bytes, idle_seconds)
     pve_file.require_writable(root)
-    node, online = members(root)
+    node, online = members(root, run)
     where = block_writes.device_behind(database, skip_memory=False)
     _require_room(database, where)
     in_memory = bool(where["in_memory"])
@@ -292,7 +285,7 @@ def measure(
     if check_mode:
         notes += [f"{pve_file.MOUNT}/{name} was left by a killed probe and would be removed" for name in stale]
         return result
-    with _only_one(lock_dir), _endings(file):
+    with _only_one(lock_dir), _removed_at_the_end(file) as signals:
         # Nobody else holds the lock, so whatever has our name is of a dead probe.
         for name in leftovers(folder, node)[0]:
             (folder / name).unlink(missing_ok=True)
@@ -300,7 +293,7 @@ def measure(
             notes.append(f"{pve_file.MOUNT}/{name} was left by a killed probe and is removed now")
         if any(case["skipped"] is None for case in result["cases"]):
             result["idle"] = meter.idle(idle_seconds)
-            _run_cases(result, file, meter, payers, budget_name, stall_s)
+            _run_cases(result, file, meter, payers, budget_name, signals, stall_s)
     notes += meter.notes(result)
     return result
 
@@ -348,7 +341,13 @@ def measuring_hosts(nodes: Mapping[str, Mapping[str, Any] | None]) -> list[str]:
 
 
 def _run_cases(
-    result: dict[str, Any], file: _File, meter: _Meter, payers: int, budget_name: str, stall_s: float
+    result: dict[str, Any],
+    file: _File,
+    meter: _Meter,
+    payers: int,
+    budget_name: str,
+    signals: supervised.Endings,
+    stall_s: float,
 ) -> None:
     budget = result["device_write_budget_bytes"]
     for entry in result["cases"]:
@@ -363,7 +362,7 @@ def _run_cases(
             limit = left // payers - (entry["predicted_cost_bytes"] - entry["predicted_device_bytes"])
         before = meter.read()
         try:
-            answer = _write(file, entry, meter, before, limit, stall_s)
+            answer = _Writing(file, entry, meter, before, limit).write(signals, stall_s)
             written = meter.read()
         finally:
             file.remove()
@@ -414,14 +413,12 @@ class _Meter:
         version = self.version()
         for path in {self.where["measured_path"], (self.store or self.where)["measured_path"]}:
             pmxcfs_writes.write_back(path, self._run)
-        pid, written = _daemon(self.pid_file)
         return {
             "clock": time.monotonic(),
             "version": version,
             "device": self.device_bytes(),
             "store": block_writes.device_counters(self.store["device_number"])[0] if self.store else None,
-            "pid": pid,
-            "daemon": written,
+            "pmxcfs": block_writes.daemon(self.pid_file),
         }
 
     def idle(self, seconds: float) -> dict[str, Any]:
@@ -447,7 +444,8 @@ class _Meter:
         net = 0
         if (device := block_writes.rise(before["device"], self.device_bytes())) is not None:
             net = device - (self.noise(time.monotonic() - before["clock"]) or 0)
-        return max(net, block_writes.rise(before["daemon"], _daemon(self.pid_file)[1]) or 0)
+        written = block_writes.daemon(self.pid_file)["write_bytes"]
+        return max(net, block_writes.rise(before["pmxcfs"]["write_bytes"], written) or 0)
 
     def spent(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> int:
         """Device bytes of a case and its removal, those of others taken off."""
@@ -514,10 +512,10 @@ class _Meter:
         return found
 
     def _daemon_rise(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> int | None:
-        if before["pid"] != after["pid"] or before["pid"] is None:
+        if not block_writes.same_daemon(before, after):
             self._restarted = True
             return None
-        return block_writes.rise(before["daemon"], after["daemon"])
+        return block_writes.rise(before["pmxcfs"]["write_bytes"], after["pmxcfs"]["write_bytes"])
 
 
 class WalCounter:
@@ -600,13 +598,12 @@ def leftovers(folder: Path, node: str) -> tuple[list[str], list[str]]:
 
 
 class _File:
-    """The file that is written, whether the file system still answers, and the signal that ended the probe."""
+    """The file that is written, and whether the file system still answers."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = f"{pve_file.MOUNT}/{path.name}"
         self.hung = False
-        self.ended_by: int | None = None
 
     def remove(self) -> None:
         """Remove it, if it is there. A file system that hangs is not asked again."""
@@ -621,118 +618,70 @@ class _File:
             ) from error
 
 
-def _write(
-    file: _File,
-    entry: Mapping[str, Any],
-    meter: _Meter,
-    before: Mapping[str, Any],
-    limit: int | None,
-    stall_s: float,
-) -> dict[str, Any]:
-    """Write the file in a child process, so that a file system that no longer answers cannot hang the caller.
+@dataclass(frozen=True)
+class _Writing:
+    """One case to be written: by ``meter``'s counters, which were ``before``, and until ``limit`` device bytes are seen.
 
-    Whichever of the two processes is ended, the other one removes the file. Returns ``bytes`` written, ``wal_bytes``
-    and ``stopped`` (more than ``limit`` device bytes were seen).
+    ``limit`` None: however many.
     """
-    reader, writer = os.pipe()
-    # An exception out of a signal handler is lost where it strikes in what Python runs around a fork.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDINGS)
-    child = os.fork()
-    if child == 0:
-        os.close(reader)
-        _child(file, entry, meter, before, limit, writer, mask)
-    try:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        os.close(writer)
-        answer = _answer(reader, file, stall_s)
-    finally:
-        os.kill(child, signal.SIGKILL)
-        file.hung = not _ended(child, stall_s)
-        os.close(reader)
-    if file.hung or answer is None:
-        raise PveguardError(
-            f"{file.name}: a write has not come back within {stall_s:g} s. The daemon waits for the "
-            "other members or its disk is full: see 'journalctl -u pve-cluster'. Once it answers again, the next probe "
-            "removes the file, or 'rm' does"
-        )
-    if "errno" in answer:
-        raise PveguardError(
-            f"{file.name} cannot be written: {os.strerror(answer['errno'])}"
-            + (
-                ": quorum was lost, or the file system is read-only; see 'corosync-quorumtool -s'"
-                if answer["errno"] in (errno.EACCES, errno.EPERM, errno.EROFS)
-                else "; see 'journalctl -u pve-cluster'"
-            )
-        )
-    if "bytes" not in answer:
-        raise PveguardError(f"{file.name}: the writing process was ended; run again")
-    return answer
 
+    file: _File
+    entry: Mapping[str, Any]
+    meter: _Meter
+    before: Mapping[str, Any]
+    limit: int | None
 
-def _child(
-    file: _File,
-    entry: Mapping[str, Any],
-    meter: _Meter,
-    before: Mapping[str, Any],
-    limit: int | None,
-    writer: int,
-    mask: Iterable[int],
-) -> None:
-    """Body of the writing process; never returns."""
-    answer: dict[str, Any] = {}
-    try:
-        for ending in _ENDINGS:
-            signal.signal(ending, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        # The caller's output must not stay open on behalf of a process that hangs.
-        null = os.open(os.devnull, os.O_RDWR)
-        for descriptor in (0, 1, 2):
-            os.dup2(null, descriptor)
+    def write(self, signals: supervised.Endings, stall_s: float) -> dict[str, Any]:
+        """Write the file in a child process, so that a file system that no longer answers cannot hang the caller.
+
+        Returns ``bytes`` written, ``wal_bytes`` and ``stopped`` (more than ``limit`` device bytes were seen).
+        """
+        child = supervised.Child(self.blocks, self.file.remove)
+        name = self.file.name
         try:
-            answer = _write_blocks(file, entry, meter, before, limit, lambda: os.write(writer, b"."))
-        except BrokenPipeError:
-            pass
+            answer = child.run(signals, stall_s, stall_s)
+        except supervised.Stalled:
+            raise PveguardError(
+                f"{name}: a write has not come back within {stall_s:g} s. The daemon waits for the "
+                "other members or its disk is full: see 'journalctl -u pve-cluster'. Once it answers again, the next probe "
+                "removes the file, or 'rm' does"
+            ) from None
         except OSError as error:
-            answer = {"errno": error.errno or errno.EIO}
-        # The caller kills this process once it has the answer. Its pipe, not its process id, tells that it is gone: a
-        # process that is killed loses its files before its children see another parent.
-        with suppress(BrokenPipeError):
-            os.write(writer, json.dumps(answer).encode() + _END)
-            gone = select.poll()
-            gone.register(writer, 0)
-            gone.poll()
-        file.remove()
-    finally:
-        os._exit(0)
-
-
-def _write_blocks(
-    file: _File,
-    entry: Mapping[str, Any],
-    meter: _Meter,
-    before: Mapping[str, Any],
-    limit: int | None,
-    progress: Callable[[], object],
-) -> dict[str, Any]:
-    size, block = entry["file_bytes"], entry["block_bytes"]
-    data = memoryview(os.urandom(size))
-    log = WalCounter(meter.database)
-    at, stopped = 0, False
-    with _following(log, block > FUSE_MAX_WRITE):
-        descriptor = os.open(file.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
-        try:
-            log.read()
-            while at < size:
-                at += os.write(descriptor, data[at : min(size, at + block)])
-                log.read()
-                progress()
-                if limit is not None and meter.so_far(before) > limit:
-                    stopped = at < size
-                    break
+            raise PveguardError(
+                f"{name} cannot be written: {error.strerror}"
+                + (
+                    ": quorum was lost, or the file system is read-only; see 'corosync-quorumtool -s'"
+                    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+                    else "; see 'journalctl -u pve-cluster'"
+                )
+            ) from error
         finally:
-            os.close(descriptor)
-    log.read()
-    return {"bytes": at, "wal_bytes": log.bytes, "stopped": stopped}
+            self.file.hung = child.hung
+        if not answer:
+            raise PveguardError(f"{name}: the writing process was ended; run again")
+        return answer
+
+    def blocks(self, caller: supervised.Caller) -> dict[str, Any]:
+        """What the child does."""
+        size, block = self.entry["file_bytes"], self.entry["block_bytes"]
+        data = memoryview(os.urandom(size))
+        log = WalCounter(self.meter.database)
+        at, stopped = 0, False
+        with _following(log, block > FUSE_MAX_WRITE):
+            descriptor = os.open(self.file.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+            try:
+                log.read()
+                while at < size:
+                    at += os.write(descriptor, data[at : min(size, at + block)])
+                    log.read()
+                    caller.progress()
+                    if self.limit is not None and self.meter.so_far(self.before) > self.limit:
+                        stopped = at < size
+                        break
+            finally:
+                os.close(descriptor)
+        log.read()
+        return {"bytes": at, "wal_bytes": log.bytes, "stopped": stopped}
 
 
 @contextmanager
@@ -755,61 +704,20 @@ def _following(log: WalCounter, wanted: bool) -> Iterator[None]:
             thread.join()
 
 
-def _answer(reader: int, file: _File, stall_s: float) -> dict[str, Any] | None:
-    """What the child says at its end; {} when it was ended before, None when it made no progress for ``stall_s``."""
-    text, heard = b"", time.monotonic()
-    while time.monotonic() - heard < stall_s:
-        if file.ended_by is not None:
-            raise _Interrupted(file.ended_by)
-        if not select.select([reader], [], [], min(1.0, stall_s))[0]:
-            continue
-        chunk = os.read(reader, 65536)
-        text, heard = text + chunk, time.monotonic()
-        if not chunk or text.endswith(_END):
-            value = text.lstrip(b".")
-            answer: dict[str, Any] = json.loads(value) if value else {}
-            return answer
-    return None
-
-
-def _ended(child: int, within_s: float) -> bool:
-    """Wait for a killed process. One in a call that does not come back cannot be waited for."""
-    end = time.monotonic() + within_s
-    while os.waitpid(child, os.WNOHANG) == (0, 0):
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
-    return True
-
-
-class _Interrupted(BaseException):
-    """A signal ended the probe."""
-
-
 @contextmanager
-def _endings(file: _File) -> Iterator[None]:
-    """The first signal that would end the process ends the probe and removes its file; more of them change nothing."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        if file.ended_by is None:
-            file.ended_by = number
-            raise _Interrupted(number)
-
-    previous: dict[int, Any] = {}
+def _removed_at_the_end(file: _File) -> Iterator[supervised.Endings]:
+    """A signal that would end the process ends the probe and removes its file."""
     try:
-        for ending in _ENDINGS:
-            # A caller that ignores a signal, as nohup does, goes on ignoring it.
-            if signal.getsignal(ending) is not signal.SIG_IGN:
-                previous[ending] = signal.signal(ending, interrupt)
-        yield
-    except _Interrupted as interrupted:
-        file.remove()
+        with supervised.endings() as signals:
+            try:
+                yield signals
+            except supervised.Interrupted:
+                file.remove()
+                raise
+    except supervised.Interrupted as interrupted:
         raise PveguardError(
-            f"the probe was ended by signal {interrupted.args[0]} (process {os.getpid()}); its file is removed"
+            f"the probe was ended by signal {interrupted.number} (process {os.getpid()}); its file is removed"
         ) from None
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
@@ -840,14 +748,3 @@ def _require_room(database: str, where: Mapping[str, Any]) -> None:
             f"{where['mount_point']} ({where['filesystem']}) has {bytes_text(free)} free, wanted {bytes_text(FREE_BYTES)}: a "
             "daemon whose database cannot grow stops taking writes until it is restarted; make room first"
         )
-
-
-def _daemon(pid_file: str) -> tuple[int | None, int | None]:
-    """The daemon's process id, and what it caused to be written since its start."""
-    try:
-        pid = int(Path(pid_file).read_text())
-        found = re.search(r"^write_bytes: (\d+)$", Path(f"/proc/{pid}/io").read_text(), flags=re.MULTILINE)
-    except (OSError, ValueError):
-        return None, None
-    return pid, int(found.group(1)) if found else None
-

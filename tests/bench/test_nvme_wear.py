@@ -103,15 +103,14 @@ def test_the_file_goes_also_when_the_module_fails(bench: ModuleType, monkeypatch
     assert node.scripts[-1].startswith("rm -f")
 
 
-@pytest.mark.parametrize("text", ["", "pve1 | SUCCESS => ", "pve1 | SUCCESS => {}", 'x => {"disks": [], "notes": ["why"]}'])
-def test_no_result_is_no_figure(bench: ModuleType, text: str) -> None:
-    with pytest.raises(bench.CannotTest):
-        bench.disk_of(text)
+@pytest.mark.parametrize("result", [{}, {"disks": [], "notes": ["why"]}])
+def test_no_disk_is_no_figure(bench: ModuleType, result: dict[str, Any]) -> None:
+    with pytest.raises(bench.CannotTest, match="; ".join(result.get("notes", ["no disk behind"]))):
+        bench.disk_of(result)
 
 
-def test_what_ansible_prints_is_read(bench: ModuleType) -> None:
-    text = "[WARNING]: x\npve1 | SUCCESS => " + json.dumps({"disks": [{"disk": "nvme0n1"}]}, indent=4) + "\nmore"
-    assert bench.disk_of(text) == {"disk": "nvme0n1"}
+def test_the_first_disk_counts(bench: ModuleType) -> None:
+    assert bench.disk_of({"disks": [{"disk": "nvme0n1"}, {"disk": "sda"}]}) == {"disk": "nvme0n1"}
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ The figures of the heartbeats are those published for three idle nodes; the driv
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from ansible.module_utils.pveguard import report_table
@@ -176,27 +175,6 @@ def drive(name: str = "nvme0n1", **changes: Any) -> dict[str, Any]:
     }
 
 
-def endurance(disk: Mapping[str, Any], bytes_per_day: float | None) -> dict[str, Any]:
-    """A stand-in with the interface of disk_wear's: what is left of the rated bytes at this rate."""
-    rated, written = disk.get("rated_tbw_bytes"), disk.get("written_bytes")
-    if not rated or written is None or not bytes_per_day:
-        return {
-            "years_left": None,
-            "years_left_low": None,
-            "years_left_high": None,
-            "method": None,
-            "notes": ["no rating of this model is known" if not rated else "no rate is known"],
-        }
-    years = (rated - written) / (bytes_per_day * 365.2425)
-    return {
-        "years_left": round(years, 1),
-        "years_left_low": round(years / 3, 1),
-        "years_left_high": round(years * 1.8, 1),
-        "method": "rated bytes",
-        "notes": [],
-    }
-
-
 AMPLIFICATION = {
     "cases": [
         {
@@ -266,7 +244,6 @@ def entry(name: str = "pve1", **more: Any) -> dict[str, Any]:
         },
         "baseline": {"machine": name, "window": window(117, 4.2e6, False, EARLIER, **BEFORE)},
         "wear": {"disks": [drive()], "notes": []},
-        "endurance": endurance,
     }
     return report_table.entry(**{**known, **more})
 

@@ -281,7 +281,12 @@ def test_a_killed_measurement_leaves_the_switch_as_it_was(observed: Observed) ->
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_measurement_that_is_told_to_end_restores_first(observed: Observed, number: int) -> None:
-    process = observed.measure()
+    # A run of the tests under nohup ignores SIGHUP, and so would the measurement.
+    inherited = signal.signal(number, signal.SIG_DFL)
+    try:
+        process = observed.measure()
+    finally:
+        signal.signal(number, inherited)
     process.send_signal(number)
     assert process.wait(30) == 128 + number, "it unwinds; the default action would end it by the signal"
     assert observed.debug() == "0\n" and observed.notes_of_state() == []

@@ -215,6 +215,7 @@ def test_files(tmp_path: Path) -> None:
         _write(file)
     assert module.saved(str(tmp_path), "baseline", "pve1")["machine"] == "m1"
 
+    (tmp_path / "gate.html").touch()
     report = module.report(hostvars, ["pve1", "fe80::1/x"], ["pve1", "fe80::1/x"], str(tmp_path), "w")
     assert report["nodes"]["pve1"]["writes"]["before"]["transactions_per_minute"] == 108.0
     files = module.report_files(report, str(tmp_path))
@@ -227,6 +228,36 @@ def test_files(tmp_path: Path) -> None:
         _write(file)
     assert module.saved(str(tmp_path), "last", "pve1")["counters"]["machine"] == "m1"
     assert json.loads((tmp_path / "latest.json").read_text()) == report
+    for folder, wanted, other in ((tmp_path, "gate.html", "../gate.html"), (tmp_path / day, "../gate.html", "gate.html")):
+        page = (folder / "index.html").read_text()
+        assert page.count(f'href="{wanted}"') == 1 and f'href="{other}"' not in page
+    (tmp_path / "gate.html").unlink()
+    for file in module.report_files(report, str(tmp_path)):
+        assert 'gate.html"' not in file["content"]
+
+
+def test_only_old_folders_of_reports_are_old_reports(tmp_path: Path) -> None:
+    def make(name: str, *files: str) -> Path:
+        for file in files:
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / file).touch()
+        return tmp_path / name
+
+    old = [make("2026-08-21", "gate.json"), make("2026-08-22", "report.json", "index.html", "pveguard.prom", "gate.json")]
+    make("2026-08-23", "report.json")  # 90 days ago
+    make("2026-11-21", "report.json")
+    make("2027-01-01", "report.json")
+    make("2026-08-20", "report.json", "my notes.txt")
+    for name in ("20260101", "2026-W01-1", "2026-13-01", "2026-01-01-mine", "last", "baseline"):
+        make(name, "report.json")
+    make("2026-08-19").symlink_to(old[0])
+    (tmp_path / "2026-08-18").write_text("a file")
+    (make("2026-08-17", "report.json") / "gate.json").mkdir()
+    prune = filters().old_reports
+    now = "2026-11-21T12:00:00Z"
+    assert prune(str(tmp_path), now, 90) == [str(path) for path in old]
+    assert prune(str(tmp_path), now, "91") == [str(old[0])], "-e gives text"
+    assert prune(str(tmp_path), now, 0) == prune(str(tmp_path / "none"), now, 90) == []
 
 
 def test_saved_files_that_are_no_use_are_nothing(tmp_path: Path) -> None:

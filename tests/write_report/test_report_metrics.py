@@ -63,6 +63,16 @@ def test_units_are_base_units() -> None:
         assert not re.search(r"_(ms|minutes?|hours|years|kib|percent)(_|$)", name)
 
 
+def test_a_life_of_more_than_a_hundred_years_is_no_figure() -> None:
+    """The page says "over 100 years"; a drive at 2 % that got 1 PB lasts for a thousand by the arithmetic."""
+    drive = sample.drive(percentage_used=2, written_bytes=10**15, rated_tbw_bytes=None)
+    made = sample.entry("pve1", wear={"disks": [drive], "notes": []})
+    assert made["disks"][0]["endurance"]["years_left_low"] > 500
+    found = parse(report_metrics.render(report_table.build({"pve1": made}, sample.NOW)))
+    lives = [value for (name, _), value in found.items() if name == "pveguard_disk_life_left_seconds"]
+    assert lives == [pytest.approx(100 * 365.2425 * 86400)] * 3
+
+
 def test_what_is_unknown_has_no_sample() -> None:
     found = parse(report_metrics.render(sample.nothing()))
     assert {name for name, _ in found} == {

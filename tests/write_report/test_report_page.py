@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import canvas_charts, html_page, report_page, report_summary, report_table
+from ansible.module_utils.pveguard import (
+    canvas_charts,
+    disk_wear,
+    html_page,
+    report_page,
+    report_summary,
+    report_table,
+)
 
 from tests.gate.test_gate_page import EVIL, Document, contrast
 
@@ -227,21 +234,19 @@ def test_bars_need_a_value_for_each_row() -> None:
 
 
 def test_drives_keep_what_they_told_and_unknown_rates_stay_unknown() -> None:
-    asked: list[float | None] = []
-
-    def endurance(disk: Any, rate: float | None) -> dict[str, Any]:
-        asked.append(rate)
-        return {**sample.endurance(disk, rate)}
-
     other = sample.drive("sdz")
     made = sample.entry(
         "pve1",
         wear={"disks": [sample.drive("/dev/nvme0n1"), other], "notes": ["no smartctl"]},
-        endurance=endurance,
     )
-    assert asked == [92_000.0 * 1440, 4.2e6 * 1440, None, None], "only the drive behind the store has a rate"
-    assert made["disks"][1]["endurance"]["years_left"] is None and "drives: no smartctl" in made["notes"]
-    later = sample.entry("pve1", wear=None, last=made, endurance=sample.endurance)
+    rates = {"endurance": 92_000.0 * 1440, "endurance_before": 4.2e6 * 1440}
+    for key, rate in rates.items():
+        behind, elsewhere = (disk[key] for disk in made["disks"])
+        assert behind == disk_wear.endurance(sample.drive(), rate) and behind["years_left"]
+        assert elsewhere["years_left"] is None, "only the drive behind the store has a rate"
+    assert "drives: no smartctl" in made["notes"]
+    later = sample.entry("pve1", wear=None, last=made)
+    assert later["disks"] == made["disks"]
     assert [disk["disk"] for disk in later["disks"]] == ["/dev/nvme0n1", "sdz"] and later[
         "disks_time"
     ] == sample.NOW
@@ -250,11 +255,10 @@ def test_drives_keep_what_they_told_and_unknown_rates_stay_unknown() -> None:
 
 
 def test_a_drive_that_lasts_at_least_some_time_is_no_guess() -> None:
-    def endurance(disk: Any, rate: float | None) -> dict[str, Any]:
-        low = {"years_left": None, "years_left_low": 12.0, "years_left_high": None}
-        return {**low, "method": "percentage used (at least)", "notes": []}
-
-    report = report_table.build({"pve1": sample.entry("pve1", endurance=endurance)}, sample.NOW)
+    # 99 times what it got so far, at 92,000 bytes a minute.
+    unused = sample.drive(percentage_used=0, written_bytes=5_900_000_000, rated_tbw_bytes=None)
+    made = sample.entry("pve1", wear={"disks": [unused], "notes": []})
+    report = report_table.build({"pve1": made}, sample.NOW)
     assert "at least 12 years" in words(report)
 
 

@@ -60,14 +60,22 @@ def test_report_of_all_nodes(tmp_path: Path) -> None:
         },
     }
     (tmp_path / "pve2").mkdir()
+    former = [reports / "2026-01-01", reports / "2026-01-02"]
+    for folder in former:
+        folder.mkdir(parents=True)
+        (folder / "report.json").touch()
+    (former[1] / "notes.txt").touch()
     both = [{"name": "write_report", "tasks_from": "baseline.yml"}, {"name": "write_report"}]
     code, output = play(tmp_path, hosts, both, "--check")
     assert code == 0, output
-    assert "node  fsyncs/s" in output and not reports.exists() and not list((tmp_path / "pve2").iterdir())
+    assert "node  fsyncs/s" in output and not list((tmp_path / "pve2").iterdir())
+    assert sorted(reports.iterdir()) == former and str(former[0]) in output, "named, and still there"
+    assert "changed=1" not in output and str(former[1]) not in output
     code, output = play(tmp_path, hosts, both)
     assert code == 0, output
     assert output.count("node  fsyncs/s") == 1, "one table for all nodes"
     assert "changed=0" in output and "changed=1" not in output
+    assert not former[0].exists() and (former[1] / "notes.txt").exists(), "an old report goes, a file of somebody stays"
     latest = json.loads((reports / "latest.json").read_text())
     assert set(latest["nodes"]) == {"pve1", "pve2"}
     assert latest["nodes"]["pve2"]["ha"]["state"] == "off"

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.pveguard import pve_file, write_amplification
 from ansible.module_utils.pveguard.errors import PveguardError
-from ansible.module_utils.pveguard.run import Result
+from ansible.module_utils.pveguard.run import Result, run
 
 from tests.write_report.test_report import node
 
@@ -162,7 +162,7 @@ class Fake:
             store=str(self.root),
             lock_dir=self.root / "run",
             root=self.root,
-            run=lambda argv, **_: Result(0, "", ""),
+            run=lambda argv, **_: run(argv) if argv[0] == "cat" else Result(0, "", ""),
             **arguments,
         )
 
@@ -199,6 +199,10 @@ def test_not_without_quorum(fake: Fake) -> None:
 def test_not_with_members_unknown(fake: Fake) -> None:
     (fake.pve / ".members").write_text("{}")
     refused(fake, "does not name the members")
+    (fake.pve / ".members").write_text("")
+    refused(fake, "does not name the members .*not JSON")
+    (fake.pve / ".members").unlink()
+    refused(fake, "does not name the members .*No such file")
 
 
 def test_not_a_file_that_is_too_large(fake: Fake) -> None:
@@ -278,17 +282,17 @@ def test_one_probe_at_a_time(fake: Fake) -> None:
 def in_child(act: Callable[..., Any]) -> Callable[..., Any]:
     """In place of what the writing process does: make the file, then ``act``."""
 
-    def write_blocks(file: Any, *_: Any) -> dict[str, Any]:
-        file.path.write_bytes(b"x")
+    def blocks(writing: Any, _caller: Any) -> dict[str, Any]:
+        writing.file.path.write_bytes(b"x")
         act()
         return {"bytes": 1, "wal_bytes": None, "stopped": False}
 
-    return write_blocks
+    return blocks
 
 
 def test_a_write_that_does_not_come_back(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     before = fake.files()
-    monkeypatch.setattr(write_amplification, "_write_blocks", in_child(lambda: threading.Event().wait()))
+    monkeypatch.setattr(write_amplification._Writing, "blocks", in_child(lambda: threading.Event().wait()))
     with pytest.raises(PveguardError, match="has not come back within 0.3 s.*journalctl -u pve-cluster"):
         fake.measure(stall_s=0.3)
     assert fake.files() == before
@@ -307,36 +311,12 @@ def test_a_signal_ends_it_and_the_file_is_removed(
     # A run of the tests under nohup ignores SIGHUP, and so would the probe.
     inherited = signal.signal(ending, signal.SIG_DFL)
     try:
-        monkeypatch.setattr(write_amplification, "_write_blocks", in_child(hit))
+        monkeypatch.setattr(write_amplification._Writing, "blocks", in_child(hit))
         with pytest.raises(PveguardError, match=f"ended by signal {int(ending)}"):
             fake.measure()
         assert fake.files() == before and signal.getsignal(ending) == signal.SIG_DFL
     finally:
         signal.signal(ending, inherited)
-
-
-@pytest.mark.parametrize("heard", ["nothing", "the answer"])
-def test_the_writing_process_removes_the_file_of_a_caller_that_is_gone(
-    fake: Fake, monkeypatch: pytest.MonkeyPatch, heard: str
-) -> None:
-    """A killed process has closed its files before its children have another parent: the pipe tells it first."""
-    monkeypatch.setattr(write_amplification, "_write_blocks", in_child(lambda: None))
-    file = write_amplification._File(fake.pve / "probe.tmp.1")
-    reader, writer = os.pipe()
-    if heard == "nothing":
-        os.close(reader)
-    child = os.fork()
-    if child == 0:
-        if heard == "the answer":
-            os.close(reader)
-        write_amplification._child(file, {}, None, {}, None, writer, ())  # type: ignore[arg-type]
-    os.close(writer)
-    if heard == "the answer":
-        assert json.loads(os.read(reader, 4096))["bytes"] == 1
-        assert file.path.exists() and os.waitpid(child, os.WNOHANG) == (0, 0), "it waits to be killed by its caller"
-        os.close(reader)
-    os.waitpid(child, 0)
-    assert not file.path.exists()
 
 
 def test_a_case_that_costs_more_than_predicted_is_stopped(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,7 +342,8 @@ def test_noise_of_others_is_taken_off(monkeypatch: pytest.MonkeyPatch) -> None:
     meter._idle = {"seconds": 10.0, "device_bytes": 1_000_000, "transactions": 3}
 
     def reading(clock: float, device: int, daemon: int = 0) -> dict[str, Any]:
-        return {"clock": clock, "version": 1, "device": device, "store": None, "pid": 1, "daemon": daemon}
+        pmxcfs = {"pid": 1, "start_ticks": 1, "write_bytes": daemon}
+        return {"clock": clock, "version": 1, "device": device, "store": None, "pmxcfs": pmxcfs}
 
     entry = write_amplification._entry({"file_bytes": 1000, "block_bytes": 1000})
     answer = {"wal_bytes": 5, "stopped": False}
