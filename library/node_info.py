@@ -54,6 +54,9 @@ node:
     corosync: {description: 'Both copies of corosync.conf, membership, quorum, links, effective token in ms.', type: dict}
     ha: {description: 'HA resources, services, watchdog and whether a client holds it.', type: dict}
     ram_state: {description: 'Output of pve-state status, or state absent.', type: dict}
+    counters:
+      description: What was written so far, as the module pmxcfs_writes returns it under the same name.
+      type: dict
     login: {description: 'authorized_keys_depends_on_pve is true when root''s authorized_keys lies on /etc/pve.', type: dict}
 """
 

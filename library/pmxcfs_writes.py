@@ -53,6 +53,11 @@ options:
     description: RV(counters) of an earlier call. Empty for none.
     type: dict
     default: {}
+  until:
+    description: >-
+      RV(counters) of before the caller began its own work, which O(previous) is compared with. Empty for those of now.
+    type: dict
+    default: {}
   sample_seconds:
     description: Time between two samples of the rows, in seconds.
     type: float
@@ -182,6 +187,7 @@ def main() -> None:
             "method": {"type": "str", "choices": ["database", "journal"], "default": "database"},
             "known_machine": {"type": "str", "default": ""},
             "previous": {"type": "dict", "default": {}},
+            "until": {"type": "dict", "default": {}},
             "sample_seconds": {"type": "float", "default": 1},
             "store": {"type": "path", "default": block_writes.STORE},
             "database": {"type": "path", "default": block_writes.DATABASE},

@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from . import corosync_info, ha_info, pmxcfs
+from . import block_writes, corosync_info, ha_info, pmxcfs
 from .run import CommandMissing, Run
 from .run import run as real_run
 from .systemd import unit_states
@@ -32,9 +32,10 @@ def collect(run: Run = real_run, root: Path = Path("/")) -> dict[str, Any]:
     """The facts of a node; never raises for software that is missing or stopped.
 
     Keys: hostname, resolved_address (str or None), boot_id, kernel, machine_codename, python, packages, units, pmxcfs,
-    corosync, ha, ram_state, login (see the RETURN section of the module ``node_info``).
+    corosync, ha, ram_state, login, counters (see the RETURN section of the module ``node_info``).
     """
     hostname = socket.gethostname()
+    tree = pmxcfs.collect(root)
     return {
         "hostname": hostname,
         "resolved_address": _resolve(hostname),
@@ -44,11 +45,12 @@ def collect(run: Run = real_run, root: Path = Path("/")) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": packages(run),
         "units": unit_states(UNITS, run),
-        "pmxcfs": pmxcfs.collect(root),
+        "pmxcfs": tree,
         "corosync": corosync_info.collect(run=run, root=root),
         "ha": ha_info.collect(run=run, root=root),
         "ram_state": ram_state(run, root),
         "login": {"authorized_keys_depends_on_pve": _depends_on_pve(root)},
+        "counters": {**block_writes.counters(root=root), "root_version": tree["root_version"]},
     }
 
 

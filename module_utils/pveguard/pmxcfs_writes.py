@@ -188,13 +188,17 @@ def measure(
     check_mode: bool = False,
     known_machine: str = "",
     previous: Mapping[str, Any] | None = None,
+    until: Mapping[str, Any] | None = None,
     store: str = block_writes.STORE,
     database: str = block_writes.DATABASE,
     pid_file: str = block_writes.PID_FILE,
     sample_seconds: float = 1.0,
     run: Run = real_run,
 ) -> dict[str, Any]:
-    """Counters now, what was written since ``previous`` counters, and a window where one is wanted.
+    """Counters now, what was written between ``previous`` counters and ``until``, and a window where one is wanted.
+
+    ``until``: counters of before whatever the caller did itself, which is not what the node writes; without them it is
+    until now.
 
     A window is observed only when ``window_seconds`` is above 0, there is a database, it is where
     ``window_on`` says (``disk``, ``memory`` or ``any``), and the machine is another one than
@@ -221,7 +225,7 @@ def measure(
         )
     else:
         now = {**here, "root_version": root_version(database)}
-    return {"counters": now, "window": window, "since": since(previous, now) if previous else None}
+    return {"counters": now, "window": window, "since": since(previous, until or now) if previous else None}
 
 
 def root_version(database: str = block_writes.DATABASE) -> int | None:

@@ -344,6 +344,22 @@ def test_when_a_window_is_observed(daemon: Daemon, tmp_path: Path, monkeypatch: 
     assert pmxcfs_writes.measure(window_seconds=0.05, known_machine="other", **where)["window"]
 
 
+def test_what_the_caller_did_itself_is_not_counted(daemon: Daemon, tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    pid.write_text(f"{os.getpid()}\n")
+    where: dict[str, Any] = {"store": str(tmp_path), "database": str(daemon.path), "pid_file": str(pid)}
+    last = pmxcfs_writes.measure(**where)["counters"]
+    daemon.write(daemon.status["pve1"])
+    begun = pmxcfs_writes.measure(**where)["counters"]
+    for _ in range(5):
+        daemon.write(daemon.status["pve1"])
+    result = pmxcfs_writes.measure(previous=last, until=begun, **where)
+    assert result["since"]["transactions"] == 1
+    # The next report begins where this one ended.
+    assert pmxcfs_writes.measure(previous=result["counters"], **where)["since"]["transactions"] == 0
+    assert pmxcfs_writes.measure(previous=last, until={}, **where)["since"]["transactions"] == 6
+
+
 def test_module_counts_since_an_earlier_call_without_waiting(
     daemon: Daemon, tmp_path: Path, run_module: Any
 ) -> None:
