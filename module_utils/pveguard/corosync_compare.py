@@ -565,16 +565,16 @@ def _authkeys(views: Sequence[View]) -> Iterator[Finding]:
 
 def _silent(views: Sequence[View]) -> Iterator[Finding]:
     live = frozenset[int]().union(*(view.live for view in views if view.running))
-    for view in (view for view in views if not view.asked):
-        up = view.node_id in live
+    silent = [view for view in views if not view.asked]
+    for (known, up), part in _by(silent, lambda view: (view.host is not None, view.node_id in live)).items():
         yield Finding(
             WARNING,
             "not_asked",
-            (view.name,),
-            ("it is not in the inventory" if view.host is None else "it could not be asked")
-            + (", corosync of the others sees it" if up else ", and no other node sees it"),
+            _tuple(part),
+            ("not asked in this run" if known else "not in the inventory")
+            + (", corosync of the others sees it" if up else ", and no corosync that was asked sees it"),
             "nothing is known of its copies and of its state",
-            "make it reachable, run without --limit" if view.host else "add it to the inventory",
+            "make it reachable, run without --limit" if known else "add it to the inventory",
         )
 
 
