@@ -135,6 +135,8 @@ def test_how_a_host_is_reached_is_kept_and_secrets_are_not() -> None:
     # The others are reached as the same user, and at their own port.
     assert (hosts["pve2"]["ansible_user"], hosts["pve2"]["ansible_become"]) == ("admin", True)
     assert "ansible_port" not in hosts["pve2"]
+    group = found.groups["cluster_production"]
+    assert group["vars"]["ansible_user"] == "admin" and "ansible_user" not in group["hosts"]["pve1"]
     # Where the hosts that were asked have different users, each keeps its own.
     both = exported({"pve1": node(1), "pve2": node(2)}, pve1={"ansible_user": "one"}, pve2={"ansible_user": "two"}).hosts()
     assert (both["pve1"]["ansible_user"], both["pve2"]["ansible_user"]) == ("one", "two")

@@ -261,6 +261,14 @@ def test_wait_names_what_never_came(root: Path) -> None:
     assert absent == "not in the membership: node id 7 (there are 1, 2)"
 
 
+def test_a_text_that_is_here_is_not_yet_one_that_runs(root: Path) -> None:
+    both_copies(root, CONF)
+    info = corosync_info.collect(run=Tools("two"), root=root)
+    sha256 = hashlib.sha256(CONF.encode()).hexdigest()
+    assert corosync_info.missing(info, {"sha256": sha256}) == ["corosync runs config_version 2, wanted 3"]
+    assert corosync_info.missing(info, {"quorate": True, "live_member_ids": [2]}) == []
+
+
 def test_no_deadline_is_one_look(root: Path) -> None:
     clock = Clock()
     tools = Tools("alone")
