@@ -228,7 +228,7 @@ def render_clusters(clusters: Iterable[Mapping[str, Any]]) -> list[str]:
             continue
         if len(asked) < 2 and not any(each["kind"] in ACROSS for each in cluster["findings"]):
             continue
-        if cluster["survivor"]["needed"] or any(each["kind"] != "not_asked" for each in cluster["findings"]):
+        if not cluster["agree"]:
             parts.append("\n".join(cluster["lines"]))
             continue
         parts.append(

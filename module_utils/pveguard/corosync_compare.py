@@ -119,8 +119,8 @@ def compare(
 
     ``nodes``: host of the inventory -> facts of ``node_info`` (or ``{corosync: facts of corosync_info}``), None when it
     could not be asked. ``wanted``: host -> the name of its cluster in the inventory. Each cluster is ``{cluster,
-    nodes: [what each has], findings: [{severity, kind, nodes, seen, means, helps}], survivor, lines}``; ``lines`` is the
-    same for a terminal.
+    nodes: [what each has], findings: [{severity, kind, nodes, seen, means, helps}], survivor, agree, lines}``; ``lines``
+    is the same for a terminal. ``agree``: nothing differs among the nodes that were asked.
     """
     found = []
     for name, views in group(nodes, wanted or {}).items():
@@ -152,6 +152,7 @@ def compare(
                     "sha256": best.sha256,
                     "write_version": best.write_version,
                 },
+                "agree": not best.needed and all(each.kind == "not_asked" for each in finds),
                 "lines": lines(name, views, finds, best),
             }
         )

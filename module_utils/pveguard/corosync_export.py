@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import corosync_compare, corosync_conf, text_table
+from . import inventory as inventory_rules
 from .corosync_compare import View
 from .corosync_conf import Document, Node, Section
 
@@ -65,13 +66,18 @@ def _settings(document: Document) -> list[str]:
     new = dict(_statements(corosync_conf.parse(corosync_conf.render_new("new", [node])).root))
     found = dict(_statements(document.root))
     return [
-        f"{name}: {value}"
+        f"{name}: {'(not shown)' if _is_secret(name) else value}"
         for name, value in found.items()
         if new.get(name) != value
         and name not in _NOT_SETTINGS
         and not name.startswith("nodelist.")
         and not name.endswith(".linknumber")
     ]
+
+
+def _is_secret(name: str) -> bool:
+    last = name.rpartition(".")[2]
+    return last == "key" or inventory_rules.is_secret_name(last)
 
 
 def _statements(section: Section, path: str = "") -> list[tuple[str, str]]:

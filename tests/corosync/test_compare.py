@@ -48,7 +48,9 @@ def test_nodes_that_agree_have_nothing_to_say() -> None:
     found = one(healthy())
     assert found["cluster"] == NAME and found["findings"] == []
     assert found["survivor"]["needed"] is False and "config_version 5" in found["survivor"]["reason"]
-    assert found["lines"][-1] == "  [ok] the nodes agree"
+    assert found["lines"][-1] == "  [ok] the nodes agree" and found["agree"] is True
+    assert one(healthy() | {"pve3": None})["agree"] is True
+    assert one(healthy() | {"pve3": node(3, runs=4)})["agree"] is False
 
 
 def test_equal_version_with_different_text() -> None:

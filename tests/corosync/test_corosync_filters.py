@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -39,6 +40,26 @@ def test_differences_of_hosts_that_were_asked_and_that_were_not() -> None:
     assert found["cluster"] == NAME
     assert {each["kind"]: each["nodes"] for each in found["findings"]} == {"same_version": ["pve2"], "not_asked": ["pve3"]}
     assert found["survivor"]["path"] == "/etc/pve/corosync.conf" and found["lines"][0] == f"cluster {NAME}:"
+
+
+def test_a_report_ends_with_the_differences_and_is_silent_without(tmp_path: Path) -> None:
+    play = [
+        {
+            "hosts": "all",
+            "gather_facts": False,
+            "tasks": [
+                {"ansible.builtin.set_fact": {"pveguard_node": {"node": "{{ facts[inventory_hostname] }}"}}},
+                {"ansible.builtin.import_tasks": str(ROOT / "playbooks/tasks/differences.yml")},
+            ],
+        }
+    ]
+    (tmp_path / "play.yml").write_text(yaml.safe_dump(play))
+    for nodes, differs in ((healthy(), False), (healthy() | {"pve2": node(2, authkey="b" * 64)}, True)):
+        (tmp_path / "facts.json").write_text(json.dumps({"facts": nodes}))
+        done = playbook("pve1,pve2,pve3,", str(tmp_path / "play.yml"), "-e", f"@{tmp_path}/facts.json")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert ("cluster production:" in done.stdout) is differs
+        assert ("pve2: bbbbbbbb" in done.stdout) is differs
 
 
 def test_the_export_goes_below_the_reports_unless_told_otherwise(tmp_path: Path) -> None:

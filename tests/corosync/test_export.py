@@ -50,6 +50,11 @@ def test_what_the_role_has_no_variable_for_is_named() -> None:
     ]
 
 
+def test_a_key_in_the_file_is_not_shown() -> None:
+    text = CONF.replace("  secauth: on\n", "  secauth: on\n  key: c2VjcmV0\n")
+    assert corosync_export.desired(text)["not_expressed"] == ["totem.key: (not shown)"]
+
+
 def test_the_copy_that_can_be_read_is_taken() -> None:
     broken = {"text": "totem {\n", "config_version": None}
     good = {"text": CONF, "config_version": 7}
