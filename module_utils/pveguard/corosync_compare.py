@@ -628,6 +628,9 @@ def _of_quorate(cluster: str, quorate: Sequence[View], views: Sequence[View]) ->
     on_pve = _by([v for v in quorate if _usable(v.cluster, cluster)], lambda view: view.cluster)
     on_host = _by([v for v in quorate if _usable(v.local, cluster)], lambda view: view.local)
     best = max((copy.config_version or 0 for copy in on_pve if copy), default=0)
+    for copy in [*on_pve, *on_host]:
+        if doubt := _forced(copy, next(iter(sides)), views):
+            return doubt
     # Where all members run it, a newer text of /etc/corosync is one that works: it was made alike by hand.
     if len(on_host) == 1:
         ((copy, holders),) = on_host.items()
@@ -645,6 +648,23 @@ def _of_quorate(cluster: str, quorate: Sequence[View], views: Sequence[View]) ->
     ((_, holders),) = top.items()
     return holders[0], "cluster", (
         f"it is on /etc/pve of {_names(holders)} with quorum, the highest config_version there ({best})"
+    )
+
+
+def _forced(copy: Copy, live: frozenset[int], views: Sequence[View]) -> str:
+    """Why this quorum does not exclude another one among nodes that nobody asked; empty when it does."""
+    document = corosync_conf.parse(copy.text)
+    # A QDevice gives its vote to one side only.
+    if document.qdevice:
+        return ""
+    total = sum(node.votes for node in document.nodes())
+    held = sum(node.votes for node in document.nodes() if node.node_id in live)
+    silent = [view for view in views if not view.asked and view.node_id not in live]
+    if held * 2 > total or not silent:
+        return ""
+    return (
+        f"there is quorum with {held} of {total} votes (two_node, or votes lowered by hand), and {_names(silent)} may have it "
+        "too. Ask them, or make sure that they are off"
     )
 
 

@@ -338,6 +338,19 @@ def test_a_node_that_returns_with_an_old_copy_changes_nothing() -> None:
     assert (found["node"], found["config_version"], found["write_version"]) == ("pve1", 5, 51)
 
 
+def test_a_quorum_that_was_forced_is_no_proof_while_others_are_silent() -> None:
+    forced = node(1, conf(6), conf(5), live=(1,))
+    found = keep({"pve1": forced, "pve2": None, "pve3": None})
+    assert found["node"] is None and "1 of 3 votes" in found["reason"] and "pve2, pve3 may have it too" in found["reason"]
+    # Once they were asked and have none, it is the only one.
+    others = {f"pve{n}": node(n, live=(n,), quorate=False) for n in (2, 3)}
+    assert keep({"pve1": forced, **others})["node"] == "pve1"
+    # A QDevice votes for one side only.
+    device = "quorum {\n  device {\n    model: net\n  }\n}\n"
+    with_device = node(1, conf(6) + device, conf(5) + device, live=(1,))
+    assert keep({"pve1": with_device, "pve2": None, "pve3": None})["node"] == "pve1"
+
+
 def test_quorate_members_that_differ_at_one_version_need_a_person() -> None:
     found = keep(healthy() | {"pve2": node(2, conf(note="other"), conf(note="other"))})
     assert found["needed"] and found["node"] is None and "config_version 5 with different text" in found["reason"]
