@@ -10,6 +10,7 @@ different text are overwritten. When daemons meet, the state with the highest ro
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -229,6 +230,8 @@ def _copy(copy: Mapping[str, Any] | None, path: str) -> Copy | None:
     return Copy(text, str(copy.get("sha256") or ""), copy.get("config_version"), unusable(text, path))
 
 
+# Most nodes have the same text, and it is long where they are many.
+@functools.lru_cache(maxsize=64)
 def unusable(text: str, path: str = CLUSTER_COPY) -> str:
     """Why no cluster can be run with this text, in one sentence; empty when one can.
 
@@ -737,7 +740,12 @@ def _by_majority(
 def _usable(copy: Copy | None, cluster: str) -> bool:
     if copy is None or copy.error:
         return False
-    return corosync_conf.parse(copy.text).cluster_name == cluster
+    return _cluster_name(copy.text) == cluster
+
+
+@functools.lru_cache(maxsize=64)
+def _cluster_name(text: str) -> str | None:
+    return corosync_conf.parse(text).cluster_name
 
 
 def _votes(copy: Copy) -> tuple[int, dict[str, int]]:
