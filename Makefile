@@ -14,7 +14,7 @@ export PATH := $(ROOT)/.venv/bin:$(PATH)
 bootstrap := $(ROOT)/scripts/bootstrap
 lab := python -m lab --name $(PVEGUARD_LAB)
 
-.PHONY: help base site assess report restore revert test lint unit slow molecule campaign lab lab-down ssh bench lock docs clean
+.PHONY: help base site assess export report restore revert test lint unit slow molecule campaign lab lab-down ssh bench lock docs clean
 
 help: ## list the targets
 	@echo 'make site [INVENTORY=...] [ARGS=...]   take the nodes to the protected state'
@@ -36,6 +36,9 @@ assess: $(if $(INVENTORY),base,lab) ## read-only: what is there, and what site.y
 
 gate: $(if $(INVENTORY),base,lab) ## measure disks and links, change nothing; reports/gate.html
 	ansible-playbook -i $(or $(INVENTORY),inventory/lab) playbooks/gate.yml $(ARGS)
+
+export: $(if $(INVENTORY),base,lab) ## write an inventory from live nodes: make export INVENTORY='pve1,'
+	ansible-playbook -i $(or $(INVENTORY),inventory/lab) playbooks/export.yml $(ARGS)
 
 report: $(if $(INVENTORY),base,lab) ## the report alone: reports/index.html
 	ansible-playbook -i $(or $(INVENTORY),inventory/lab) playbooks/report.yml $(ARGS)

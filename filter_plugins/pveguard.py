@@ -22,7 +22,7 @@ if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
 
 from ansible.errors import AnsibleFilterError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-from ansible.module_utils.pveguard import assess, inventory, plan
+from ansible.module_utils.pveguard import assess, corosync_compare, inventory, plan
 from ansible.parsing.yaml.loader import AnsibleLoader
 
 #: Variables of the playbooks themselves; those of roles come from their argument_specs.
@@ -202,18 +202,27 @@ def assessment(hostvars: Any, play_hosts: Collection[str]) -> str:
                 parts.append(f"{host}: could not be asked")
             continue
         parts.append(assess.render(host, node, plans[host], _wishes(variables), variables.get("pveguard_writes")))
-    return "\n\n".join(parts)
+    return "\n\n".join(parts + assess.render_clusters(_compared(hostvars, _all_hosts(hostvars))))
+
+
+def _compared(hostvars: Any, hosts: Collection[str]) -> list[dict[str, Any]]:
+    """What the nodes of each cluster say, side by side."""
+    nodes = {host: (hostvars[host].get("pveguard_node") or {}).get("node") for host in hosts}
+    wanted = {host: hostvars[host].get("corosync_cluster_name") or None for host in hosts}
+    return corosync_compare.compare(nodes, wanted)
 
 
 def assessments(hostvars: Any, play_hosts: Collection[str]) -> dict[str, dict[str, Any]]:
     """The same as data: ``{host: {findings: [{level, text}], changes: [text]}}`` of hosts that could be asked."""
     plans = cluster_plan(hostvars, play_hosts)
+    clusters = _compared(hostvars, _all_hosts(hostvars))
     found = {}
     for host in play_hosts:
         node = (hostvars[host].get("pveguard_node") or {}).get("node")
         if node is not None:
+            findings = assess.across(host, clusters) + assess.findings(node)
             found[host] = {
-                "findings": [{"level": each.level, "text": each.text} for each in assess.findings(node)],
+                "findings": [{"level": each.level, "text": each.text} for each in findings],
                 "changes": assess.changes(node, plans[host], _wishes(hostvars[host])),
             }
     return found

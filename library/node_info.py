@@ -49,7 +49,8 @@ node:
     pmxcfs:
       description: >-
         The cluster file system: mounted, writable, mode (down, local or cluster), quorate, root_version, tree_sha256
-        (noise aside), guests, storage, users, has_corosync_conf, database_bytes, error.
+        (noise aside), guests, storage, users, has_corosync_conf, database_bytes, member_addresses (by node name),
+        error.
       type: dict
     corosync: {description: 'Both copies of corosync.conf, membership, quorum, links, effective token in ms.', type: dict}
     ha: {description: 'HA resources, services, watchdog and whether a client holds it.', type: dict}

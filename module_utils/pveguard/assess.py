@@ -5,7 +5,7 @@ Pure: judges the facts of the module ``node_info``; connects to nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -198,6 +198,44 @@ def _login(node: Mapping[str, Any]) -> list[Finding]:
             )
         ]
     return []
+
+
+#: Kinds of a comparison of nodes that the facts of one node do not tell.
+ACROSS = frozenset(
+    "other_cluster false_leader leader_to_be trees_differ database_lost local_mode database_missing went_back "
+    "membership_split copy_unreadable cluster_copies_split host_copies_split authkey_differs authkey_missing".split()
+)
+
+
+def across(host: str, clusters: Iterable[Mapping[str, Any]]) -> list[Finding]:
+    """What only a comparison with the other nodes says of ``host``; ``clusters`` as ``corosync_compare`` returns them."""
+    found = []
+    for cluster in clusters:
+        names = {row["node"] for row in cluster["nodes"] if row["host"] == host}
+        for each in cluster["findings"]:
+            if each["kind"] in ACROSS and names & set(each["nodes"]):
+                level = PROBLEM if each["severity"] == "problem" else WARNING
+                found.append(Finding(level, f"{each['seen']}: {each['means']}; {each['helps']}"))
+    return found
+
+
+def render_clusters(clusters: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Text for a terminal on each cluster of more than one node: one line where its nodes agree, else all of it."""
+    parts = []
+    for cluster in clusters:
+        asked = [row for row in cluster["nodes"] if row["asked"]]
+        if len(cluster["nodes"]) < 2:
+            continue
+        if len(asked) < 2 and not any(each["kind"] in ACROSS for each in cluster["findings"]):
+            continue
+        if not cluster["agree"]:
+            parts.append("\n".join(cluster["lines"]))
+            continue
+        parts.append(
+            f"cluster {cluster['cluster']}: {len(asked)} of {len(cluster['nodes'])} nodes were asked and agree on "
+            "corosync.conf, its key and the membership"
+        )
+    return parts
 
 
 def render(host: str, node: Mapping[str, Any], plan: Mapping[str, Any], wishes: Wishes, writes: Mapping[str, Any] | None) -> str:

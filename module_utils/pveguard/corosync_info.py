@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,14 @@ HOST_COPY = Path("etc/corosync/corosync.conf")
 CLUSTER_COPY = Path("etc/pve/corosync.conf")
 AUTHKEY = Path("etc/corosync/authkey")
 PROGRAM = Path("usr/sbin/corosync")
+#: Seconds between two looks of :func:`wait`; a look takes a few short commands.
+LOOK_EVERY_S = 0.5
 
 
-def collect(run: Run = real_run, root: str | Path = "/") -> dict[str, Any]:
+def collect(run: Run = real_run, root: str | Path = "/", statistics: bool = False) -> dict[str, Any]:
     """Facts of Corosync on this node; never raises. At most three commands, none when it is not installed.
+
+    ``statistics`` costs one command more, for ``link_statistics``.
 
     Keys: installed, running (bool); cluster_name; host and cluster (``{sha256, config_version, text}`` of
     each copy or None); copies_equal (bool, None unless both exist); example_conf (the host copy is the
@@ -28,7 +34,8 @@ def collect(run: Run = real_run, root: str | Path = "/") -> dict[str, Any]:
     each live member runs it); members (``[{id, name, addresses}]`` of the nodelist); live_member_ids; quorate
     (bool, None when it is not running); expected_votes, total_votes; authkey_sha256; qdevice, two_node
     (bool); token_ms (effective, with the coefficient); configured_token_ms (of the file); node_id (of this
-    node); links (``[{link, address, peers: {node id: state}}]``); errors (texts of what is unreadable).
+    node); links (``[{link, address, peers: {node id: state}}]``); link_statistics (None unless asked for, see
+    :func:`parse_statistics`); errors (texts of what is unreadable).
     """
     root = Path(root)
     info: dict[str, Any] = {
@@ -53,6 +60,7 @@ def collect(run: Run = real_run, root: str | Path = "/") -> dict[str, Any]:
         "configured_token_ms": None,
         "node_id": None,
         "links": [],
+        "link_statistics": None,
         "errors": [],
     }
     documents: list[Document] = []
@@ -84,8 +92,77 @@ def collect(run: Run = real_run, root: str | Path = "/") -> dict[str, Any]:
         info["errors"].append(f"/{AUTHKEY}: {error.strerror}")
     info["authkey_sha256"] = hashlib.sha256(key_bytes).hexdigest() if key_bytes is not None else None
     if info["installed"]:
-        _runtime(info, run)
+        _runtime(info, run, statistics)
     return info
+
+
+def wait(
+    wanted: Mapping[str, Any],
+    deadline_s: float = 60.0,
+    statistics: bool = False,
+    run: Run = real_run,
+    root: str | Path = "/",
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> tuple[dict[str, Any], list[str]]:
+    """Look until nothing that is ``wanted`` is missing, at most ``deadline_s`` seconds (0: one look).
+
+    Returns the facts of the last look and what :func:`missing` says of them. The statistics are asked for once, at
+    the end.
+    """
+    start = clock()
+    while True:
+        info = collect(run=run, root=root)
+        lacking = missing(info, wanted)
+        if not lacking or clock() - start >= deadline_s:
+            break
+        sleep(LOOK_EVERY_S)
+    if statistics and info["running"]:
+        _statistics(info, run)
+    return info, lacking
+
+
+def missing(info: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What of ``wanted`` is not so on this node, in words; empty when all is.
+
+    ``wanted``: ``sha256`` and ``config_version`` of both copies, of which the running Corosync must have the version;
+    ``live_member_ids`` that must be in the membership; ``quorate`` (bool). A key that is None or absent is not asked
+    for.
+    """
+    found = []
+    version, sha256 = wanted.get("config_version"), wanted.get("sha256")
+    for key, path in (("cluster", CLUSTER_COPY), ("host", HOST_COPY)):
+        if version is None and sha256 is None:
+            break
+        copy = info[key]
+        if copy is None:
+            why = next((text for text in info["errors"] if text.startswith(f"/{path}:")), f"/{path}: does not exist")
+            found.append(why)
+        elif sha256 is not None and copy["sha256"] != sha256:
+            found.append(
+                f"/{path}: another text (config_version {copy['config_version']}, sha256 {copy['sha256'][:12]}), wanted "
+                f"sha256 {sha256[:12]}" + ("" if version is None else f", config_version {version}")
+            )
+        elif version is not None and copy["config_version"] != version:
+            found.append(f"/{path}: config_version {copy['config_version']}, wanted {version}")
+    # The version that belongs to a text is known once the text is here.
+    if version is None and sha256 is not None and not found:
+        version = info["cluster"]["config_version"]
+    if not info["running"]:
+        found.append("corosync does not run ('systemctl status corosync')")
+        return found
+    if version is not None and info["running_config_version"] != version:
+        found.append(f"corosync runs config_version {info['running_config_version']}, wanted {version}")
+    absent = sorted(set(wanted.get("live_member_ids") or []) - set(info["live_member_ids"]))
+    if absent:
+        found.append(
+            f"not in the membership: node id {', '.join(map(str, absent))} (there are "
+            f"{', '.join(map(str, info['live_member_ids'])) or 'none'})"
+        )
+    quorate = wanted.get("quorate")
+    if quorate is not None and info["quorate"] != quorate:
+        found.append("no quorum ('corosync-quorumtool -s')" if quorate else "quorate")
+    return found
 
 
 def is_example(document: Document) -> bool:
@@ -130,7 +207,58 @@ def parse_links(output: str) -> list[dict[str, Any]]:
     return links
 
 
-def _runtime(info: dict[str, Any], run: Run) -> None:
+def parse_statistics(output: str) -> list[dict[str, Any]]:
+    """What knet counts of each link to each node, of ``corosync-cmapctl -m stats stats.knet.``.
+
+    ``[{link, node_id, connected, enabled, latency_average_us, latency_min_us, latency_max_us, latency_samples,
+    mtu_bytes, up_count, down_count}]``, by link and node. The keys are those of cmap_keys(7), which does not name the
+    unit of the latencies: libknet keeps the round trip of its own pings in microseconds, since Corosync started. They
+    are None without a sample (the minimum is then a very large number), and those of a link that is down are old.
+    ``mtu_bytes`` is what one packet carries. A value that is not there is None.
+    """
+    found: dict[tuple[int, int], dict[str, int]] = {}
+    pattern = re.compile(r"stats\.knet\.node([0-9]+)\.link([0-9]+)\.([a-z_]+)")
+    for key, value in parse_cmap(output).items():
+        if (match := pattern.fullmatch(key)) and re.fullmatch(r"[0-9]+", value):
+            node, link, name = match.groups()
+            found.setdefault((int(link), int(node)), {})[name] = int(value)
+    return [_link_statistics(link, node, found[link, node]) for link, node in sorted(found)]
+
+
+def _link_statistics(link: int, node: int, values: Mapping[str, int]) -> dict[str, Any]:
+    sampled = bool(values.get("latency_samples"))
+    latencies = {
+        f"latency_{ours}_us": values.get(f"latency_{theirs}") if sampled else None
+        for ours, theirs in (("average", "ave"), ("min", "min"), ("max", "max"))
+    }
+    return {
+        "link": link,
+        "node_id": node,
+        "connected": _flag(values.get("connected")),
+        "enabled": _flag(values.get("enabled")),
+        **latencies,
+        "latency_samples": values.get("latency_samples"),
+        "mtu_bytes": values.get("mtu"),
+        "up_count": values.get("up_count"),
+        "down_count": values.get("down_count"),
+    }
+
+
+def _flag(value: int | None) -> bool | None:
+    return None if value is None else bool(value)
+
+
+def _statistics(info: dict[str, Any], run: Run) -> None:
+    try:
+        found = parse_statistics(run(["corosync-cmapctl", "-m", "stats", "stats.knet."], timeout=20).stdout)
+    except CommandMissing as error:
+        info["errors"].append(str(error))
+        return
+    # The node is a peer of itself, over a loop in memory.
+    info["link_statistics"] = [each for each in found if each["node_id"] != info["node_id"]]
+
+
+def _runtime(info: dict[str, Any], run: Run, statistics: bool) -> None:
     try:
         result = run(["corosync-cmapctl"], timeout=20)
         if not result.ok:
@@ -146,6 +274,8 @@ def _runtime(info: dict[str, Any], run: Run) -> None:
                 info["member_config_versions"][match.group(1)] = _int(value)
         info.update(parse_quorum(run(["corosync-quorumtool", "-s"], timeout=20).stdout))
         info["links"] = parse_links(run(["corosync-cfgtool", "-s"], timeout=20).stdout)
+        if statistics:
+            _statistics(info, run)
     except CommandMissing as error:
         info["errors"].append(str(error))
 

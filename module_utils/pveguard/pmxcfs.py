@@ -136,7 +136,8 @@ def collect(root: Path = Path("/")) -> dict[str, Any]:
 
     Keys: mounted, writable (bool); mode (``down``, ``local`` or ``cluster``); quorate (bool, None when local or down);
     root_version (int or None); tree_sha256 (str or None, noise aside); guests (list of int); storage, users,
-    has_corosync_conf (bool); storages, extra_users (what they were judged by); database_bytes (int or None); error.
+    has_corosync_conf (bool); storages, extra_users (what they were judged by); database_bytes (int or None);
+    member_addresses (``{node: address}`` as the members tell each other); error.
     """
     facts: dict[str, Any] = {
         "mounted": mounted(root),
@@ -152,6 +153,7 @@ def collect(root: Path = Path("/")) -> dict[str, Any]:
         "storages": [],
         "extra_users": [],
         "database_bytes": None,
+        "member_addresses": {},
         "error": None,
     }
     if facts["mounted"]:
@@ -164,6 +166,8 @@ def collect(root: Path = Path("/")) -> dict[str, Any]:
         facts["mode"] = "cluster" if cluster else "local"
         if cluster:
             facts["quorate"] = bool(cluster.get("quorate"))
+            others = (members.get("nodelist") or {}).items()
+            facts["member_addresses"] = {name: each["ip"] for name, each in others if "ip" in each}
         facts["writable"] = facts["quorate"] is not False and facts["error"] is None
     database = root / DATABASE
     try:

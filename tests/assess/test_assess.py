@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
+from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.pveguard.assess import GOOD, PROBLEM, WARNING, Wishes, changes, findings, render
+from ansible.module_utils.pveguard import corosync_compare
+from ansible.module_utils.pveguard.assess import (
+    GOOD,
+    PROBLEM,
+    WARNING,
+    Wishes,
+    across,
+    changes,
+    findings,
+    render,
+    render_clusters,
+)
+
+from tests.corosync import cluster_facts
 
 HA_UNITS = ("pve-ha-crm.service", "pve-ha-lrm.service", "watchdog-mux.service")
 
@@ -98,3 +113,49 @@ def test_the_text_names_the_node_and_says_nothing_when_nothing_is_to_do() -> Non
     masked = {unit: {"load": "masked", "active": "inactive", "enabled": "masked"} for unit in HA_UNITS}
     text = render("a", node(units=masked, ram_state={"state": "enabled"}), ADOPT, Wishes(), None)
     assert text.startswith("a: trixie") and text.endswith("site.yml would change: nothing")
+
+
+def test_nodes_that_agree_are_one_line() -> None:
+    compared = corosync_compare.compare(cluster_facts.healthy())
+    assert render_clusters(compared) == [
+        "cluster production: 3 of 3 nodes were asked and agree on corosync.conf, its key and the membership"
+    ]
+    assert across("pve1", compared) == []
+    # One member alone says nothing of the others, and a node alone has nobody to agree with.
+    assert render_clusters(corosync_compare.compare({"pve1": cluster_facts.node(1)})) == []
+    assert render_clusters(corosync_compare.compare(cluster_facts.healthy(1))) == []
+
+
+def test_nodes_that_differ_are_shown_side_by_side() -> None:
+    apart = cluster_facts.node(3, live=(3,), quorate=False, root_version=1500)
+    nodes = {
+        "pve1.example.com": cluster_facts.node(1, live=(1, 2)),
+        "pve2": cluster_facts.node(2, live=(1, 2), authkey="b" * 64),
+        "pve3": apart,
+    }
+    compared = corosync_compare.compare(nodes)
+    (text,) = render_clusters(compared)
+    assert "root version 1500" in text and "authkey" in text
+    (leader, split, key) = across("pve3", compared)
+    assert leader.level == PROBLEM and leader.text.startswith("root version 1500, the quorate members have at most 1000: ")
+    assert "pve3 sees 3" in split.text and "hashes of /etc/corosync/authkey" in key.text
+    # What the node's own facts say already is not said twice.
+    assert not any("alone and without quorum" in each.text for each in across("pve3", compared))
+    assert [each.text for each in across("pve1.example.com", compared)] == [split.text, key.text]
+
+
+def test_the_filters_of_the_playbook_compare_the_nodes() -> None:
+    path = Path(__file__).resolve().parents[2] / "filter_plugins" / "pveguard.py"
+    spec = importlib.util.spec_from_file_location("filters_pveguard", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    filters = module.FilterModule().filters()
+    variables: dict[str, Any] = {"pve3": {"corosync_cluster_name": "production"}}
+    for n, key in ((1, "a"), (2, "b")):
+        facts = node(**cluster_facts.node(n, authkey=key * 64))
+        variables[f"pve{n}"] = {"corosync_cluster_name": "production", "pveguard_node": {"node": facts}}
+    text = filters["pveguard_assessment"](variables, list(variables))
+    assert text.split("\n\n")[-1].startswith("cluster production:\n") and "pve1: aaaaaaaa; pve2: bbbbbbbb" in text
+    told = filters["pveguard_assessments"](variables, list(variables))
+    assert told["pve1"]["findings"][0]["text"].startswith("hashes of /etc/corosync/authkey: ")

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ansible.module_utils.pveguard import corosync_conf, corosync_info
 from ansible.module_utils.pveguard.run import CommandMissing, Result
+from hypothesis import given
+from hypothesis import strategies as st
 
 RECORDED = Path(__file__).parent / "recorded"
 CONF = corosync_conf.render_new(
@@ -41,7 +44,7 @@ class Tools:
         if self.which is None:
             return Result(1, "Cannot initialize CMAP service\n", "")
         names = {
-            "corosync-cmapctl": "cmapctl",
+            "corosync-cmapctl": "cmapctl-stats" if "-m" in argv else "cmapctl",
             "corosync-quorumtool": "quorumtool",
             "corosync-cfgtool": "cfgtool-s",
         }
@@ -160,3 +163,126 @@ Membership information
 """
     found = corosync_info.parse_quorum(text)
     assert found["live_member_ids"] == [1, 2] and found["quorate"] and found["expected_votes"] == 3
+
+
+def test_statistics_are_asked_for_only_on_demand(root: Path) -> None:
+    tools = Tools("two")
+    assert corosync_info.collect(run=tools, root=root)["link_statistics"] is None
+    assert len(tools.calls) == 3
+    info = corosync_info.collect(run=tools, root=root, statistics=True)
+    assert tools.calls[-1] == ["corosync-cmapctl", "-m", "stats", "stats.knet."]
+    assert len(tools.calls) == 7
+    # Recorded on two links between two nodes; node 1 itself, over a loop in memory, is left out.
+    assert info["link_statistics"] == [
+        {"link": 0, "node_id": 2, "connected": True, "enabled": True, "latency_average_us": 185, "latency_min_us": 184,
+         "latency_max_us": 225, "latency_samples": 31, "mtu_bytes": 1446, "up_count": 1, "down_count": 1},
+        {"link": 1, "node_id": 2, "connected": True, "enabled": True, "latency_average_us": 119, "latency_min_us": 104,
+         "latency_max_us": 168, "latency_samples": 31, "mtu_bytes": 1446, "up_count": 1, "down_count": 1},
+    ]  # fmt: skip
+
+
+def test_a_link_that_is_down_says_so_and_keeps_its_figures() -> None:
+    found = corosync_info.parse_statistics((RECORDED / "cmapctl-stats-alone.txt").read_text())
+    peer = next(each for each in found if each["node_id"] == 2)
+    assert peer["connected"] is False and peer["enabled"] is True and peer["latency_average_us"] == 188
+
+
+def test_a_link_without_a_sample_has_no_latency() -> None:
+    # As recorded, the minimum of a link without a sample is 4294967295.
+    itself = corosync_info.parse_statistics((RECORDED / "cmapctl-stats-two.txt").read_text())[0]
+    assert itself["node_id"] == 1 and itself["latency_samples"] == 0
+    assert [itself[f"latency_{which}_us"] for which in ("average", "min", "max")] == [None, None, None]
+
+
+def test_what_knet_does_not_say_stays_unknown() -> None:
+    (only,) = corosync_info.parse_statistics(
+        "stats.knet.node3.link1.connected (u8) = 1\n"
+        "stats.knet.node3.link1.latency_samples (u32) = 4\n"
+        "stats.knet.node3.link1.latency_ave (u32) = strange\n"
+        "stats.knet.node3.linkX.latency_ave (u32) = 5\n"
+        "Can't get key stats.knet.node4.link0.connected\n"
+    )
+    assert (only["link"], only["node_id"], only["connected"], only["latency_samples"]) == (1, 3, True, 4)
+    unknown = ("enabled", "latency_average_us", "latency_min_us", "latency_max_us", "mtu_bytes", "up_count", "down_count")
+    assert all(only[key] is None for key in unknown)
+
+
+@given(st.text(alphabet="stak.neod0123link_(u8) =\n\t", max_size=200))
+def test_strange_output_never_raises(output: str) -> None:
+    corosync_info.parse_statistics(output)
+    corosync_info.parse_links(output)
+    corosync_info.parse_quorum(output)
+
+
+class Clock:
+    """A clock that only sleeping moves on, and what happens meanwhile."""
+
+    def __init__(self, events: Mapping[float, Callable[[], Any]] | None = None) -> None:
+        self.now = 0.0
+        self.events = dict(events or {})
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        for moment in [moment for moment in self.events if moment <= self.now]:
+            self.events.pop(moment)()
+
+
+def both_copies(root: Path, text: str) -> None:
+    for path in ("etc/corosync", "etc/pve"):
+        (root / path / "corosync.conf").write_text(text)
+
+
+def test_wait_ends_when_the_change_is_here(root: Path) -> None:
+    # The recorded Corosync runs version 2.
+    text = CONF.replace("config_version: 3", "config_version: 2")
+    clock = Clock({3.0: lambda: both_copies(root, text)})
+    wanted = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "live_member_ids": [1, 2], "quorate": True}
+    tools = Tools("two")
+    info, missing = corosync_info.wait(wanted, 60, True, tools, root, clock.sleep, clock)
+    assert missing == [] and clock.now == 3.0
+    assert info["cluster"]["config_version"] == 2 and len(info["link_statistics"]) == 2
+    # Statistics cost their command once, not at each look.
+    assert sum("-m" in call for call in tools.calls) == 1
+
+
+def test_wait_names_what_never_came(root: Path) -> None:
+    both_copies(root, CONF)
+    (root / "etc/corosync/corosync.conf").write_text(CONF + "# other\n")
+    clock = Clock()
+    wanted = {"sha256": hashlib.sha256(CONF.encode()).hexdigest(), "config_version": 3, "live_member_ids": [1, 2, 7]}
+    _, missing = corosync_info.wait(wanted, 10, False, Tools("two"), root, clock.sleep, clock)
+    assert 10 <= clock.now < 11
+    (copy, runs, absent) = missing
+    assert copy.startswith("/etc/corosync/corosync.conf: another text (config_version 3") and "wanted sha256" in copy
+    assert runs == "corosync runs config_version 2, wanted 3"
+    assert absent == "not in the membership: node id 7 (there are 1, 2)"
+
+
+def test_a_text_that_is_here_is_not_yet_one_that_runs(root: Path) -> None:
+    both_copies(root, CONF)
+    info = corosync_info.collect(run=Tools("two"), root=root)
+    sha256 = hashlib.sha256(CONF.encode()).hexdigest()
+    assert corosync_info.missing(info, {"sha256": sha256}) == ["corosync runs config_version 2, wanted 3"]
+    assert corosync_info.missing(info, {"quorate": True, "live_member_ids": [2]}) == []
+
+
+def test_no_deadline_is_one_look(root: Path) -> None:
+    clock = Clock()
+    tools = Tools("alone")
+    info, missing = corosync_info.wait({"quorate": True}, 0, False, tools, root, clock.sleep, clock)
+    assert clock.now == 0 and len(tools.calls) == 3
+    assert missing == ["no quorum ('corosync-quorumtool -s')"] and not info["quorate"]
+
+
+def test_missing_files_and_a_stopped_corosync_are_named(root: Path) -> None:
+    (root / "etc/pve/corosync.conf").write_text("totem {\n")
+    info = corosync_info.collect(run=Tools(None), root=root)
+    missing = corosync_info.missing(info, {"config_version": 3})
+    assert missing == [
+        "/etc/pve/corosync.conf: config_version None, wanted 3",
+        "/etc/corosync/corosync.conf: does not exist",
+        "corosync does not run ('systemctl status corosync')",
+    ]

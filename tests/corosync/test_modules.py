@@ -100,6 +100,41 @@ def test_a_live_node_is_not_removed(monkeypatch: pytest.MonkeyPatch) -> None:
         corosync_change.plan(Wanted(nodes=[{"name": "pve2"}], absent=True))
 
 
+def test_corosync_info_waits_and_says_what_is_missing(
+    run_module: RunModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deadlines: list[float] = []
+
+    def wait(wanted: Any, deadline_s: float, statistics: bool) -> Any:
+        deadlines.append(deadline_s)
+        assert wanted == {"config_version": 2, "quorate": False} and statistics is True
+        return info(), ["corosync runs config_version 1, wanted 2"]
+
+    monkeypatch.setattr(corosync_info, "wait", wait)
+    options = {"wait_for": {"config_version": 2, "quorate": False}, "statistics": True, "deadline_seconds": 7}
+    result = run_module("corosync_info", **options)
+    assert result["failed"] and "within 7 s: corosync runs config_version 1, wanted 2" in result["msg"]
+    assert result["corosync"]["quorate"] is True
+    # A dry run has changed nothing that could arrive: one look, and no failure.
+    result = run_module("corosync_info", **options, _ansible_check_mode=True)
+    assert (result["arrived"], result["changed"]) == (False, False)
+    assert result["missing"] == ["corosync runs config_version 1, wanted 2"]
+    assert deadlines == [7, 0]
+
+
+def test_corosync_info_in_the_form_of_the_role(run_module: RunModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corosync_info, "collect", lambda **_: info())
+    result = run_module("corosync_info")
+    assert result["arrived"] is None and result["missing"] == []
+    assert result["desired"] == {
+        "cluster": {"corosync_cluster_name": "lab", "corosync_token": 3000},
+        "hosts": {"pve1": {"corosync_node_id": 1, "corosync_links": ["10.77.0.1"]}},
+        "not_expressed": [],
+    }
+    monkeypatch.setattr(corosync_info, "collect", lambda **_: info(cluster=None, host=None))
+    assert run_module("corosync_info")["desired"] is None
+
+
 def cluster(listed: int, *live: int, **more: Any) -> dict[str, Any]:
     """What a member sees of a cluster of ``listed`` nodes."""
     nodes = [{"name": f"pve{n}", "node_id": n, "links": [f"10.77.0.{n}"]} for n in range(1, listed + 1)]

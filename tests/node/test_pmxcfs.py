@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from pathlib import Path
 
@@ -100,3 +101,20 @@ def test_a_write_ahead_log_without_its_daemon_is_not_touched(tmp_path: Path) -> 
     with pytest.raises(PveguardError, match="write-ahead log"):
         pmxcfs.read_tree(path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.db", "x.db-wal"]
+
+
+def test_the_addresses_that_members_tell_each_other(tmp_path: Path) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/mountinfo").write_text("36 25 0:32 / /etc/pve rw,nosuid - fuse /dev/fuse rw\n")
+    (tmp_path / "etc/pve").mkdir(parents=True)
+    members = {
+        "nodename": "pve1",
+        "cluster": {"name": "production", "nodes": 2, "quorate": 1},
+        "nodelist": {"pve1": {"id": 1, "online": 1, "ip": "192.0.2.1"}, "pve2": {"id": 2, "online": 0}},
+    }
+    (tmp_path / "etc/pve/.members").write_text(json.dumps(members))
+    facts = pmxcfs.collect(tmp_path)
+    # A member that is away has none.
+    assert facts["member_addresses"] == {"pve1": "192.0.2.1"} and facts["quorate"] is True
+    (tmp_path / "etc/pve/.members").write_text('{"nodename": "pve1", "version": 0}')
+    assert pmxcfs.collect(tmp_path)["member_addresses"] == {}

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Filters over what the nodes say of their Corosync: where they differ, and the inventory that describes them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+import ansible.module_utils
+
+_ROOT = Path(__file__).resolve().parent.parent
+# Filters are loaded by the controller, which does not know this project's module_utils as modules do.
+if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
+    ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
+
+from ansible.module_utils.pveguard import corosync_compare, corosync_export
+
+
+def _facts(variables: Any) -> dict[str, Any] | None:
+    """Facts of a host that was asked in this run, by node_info or by corosync_info alone."""
+    node = (variables.get("pveguard_node") or {}).get("node")
+    return node if isinstance(node, dict) else None
+
+
+def _all_hosts(hostvars: Any, hosts: Collection[str]) -> Iterable[str]:
+    """Every host of the inventory, also those that --limit leaves out."""
+    manager = getattr(hostvars, "_inventory", None)
+    if manager is None:
+        return dict.fromkeys([*hosts, *hostvars])
+    return [host.name for host in manager.get_hosts("all", ignore_limits=True, ignore_restrictions=True)]
+
+
+def differences(hostvars: Any, hosts: Collection[str] = ()) -> list[dict[str, Any]]:
+    """Every cluster of the inventory with what its nodes have, where they differ and which copy to keep.
+
+    ``{{ hostvars | pveguard_corosync_differences(ansible_play_hosts_all) }}``: see ``compare`` in the core
+    ``corosync_compare``. Hosts that --limit leaves out are there as not asked.
+    """
+    nodes, wanted = {}, {}
+    for host in _all_hosts(hostvars, hosts):
+        nodes[host] = _facts(hostvars[host])
+        wanted[host] = hostvars[host].get("corosync_cluster_name") or None
+    return corosync_compare.compare(nodes, wanted)
+
+
+def export(
+    hostvars: Any, hosts: Collection[str], path: str = "", overwrite: bool = False, reports_dir: str = ""
+) -> dict[str, Any]:
+    """The inventory that describes the hosts of the play, and the file that it belongs into.
+
+    ``{{ hostvars | pveguard_corosync_export(ansible_play_hosts_all, export_path) }}``: ``{path, text, hosts, notes,
+    errors}``; with an error it must not be written. ``path``: the file, or a directory for a hosts.yml; below the reports
+    when empty. A file that is there with another text is an error unless ``overwrite``.
+    """
+    nodes = {host: _facts(hostvars[host]) for host in hosts}
+    wanted = {host: {name: hostvars[host].get(name) for name in corosync_export.CONNECTION} for host in hosts}
+    found = corosync_export.inventory(nodes, wanted)
+    text = corosync_export.render(found)
+    target = _target(path, found, reports_dir)
+    errors = list(found.errors)
+    try:
+        there: str | None = target.read_text()
+    except FileNotFoundError:
+        there = None
+    except (OSError, ValueError) as error:
+        there = ""
+        errors.append(f"{target} cannot be read: {error}")
+    if there is not None and there != text and not overwrite:
+        errors.append(
+            f"{target} is there with another content: -e export_overwrite=true replaces it, -e export_path=FILE writes elsewhere"
+        )
+    return {"path": str(target), "text": text, "hosts": found.hosts(), "notes": found.notes, "errors": errors}
+
+
+def _target(path: str, found: corosync_export.Inventory, reports_dir: str) -> Path:
+    if not path:
+        name = found.clusters[0] if len(found.clusters) == 1 else "nodes"
+        # The name comes from a node.
+        name = "".join(char if char.isalnum() or char in "-_" else "_" for char in name)
+        return Path(reports_dir or _ROOT / "reports").absolute() / "inventory" / name / "hosts.yml"
+    target = Path(os.path.abspath(os.path.expanduser(path)))
+    return target / "hosts.yml" if path.endswith("/") or target.is_dir() else target
+
+
+class FilterModule:
+    """The filters of this file."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        return {"pveguard_corosync_differences": differences, "pveguard_corosync_export": export}

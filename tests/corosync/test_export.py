@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A live cluster in the form of the inventory: the same cluster, and nothing that a run would change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import yaml
+from ansible.module_utils.pveguard import corosync_change, corosync_conf, corosync_export
+from ansible.module_utils.pveguard.inventory import inventory_errors
+from ansible.module_utils.pveguard.plan import cluster_plan
+from hypothesis import given
+from hypothesis import strategies as st
+
+from .cluster_facts import conf, node
+
+Facts = Mapping[str, dict[str, Any] | None]
+
+NODES: list[dict[str, Any]] = [
+    {"name": f"pve{number}", "node_id": number, "links": [f"10.0.0.{number}", f"10.1.0.{number}"]} for number in (1, 2, 3)
+]
+CONF = corosync_conf.render_new("production", NODES, config_version=7)
+
+
+def test_the_form_of_the_role() -> None:
+    found = corosync_export.desired(CONF)
+    assert found["cluster"] == {"corosync_cluster_name": "production", "corosync_token": 3000}
+    assert found["hosts"] == {
+        node["name"]: {"corosync_node_id": node["node_id"], "corosync_links": node["links"]} for node in NODES
+    }
+    assert found["not_expressed"] == []
+
+
+def test_a_token_only_where_the_file_has_one() -> None:
+    found = corosync_export.desired(CONF.replace("  token: 3000\n", ""))
+    assert found["cluster"] == {"corosync_cluster_name": "production"}
+
+
+def test_what_the_role_has_no_variable_for_is_named() -> None:
+    text = CONF.replace("token_coefficient: 125", "token_coefficient: 650").replace("quorum_votes: 1", "quorum_votes: 3", 1)
+    text = text.replace("    linknumber: 1\n", "    linknumber: 1\n    knet_link_priority: 20\n")
+    text = text.replace("ring1_addr: 10.1.0.3", "ring2_addr: 10.1.0.3")
+    assert corosync_export.desired(text)["not_expressed"] == [
+        "pve1 has 3 votes (quorum_votes)",
+        "pve3 has the links 0, 2, and the place of an address in corosync_links is the number of its link",
+        "totem.token_coefficient: 650",
+        "totem.interface[1].knet_link_priority: 20",
+    ]
+
+
+def test_a_key_in_the_file_is_not_shown() -> None:
+    text = CONF.replace("  secauth: on\n", "  secauth: on\n  key: c2VjcmV0\n")
+    assert corosync_export.desired(text)["not_expressed"] == ["totem.key: (not shown)"]
+
+
+def test_the_copy_that_can_be_read_is_taken() -> None:
+    broken = {"text": "totem {\n", "config_version": None}
+    good = {"text": CONF, "config_version": 7}
+    found = corosync_export.of_info({"cluster": broken, "host": good})
+    assert found is not None and found["cluster"]["corosync_cluster_name"] == "production"
+    assert corosync_export.of_info({"cluster": broken, "host": None}) is None
+    assert corosync_export.of_info({"cluster": None, "host": good, "example_conf": True}) is None
+
+
+# The inventory
+
+
+def exported(nodes: Facts, **variables: dict[str, Any]) -> corosync_export.Inventory:
+    return corosync_export.inventory(nodes, variables)
+
+
+def test_one_member_is_enough() -> None:
+    found = exported({"pve1": node(1)})
+    assert found.errors == [] and found.notes == []
+    assert yaml.safe_load(corosync_export.render(found)) == {
+        "all": {
+            "children": {
+                "cluster_production": {
+                    "vars": {"corosync_cluster_name": "production"},
+                    "hosts": {
+                        # Reached by the name that was given; the others by what the members tell each other.
+                        "pve1": {"corosync_node_id": 1, "corosync_links": ["10.0.0.1", "10.1.0.1"]},
+                        "pve2": {
+                            "ansible_host": "192.0.2.2",
+                            "corosync_node_id": 2,
+                            "corosync_links": ["10.0.0.2", "10.1.0.2"],
+                        },
+                        "pve3": {
+                            "ansible_host": "192.0.2.3",
+                            "corosync_node_id": 3,
+                            "corosync_links": ["10.0.0.3", "10.1.0.3"],
+                        },
+                    },
+                }
+            }
+        }
+    }
+
+
+@pytest.mark.parametrize("asked", [["pve1"], ["pve1", "pve2", "pve3"], ["pve3", "pve1"]])
+@pytest.mark.parametrize("token", [3000, 5000])
+def test_a_run_with_the_exported_inventory_changes_nothing(asked: list[str], token: int) -> None:
+    text = conf(token_ms=token)
+    nodes = {f"pve{n}": node(n, text, text) for n in (1, 2, 3)}
+    found = exported({host: nodes[host] for host in asked})
+    hosts = yaml.safe_load(corosync_export.render(found))["all"]["children"]["cluster_production"]["hosts"]
+    variables = found.hosts()
+    assert list(hosts) == list(variables)
+    assert inventory_errors(variables) == []
+    # Every node is a member already and stays one.
+    known = {host: {"cluster": variables[host]["corosync_cluster_name"], "node": nodes[host]} for host in variables}
+    assert {entry["action"] for entry in cluster_plan(known, list(known)).values()} == {"adopt"}
+    # And corosync.conf stays as it is, to the byte.
+    listed = [
+        {"name": host, "node_id": own["corosync_node_id"], "links": own["corosync_links"]} for host, own in variables.items()
+    ]
+    configured = next(iter(variables.values())).get("corosync_token")
+    assert configured == (token if token != 3000 else None)
+    assert corosync_change.merge(text, corosync_change.Wanted("production", listed, configured)) == (text, [])
+
+
+def test_how_a_host_is_reached_is_kept_and_secrets_are_not() -> None:
+    asked = {
+        "ansible_host": "192.0.2.77",
+        "ansible_port": 2222,
+        "ansible_user": "admin",
+        "ansible_become": True,
+        "ansible_password": "hunter2",
+        "ansible_ssh_private_key_file": "/home/admin/key",
+        "corosync_authkey": "c2VjcmV0",
+    }
+    found = exported({"pve1": node(1)}, pve1=asked)
+    text = corosync_export.render(found)
+    for secret in ("hunter2", "/home/admin/key", "c2VjcmV0", "a" * 64):
+        assert secret not in text
+    hosts = found.hosts()
+    assert (hosts["pve1"]["ansible_host"], hosts["pve1"]["ansible_port"]) == ("192.0.2.77", 2222)
+    # The others are reached as the same user, and at their own port.
+    assert (hosts["pve2"]["ansible_user"], hosts["pve2"]["ansible_become"]) == ("admin", True)
+    assert "ansible_port" not in hosts["pve2"]
+    group = found.groups["cluster_production"]
+    assert group["vars"]["ansible_user"] == "admin" and "ansible_user" not in group["hosts"]["pve1"]
+    # Where the hosts that were asked have different users, each keeps its own.
+    both = exported({"pve1": node(1), "pve2": node(2)}, pve1={"ansible_user": "one"}, pve2={"ansible_user": "two"}).hosts()
+    assert (both["pve1"]["ansible_user"], both["pve2"]["ansible_user"]) == ("one", "two")
+    assert "ansible_user" not in both["pve3"]
+
+
+def test_names_of_the_inventory_are_kept_where_they_are_the_nodes_own() -> None:
+    hosts = exported({"pve1.example.com": node(1), "192.0.2.22": node(2)}).hosts()
+    assert list(hosts) == ["pve1.example.com", "pve2", "pve3"]
+    assert hosts["pve2"]["ansible_host"] == "192.0.2.22" and "ansible_host" not in hosts["pve1.example.com"]
+
+
+def test_a_member_whose_address_nobody_tells_is_named() -> None:
+    for addresses in ({}, {"pve2": "not an address", "pve3": "{{ lookup('pipe', 'id') }}"}):
+        found = exported({"pve1": node(1, pmxcfs={"member_addresses": addresses})})
+        assert [note.split()[0] for note in found.notes] == ["pve2", "pve3"]
+        assert "ansible_host" not in found.hosts()["pve2"]
+        assert "lookup" not in corosync_export.render(found)
+
+
+def test_several_clusters_and_hosts_without_one() -> None:
+    second = conf(name="second", nodes=1).replace("pve1", "other1")
+    other = node(1, second, second, live=(1,), hostname="other1")
+    alone = node(7, None, None, mode="local", running=False, hostname="solo")
+    found = exported({"pve1": node(1), "other1": other, "solo": alone, "away": None}, solo={"ansible_port": "22"})
+    assert {group: list(content["hosts"]) for group, content in found.groups.items()} == {
+        "cluster_production": ["pve1", "pve2", "pve3"],
+        "cluster_second": ["other1"],
+        "standalone": ["solo"],
+    }
+    assert "away could not be asked and is left out" in found.notes and found.errors == []
+    text = corosync_export.render(found)
+    assert text.startswith("# Written by playbooks/export.yml") and "\n# away could not be asked" in text
+    assert found.hosts()["solo"] == {"ansible_port": "22"}
+
+
+def test_a_member_that_did_not_answer_is_described_by_the_others() -> None:
+    assert list(exported({"pve1": node(1), "pve2": None}).hosts()) == ["pve1", "pve2", "pve3"]
+
+
+def test_clusters_with_nodes_of_one_name_are_refused() -> None:
+    second = conf(name="second", nodes=1)
+    found = exported({"pve1": node(1), "192.0.2.9": node(1, second, second, live=(1,))})
+    assert any("another host pve1" in error for error in found.errors)
+
+
+def test_ha_in_use_is_described_as_a_run_accepts_it() -> None:
+    facts = node(1, ha={"resources": ["vm:100"]})
+    assert exported({"pve1": facts}).hosts()["pve2"]["ram_state_enabled"] is False
+    assert "ram_state_enabled" not in exported({"pve1": node(1)}).hosts()["pve1"]
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        node(2, conf(), conf(note="other")),
+        node(2, conf(6), conf(6)),
+        node(2, None, None, running=False),
+    ],
+)
+def test_copies_that_differ_are_refused(second: dict[str, Any]) -> None:
+    found = exported({"pve1": node(1), "pve2": second})
+    assert len(found.errors) == 1 and "not the same everywhere" in found.errors[0] and "pve2" in found.errors[0]
+
+
+def test_a_configuration_that_cannot_be_is_refused() -> None:
+    for broken in (conf().replace("nodeid: 3", "nodeid: 2"), conf().replace("    name: pve3\n", "")):
+        (error,) = exported({"pve1": node(1, broken, broken)}).errors
+        assert error.startswith("cluster production: /etc/pve/corosync.conf:")
+
+
+def test_nobody_answered() -> None:
+    assert exported({"pve1": None}).errors == ["no host could be asked, so there is nothing to export"]
+
+
+def test_a_template_in_a_configuration_is_refused() -> None:
+    text = conf().replace("10.1.0.3", "lookup")
+    found = exported({"pve1": node(1, text, text)}, pve1={"ansible_user": "{{ lookup('pipe', 'id') }}"})
+    assert found.errors and all("would take for a template" in error for error in found.errors)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])) | st.booleans() | st.integers(0, 2**40))
+def test_every_value_is_read_back_as_it_was(value: Any) -> None:
+    found = yaml.safe_load(f"key: {corosync_export.scalar(value)}\n")["key"]
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize("text", ["on", "No", "null", "1e3", "0x1f", "1:30", "fd00::1", "10.0", "~", "- a", "# a", "", "1_000"])
+def test_what_yaml_would_misread_is_quoted(text: str) -> None:
+    assert yaml.safe_load(corosync_export.scalar(text)) == text
