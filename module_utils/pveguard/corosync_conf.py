@@ -2,14 +2,14 @@
 
 The grammar is that of corosync.conf(5): one statement per line, ``section {``, ``key: value`` or ``}``; empty
 lines and lines that start with ``#`` are ignored. A document that was not edited serializes to the same
-bytes.
+bytes. Edits of options, addresses and links are in corosync_edit.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .errors import PveguardError
@@ -21,6 +21,19 @@ DEFAULT_TOKEN_MS = 3000
 DEFAULT_TOKEN_COEFFICIENT_MS = 125
 #: knet carries at most eight links (corosync.conf(5), linknumber).
 MAX_LINKS = 8
+#: corosync refuses a longer line ("Line too long"): it reads 512 bytes with the newline and a NUL (coroparse.c).
+MAX_LINE_BYTES = 510
+#: corosync's own token_coefficient in ms where the file has none (corosync.conf(5)).
+COROSYNC_TOKEN_COEFFICIENT_MS = 650
+TRANSPORTS = ("knet", "udp", "udpu")
+LINK_TRANSPORTS = ("udp", "sctp")
+LINK_MODES = ("passive", "active", "rr")
+IP_VERSIONS = ("ipv4", "ipv6", "ipv4-6", "ipv6-4")
+CIPHERS = ("none", "aes256", "aes192", "aes128")
+HASHES = ("none", "md5", "sha1", "sha256", "sha384", "sha512")
+
+#: The addresses that a host name stands for; empty when it does not resolve.
+Resolve = Callable[[str], Sequence[str]]
 
 
 class CorosyncConfError(PveguardError):
@@ -76,9 +89,9 @@ class Section:
         found = [line.value for line in self.pairs() if line.key == key]
         return found[-1] if found else None
 
-    def set(self, key: str, value: str | int) -> bool:
-        """Give ``key`` this value; a new one is added after the section's last pair. True when the text
-        changed."""
+    def set(self, key: str, value: str | int, after: Line | None = None) -> bool:
+        """Give ``key`` this value; a new one is added after the line ``after``, or the section's last pair. True
+        when the text changed."""
         text = str(value)
         _check_value(key, text)
         existing = [line for line in self.pairs() if line.key == key]
@@ -88,8 +101,10 @@ class Section:
             existing[-1].replace_value(text)
             return True
         pairs = self.pairs()
-        indent = _indent(pairs[-1].raw) if pairs else _indent(self.opening) + "  "
-        where = self.items.index(pairs[-1]) + 1 if pairs else 0
+        place = after if after is not None else pairs[-1] if pairs else None
+        indent = indent_of(place.raw) if place else indent_of(self.opening) + "  "
+        # By identity: two lines may be alike.
+        where = next((i for i, item in enumerate(self.items, 1) if item is place), 0)
         self.items.insert(where, Line(f"{indent}{key}: {text}{self._newline()}", key, text))
         return True
 
@@ -103,7 +118,7 @@ class Section:
         return self.opening + inner + self.closing
 
     def _newline(self) -> str:
-        return "\r\n" if self.opening.endswith("\r\n") else "\n"
+        return newline_of(self.opening or next((item.raw for item in self.items if isinstance(item, Line)), ""))
 
 
 @dataclass(frozen=True)
@@ -150,13 +165,31 @@ class Document:
         if existing:
             return existing
         text = self.text()
+        newline = self.newline
         if text and not text.endswith("\n"):
-            _end_with_newline(self.root)
+            _end_with_newline(self.root, newline)
         if text.strip():
-            self.root.items.append(Line("\n"))
-        new = Section(section, [], f"{section} {{\n", "}\n")
+            self.root.items.append(Line(newline))
+        new = Section(section, [], f"{section} {{{newline}", f"}}{newline}")
         self.root.items.append(new)
         return new
+
+    @property
+    def newline(self) -> str:
+        """How the text ends its lines: as its first line does."""
+        first, end, _ = self.text().partition("\n")
+        return newline_of(first + end)
+
+    def set(self, section: str, key: str, value: str | int) -> bool:
+        """Give ``key`` of a top-level section this value, where corosync takes it from. True when the text
+        changed."""
+        parts = [part for part in self.root.sections(section) if part.get(key) is not None]
+        return (parts[-1] if parts else self.ensure(section)).set(key, value)
+
+    def unset(self, section: str, key: str) -> bool:
+        """Take ``key`` off every top-level section of that name. True when the text changed."""
+        removed = [part.remove(key) for part in self.root.sections(section)]
+        return any(removed)
 
     @property
     def cluster_name(self) -> str | None:
@@ -178,12 +211,40 @@ class Document:
         return _number(self.get("totem", "token_coefficient"))
 
     @property
+    def effective_token_ms(self) -> int:
+        """The token that corosync works with, in ms: with three nodes and more the coefficient is added
+        (corosync.conf(5), token_coefficient)."""
+        token = DEFAULT_TOKEN_MS if self.token_ms is None else self.token_ms
+        coefficient = self.token_coefficient_ms
+        coefficient = COROSYNC_TOKEN_COEFFICIENT_MS if coefficient is None else coefficient
+        return token + max(0, len(self.node_sections()) - 2) * coefficient
+
+    @property
+    def transport(self) -> str:
+        """totem.transport; corosync's default is knet."""
+        return self.get("totem", "transport") or "knet"
+
+    @property
+    def crypto(self) -> tuple[str, str]:
+        """Cipher and hash in force: secauth stands for aes256 and sha256 unless they are set (corosync.conf(5))."""
+        on = self.get("totem", "secauth") == "on"
+        cipher = self.get("totem", "crypto_cipher") or ("aes256" if on else "none")
+        return cipher, self.get("totem", "crypto_hash") or ("sha256" if on else "none")
+
+    @property
     def two_node(self) -> bool:
         return self.get("quorum", "two_node") == "1"
 
     @property
     def qdevice(self) -> bool:
         return any(part.sections("device") for part in self.root.sections("quorum"))
+
+    def interface_sections(self) -> list[Section]:
+        return [section for part in self.root.sections("totem") for section in part.sections("interface")]
+
+    def link_numbers(self) -> list[int]:
+        """Links that any node has an address on."""
+        return sorted({number for node in self.nodes() for number in node.addresses})
 
     def node_sections(self) -> list[Section]:
         return [node for part in self.root.sections("nodelist") for node in part.sections("node")]
@@ -197,15 +258,17 @@ class Document:
     def bump(self) -> int:
         """Raise config_version by one and return it; without it no daemon copies the change."""
         version = (self.config_version or 0) + 1
-        self.ensure("totem").set("config_version", version)
+        self.set("totem", "config_version", version)
         return version
 
     def set_token(self, token_ms: int) -> bool:
         """Set totem.token (ms). True when the text changed; the caller raises config_version."""
-        return self.ensure("totem").set("token", token_ms)
+        return self.set("totem", "token", token_ms)
 
 
 _SECTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+#: What stands around a statement and is no part of it.
+_BLANK = " \t\r\f\v"
 
 
 def parse(text: str, source: str = "corosync.conf") -> Document:
@@ -214,8 +277,8 @@ def parse(text: str, source: str = "corosync.conf") -> Document:
     stack = [root]
     for number, raw in enumerate(_lines(text), 1):
         body = raw.rstrip("\r\n")
-        stripped = body.strip(" \t\r\f\v")
-        column = len(body) - len(body.lstrip(" \t\r\f\v")) + 1
+        stripped = body.strip(_BLANK)
+        column = len(body) - len(body.lstrip(_BLANK)) + 1
         if not stripped or stripped.startswith("#"):
             stack[-1].items.append(Line(raw, number=number))
             continue
@@ -238,7 +301,7 @@ def parse(text: str, source: str = "corosync.conf") -> Document:
             key = body[:colon].strip(" \t")
             if not key:
                 raise CorosyncConfError(number, column, "expected the name of a key before ':'", source)
-            stack[-1].items.append(Line(raw, key, body[colon + 1 :].strip(" \t\r\f\v"), number))
+            stack[-1].items.append(Line(raw, key, body[colon + 1 :].strip(_BLANK), number))
         elif stripped == "}":
             if len(stack) == 1:
                 raise CorosyncConfError(number, column, "'}' without an open section", source)
@@ -254,7 +317,7 @@ def parse(text: str, source: str = "corosync.conf") -> Document:
         open_section = stack[-1]
         raise CorosyncConfError(
             open_section.number,
-            len(_indent(open_section.opening)) + 1,
+            len(indent_of(open_section.opening)) + 1,
             f"section {open_section.name!r} is opened here and never closed; expected '}}'",
             source,
         )
@@ -322,15 +385,15 @@ def add_node(doc: Document, name: str, node_id: int, links: Sequence[str], votes
     siblings = doc.node_sections()
     if siblings:
         parent = next(part for part in doc.root.sections("nodelist") if siblings[-1] in part.items)
-        outer, inner = _indent(siblings[-1].opening), None
+        outer, inner = indent_of(siblings[-1].opening), None
         pairs = siblings[-1].pairs()
-        inner = _indent(pairs[0].raw) if pairs else outer + "  "
+        inner = indent_of(pairs[0].raw) if pairs else outer + "  "
         where = parent.items.index(siblings[-1]) + 1
     else:
         parent = doc.ensure("nodelist")
-        outer = _indent(parent.opening) + "  "
+        outer = indent_of(parent.opening) + "  "
         inner, where = outer + "  ", len(parent.items)
-    newline = "\r\n" if parent.opening.endswith("\r\n") else "\n"
+    newline = newline_of(parent.opening)
     section = Section("node", [], f"{outer}node {{{newline}", f"{outer}}}{newline}")
     values: list[tuple[str, object]] = [("name", name), ("nodeid", node_id), ("quorum_votes", votes)]
     values += [(f"ring{number}_addr", address) for number, address in enumerate(links)]
@@ -388,72 +451,235 @@ class Problem:
     message: str
 
 
-def problems(doc: Document, with_pmxcfs: bool = True) -> list[Problem]:
-    """Semantic mistakes, most serious first. ``with_pmxcfs``: the cluster carries the cluster file system."""
-    return sorted(_problems(doc, with_pmxcfs), key=lambda problem: problem.severity)
+def problems(doc: Document, with_pmxcfs: bool = True, resolve: Resolve | None = None) -> list[Problem]:
+    """Semantic mistakes, most serious first.
+
+    ``with_pmxcfs``: the cluster carries the cluster file system. ``resolve`` looks host names up; without it none
+    is looked up, so that the answer depends on the text alone.
+    """
+    found = [*_of_nodes(doc, with_pmxcfs), *_of_addresses(doc, resolve), *_of_links(doc), *_of_quorum(doc, with_pmxcfs)]
+    found += [*_of_totem(doc, with_pmxcfs), *_of_crypto(doc), *_of_lines(doc)]
+    return sorted(found, key=lambda problem: problem.severity)
 
 
-def refuse_problems(doc: Document, with_pmxcfs: bool = True) -> None:
-    """Raise PveguardError that lists every error of :func:`problems`."""
-    errors = [problem.message for problem in problems(doc, with_pmxcfs) if problem.severity == "error"]
+def refuse_problems(
+    doc: Document,
+    with_pmxcfs: bool = True,
+    resolve: Resolve | None = None,
+    known: Iterable[Problem] = (),
+) -> None:
+    """Raise PveguardError that lists every error of :func:`problems`, but for those ``known`` before."""
+    old = {problem.message for problem in known}
+    errors = [
+        problem.message
+        for problem in problems(doc, with_pmxcfs, resolve)
+        if problem.severity == "error" and problem.message not in old
+    ]
     if errors:
         raise PveguardError("corosync.conf would be wrong: " + "; ".join(errors))
 
 
-def _problems(doc: Document, with_pmxcfs: bool) -> Iterator[Problem]:
-    def error(message: str) -> Problem:
-        return Problem("error", message)
+def _error(message: str) -> Problem:
+    return Problem("error", message)
 
-    nodes = doc.nodes()
+
+def _warning(message: str) -> Problem:
+    return Problem("warning", message)
+
+
+def _of_totem(doc: Document, with_pmxcfs: bool) -> Iterator[Problem]:
     if not doc.cluster_name:
-        yield error("totem.cluster_name is missing")
+        yield _error("totem.cluster_name is missing")
     if with_pmxcfs and not doc.config_version:
-        yield error(
-            "totem.config_version is missing or 0; the copy to the other nodes needs a number above 0"
-        )
+        yield _error("totem.config_version is missing or 0; the copy to the other nodes needs a number above 0")
     if (version := doc.get("totem", "version")) != "2":
-        yield error(f"totem.version is {version}, wanted 2")
+        yield _error(f"totem.version is {version}, wanted 2")
+    transport = doc.transport
+    if transport not in TRANSPORTS:
+        yield _error(f"totem.transport is {transport!r}, wanted {_or(TRANSPORTS)}")
+    elif transport != "knet":
+        yield _warning(f"totem.transport is {transport}: no second link and no encryption, wanted knet")
+        if len(doc.link_numbers()) > 1:
+            yield _error(f"totem.transport is {transport} with {len(doc.link_numbers())} links; only knet carries several")
+    if (mode := doc.get("totem", "link_mode")) is not None and mode not in LINK_MODES:
+        yield _error(f"totem.link_mode is {mode!r}, wanted {_or(LINK_MODES)}")
+    if (version := doc.get("totem", "ip_version")) is not None and version not in IP_VERSIONS:
+        yield _error(f"totem.ip_version is {version!r}, wanted {_or(IP_VERSIONS)}")
+    for key in ("token", "token_coefficient", "consensus"):
+        if (value := doc.get("totem", key)) is not None and _number(value) is None:
+            yield _error(f"totem.{key} is {value!r}, wanted a number of ms")
+    consensus, token = _number(doc.get("totem", "consensus")), doc.effective_token_ms
+    # corosync.conf(5): the minimum value for consensus must be 1.2 * token.
+    if consensus is not None and consensus * 10 < token * 12:
+        yield _warning(
+            f"totem.consensus is {consensus} ms, below 1.2 times the token of {token} ms; without it corosync takes "
+            "the right value"
+        )
+
+
+def _of_nodes(doc: Document, with_pmxcfs: bool) -> Iterator[Problem]:
+    nodes = doc.nodes()
     if not nodes:
-        yield error("nodelist has no node")
-    yield from (error(text) for text in _duplicates(nodes))
+        yield _error("nodelist has no node")
+    yield from (_error(text) for text in _duplicates(nodes))
     links = {number for node in nodes for number in node.addresses}
-    for node in nodes:
-        if node.node_id is None or node.node_id < 1:
-            yield error(f"{node.label} has no nodeid above 0")
+    for node, section in zip(nodes, doc.node_sections(), strict=True):
+        if node.node_id is None or not 0 < node.node_id < 2**32:
+            yield _error(f"{node.label} has no nodeid above 0")
         if with_pmxcfs and not node.name:
-            yield error(f"{node.label} has no name; the cluster file system finds a node by its host name")
+            yield _error(f"{node.label} has no name; the cluster file system finds a node by its host name")
+        if (votes := section.get("quorum_votes")) is not None and _number(votes) is None:
+            yield _error(f"quorum_votes of {node.label} is {votes!r}, wanted a number")
         missing = sorted(links - set(node.addresses))
         if not node.addresses:
-            yield error(f"{node.label} has no ring0_addr")
+            yield _error(f"{node.label} has no ring0_addr")
         elif missing:
             keys = ", ".join(f"ring{number}_addr" for number in missing)
-            yield error(f"{node.label} has no {keys}, which other nodes have")
-        for number, address in node.addresses.items():
-            if _is_loopback(address):
-                yield error(f"ring{number}_addr of {node.label} is the loopback address {address}")
+            yield _error(f"{node.label} has no {keys}, which other nodes have")
     if links and max(links) >= MAX_LINKS:
-        yield error(f"link {max(links)} is beyond corosync's {MAX_LINKS} links (0 to {MAX_LINKS - 1})")
+        yield _error(f"link {max(links)} is beyond corosync's {MAX_LINKS} links (0 to {MAX_LINKS - 1})")
+
+
+def _of_addresses(doc: Document, resolve: Resolve | None) -> Iterator[Problem]:
+    wanted = {"ipv4": 4, "ipv6": 6}.get(doc.get("totem", "ip_version") or "")
+    families: dict[int, tuple[int, str]] = {}
+    owners: dict[str, str] = {}
+    for node in doc.nodes():
+        for number, address in sorted(node.addresses.items()):
+            label = f"ring{number}_addr of {node.label}"
+            parsed = _address(address)
+            if parsed is None and not is_host_name(address):
+                yield _error(f"{label} is {address!r}, neither an address nor a host name")
+                continue
+            if parsed is None:
+                names = list(resolve(address)) if resolve else []
+                if resolve and not names:
+                    yield _error(f"{label} is the host name {address}, which does not resolve here")
+                looked_up = [found for name in names if (found := _address(name))]
+                matching = [found for found in looked_up if wanted in (None, found.version)]
+                if looked_up and not matching:
+                    yield _error(f"{label}: {address} has no address that totem.ip_version ipv{wanted} allows")
+                if _is_loopback(address) or any(found.is_loopback for found in matching):
+                    yield _error(f"{label} is the loopback address {address}")
+                for name in sorted({str(found) for found in matching}):
+                    owner = owners.setdefault(name, label)
+                    if owner != label:
+                        yield _error(f"{name} is both {owner} and {label} ({address})")
+                continue
+            if parsed.is_loopback:
+                yield _error(f"{label} is the loopback address {address}")
+            elif parsed.is_unspecified or parsed.is_multicast:
+                yield _error(f"{label} is {address}, which is not the address of one host")
+            elif wanted is not None and parsed.version != wanted:
+                yield _error(f"{label} is {address}, which totem.ip_version ipv{wanted} does not allow")
+            family, first = families.setdefault(number, (parsed.version, address))
+            if family != parsed.version:
+                yield _error(f"link {number} has addresses of both families ({first} and {address}); take one")
+            owners.setdefault(str(parsed), label)
+
+
+def _of_links(doc: Document) -> Iterator[Problem]:
+    numbers = doc.link_numbers()
+    seen: set[int] = set()
+    transports: set[str] = set()
+    for section in doc.interface_sections():
+        number = interface_number(section)
+        if number is None:
+            yield _error(f"the interface section of line {section.number} has the linknumber {section.get('linknumber')!r}")
+            continue
+        if number in seen:
+            yield _warning(f"link {number} has two interface sections; corosync takes the last value of each key")
+        seen.add(number)
+        if doc.node_sections() and number not in numbers:
+            yield _warning(f"totem.interface {number} describes a link that no node has")
+        transport = section.get("knet_transport")
+        if transport is not None and transport not in LINK_TRANSPORTS:
+            yield _error(f"knet_transport of link {number} is {transport!r}, wanted {_or(LINK_TRANSPORTS)}")
+        elif doc.transport == "knet" and number in numbers:
+            transports.add(transport or "udp")
+        priority = section.get("knet_link_priority")
+        if priority is not None and ((value := _number(priority)) is None or value > 255):
+            yield _error(f"knet_link_priority of link {number} is {priority!r}, wanted 0 to 255")
+        pings = [key for key in ("knet_ping_interval", "knet_ping_timeout") if section.get(key) is not None]
+        if len(pings) == 1:
+            yield _warning(f"link {number} has {pings[0]} without its pair; corosync wants both or none")
+    if len(transports) > 1:
+        yield _warning(f"links use different transports ({', '.join(sorted(transports))}); their MTU and loss differ")
+
+
+def _of_quorum(doc: Document, with_pmxcfs: bool) -> Iterator[Problem]:
+    nodes = doc.nodes()
     if doc.two_node and len(nodes) != 2:
-        yield error(f"quorum.two_node is 1 with {len(nodes)} nodes")
+        yield _error(f"quorum.two_node is 1 with {len(nodes)} nodes")
     elif doc.two_node and with_pmxcfs:
-        yield error(
+        yield _error(
             "quorum.two_node is 1: both halves of a split would write to /etc/pve and one side's changes be "
-            "lost; "
-            "remove it and set up a QDevice ('pvecm qdevice setup')"
+            "lost; remove it and set up a QDevice ('pvecm qdevice setup')"
         )
     if doc.get("quorum", "provider") != "corosync_votequorum":
-        yield error("quorum.provider is not corosync_votequorum")
-    crypto = doc.get("totem", "secauth") == "on" or (doc.get("totem", "crypto_cipher") or "none") != "none"
-    if not crypto:
-        yield Problem(
-            "warning", "totem.secauth is off: anyone on the ring's network can join or stop the cluster"
-        )
+        yield _error("quorum.provider is not corosync_votequorum")
     votes = sum(node.votes for node in nodes)
     if nodes and votes % 2 == 0 and not doc.qdevice and not doc.two_node:
-        yield Problem(
-            "warning",
-            f"an even number of votes ({votes}) and no QDevice: half of the nodes cannot go on alone",
+        yield _warning(f"an even number of votes ({votes}) and no QDevice: half of the nodes cannot go on alone")
+    expected = doc.get("quorum", "expected_votes")
+    if expected is not None and _number(expected) is None:
+        yield _error(f"quorum.expected_votes is {expected!r}, wanted a number")
+    elif expected is not None and nodes and int(expected) < votes:
+        yield _warning(
+            f"quorum.expected_votes is {expected} and the nodes have {votes} votes: it overrides them, so that two parts "
+            "may both have quorum"
         )
+
+
+def _of_crypto(doc: Document) -> Iterator[Problem]:
+    secauth = doc.get("totem", "secauth")
+    cipher, digest = doc.crypto
+    if secauth not in (None, "on", "off"):
+        yield _warning(f"totem.secauth is {secauth!r}, which corosync takes for off; wanted on or off")
+    if cipher not in CIPHERS:
+        yield _error(f"totem.crypto_cipher is {cipher!r}, wanted {_or(CIPHERS)}")
+    if digest not in HASHES:
+        yield _error(f"totem.crypto_hash is {digest!r}, wanted {_or(HASHES)}")
+    if cipher != "none" and digest == "none":
+        yield _error(f"totem.crypto_cipher is {cipher} with crypto_hash none; corosync wants a hash with every cipher")
+    if cipher == "none" and digest == "none":
+        if secauth == "on":
+            yield _error("totem.secauth is on, but crypto_cipher and crypto_hash are none, which switches it off")
+        yield _warning("totem.secauth is off: anyone on the ring's network can join or stop the cluster")
+    else:
+        if cipher == "none":
+            yield _warning(f"totem.crypto_cipher is none: messages are authenticated ({digest}) and not encrypted")
+        if secauth == "off":
+            yield _warning(f"totem.secauth is off, but crypto_cipher and crypto_hash are {cipher} and {digest}: crypto is on")
+        if doc.transport in ("udp", "udpu"):
+            yield _error(f"crypto is on with totem.transport {doc.transport}; only knet has it")
+    if doc.get("totem", "key") is not None:
+        yield _warning("totem.key holds the secret in a file that others can read; keep it in /etc/corosync/authkey")
+
+
+def _of_lines(doc: Document) -> Iterator[Problem]:
+    for number, line in enumerate(doc.text().split("\n"), 1):
+        size = len(line.encode("utf-8", "surrogateescape"))
+        if size > MAX_LINE_BYTES:
+            yield _error(f"line {number} has {size} bytes; corosync reads {MAX_LINE_BYTES} of a line")
+    for name, label in (("totem", "totem."), ("quorum", "quorum."), ("logging", "logging.")):
+        lines = [line for part in doc.root.sections(name) for line in part.pairs()]
+        yield from _repeated(lines, label)
+    for node, section in zip(doc.nodes(), doc.node_sections(), strict=True):
+        yield from _repeated(section.pairs(), f"{node.label}: ")
+
+
+def _repeated(lines: Iterable[Line], label: str) -> Iterator[Problem]:
+    values: dict[str, list[str]] = {}
+    for line in lines:
+        values.setdefault(line.key or "", []).append(line.value)
+    for key, given in values.items():
+        if len(set(given)) > 1:
+            yield _warning(f"{label}{key} is given more than once ({', '.join(given)}); corosync takes the last")
+
+
+def _or(choices: Sequence[str]) -> str:
+    return f"{', '.join(choices[:-1])} or {choices[-1]}"
 
 
 def _duplicates(nodes: Iterable[Node]) -> Iterator[str]:
@@ -465,14 +691,16 @@ def _duplicates(nodes: Iterable[Node]) -> Iterator[str]:
         if node.name:
             keys.append(("name", node.name))
         for number, address in node.addresses.items():
-            if ("address", address) in keys:
+            # One address may be written in more than one way.
+            key: tuple[str, object] = ("address", str(_address(address) or address))
+            if key in keys:
                 yield f"{node.label} has the address {address} twice (again as ring{number}_addr)"
             else:
-                keys.append(("address", address))
-        for key in keys:
-            if key in seen:
-                yield f"{key[0]} {key[1]} belongs to both {seen[key].label} and {node.label}"
-            seen[key] = node
+                keys.append(key)
+        for entry in keys:
+            if entry in seen:
+                yield f"{entry[0]} {entry[1]} belongs to both {seen[entry].label} and {node.label}"
+            seen[entry] = node
 
 
 def _node(section: Section) -> Node:
@@ -503,29 +731,61 @@ def _lines(text: str) -> list[str]:
     return [part + "\n" for part in parts[:-1]] + ([parts[-1]] if parts[-1] else [])
 
 
-def _indent(raw: str) -> str:
+def indent_of(raw: str) -> str:
+    """The blanks that a line starts with."""
     return raw[: len(raw) - len(raw.lstrip(" \t"))]
 
 
-def _end_with_newline(section: Section) -> None:
+def newline_of(raw: str) -> str:
+    """How a line ends; with a plain newline where it does not."""
+    return "\r\n" if raw.endswith("\r\n") else "\n"
+
+
+def _end_with_newline(section: Section, newline: str) -> None:
     last = section.items[-1]
     if isinstance(last, Line):
-        last.raw += "\n"
+        last.raw += newline
     else:
-        last.closing += "\n"
+        last.closing += newline
 
 
 def _number(value: str | None) -> int | None:
     return int(value) if value is not None and re.fullmatch(r"[0-9]{1,18}", value, flags=re.ASCII) else None
 
 
-def _is_loopback(address: str) -> bool:
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*\.?\Z")
+
+
+def is_host_name(text: str) -> bool:
+    """True for what could be a host name; something made of digits and dots alone is a broken address."""
+    return bool(_HOST_NAME.match(text)) and not re.fullmatch(r"[0-9.]+", text)
+
+
+def interface_number(section: Section) -> int | None:
+    """The link of a totem.interface section: 0 without a linknumber; None when it is not a number."""
+    value = section.get("linknumber")
+    return 0 if value is None else _number(value)
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return ipaddress.ip_address(address).is_loopback
+        return ipaddress.ip_address(text)
     except ValueError:
-        return address == "localhost"
+        return None
+
+
+def _is_loopback(address: str) -> bool:
+    parsed = _address(address)
+    return address == "localhost" if parsed is None else parsed.is_loopback
 
 
 def _check_value(key: str, value: str) -> None:
     if re.search(r"[\r\n{}\0]", value):
         raise PveguardError(f"{key}: {value!r} cannot stand in corosync.conf (line break, brace or NUL)")
+    if not value or value != value.strip(_BLANK):
+        raise PveguardError(f"{key}: {value!r} cannot stand in corosync.conf (empty, or blanks around it)")
+    if not re.fullmatch(r"[^\s:{}#\0][^\s:{}\0]*", key):
+        raise PveguardError(f"{key!r} cannot be a key of corosync.conf")
+    if len(f"{key}: {value}".encode("utf-8", "surrogateescape")) > MAX_LINE_BYTES:
+        raise PveguardError(f"{key}: a value of {len(value)} characters; corosync reads {MAX_LINE_BYTES} bytes of a line")

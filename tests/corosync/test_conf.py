@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 from ansible.module_utils.pveguard import corosync_conf
@@ -305,3 +306,105 @@ def test_warnings() -> None:
     found = [p.message for p in corosync_conf.problems(corosync_conf.parse(text)) if p.severity == "warning"]
     assert any("secauth is off" in message for message in found)
     assert any("even number of votes (2)" in message for message in found)
+
+
+def messages(text: str, severity: str, **more: Any) -> list[str]:
+    found = corosync_conf.problems(corosync_conf.parse(text), **more)
+    return [problem.message for problem in found if problem.severity == severity]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "severity", "message"),
+    [
+        ("transport: knet", "transport: udpx", "error", "transport is 'udpx', wanted knet, udp or udpu"),
+        ("transport: knet", "transport: udpu", "warning", "transport is udpu: no second link and no encryption"),
+        ("transport: knet", "transport: udpu", "error", "crypto is on with totem.transport udpu"),
+        ("transport: knet", "transport: knet\n  transport: udp", "warning", "given more than once (knet, udp)"),
+        ("link_mode: passive", "link_mode: both", "error", "wanted passive, active or rr"),
+        ("ip_version: ipv4-6", "ip_version: 4", "error", "ip_version is '4'"),
+        ("ip_version: ipv4-6", "ip_version: ipv6", "error", "10.77.0.1, which totem.ip_version ipv6 does not allow"),
+        ("10.77.0.2", "fd00::2", "error", "link 0 has addresses of both families (10.77.0.1 and fd00::2)"),
+        ("10.77.0.2", "10.77.0.300", "error", "'10.77.0.300', neither an address nor a host name"),
+        ("10.77.0.2", "10.77.0.2/24", "error", "'10.77.0.2/24', neither an address"),
+        ("10.77.0.2", "0.0.0.0", "error", "not the address of one host"),
+        ("10.77.0.2", "224.0.0.9", "error", "not the address of one host"),
+        ("10.77.0.2", "localhost", "error", "loopback address localhost"),
+        ("secauth: on", "secauth: yes", "warning", "secauth is 'yes', which corosync takes for off"),
+        ("secauth: on", "secauth: on\n  crypto_cipher: none\n  crypto_hash: none", "error", "which switches it off"),
+        ("secauth: on", "secauth: off\n  crypto_cipher: aes256", "error", "corosync wants a hash with every cipher"),
+        (
+            "secauth: on",
+            "secauth: off\n  crypto_cipher: aes256\n  crypto_hash: sha1",
+            "warning",
+            "secauth is off, but crypto_cipher and crypto_hash are aes256 and sha1: crypto is on",
+        ),
+        ("secauth: on", "crypto_hash: sha256", "warning", "authenticated (sha256) and not encrypted"),
+        ("secauth: on", "secauth: on\n  crypto_cipher: des", "error", "crypto_cipher is 'des'"),
+        ("secauth: on", "secauth: on\n  key: hush", "warning", "keep it in /etc/corosync/authkey"),
+        ("linknumber: 0", "linknumber: 3", "warning", "totem.interface 3 describes a link that no node has"),
+        ("linknumber: 0", "linknumber: x", "error", "has the linknumber 'x'"),
+        ("linknumber: 0", "knet_transport: tcp", "error", "knet_transport of link 0 is 'tcp', wanted udp or sctp"),
+        ("linknumber: 0", "knet_link_priority: 256", "error", "knet_link_priority of link 0 is '256', wanted 0 to 255"),
+        ("linknumber: 0", "knet_ping_timeout: 900", "warning", "knet_ping_timeout without its pair"),
+        ("nodeid: 3", "nodeid: 4294967296", "error", "pve3 has no nodeid above 0"),
+        ("quorum_votes: 1", "quorum_votes: one", "error", "quorum_votes of pve1 is 'one'"),
+        ("token: 3000", "token: 3s", "error", "totem.token is '3s'"),
+        ("token: 3000", "token: 3000\n  consensus: 3600", "warning", "below 1.2 times the token of 3125 ms"),
+        (
+            "provider: corosync_votequorum",
+            "provider: corosync_votequorum\n  expected_votes: 2",
+            "warning",
+            "expected_votes is 2 and the nodes have 3 votes",
+        ),
+        ("cluster_name: lab", "cluster_name: lab\n  # " + "x" * 600, "error", "has 604 bytes; corosync reads 510"),
+    ],
+)
+def test_more_mistakes(old: str, new: str, severity: str, message: str) -> None:
+    text = corosync_conf.render_new("lab", NODES)
+    assert old in text and not any(message in found for found in messages(text, severity))
+    assert any(message in found for found in messages(text.replace(old, new), severity)), messages(
+        text.replace(old, new), severity
+    )
+
+
+def test_addresses_that_are_written_in_two_ways_are_one() -> None:
+    text = corosync_conf.render_new("lab", NODES)
+    for number, address in ((1, "fd00::1"), (2, "fd00:0::1"), (3, "fd00::3")):
+        text = text.replace(f"10.77.0.{number}", address)
+    assert any("belongs to both pve1 and pve2" in found for found in messages(text, "error"))
+
+
+def test_names_are_looked_up_only_where_asked() -> None:
+    text = corosync_conf.render_new("lab", NODES).replace("10.77.0.2", "two.lab").replace("10.77.0.3", "three.lab")
+    assert messages(text, "error") == []
+    known = {"two.lab": ["10.77.0.2"], "three.lab": ["10.77.0.3", "fd00::3"]}
+    assert messages(text, "error", resolve=lambda name: known.get(name, [])) == []
+    known["three.lab"] = []
+    (message,) = messages(text, "error", resolve=lambda name: known.get(name, []))
+    assert message == "ring0_addr of pve3 is the host name three.lab, which does not resolve here"
+    known["three.lab"] = ["10.77.0.1"]
+    (message,) = messages(text, "error", resolve=lambda name: known.get(name, []))
+    assert message.startswith("10.77.0.1 is both ring0_addr of pve1 and ring0_addr of pve3 (three.lab)")
+    known["three.lab"] = ["fd00::3"]
+    ipv4 = text.replace("ip_version: ipv4-6", "ip_version: ipv4")
+    (message,) = messages(ipv4, "error", resolve=lambda name: known.get(name, []))
+    assert "three.lab has no address that totem.ip_version ipv4 allows" in message
+    known["three.lab"] = ["127.0.1.1"]
+    (message,) = messages(text, "error", resolve=lambda name: known.get(name, []))
+    assert "loopback address three.lab" in message
+
+
+def test_errors_that_were_there_before_are_not_held_against_a_change() -> None:
+    text = corosync_conf.render_new("lab", NODES[:2]).replace("quorum {\n", "quorum {\n  two_node: 1\n")
+    old = corosync_conf.parse(text)
+    corosync_conf.refuse_problems(old, known=corosync_conf.problems(old))
+    new = corosync_conf.parse(text.replace("link_mode: passive", "link_mode: x"))
+    with pytest.raises(PveguardError, match="be wrong: totem.link_mode"):
+        corosync_conf.refuse_problems(new, known=corosync_conf.problems(old))
+
+
+def test_the_token_that_corosync_works_with() -> None:
+    text = corosync_conf.render_new("lab", NODES)
+    assert corosync_conf.parse(text).effective_token_ms == 3125
+    text = text.replace("  token: 3000\n", "").replace("  token_coefficient: 125\n", "")
+    assert corosync_conf.parse(text).effective_token_ms == 3650
