@@ -360,7 +360,7 @@ def render_new(
 
 def add_node(doc: Document, name: str, node_id: int, links: Sequence[str], votes: int = 1) -> bool:
     """Add a node to the nodelist and raise config_version. False when it is there already with the same
-    addresses.
+    addresses. ``links``: the index is the link's number, an empty text a link that it does not have.
 
     Raises PveguardError when a node of that name or id is there with other values, when the result would be
     refused by :func:`problems`, or when a QDevice is configured (its votes depend on the number of nodes).
@@ -368,7 +368,7 @@ def add_node(doc: Document, name: str, node_id: int, links: Sequence[str], votes
     for present in doc.nodes():
         if present.name != name and present.node_id != node_id:
             continue
-        wanted = dict(enumerate(links))
+        wanted = {number: address for number, address in enumerate(links) if address}
         if present.name == name and present.node_id == node_id and present.addresses == wanted:
             return False
         raise PveguardError(
@@ -396,7 +396,7 @@ def add_node(doc: Document, name: str, node_id: int, links: Sequence[str], votes
     newline = newline_of(parent.opening)
     section = Section("node", [], f"{outer}node {{{newline}", f"{outer}}}{newline}")
     values: list[tuple[str, object]] = [("name", name), ("nodeid", node_id), ("quorum_votes", votes)]
-    values += [(f"ring{number}_addr", address) for number, address in enumerate(links)]
+    values += [(f"ring{number}_addr", address) for number, address in enumerate(links) if address]
     for key, value in values:
         _check_value(key, str(value))
         section.items.append(Line(f"{inner}{key}: {value}{newline}", key, str(value)))

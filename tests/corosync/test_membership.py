@@ -216,3 +216,57 @@ def test_token_and_refusals_of_a_change(members: Callable[[int], Member], tmp_pa
     assert "differs from /etc/pve/corosync.conf" in first.change(token_ms=5000)["error"]
     first.systemctl("stop", "corosync.service")
     assert "corosync is not running" in first.change(token_ms=5000)["error"]
+
+
+def test_links_come_move_and_go_while_the_cluster_stays(members: Callable[[int], Member]) -> None:
+    """What the change core knows of reloads, tried on real corosync: each step arrives on both nodes."""
+    first, second = founded(members(1)), members(2)
+    assert join(first, second).get("error") is None
+    for node in (first, second):
+        for net in (88, 99):
+            node.sh(f"ip addr add 10.{net}.0.{node.number}/24 dev e0")
+
+    def links(node: Member) -> dict[int, str]:
+        return {link["link"]: link["address"] for link in node.info()["links"]}
+
+    def change(**wanted: Any) -> dict[str, Any]:
+        result = first.change(**wanted)
+        assert result.get("error") is None, result
+        for node in (first, second):
+            info = node.info()
+            assert info["quorate"] and info["copies_equal"] and info["live_member_ids"] == [1, 2], info
+            assert info["running_config_version"] == info["cluster"]["config_version"]
+        return result
+
+    change(links=[{"number": 1, "addresses": {"pve1": "10.88.0.1", "pve2": "10.88.0.2"}, "priority": 9}])
+    assert links(second) == {0: "10.77.0.2", 1: "10.88.0.2"}
+    nodes = [{"name": f"pve{n}", "node_id": n, "links": [f"10.99.0.{n}", f"10.88.0.{n}"]} for n in (1, 2)]
+    change(nodes=nodes, update_nodes=True, token_ms=4000, logging={"debug": False})
+    assert links(second) == {0: "10.99.0.2", 1: "10.88.0.2"}
+    assert first.info()["token_ms"] == second.info()["token_ms"] == 4000
+    change(links=[{"number": 0, "absent": True}])
+    assert links(first) == {1: "10.88.0.1"} and links(second) == {1: "10.88.0.2"}
+    # Encryption, without a restart.
+    change(crypto={"cipher": "aes128", "hash": "sha512"}, allow_crypto_change=True)
+    change(crypto={"cipher": "none", "hash": "none"}, allow_crypto_change=True)
+    change(crypto={"cipher": "aes256", "hash": "sha256"}, allow_crypto_change=True)
+    assert change(crypto={"cipher": "aes256", "hash": "sha256"})["changed"] is False
+
+
+def test_a_link_that_does_not_come_up_is_undone(members: Callable[[int], Member]) -> None:
+    first, second = founded(members(1)), members(2)
+    assert join(first, second).get("error") is None
+    before = (first.pve / "corosync.conf").read_text()
+    # The second node does not have its address.
+    first.sh("ip addr add 10.88.0.1/24 dev e0")
+    wanted = {"number": 1, "addresses": {"pve1": "10.88.0.1", "pve2": "10.88.0.2"}}
+    error = first.change(links=[wanted], timeout_s=10)["error"]
+    assert "link 1 is not up to node ids 2" in error and "is in force on every live member" in error, error
+    assert "+    ring1_addr: 10.88.0.2" in error
+    version = corosync_conf.parse(before).config_version or 0
+    for node in (first, second):
+        text = (node.root / "etc/corosync/corosync.conf").read_text()
+        assert text == before.replace(f"config_version: {version}", f"config_version: {version + 2}")
+        info = node.info()
+        assert info["quorate"] and info["running_config_version"] == version + 2
+        assert info["live_member_ids"] == [1, 2] and [link["link"] for link in info["links"]] == [0]
