@@ -209,7 +209,7 @@ def link_options(doc: Document, number: int) -> dict[str, str]:
     for part in doc.interface_sections():
         if interface_number(part) == number:
             for name, key in LINK_KEYS.items():
-                if (value := part.get(key)) is not None:
+                if value := part.get(key):
                     found[name] = value
     return found
 
