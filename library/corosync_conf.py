@@ -151,6 +151,11 @@ options:
     description: Keys of C(quorum), such as C(wait_for_all).
     type: dict
     default: {}
+  restore:
+    description:
+      - A former text of this cluster that is put back with a C(config_version) above any that was seen. Not
+        together with other wishes.
+    type: str
   expected_ids:
     description: Node ids that must be in the live membership.
     type: list
@@ -190,6 +195,11 @@ EXAMPLES = r"""
         node_id: 2
         links: [10.0.8.2, 10.1.0.2]
     update_nodes: true
+  run_once: true
+
+- name: Back to the text from before a change
+  corosync_conf:
+    restore: "{{ changed.before }}"
   run_once: true
 
 - name: Take the second link off
@@ -233,7 +243,7 @@ rolled_back:
   type: bool
 before:
   description: The text before the change.
-  returned: when a change was written and did not arrive
+  returned: success, and when a change was written and did not arrive
   type: str
 after:
   description: The text that did not arrive.
@@ -297,6 +307,7 @@ def main() -> None:
             "totem": {"type": "dict", "default": {}},
             "logging": {"type": "dict", "default": {}},
             "quorum": {"type": "dict", "default": {}},
+            "restore": {"type": "str"},
             "expected_ids": {"type": "list", "elements": "int", "default": []},
             "deadline_seconds": {"type": "float", "default": 60},
         },
@@ -318,7 +329,13 @@ def main() -> None:
         quorum=params["quorum"],
     )
     try:
-        if module.check_mode:
+        if params["restore"] is not None:
+            if not wanted.empty:
+                module.fail_json(msg="restore puts a whole text back and takes no other wish")
+            outcome = corosync_change.restore(
+                params["restore"], params["deadline_seconds"], params["expected_ids"], module.check_mode
+            )
+        elif module.check_mode:
             outcome = corosync_change.plan(wanted)
         else:
             outcome = corosync_change.apply(wanted, params["deadline_seconds"], params["expected_ids"])
@@ -337,6 +354,7 @@ def main() -> None:
     module.exit_json(
         changed=outcome.changed or outcome.reloaded,
         config_version=corosync_conf.parse(outcome.after).config_version,
+        before=shown(outcome.before),
         text=shown(outcome.after),
         live_member_ids=outcome.info["live_member_ids"],
         reloaded=outcome.reloaded,

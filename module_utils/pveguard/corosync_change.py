@@ -416,6 +416,8 @@ def _refuse_votes(info: dict[str, Any], old: Document, new: Document) -> None:
 
 
 def _refuse_crypto(info: dict[str, Any], old: Document, new: Document, wanted: Wanted, run: Run) -> None:
+    if len(old.nodes()) < 2:
+        return
     change = f"crypto would change from {'/'.join(old.crypto)} to {'/'.join(new.crypto)}"
     if not wanted.allow_crypto_change:
         raise PveguardError(
@@ -588,15 +590,8 @@ def _roll_back(
     if now not in written:
         raise fail("It was not put back, because someone else has changed /etc/pve/corosync.conf since", False)
     info = corosync_info.collect(run=run, root=root)
-    seen = [corosync_conf.parse(text).config_version or 0 for text in written]
-    seen += [info["running_config_version"] or 0, (info["host"] or {}).get("config_version") or 0]
-    seen += [number or 0 for number in info["member_config_versions"].values()]
-    texts = []
-    for number, text in enumerate(corosync_edit.steps(corosync_conf.parse(now), corosync_conf.parse(before)), 1):
-        stepped = corosync_conf.parse(text)
-        stepped.set("totem", "config_version", max(seen) + number)
-        texts.append(stepped.text())
-    version = max(seen) + len(texts)
+    texts = _higher(now, before, [*written], info)
+    version = corosync_conf.parse(texts[-1]).config_version
     for text in texts:
         try:
             _await_writable(before, now, info, deadline_s, run, root, sleep, clock)
@@ -614,6 +609,65 @@ def _roll_back(
     raise fail(
         f"The former text was put back with config_version {version} and is in force on every live member", True
     ) from error
+
+
+def _higher(now: str, wanted: str, written: Sequence[str], info: dict[str, Any]) -> list[str]:
+    """The steps from ``now`` to ``wanted``, each with a config_version above any that was seen."""
+    seen = [corosync_conf.parse(text).config_version or 0 for text in [now, *written]]
+    seen += [info["running_config_version"] or 0, (info["host"] or {}).get("config_version") or 0]
+    seen += [number or 0 for number in info["member_config_versions"].values()]
+    texts = []
+    for number, text in enumerate(corosync_edit.steps(corosync_conf.parse(now), corosync_conf.parse(wanted)), 1):
+        stepped = corosync_conf.parse(text)
+        stepped.set("totem", "config_version", max(seen) + number)
+        texts.append(stepped.text())
+    return texts
+
+
+def restore(
+    wanted: str,
+    deadline_s: float = 60.0,
+    expected_ids: Sequence[int] = (),
+    check_mode: bool = False,
+    run: Run = real_run,
+    root: Path = Path("/"),
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> Outcome:
+    """Put a former text of this cluster back, with a config_version above any that was seen, and wait for it.
+
+    No change when the cluster's text differs from it in config_version only. Raises PveguardError for another
+    cluster's text, for one that ``corosync -t`` refuses, without quorum, and when it does not arrive.
+    """
+    info = corosync_info.collect(run=run, root=root)
+    if info["cluster"] is None:
+        raise PveguardError("/etc/pve/corosync.conf does not exist: this node is not a member of a cluster")
+    now = _exact(info, root)
+    old, new = corosync_conf.parse(now, "/etc/pve/corosync.conf"), corosync_conf.parse(wanted, "the text to be restored")
+    if old.cluster_name != new.cluster_name:
+        raise PveguardError(
+            f"the text to be restored is of the cluster {new.cluster_name!r}, this is {old.cluster_name!r}"
+        )
+    new.set("totem", "config_version", old.config_version or 0)
+    if new.text() == now:
+        outcome = Outcome(False, now, now, info=info)
+        if not check_mode:
+            _converge(outcome, now, deadline_s, expected_ids, (), run, root, sleep, clock)
+        return outcome
+    texts = _higher(now, wanted, [], info)
+    keys = corosync_edit.restart_keys(old, new)
+    outcome = Outcome(True, now, texts[-1], info=info, restart_needed=keys, steps=len(texts))
+    if check_mode:
+        return outcome
+    validate(wanted, run, root / "run/pveguard")
+    for text in texts:
+        _await_writable(wanted, now, outcome.info, deadline_s, run, root, sleep, clock)
+        with _Lock(root / "etc/pve" / LOCK, deadline_s, sleep, clock):
+            _replace(root / "etc/pve/corosync.conf", now, text, None)
+        links = _new_links(now, text)
+        _converge(outcome, text, deadline_s, expected_ids, links, run, root, sleep, clock)
+        now = text
+    return outcome
 
 
 def _await_writable(

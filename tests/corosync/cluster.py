@@ -49,6 +49,8 @@ class Cluster:
         self.later: list[tuple[float, Callable[[], None]]] = []  # what happens when its time has come
         self.journal: list[str] = []
         self.expected: int | None = None
+        self.restarts = 0
+        self.start_fails = ""
         self.version = "3.1.9"
         self.texts: list[str] = []  # every text that ran
         self.calls: list[list[str]] = []
@@ -152,6 +154,14 @@ class Cluster:
                 return Result(0, f"Corosync Cluster Engine, version '{self.version}'\n", "")
             case ["journalctl", *_]:
                 return Result(0, "\n".join(self.journal) + "\n", "")
+            case ["systemctl", "restart", "corosync.service"]:
+                return Result(1, "", self.start_fails) if self.start_fails else self._restart()
             case ["systemctl", "show", *_]:
                 return Result(0, "", "")
         raise AssertionError(f"unexpected command: {' '.join(argv)}")
+
+    def _restart(self) -> Result:
+        self.running = self.host.read_text()
+        self.restarts += 1
+        self.effect(self.running)
+        return Result(0, "", "")

@@ -495,6 +495,40 @@ def test_a_removal_is_not_undone(cluster: Make) -> None:
     assert not isinstance(caught.value, ChangeFailed) and "pve3" not in member.text
 
 
+# A text put back
+
+
+def restore(member: Cluster, text: str, **more: Any) -> corosync_change.Outcome:
+    return corosync_change.restore(
+        text, 20, run=member.run, root=member.root, sleep=member.sleep, clock=lambda: member.now, **more
+    )
+
+
+def test_a_former_text_is_put_back_with_a_higher_version(cluster: Make) -> None:
+    member = cluster(links=2)
+    nodes = [node(n, f"10.80.0.{n}", f"10.71.0.{n}") for n in (1, 2, 3)]
+    outcome = member.change(nodes=nodes, update_nodes=True, token_ms=5000)
+    assert restore(member, outcome.before, check_mode=True).changed and "token: 5000" in member.text
+    back = restore(member, outcome.before)
+    assert (back.changed, back.steps) == (True, 2)
+    assert member.text == member.running == outcome.before.replace("config_version: 4", "config_version: 8")
+    again = restore(member, outcome.before)
+    assert again.changed is False and "config_version: 8" in member.text
+
+
+def test_a_text_that_must_not_be_put_back(cluster: Make) -> None:
+    member = cluster()
+    before = member.text
+    with pytest.raises(PveguardError, match="of the cluster 'other', this is 'lab'"):
+        restore(member, before.replace("cluster_name: lab", "cluster_name: other"))
+    with pytest.raises(PveguardError, match="the text to be restored: line 1, column 1"):
+        restore(member, "nonsense\n")
+    member.valid = lambda _text: "parse error"
+    with pytest.raises(PveguardError, match="corosync refuses"):
+        restore(member, before.replace("3000", "4000"))
+    assert member.text == before
+
+
 # The module
 
 
@@ -522,6 +556,8 @@ def test_the_module_hands_everything_on(run_module: RunModule, monkeypatch: pyte
     for line in ("token_coefficient: 200", "ring1_addr: 10.71.0.9", "knet_link_priority: 7", "debug: on", "wait_for_all: 0"):
         assert line in result["diff"]["after"] and line not in result["diff"]["before"]
     assert seen[0].crypto == {"cipher": None, "hash": "sha256"} and seen[0].nodes[0]["votes"] is None
+    result = run_module("corosync_conf", token=5000, restore="totem {\n}\n")
+    assert result["failed"] and "takes no other wish" in result["msg"]
     result = run_module("corosync_conf", _ansible_check_mode=True, links=[{"number": 1, "state": "absent"}])
     assert "ring1_addr" not in result["text"] and result["changed"]
 
