@@ -590,6 +590,14 @@ def _roll_back(
     if now not in written:
         raise fail("It was not put back, because someone else has changed /etc/pve/corosync.conf since", False)
     info = corosync_info.collect(run=run, root=root)
+    old = {node.name for node in corosync_conf.parse(before).nodes()}
+    came = [
+        node.label
+        for node in corosync_conf.parse(now).nodes()
+        if node.name not in old and node.node_id in info["live_member_ids"]
+    ]
+    if came:
+        raise fail(f"It was not put back, because {', '.join(came)}, which it lists, is a live member by now", False)
     texts = _higher(now, before, [*written], info)
     version = corosync_conf.parse(texts[-1]).config_version
     for text in texts:

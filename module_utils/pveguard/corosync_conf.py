@@ -621,6 +621,11 @@ def _of_quorum(doc: Document, with_pmxcfs: bool) -> Iterator[Problem]:
     votes = sum(node.votes for node in nodes)
     if nodes and votes % 2 == 0 and not doc.qdevice and not doc.two_node:
         yield _warning(f"an even number of votes ({votes}) and no QDevice: half of the nodes cannot go on alone")
+    for node in nodes:
+        if node.votes == 0:
+            yield _warning(f"{node.label} has no vote")
+        elif len(nodes) > 2 and node.votes * 2 >= votes:
+            yield _warning(f"{node.label} has {node.votes} of {votes} votes: without it the others have no quorum")
     expected = doc.get("quorum", "expected_votes")
     if expected is not None and _number(expected) is None:
         yield _error(f"quorum.expected_votes is {expected!r}, wanted a number")

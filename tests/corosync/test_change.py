@@ -486,6 +486,19 @@ def test_a_listing_that_fails_is_undone_although_it_cost_the_quorum(cluster: Mak
     assert member.change(nodes=[{"name": "pve2"}], absent=True).changed is False
 
 
+def test_a_node_that_came_after_all_is_not_taken_off_by_the_way_back(cluster: Make) -> None:
+    member = cluster(nodes=2)
+
+    def effect(_text: str) -> None:
+        member.live = {1, 3}
+        member.later.append((member.now + 1, lambda: member.live.add(3)))
+
+    member.effect = effect
+    error = failed(member, nodes=[node(3)])
+    assert error.rolled_back is False and "because pve3, which it lists, is a live member by now" in str(error)
+    assert "name: pve3" in member.text
+
+
 def test_a_removal_is_not_undone(cluster: Make) -> None:
     member = cluster()
     member.live = {1, 2}

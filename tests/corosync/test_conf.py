@@ -348,6 +348,8 @@ def messages(text: str, severity: str, **more: Any) -> list[str]:
         ("linknumber: 0", "knet_ping_timeout: 900", "warning", "knet_ping_timeout without its pair"),
         ("nodeid: 3", "nodeid: 4294967296", "error", "pve3 has no nodeid above 0"),
         ("quorum_votes: 1", "quorum_votes: one", "error", "quorum_votes of pve1 is 'one'"),
+        ("nodeid: 1\n    quorum_votes: 1", "nodeid: 1\n    quorum_votes: 0", "warning", "pve1 has no vote"),
+        ("nodeid: 1\n    quorum_votes: 1", "nodeid: 1\n    quorum_votes: 3", "warning", "pve1 has 3 of 5 votes: without it"),
         ("token: 3000", "token: 3s", "error", "totem.token is '3s'"),
         ("token: 3000", "token: 3000\n  consensus: 3600", "warning", "below 1.2 times the token of 3125 ms"),
         (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Filters of the role corosync."""
+"""Filter of the role corosync for changes to a cluster that exists."""
 
 from __future__ import annotations
 
