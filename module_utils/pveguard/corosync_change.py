@@ -307,8 +307,10 @@ def apply(
     started = time.time()
     try:
         for text in texts:
-            _refuse_cut(outcome.info, former, text)
             with _Lock(root / "etc/pve" / LOCK, deadline_s, sleep, clock):
+                if _refuse_last_link(corosync_conf.parse(former), corosync_conf.parse(text)):
+                    # The lock may have been long in coming.
+                    _refuse_cut(corosync_info.collect(run=run, root=root), former, text)
                 _replace(target, former, text, before if former == before else None)
             written.append(text)
             links = _new_links(former, text)

@@ -267,8 +267,8 @@ class Document:
 
 
 _SECTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-#: What stands around a statement and is no part of it.
-_BLANK = " \t\r\f\v"
+#: What corosync takes for a blank (coroparse.c); a form feed is text to it, and so is a second carriage return.
+_BLANK = " \t"
 
 
 def parse(text: str, source: str = "corosync.conf") -> Document:
@@ -276,7 +276,7 @@ def parse(text: str, source: str = "corosync.conf") -> Document:
     root = Section("")
     stack = [root]
     for number, raw in enumerate(_lines(text), 1):
-        body = raw.rstrip("\r\n")
+        body = raw.removesuffix("\n").removesuffix("\r")
         stripped = body.strip(_BLANK)
         column = len(body) - len(body.lstrip(_BLANK)) + 1
         if not stripped or stripped.startswith("#"):
@@ -286,19 +286,19 @@ def parse(text: str, source: str = "corosync.conf") -> Document:
             raise CorosyncConfError(number, body.index("\0") + 1, "a NUL byte; expected text", source)
         if "{" in stripped:
             brace = body.index("{")
-            name = body[:brace].strip(" \t")
+            name = body[:brace].strip(_BLANK)
             if not _SECTION_NAME.match(name):
                 wanted = "expected the name of a section before '{'"
                 raise CorosyncConfError(number, column, f"{wanted}, found {name!r}", source)
-            if body[brace + 1 :].strip():
-                extra = brace + 2 + len(body[brace + 1 :]) - len(body[brace + 1 :].lstrip())
+            if body[brace + 1 :].strip(_BLANK):
+                extra = brace + 2 + len(body[brace + 1 :]) - len(body[brace + 1 :].lstrip(_BLANK))
                 raise CorosyncConfError(number, extra, "expected the end of the line after '{'", source)
             section = Section(name, [], raw, "", number)
             stack[-1].items.append(section)
             stack.append(section)
         elif ":" in stripped:
             colon = body.index(":")
-            key = body[:colon].strip(" \t")
+            key = body[:colon].strip(_BLANK)
             if not key:
                 raise CorosyncConfError(number, column, "expected the name of a key before ':'", source)
             stack[-1].items.append(Line(raw, key, body[colon + 1 :].strip(_BLANK), number))
@@ -748,6 +748,8 @@ def newline_of(raw: str) -> str:
 
 def _end_with_newline(section: Section, newline: str) -> None:
     last = section.items[-1]
+    if (last.raw if isinstance(last, Line) else last.closing).endswith("\r"):
+        newline = "\n"  # the first half of its end is there
     if isinstance(last, Line):
         last.raw += newline
     else:

@@ -151,6 +151,17 @@ def test_all_addresses_are_replaced_one_link_at_a_time(cluster: Make) -> None:
     assert outcome.steps == 4 and corosync_conf.parse(member.text).config_version == 8
 
 
+def test_a_link_that_goes_down_while_the_lock_is_awaited(cluster: Make) -> None:
+    member = cluster(links=2)
+    before = member.text
+    lock = member.root / "etc/pve/priv/lock/file-corosync_conf"
+    lock.mkdir(parents=True)
+    member.later += [(3, lambda: member.down.add(1)), (5, lock.rmdir)]
+    with pytest.raises(PveguardError, match="link 0 cannot be taken away.*link 1 is not up"):
+        member.change(links=[{"number": 0, "absent": True}])
+    assert member.text == before and not lock.exists()
+
+
 def two_node(member: Cluster) -> None:
     text = member.text.replace("_votequorum\n", "_votequorum\n  two_node: 1\n")
     for path in (member.pve, member.host):

@@ -166,6 +166,27 @@ def test_errors_carry_line_and_column(text: str, line: int, column: int, expecte
     assert (caught.value.line, caught.value.column) == (line, column)
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("totem {\r\n  version: 2\r\n}\r", "totem {\r\n  version: 2\r\n}\r\n\r\nlogging {\r\n  debug: on\r\n}\r\n"),
+        ("key: value\r", "key: value\r\n\nlogging {\n  debug: on\n}\n"),
+        ("# only a comment", "# only a comment\n\nlogging {\n  debug: on\n}\n"),
+    ],
+)
+def test_a_new_section_after_a_line_without_its_end(text: str, wanted: str) -> None:
+    document = corosync_conf.parse(text)
+    document.set("logging", "debug", "on")
+    assert document.text() == wanted and corosync_conf.parse(wanted).text() == wanted
+
+
+def test_only_blanks_and_tabs_are_blanks_as_in_corosync() -> None:
+    assert corosync_conf.parse("totem {\n\ttoken:\t 5\x0c \n}\n").get("totem", "token") == "5\x0c"
+    for text in ("totem {\r\r\n}\n", "totem {\x0c\n}\n", "\x0c# no comment\n"):
+        with pytest.raises(CorosyncConfError):
+            corosync_conf.parse(text)
+
+
 def test_queries() -> None:
     worn = corosync_conf.parse(WORN)
     assert worn.cluster_name == "prod-west"

@@ -52,6 +52,13 @@ def test_a_node_that_does_not_come_back_is_named(cluster: Make) -> None:
         restart(member)
 
 
+def test_quorum_that_does_not_come_back_is_named(cluster: Make) -> None:
+    member = cluster()
+    member.effect = lambda _text: setattr(member, "expected", 9)
+    with pytest.raises(PveguardError, match="after 20 s there is no quorum"):
+        restart(member)
+
+
 @pytest.mark.parametrize(
     ("shape", "state", "message"),
     [
