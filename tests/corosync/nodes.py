@@ -102,7 +102,7 @@ class Member(Node):
         return self.python(
             "from pveguard import corosync_change as c\n"
             "o = c.apply(c.Wanted(**args[0]), args[1])\n"
-            "result = {'changed': o.changed, 'after': o.after, 'live': o.info['live_member_ids']}",
+            "result = {'changed': o.changed, 'after': o.after, 'live': o.info['live_member_ids'], 'restart': o.restart_needed}",
             wanted,
             timeout_s,
         )

@@ -270,3 +270,20 @@ def test_a_link_that_does_not_come_up_is_undone(members: Callable[[int], Member]
         info = node.info()
         assert info["quorate"] and info["running_config_version"] == version + 2
         assert info["live_member_ids"] == [1, 2] and [link["link"] for link in info["links"]] == [0]
+
+
+def test_a_setting_that_is_taken_at_a_restart(members: Callable[[int], Member]) -> None:
+    first, second = founded(members(1)), members(2)
+    assert join(first, second).get("error") is None
+    script = "from pveguard import corosync_restart\nresult = corosync_restart.restart(60, *args)"
+    changed = first.change(totem={"link_mode": "rr"})
+    assert changed["restart"] == ["totem.link_mode"], changed
+    # With two nodes one of them is no majority.
+    assert "loses its quorum while corosync restarts" in second.python(script)["error"]
+    for node in (first, second):
+        pid = (node.root / "run/corosync.pid").read_text()
+        info = node.python(script, True)
+        assert info.get("error") is None, info
+        assert info["quorate"] and info["live_member_ids"] == [1, 2] and info["running_config_version"] == 3
+        assert (node.root / "run/corosync.pid").read_text() != pid
+    assert first.writable() and second.writable()
