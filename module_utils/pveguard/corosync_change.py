@@ -612,12 +612,15 @@ def _roll_back(
         try:
             _converge(outcome, text, deadline_s, live, _new_links(now, text), run, root, sleep, clock)
         except PveguardError as second:
-            number = corosync_conf.parse(text).config_version or 0
-            message = f"The former text was written back with config_version {number}, and that has not arrived either: "
-            raise fail(f"{message}{second}", False) from error
+            if _missing(outcome.info, hashlib.sha256(_bytes(text)).hexdigest(), ()):
+                number = corosync_conf.parse(text).config_version or 0
+                message = f"The former text was written back with config_version {number}, and that has not arrived either: "
+                raise fail(f"{message}{second}", False) from error
         now, info = text, outcome.info
+    away = sorted(set(live) - set(info["live_member_ids"]))
+    more = f". Node ids {', '.join(map(str, away))} have not come back and get it when they do" if away else ""
     raise fail(
-        f"The former text was put back with config_version {version} and is in force on every live member", True
+        f"The former text was put back with config_version {version} and is in force on every live member{more}", True
     ) from error
 
 

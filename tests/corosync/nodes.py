@@ -105,6 +105,8 @@ class Member(Node):
             "result = {'changed': o.changed, 'after': o.after, 'live': o.info['live_member_ids'], 'restart': o.restart_needed}",
             wanted,
             timeout_s,
+            # There and back, a lock and a ring that forms anew.
+            timeout=3 * timeout_s + 60,
         )
 
     def member(self, deadline_s: float = 60, **request: Any) -> dict[str, Any]:

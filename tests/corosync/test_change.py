@@ -367,6 +367,15 @@ def test_a_member_that_is_lost_by_the_change_brings_the_way_back(cluster: Make) 
     assert member.running == before.replace("config_version: 4", "config_version: 6")
 
 
+def test_a_member_that_stays_away_does_not_hold_up_the_way_back(cluster: Make) -> None:
+    """The ring was cut during the change, which is not what cut it."""
+    member = cluster()
+    member.effect = lambda _text: member.live.discard(3)
+    error = failed(member, token_ms=5000)
+    assert error.rolled_back and "token: 3000" in member.running
+    assert "in force on every live member. Node ids 3 have not come back and get it when they do" in str(error)
+
+
 def test_a_version_that_ran_somewhere_is_passed(cluster: Make) -> None:
     member = cluster()
     member.accept = lambda text: "token: 5000" not in text

@@ -72,11 +72,15 @@ def play(tmp_path: Path, answers: dict[str, Any], *arguments: str, **wishes: Any
     (tmp_path / "play.yml").write_text(
         yaml.safe_dump([{"name": "Play", "hosts": "all", "gather_facts": False, "serial": 1, "tasks": tasks}])
     )
+    (tmp_path / "bin").mkdir(exist_ok=True)
+    (tmp_path / "bin/journalctl").write_text("#!/bin/sh\necho corosync said: $*\n")
+    (tmp_path / "bin/journalctl").chmod(0o755)
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
     done = subprocess.run(
         [Path(sys.executable).parent / "ansible-playbook", "-i", tmp_path / "hosts.yml", tmp_path / "play.yml", *arguments],
         capture_output=True,
         text=True,
-        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+        env={**os.environ, "PATH": path, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
         cwd=ROOT,
     )
     calls = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
@@ -170,6 +174,8 @@ def test_restarts_that_cannot_reach_everyone_are_refused_first(tmp_path: Path) -
 def test_what_a_member_does_not_show_is_undone(tmp_path: Path) -> None:
     code, output, calls = play(tmp_path, {"fail": ["see pve3"]}, corosync_token=5000)
     assert code == 2 and names(calls) == [*JUDGED, "restore pve1"], output
+    for name in ("pve1", "pve2", "pve3"):
+        assert f"Journal of {name}: corosync said: -q --no-pager" in " ".join(output.split()), output
     code, output, calls = play(tmp_path, {"texts": {"pve2": "another"}}, corosync_token=5000)
     assert code == 2 and names(calls) == [*JUDGED, "restore pve1"], output
     assert "not the same on every member" in output

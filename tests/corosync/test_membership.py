@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.pveguard import corosync_conf
 
-from lab.tests.doubles.harness import why_not
+from lab.tests.doubles.harness import wait_for, why_not
 
 from .nodes import Member, Switch
 
@@ -287,3 +287,26 @@ def test_a_setting_that_is_taken_at_a_restart(members: Callable[[int], Member]) 
         assert info["quorate"] and info["live_member_ids"] == [1, 2] and info["running_config_version"] == 3
         assert (node.root / "run/corosync.pid").read_text() != pid
     assert first.writable() and second.writable()
+
+
+def test_a_ring_that_is_cut_during_a_change(members: Callable[[int], Member]) -> None:
+    first = founded(members(1))
+    second, third = members(2), members(3)
+    for node in (second, third):
+        assert join(first, node).get("error") is None
+    # Long enough that the change begins before anyone has noticed the cut.
+    assert first.change(token_ms=8000).get("error") is None
+    before = (first.pve / "corosync.conf").read_text()
+    version = corosync_conf.parse(before).config_version or 0
+    third.sh("ip link set e0 down")
+    error = first.change(token_ms=9000, timeout_s=30)["error"]
+    assert "node ids 3 are not in the membership [1, 2]" in error and "Node ids 3 have not come back" in error, error
+    wanted = before.replace(f"config_version: {version}", f"config_version: {version + 2}")
+    for node in (first, second):
+        info = node.info()
+        assert info["quorate"] and info["copies_equal"] and info["running_config_version"] == version + 2, info
+        assert (node.root / "etc/corosync/corosync.conf").read_text() == wanted and node.writable()
+    third.sh("ip link set e0 up; ip addr replace 10.77.0.3/24 dev e0")
+    wait_for("the third node", lambda: first.info()["live_member_ids"] == [1, 2, 3], 90)
+    wait_for("its copy", lambda: (third.root / "etc/corosync/corosync.conf").read_text() == wanted, 60)
+    assert third.writable()
