@@ -304,10 +304,36 @@ class Row:
 Rows = Mapping[int, Row]
 
 
+def first_version(found: Sequence[Transaction], before: Rows) -> int | None:
+    """The version that the first of ``found`` gave the database, as far as they tell; None where they do not.
+
+    Each transaction raises the version by one, and a new inode is numbered by the version that made it: so every
+    creation tells it, and they agree unless lines between them were dropped. Not every inode that is met for the first
+    time was made here: one may have been made between the reading ``before`` and the first line.
+    """
+    known, met = set(before), []
+    for index, transaction in enumerate(found):
+        made = {inode for inode, _ in transaction.rows} - known
+        if len(transaction.rows) == 1 and made:
+            met.append((made.pop(), index))
+        known.update(inode for inode, _ in transaction.rows)
+    if not met:
+        return None
+    version = met[-1][0] - met[-1][1]
+    agree = all(inode - index == version for inode, index in met if inode >= version)
+    return version if agree and met[-1][0] >= version else None
+
+
 def attribute(
-    found: Sequence[Transaction], before: Rows, seen: Iterable[tuple[int, Row]], after: Rows
+    found: Sequence[Transaction],
+    before: Rows,
+    seen: Iterable[tuple[int, Row]],
+    after: Rows,
+    window: range | None = None,
 ) -> dict[tuple[str, int | None], int]:
     """Transactions per (path, writer), from the rows ``before`` and ``after`` and those ``seen`` in between.
+
+    ``window``: the indexes of those of ``found`` that are counted (all); the others only help to tell them.
 
     A line that deletes names no file. But an inode is never used twice, so the inodes that were there and are gone
     are those that were deleted: one for each such line. The writer is that of the row and None when no reading met
@@ -320,18 +346,20 @@ def attribute(
             tree.names[inode] = name
     gone = {inode for inode in (*before, *tree.names) if inode not in after}
     counts: dict[tuple[str, int | None], int] = {}
+    counted = range(len(found)) if window is None else window
 
-    def count(path: str, writer: int | None) -> None:
-        counts[(path, writer)] = counts.get((path, writer), 0) + 1
+    def count(index: int, path: str, writer: int | None) -> None:
+        if index in counted:
+            counts[(path, writer)] = counts.get((path, writer), 0) + 1
 
     by_name: dict[str, list[int]] = {}
     for inode in sorted(gone):
         by_name.setdefault(tree.last_name(inode), []).append(inode)
-    bare_deletes = 0
-    for transaction in found:
+    bare_deletes: list[int] = []
+    for index, transaction in enumerate(found):
         if len(transaction.rows) == 1:
             inode, name = transaction.rows[0]
-            count(tree.path(inode, name), tree.writer(inode))
+            count(index, tree.path(inode, name), tree.writer(inode))
             if transaction.deletes:
                 # A rename over another file: the victim had the same name, in the same directory where that is known.
                 victims = [other for other in by_name.get(name, ()) if other != inode]
@@ -340,10 +368,15 @@ def attribute(
                     by_name[name].remove(victim)
                     gone.discard(victim)
         elif not transaction.rows and transaction.deletes == 1:
-            bare_deletes += 1
-    if len(gone) == bare_deletes:
-        for inode in gone:
-            count(tree.path(inode, tree.last_name(inode)), None)
+            bare_deletes.append(index)
+    if len(gone) == len(bare_deletes):
+        # Which of them deleted which is not told, but for the order: what was made last goes first, as locks do.
+        made = {inode: at for at, transaction in reversed([*enumerate(found)]) for inode, _ in transaction.rows}
+        left = sorted(gone, key=lambda inode: (made.get(inode, -1), inode))
+        for index in bare_deletes:
+            inode = next((one for one in reversed(left) if made.get(one, -1) < index), left[0])
+            left.remove(inode)
+            count(index, tree.path(inode, tree.last_name(inode)), None)
     return counts
 
 

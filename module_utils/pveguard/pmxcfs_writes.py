@@ -399,16 +399,17 @@ class _Debug:
         found = pmxcfs_journal.transactions(
             line.message for line in self.lines if line.identifier == "pmxcfs"
         )
-        counts = pmxcfs_journal.attribute(found, self._rows, sampler.seen, self._rows_after)
+        least, most = self._inner_last - self._inner_first, self._outer_last - self._outer_first
+        complete = least <= len(found) <= most
+        window = self._window(found, sampler) if complete else range(len(found))
+        counts = pmxcfs_journal.attribute(found, self._rows, sampler.seen, self._rows_after, window)
         files = [
             {"path": path, "writer": writer, "changes": count, "transactions_at_least": count}
             for (path, writer), count in counts.items()
         ]
         files.sort(key=lambda f: (-int(str(f["transactions_at_least"])), str(f["path"])))
-        least, most = self._inner_last - self._inner_first, self._outer_last - self._outer_first
-        complete = least <= len(found) <= most
         if complete:
-            transactions = len(found)
+            transactions = len(window)
         else:
             dropped = pmxcfs_journal.suppressed(self.lines)
             said = f"; it says that it dropped {dropped} lines of pve-cluster.service" if dropped else ""
@@ -417,7 +418,16 @@ class _Debug:
                 " journald drops lines of a service above RateLimitBurst (journald.conf)"
             )
             transactions = max(least, len(found))
-        return transactions, files, complete and sum(counts.values()) == len(found)
+        return transactions, files, complete and sum(counts.values()) == len(window)
+
+    def _window(self, found: Sequence[pmxcfs_journal.Transaction], sampler: Sampler) -> range:
+        """The indexes of the transactions of the window: the log is on a little longer, on a busy node for seconds."""
+        everything = range(len(found))
+        version = pmxcfs_journal.first_version(found, self._rows)
+        if version is None or sampler.first is None or sampler.last is None:
+            return everything
+        window = range(sampler.first + 1 - version, sampler.last + 1 - version)
+        return window if window.start >= 0 and window.stop <= len(found) else everything
 
 
 def snapshot(database: str) -> tuple[int, dict[int, pmxcfs_journal.Row]]:

@@ -295,7 +295,9 @@ def test_a_measurement_that_is_told_to_end_restores_first(observed: Observed, nu
 def test_a_leftover_is_not_taken_for_the_operators_state(observed: Observed) -> None:
     """Process and guard killed at once, as by the kernel when memory runs out."""
     process = observed.measure()
-    os.killpg(int(observed.log("guard.pid")), signal.SIGKILL)
+    guard = int(observed.log("guard.pid"))
+    harness.wait_for("the guard's process group", lambda: os.getpgid(guard) == guard)
+    os.killpg(guard, signal.SIGKILL)
     process.send_signal(signal.SIGKILL)
     process.wait(10)
     assert observed.debug() == "1\n" and observed.notes_of_state(), "nobody restored it"

@@ -104,6 +104,30 @@ def test_removals_are_told_by_what_is_gone() -> None:
     )
 
 
+def test_the_version_is_told_by_what_was_made() -> None:
+    assert pmxcfs_journal.first_version([], NODES) is None
+    assert pmxcfs_journal.first_version([Transaction([(8, "user.cfg")])], NODES) is None
+    found = [Transaction([(8, "user.cfg")]), *heartbeat(20), *heartbeat(23)]
+    assert pmxcfs_journal.first_version(found, NODES) == 19
+    # The heartbeat before was half done when the log began.
+    late = [*heartbeat(17)[1:], *heartbeat(20)]
+    assert pmxcfs_journal.first_version(late, NODES) == 18
+    # A line is missing between both.
+    assert pmxcfs_journal.first_version([*heartbeat(20), *heartbeat(23)[1:], *heartbeat(27)], NODES) is None
+
+
+def test_only_the_window_is_counted() -> None:
+    """Two heartbeats and a lock, of which the window has the second heartbeat and the making of the lock."""
+    after = {k: v for k, v in NODES.items() if k != 4} | {23: Row(2, "lrm_status", 25, 1)}
+    lock = [Transaction([(26, "file-jobs_cfg")]), Transaction([], 1)]
+    found = [*heartbeat(20), *heartbeat(23), *lock]
+    assert pmxcfs_journal.attribute(found, NODES, [], after, range(3, 7)) == {
+        ("nodes/pve1/lrm_status", 1): 3,
+        ("priv/lock/file-jobs_cfg", None): 1,
+    }
+    assert pmxcfs_journal.attribute(found, NODES, [], after, range(7, 8)) == {("priv/lock/file-jobs_cfg", None): 1}
+
+
 def test_two_writers_of_one_file_are_not_told_apart_without_samples_of_their_own() -> None:
     seen = [(8, Row(0, "user.cfg", 20, 1))]
     after = {**NODES, 8: Row(0, "user.cfg", 21, 2)}
