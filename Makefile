@@ -77,7 +77,7 @@ molecule: ## molecule scenarios on virtual machines (SCENARIO=default: that one)
 	    echo "molecule test -s $$scenario $(ARGS)"; molecule test -s $$scenario $(ARGS); done
 
 campaign: ## longer proofs on every profile of the lab, power cuts by the hundred: hours; figures in docs/figures.md
-	@$(bootstrap) base lab
+	@$(bootstrap) base lab test
 	scripts/campaign
 
 lab: ## start the lab's virtual machines
