@@ -131,10 +131,16 @@ desired:
   type: dict
   contains:
     cluster:
-      description: Variables of the group, corosync_cluster_name and, where the file has one, corosync_token in ms.
+      description: >-
+        Variables of the group: corosync_cluster_name, corosync_token in ms where the file has one, and what differs from a
+        new cluster's settings and from Corosync's own defaults as corosync_token_coefficient (in ms),
+        corosync_link_options, corosync_crypto, corosync_totem, corosync_logging, corosync_quorum.
       type: dict
     hosts: {description: corosync_node_id and corosync_links by node name., type: dict}
-    not_expressed: {description: What the role has no variable for., type: list, elements: str}
+    not_expressed:
+      description: What differs and is in none of these variables; a value that may be a secret is not shown.
+      type: list
+      elements: str
 arrived:
   description: Whether all that was waited for is so; null when nothing was.
   returned: always

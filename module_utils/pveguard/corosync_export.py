@@ -8,45 +8,117 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import corosync_compare, corosync_conf, text_table
+from . import corosync_compare, corosync_conf, corosync_edit, text_table
 from . import inventory as inventory_rules
 from .corosync_compare import View
 from .corosync_conf import Document, Node, Section
+from .errors import PveguardError
 
 #: How Ansible reaches a host, as far as that is no secret. The first two are a host's own.
 CONNECTION = ("ansible_host", "ansible_port", "ansible_user", "ansible_become")
 
-#: Statements that say nothing of what an operator chose: they are the nodes', a counter, or variables of the role.
-_NOT_SETTINGS = ("totem.config_version", "totem.cluster_name", "totem.token")
+#: Keys that become part of ``corosync_totem``, ``corosync_logging`` and ``corosync_quorum``, each with what Corosync takes
+#: where the file says nothing (corosync.conf(5) and votequorum(5) of 3.1.7); None where that depends on other settings or
+#: on the build. A key that is not here stays a comment, whatever it holds. So do two_node, expected_votes and votes: they
+#: belong to the nodes of the moment, and as a wish would come back after a join or the setup of a QDevice.
+_KEYS: dict[str, dict[str, str | None]] = {
+    "totem": {
+        "block_unlisted_ips": "yes",
+        "cancel_token_hold_on_retransmit": "no",
+        "consensus": None,
+        "crypto_model": None,
+        "downcheck": "1000",
+        "fail_recv_const": "2500",
+        "heartbeat_failures_allowed": "0",
+        "hold": None,
+        "ip_version": "ipv6-4",
+        "join": "50",
+        "knet_compression_level": None,
+        "knet_compression_model": "none",
+        "knet_compression_threshold": None,
+        "knet_mtu": "0",
+        "knet_pmtud_interval": "30",
+        "link_mode": "passive",
+        "max_messages": "17",
+        "max_network_delay": "50",
+        "merge": "200",
+        "miss_count_const": "5",
+        "netmtu": None,
+        "send_join": "0",
+        "seqno_unchanged_const": "30",
+        "token_retransmit": None,
+        "token_retransmits_before_loss_const": "4",
+        "token_warning": "75",
+        "window_size": "50",
+    },
+    "logging": {
+        "blackbox": "on",
+        "debug": "off",
+        "fileline": "off",
+        "function_name": "off",
+        "logfile": None,
+        "logfile_priority": "info",
+        "syslog_facility": "daemon",
+        "syslog_priority": "info",
+        "timestamp": None,
+        "to_logfile": "no",
+        "to_stderr": "yes",
+        "to_syslog": "yes",
+    },
+    "quorum": {
+        "allow_downscale": "0",
+        "auto_tie_breaker": "0",
+        "auto_tie_breaker_node": "lowest",
+        "expected_votes_tracking": "0",
+        "last_man_standing": "0",
+        "last_man_standing_window": "10000",
+        "wait_for_all": "0",
+    },
+}
+#: The same for the options of a link, by their names in ``corosync_link_options``.
+_LINK_OPTIONS: dict[str, str | None] = {
+    "priority": None,
+    "transport": "udp",
+    "ping_interval": None,
+    "ping_timeout": None,
+    "ping_precision": "2048",
+    "pong_count": "2",
+}
+_CRYPTO = ("totem.secauth", "totem.crypto_cipher", "totem.crypto_hash")
+#: Statements that say nothing of what an operator chose: a counter, and what every inventory has.
+_NOT_SETTINGS = ("totem.config_version", "totem.cluster_name")
 
 
 def desired(text: str) -> dict[str, Any]:
     """What the inventory would say of this corosync.conf.
 
-    ``cluster``: variables of the group (``corosync_cluster_name``; ``corosync_token`` in ms where the file has one);
-    ``hosts``: ``{node name: {corosync_node_id, corosync_links}}``; ``not_expressed``: sentences on what the role has
-    no variable for. It leaves all of that as it is on an existing cluster. Raises CorosyncConfError for a text that
+    ``cluster``: variables of the group: ``corosync_cluster_name``; ``corosync_token`` in ms where the file has one;
+    ``corosync_token_coefficient`` in ms, ``corosync_link_options``, ``corosync_crypto``, ``corosync_totem``,
+    ``corosync_logging`` and ``corosync_quorum``, with what the file says other than a new cluster's or, where that says
+    nothing, Corosync. ``hosts``: ``{node name: {corosync_node_id, corosync_links}}``. ``not_expressed``: sentences on
+    what no variable says.
+
+    All of it is what the file says already: the role changes nothing for it. Raises CorosyncConfError for a text that
     cannot be read.
     """
     document = corosync_conf.parse(text, "/etc/pve/corosync.conf")
-    cluster: dict[str, Any] = {"corosync_cluster_name": document.cluster_name}
-    if document.token_ms is not None:
-        cluster["corosync_token"] = document.token_ms
     hosts: dict[str, dict[str, Any]] = {}
     notes: list[str] = []
-    for node in document.nodes():
-        notes += _notes(node)
+    for node, section in zip(document.nodes(), document.node_sections(), strict=True):
+        notes += _notes(node, section)
         links = [address for _, address in sorted(node.addresses.items())]
         if node.name:
             hosts[node.name] = {"corosync_node_id": node.node_id, "corosync_links": links}
-    return {"cluster": cluster, "hosts": hosts, "not_expressed": notes + _settings(document)}
+    variables, left = _settings(document)
+    cluster = {"corosync_cluster_name": document.cluster_name, **variables}
+    return {"cluster": cluster, "hosts": hosts, "not_expressed": notes + left}
 
 
-def _notes(node: Node) -> list[str]:
+def _notes(node: Node, section: Section) -> list[str]:
     notes = []
     if not node.name:
         notes.append(f"{node.label} has no name, by which the cluster file system finds it")
@@ -57,36 +129,134 @@ def _notes(node: Node) -> list[str]:
         )
     if node.votes != 1:
         notes.append(f"{node.label} has {node.votes} votes (quorum_votes)")
-    return notes
-
-
-def _settings(document: Document) -> list[str]:
-    """Statements outside of the nodelist that a new cluster would not have, or would have with another value."""
-    node = {"name": "node", "node_id": 1, "links": ["192.0.2.1"]}
-    new = dict(_statements(corosync_conf.parse(corosync_conf.render_new("new", [node])).root))
-    found = dict(_statements(document.root))
-    return [
-        f"{name}: {'(not shown)' if _is_secret(name) else value}"
-        for name, value in found.items()
-        if new.get(name) != value
-        and name not in _NOT_SETTINGS
-        and not name.startswith("nodelist.")
-        and not name.endswith(".linknumber")
+    known = {"name", "nodeid", "quorum_votes", *(f"ring{number}_addr" for number in node.addresses)}
+    return notes + [
+        f"{node.label} has {_shown(name, value)}"
+        for name, value in dict(_statements(section)).items()
+        if name not in known
     ]
 
 
+def _settings(document: Document) -> tuple[dict[str, Any], list[str]]:
+    """Variables for what is outside of the nodelist and differs from the defaults; the rest of it, as ``key: value``.
+
+    Every wish is put to the edits that the role makes: what they refuse or would write in another way is no variable.
+    """
+    example = corosync_conf.parse(corosync_conf.render_new("new", [{"name": "n", "node_id": 1, "links": ["192.0.2.1"]}]))
+    defaults = _defaults(document, example)
+    found = dict(_statements(document.root))
+    left = {
+        name: value
+        for name, value in found.items()
+        if defaults.get(name) != value
+        and name not in _NOT_SETTINGS
+        and not name.startswith("nodelist.")
+        and not name.endswith(".linknumber")
+    }
+    tried = corosync_conf.parse(document.text())
+    variables: dict[str, Any] = {}
+    for key in ("token", "token_coefficient"):
+        name = f"totem.{key}"
+        number = _plain(found.get(name, ""))
+        if isinstance(number, int) and (key == "token" or name in left) and _stays(tried.set, "totem", key, number):
+            variables[f"corosync_{key}"] = number
+            left.pop(name, None)
+    links = [link for number in document.link_numbers() if len(link := _link(document, number, left, tried)) > 1]
+    if links:
+        variables["corosync_link_options"] = links
+    cipher, digest = document.crypto
+    sound = cipher in corosync_conf.CIPHERS and digest in corosync_conf.HASHES
+    if sound and document.crypto != example.crypto:
+        variables["corosync_crypto"] = {"cipher": cipher, "hash": digest}
+    for name in _CRYPTO if sound else ():
+        left.pop(name, None)
+    for part, keys in _KEYS.items():
+        wishes: dict[str, Any] = {}
+        for key in keys:
+            name = f"{part}.{key}"
+            value = _plain(left.get(name, ""))
+            if name in left and _readable(value) and _stays(corosync_edit.set_options, tried, part, {key: value}):
+                wishes[key] = value
+                del left[name]
+        if wishes:
+            variables[f"corosync_{part}"] = wishes
+    return variables, [_shown(name, value) for name, value in left.items()]
+
+
+def _defaults(document: Document, example: Document) -> dict[str, str | None]:
+    """What is in force for each key where the inventory says nothing: a new cluster's value, else Corosync's own."""
+    found = {f"{part}.{key}": value for part, keys in _KEYS.items() for key, value in keys.items()}
+    found["quorum.two_node"] = "0"
+    # votequorum(5): two_node switches it on.
+    found["quorum.wait_for_all"] = "1" if document.two_node else "0"
+    for number in document.link_numbers():
+        for option, value in _LINK_OPTIONS.items():
+            found[_link_key(number, option)] = value
+    return {**found, **dict(_statements(example.root))}
+
+
+def _link(document: Document, number: int, left: dict[str, str], tried: Document) -> dict[str, Any]:
+    """A link as in ``corosync_link_options``; what it says is taken from ``left``."""
+    link: dict[str, Any] = {"number": number}
+    for option, text in corosync_edit.link_options(document, number).items():
+        value = _plain(text)
+        right = value in corosync_conf.LINK_TRANSPORTS if option == "transport" else isinstance(value, int)
+        name = _link_key(number, option)
+        if name in left and right and _stays(corosync_edit.set_link, tried, number, None, {option: value}):
+            link[option] = value
+            del left[name]
+    return link
+
+
+def _link_key(number: int, option: str) -> str:
+    return f"totem.{_interface(number)}.{corosync_edit.LINK_KEYS[option]}"
+
+
+def _interface(number: int | str | None) -> str:
+    return f"interface[{number}]" if number else "interface"
+
+
+def _stays(edit: Callable[..., bool], *arguments: Any) -> bool:
+    """Whether an edit is taken and changes nothing."""
+    try:
+        return not edit(*arguments)
+    except PveguardError:
+        return False
+
+
+def _plain(value: str) -> int | str:
+    """A number where the text is exactly that of one."""
+    return int(value) if re.fullmatch("0|[1-9][0-9]{0,17}", value) else value
+
+
+def _readable(value: int | str) -> bool:
+    """Whether a value can stand in an inventory as it is; what is not UTF-8 in the file is not."""
+    return isinstance(value, int) or (value.isprintable() and "\ufffd" not in value)
+
+
+def _shown(name: str, value: str) -> str:
+    return f"{name}: {'(not shown)' if _is_secret(name) else value}"
+
+
+#: A key may have any name where Corosync does not know it, so more is held back than has to be.
+_SECRET = re.compile(r"(?:\A|[._-])(?:key|psk|pass[a-z]*|pwd|secrets?|private|credentials?|authkey)(?:[._-]|\Z)", re.I)
+
+
 def _is_secret(name: str) -> bool:
-    last = name.rpartition(".")[2]
-    return last == "key" or inventory_rules.is_secret_name(last)
+    return bool(_SECRET.search(name)) or inventory_rules.is_secret_name(name.rpartition(".")[2])
 
 
 def _statements(section: Section, path: str = "") -> list[tuple[str, str]]:
-    """``(dotted name, value)`` of every statement; sections of a link carry its number."""
+    """``(dotted name, value)`` of every statement; sections of a link carry its number, those of a logger its name."""
     found = [(f"{path}{line.key}", line.value) for line in section.pairs()]
     for item in section.items:
         if isinstance(item, Section):
-            number = item.get("linknumber") if item.name == "interface" else None
-            name = f"{item.name}[{number}]" if number not in (None, "0") else item.name
+            name = item.name
+            if name == "interface":
+                number = corosync_conf.interface_number(item)
+                name = _interface(item.get("linknumber") if number is None else number)
+            elif name == "logger_subsys" and (subsystem := item.get("subsys")):
+                name = f"{name}[{subsystem}]"
             found += _statements(item, f"{path}{name}.")
     return found
 
@@ -160,9 +330,17 @@ def inventory(nodes: Mapping[str, Mapping[str, Any] | None], variables: Mapping[
         f"{host}: {name} is {value!r}, which Ansible would take for a template"
         for host, values in found.hosts().items()
         for name, value in values.items()
-        if isinstance(value, str) and re.search(r"\{[{%#]", value)
+        if _is_template(value)
     ]
     return found
+
+
+def _is_template(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_is_template, value.values()))
+    if isinstance(value, list):
+        return any(map(_is_template, value))
+    return isinstance(value, str) and bool(re.search(r"\{[{%#]", value))
 
 
 def _cluster(
@@ -207,16 +385,15 @@ def _cluster(
                 f"cluster {name}: there is another host {host}; give the hosts of one of them by their full names (host.domain)"
             )
         hosts[host] = {**connection, **own}
-    group: dict[str, Any] = {"corosync_cluster_name": wanted["cluster"]["corosync_cluster_name"]}
-    token = wanted["cluster"].get("corosync_token")
-    if token not in (None, corosync_conf.DEFAULT_TOKEN_MS):
-        group["corosync_token"] = token
+    group: dict[str, Any] = dict(wanted["cluster"])
+    if group.get("corosync_token") == corosync_conf.DEFAULT_TOKEN_MS:
+        del group["corosync_token"]
     # RAM state is refused where HA is in use, and this run would describe a cluster that no run accepts.
     if any((nodes[view.host] or {}).get("ha", {}).get("resources") for view in asked if view.host):
         group["ram_state_enabled"] = False
         found.notes.append(f"cluster {name} uses HA, so its state stays on disk (ram_state_enabled: false)")
     group |= _shared(hosts, [view.host or "" for view in asked], variables)
-    found.notes += [f"cluster {name}, left as it is (no variable for it): {note}" for note in wanted["not_expressed"]]
+    found.notes += [f"cluster {name}, left as it is (in no variable): {note}" for note in wanted["not_expressed"]]
     found.groups[_group_name(name, found.groups)] = {"vars": group, "hosts": hosts}
 
 
@@ -292,11 +469,16 @@ def render(found: Inventory) -> str:
 def _mapping(values: Mapping[str, Any], indent: int) -> list[str]:
     out = []
     for name, value in values.items():
+        head = f"{' ' * indent}{scalar(name)}:"
         if isinstance(value, list):
-            out.append(f"{' ' * indent}{scalar(name)}:" + ("" if value else " []"))
-            out += [f"{' ' * (indent + 2)}- {scalar(item)}" for item in value]
+            out.append(head + ("" if value else " []"))
+            for item in value:
+                lines = (_mapping(item, indent + 4) or ["{}"]) if isinstance(item, Mapping) else [scalar(item)]
+                out += [f"{' ' * (indent + 2)}- {lines[0].lstrip(' ')}", *lines[1:]]
+        elif isinstance(value, Mapping):
+            out += [head + ("" if value else " {}"), *_mapping(value, indent + 2)]
         else:
-            out.append(f"{' ' * indent}{scalar(name)}: {scalar(value)}")
+            out.append(f"{head} {scalar(value)}")
     return out
 
 

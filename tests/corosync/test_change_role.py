@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible.module_utils.pveguard import corosync_change, corosync_export
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
@@ -133,10 +134,34 @@ def test_one_member_writes_and_all_are_asked(tmp_path: Path) -> None:
     assert (code, names(calls)) == (0, ["conf pve1?"]) and "changed=1" not in output
 
 
+def test_what_an_export_says_reaches_the_module_as_it_is_in_the_file(tmp_path: Path) -> None:
+    text = (ROOT / "tests/corosync/configurations/many_links.conf").read_text()
+    text = text.replace("  to_syslog: yes\n", "  to_syslog: no\n  timestamp: on\n  logfile_priority: notice\n")
+    text = text.replace("aes128", "none").replace("  secauth: on\n", "  secauth: on\n  token_coefficient: 0\n")
+    text = text.replace("corosync_votequorum\n", "corosync_votequorum\n  auto_tie_breaker_node: 1 3\n  wait_for_all: 1\n")
+    found = corosync_export.Inventory({"lab": {"vars": corosync_export.desired(text)["cluster"], "hosts": {}}})
+    wishes = yaml.safe_load(corosync_export.render(found))["all"]["children"]["lab"]["vars"]
+    code, output, calls = play(tmp_path, {"changed": False}, **wishes)
+    assert (code, names(calls)) == (0, ["conf pve1?"]) and "changed=1" not in output, output
+    given = calls[0][3]
+    assert (given["token_coefficient"], given["crypto"]) == (0, {"cipher": "none", "hash": "sha512"})
+    assert given["logging"] == {"logfile_priority": "notice", "timestamp": "on", "to_syslog": "no"}
+    wanted = corosync_change.Wanted(
+        cluster_name=given["cluster_name"],
+        links=given["links"],
+        token_coefficient_ms=given["token_coefficient"],
+        **{name: given[name] for name in ("crypto", "totem", "logging", "quorum")},
+    )
+    assert corosync_change.merge(text, wanted) == (text, [])
+
+
 def test_only_a_token_that_differs_is_set(tmp_path: Path) -> None:
     code, output, calls = play(tmp_path, {}, corosync_token=5000)
     assert (code, names(calls)) == (0, JUDGED), output
     assert calls[1][3]["nodes"] == [] and "crypto" not in calls[1][3] and "token_coefficient" not in calls[1][3]
+    # corosync.conf(5): 0 switches the coefficient off.
+    code, output, calls = play(tmp_path, {}, corosync_token_coefficient=0)
+    assert (code, names(calls), calls[1][3]["token_coefficient"]) == (0, JUDGED, 0), output
 
 
 def test_a_dry_run_writes_nothing_and_says_the_change(tmp_path: Path) -> None:

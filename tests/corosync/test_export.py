@@ -3,20 +3,26 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from ansible.module_utils.pveguard import corosync_change, corosync_conf, corosync_export
+from ansible.module_utils.pveguard import corosync_change, corosync_conf, corosync_export, corosync_info
 from ansible.module_utils.pveguard.inventory import inventory_errors
 from ansible.module_utils.pveguard.plan import cluster_plan
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from .cluster_facts import conf, node
 
 Facts = Mapping[str, dict[str, Any] | None]
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 
 NODES: list[dict[str, Any]] = [
     {"name": f"pve{number}", "node_id": number, "links": [f"10.0.0.{number}", f"10.1.0.{number}"]} for number in (1, 2, 3)
@@ -38,21 +44,75 @@ def test_a_token_only_where_the_file_has_one() -> None:
     assert found["cluster"] == {"corosync_cluster_name": "production"}
 
 
-def test_what_the_role_has_no_variable_for_is_named() -> None:
-    text = CONF.replace("token_coefficient: 125", "token_coefficient: 650").replace("quorum_votes: 1", "quorum_votes: 3", 1)
-    text = text.replace("    linknumber: 1\n", "    linknumber: 1\n    knet_link_priority: 20\n")
+def test_what_differs_from_a_new_cluster_is_a_variable() -> None:
+    text = CONF.replace("token_coefficient: 125", "token_coefficient: 650").replace("link_mode: passive", "link_mode: rr")
+    text = text.replace("    linknumber: 1\n", "    linknumber: 1\n    knet_link_priority: 20\n    knet_transport: sctp\n")
+    text = text.replace("  secauth: on\n", "  secauth: on\n  crypto_hash: sha512\n  knet_mtu: 1400\n  join: 060\n")
+    text = text.replace("  to_syslog: yes\n", "  to_syslog: no\n  logfile: /var/log/corosync.log\n")
+    text = text.replace("corosync_votequorum\n", "corosync_votequorum\n  wait_for_all: 1\n")
+    found = corosync_export.desired(text)
+    assert found["not_expressed"] == []
+    assert found["cluster"] == {
+        "corosync_cluster_name": "production",
+        "corosync_token": 3000,
+        "corosync_token_coefficient": 650,
+        "corosync_link_options": [{"number": 1, "priority": 20, "transport": "sctp"}],
+        "corosync_crypto": {"cipher": "aes256", "hash": "sha512"},
+        "corosync_totem": {"join": "060", "knet_mtu": 1400, "link_mode": "rr"},
+        "corosync_logging": {"logfile": "/var/log/corosync.log", "to_syslog": "no"},
+        "corosync_quorum": {"wait_for_all": 1},
+    }
+
+
+def test_what_says_only_the_default_is_left_out() -> None:
+    lines = "crypto_cipher: aes256\n  crypto_hash: sha256\n  join: 50\n  block_unlisted_ips: yes\n"
+    text = CONF.replace("  secauth: on\n", f"  secauth: on\n  {lines}")
+    text = text.replace("    linknumber: 0\n", "    linknumber: 0\n    knet_transport: udp\n    knet_pong_count: 2\n")
+    text = text.replace("corosync_votequorum\n", "corosync_votequorum\n  two_node: 0\n  wait_for_all: 0\n")
+    text = text.replace("  to_syslog: yes\n", "  to_syslog: yes\n  fileline: off\n")
+    assert corosync_export.desired(text) == corosync_export.desired(CONF)
+    # With two_node the default is the other one.
+    found = corosync_export.desired(text.replace("two_node: 0", "two_node: 1"))
+    assert found["cluster"]["corosync_quorum"] == {"wait_for_all": 0}
+
+
+def test_what_no_variable_says_is_named() -> None:
+    text = CONF.replace("quorum_votes: 1", "quorum_votes: 3\n    rack: 4", 1)
     text = text.replace("ring1_addr: 10.1.0.3", "ring2_addr: 10.1.0.3")
-    assert corosync_export.desired(text)["not_expressed"] == [
+    text = text.replace("    linknumber: 1\n", "    linknumber: 1\n    knet_link_priority: high\n    mcastport: 5405\n")
+    text = text.replace("  token: 3000\n", "  token: 03000\n  rrp_mode: passive\n  keyfile: /root/k\n  transport: udpu\n")
+    text = text.replace("corosync_votequorum\n", "corosync_votequorum\n  two_node: 1\n  expected_votes: 3\n")
+    text = text.replace("  to_syslog: yes\n", "  to_syslog: yes\n  logfile: /var/log/caf\ufffd\n")
+    found = corosync_export.desired(text)
+    assert list(found["cluster"]) == ["corosync_cluster_name"]
+    assert found["not_expressed"] == [
         "pve1 has 3 votes (quorum_votes)",
+        "pve1 has rack: 4",
         "pve3 has the links 0, 2, and the place of an address in corosync_links is the number of its link",
-        "totem.token_coefficient: 650",
-        "totem.interface[1].knet_link_priority: 20",
+        "logging.logfile: /var/log/caf\ufffd",
+        # Beside a join or a QDevice these would be brought back, and a new cluster refuses them.
+        "quorum.two_node: 1",
+        "quorum.expected_votes: 3",
+        "totem.token: 03000",
+        "totem.rrp_mode: passive",
+        "totem.keyfile: /root/k",
+        "totem.interface[1].knet_link_priority: high",
+        "totem.interface[1].mcastport: 5405",
     ]
 
 
 def test_a_key_in_the_file_is_not_shown() -> None:
     text = CONF.replace("  secauth: on\n", "  secauth: on\n  key: c2VjcmV0\n")
     assert corosync_export.desired(text)["not_expressed"] == ["totem.key: (not shown)"]
+    names = ["totem.shared_secret", "logging.passphrase", "quorum.device.net.psk", "vault.private.value", "node.my_own_key"]
+    for name in names:
+        *sections, key = name.split(".")
+        opening, closing = "".join(f"{section} {{\n" for section in sections), "}\n" * len(sections)
+        found = corosync_export.desired(f"{CONF}{opening}{key}: c2VjcmV0\n{closing}")
+        assert found["not_expressed"] == [f"{name}: (not shown)"] and "c2VjcmV0" not in str(found)
+    assert corosync_export.desired(CONF.replace("nodeid: 1\n", "nodeid: 1\n    api_key: c2VjcmV0\n"))["not_expressed"] == [
+        "pve1 has api_key: (not shown)"
+    ]
 
 
 def test_the_copy_that_can_be_read_is_taken() -> None:
@@ -119,6 +179,127 @@ def test_a_run_with_the_exported_inventory_changes_nothing(asked: list[str], tok
     configured = next(iter(variables.values())).get("corosync_token")
     assert configured == (token if token != 3000 else None)
     assert corosync_change.merge(text, corosync_change.Wanted("production", listed, configured)) == (text, [])
+
+
+def recorded(path: Path) -> str:
+    """The corosync.conf that a Corosync had read when its cmap was recorded."""
+    tree: dict[str, Any] = {}
+    for key, value in corosync_info.parse_cmap(path.read_text()).items():
+        *sections, name = re.sub(r"(node|interface)\.([0-9]+)\.", r"\1 \2.", key).split(".")
+        if sections and sections[0] in ("totem", "nodelist", "quorum", "logging") and name != "local_node_pos":
+            place = tree
+            for section in sections:
+                place = place.setdefault(section, {})
+            place[name] = value
+
+    def written(values: dict[str, Any], indent: str) -> str:
+        out = ""
+        for name, value in values.items():
+            kind, _, number = name.partition(" ")
+            if isinstance(value, dict):
+                own = {"linknumber": number, **value} if kind == "interface" else value
+                out += f"{indent}{kind} {{\n{written(own, indent + '  ')}{indent}}}\n"
+            else:
+                out += f"{indent}{name}: {value}\n"
+        return out
+
+    return written(tree, "")
+
+
+TEXTS = {path.name: path.read_text() for path in sorted((HERE / "configurations").iterdir())} | {
+    path.name: recorded(path) for path in sorted((HERE / "recorded").glob("cmapctl-[!s]*"))
+}
+
+
+def asked_of(hosts: Mapping[str, Mapping[str, Any]]) -> corosync_change.Wanted:
+    """What the role corosync asks of corosync.conf for an inventory, by the variables of its hosts (tasks/change.yml)."""
+    group = next(iter(hosts.values()))
+    return corosync_change.Wanted(
+        cluster_name=group["corosync_cluster_name"],
+        token_ms=group.get("corosync_token"),
+        links=[{**link, "absent": link.get("state") == "absent"} for link in group.get("corosync_link_options", [])],
+        token_coefficient_ms=group.get("corosync_token_coefficient"),
+        crypto=group.get("corosync_crypto"),
+        totem=group.get("corosync_totem", {}),
+        logging=group.get("corosync_logging", {}),
+        quorum=group.get("corosync_quorum", {}),
+    )
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_the_inventory_of_a_cluster_is_valid_and_asks_for_what_is_there(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corosync_change, "resolve_host", lambda _: ["192.0.2.250"])
+    text = TEXTS[name]
+    document = corosync_conf.parse(text)
+    member = document.nodes()[0].name or ""
+    found = exported({member: node(document.nodes()[0].node_id or 0, text, text, hostname=member)})
+    assert found.errors == []
+    (content,) = yaml.safe_load(corosync_export.render(found))["all"]["children"].values()
+    hosts = {host: {**content["vars"], **own} for host, own in content["hosts"].items()}
+    assert hosts == found.hosts()
+    # The rules of validate.yml, the types and names of every role's variables among them.
+    spec = importlib.util.spec_from_file_location("filters_all", ROOT / "filter_plugins/pveguard.py")
+    assert spec is not None and spec.loader is not None
+    rules = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(rules)
+    assert rules.FilterModule().filters()["pveguard_inventory_errors"](hosts) == []
+    wanted = asked_of(hosts)
+    assert corosync_change.merge(text, wanted) == (text, [])
+    assert corosync_change.sequence(text, wanted) == ([], [])
+    for directory in ("pve", "corosync"):
+        (tmp_path / "etc" / directory).mkdir(parents=True)
+        (tmp_path / "etc" / directory / "corosync.conf").write_text(text)
+    outcome = corosync_change.plan(wanted, root=tmp_path)
+    assert (outcome.changed, outcome.steps, outcome.restart_needed, outcome.after) == (False, 0, [], text)
+
+
+KEYS = (
+    "link_mode ip_version consensus knet_mtu window_size join transport secauth crypto_cipher crypto_hash token rrp_mode key "
+    "token_coefficient knet_link_priority knet_transport knet_pong_count linknumber debug to_syslog logfile timestamp fileline "
+    "wait_for_all two_node expected_votes auto_tie_breaker_node last_man_standing votes password unknown"
+).split()
+VALUES = "0 1 00 2 007 10 125 650 3000 yes no on off none aes128 aes256 sha256 sctp udp udpu knet rr passive 1.5 -1 c2VjcmV0"
+LINES = st.lists(
+    st.tuples(
+        st.sampled_from(["totem", "logging", "quorum", "interface 0", "interface 1", "interface 3", "system"]),
+        st.sampled_from(KEYS),
+        st.sampled_from([*VALUES.split(), "", "1 3 5", "a } b", "caf\u00e9", "\ufffd", "x: y # z"]),
+    ),
+    max_size=12,
+)
+
+
+@given(LINES)
+# The edit would take the last of the two lines, which says nothing.
+@example([("interface 1", "knet_pong_count", "10"), ("interface 1", "knet_pong_count", "")])
+def test_whatever_a_file_says_is_kept_and_is_told(lines: list[tuple[str, str, str]]) -> None:
+    text = CONF
+    for section, key, value in lines:
+        kind, _, number = section.partition(" ")
+        if number:
+            text += f"totem {{\n  interface {{\n    linknumber: {number}\n    {key}: {value}\n  }}\n}}\n"
+        else:
+            text += f"{kind} {{\n\t{key}: {value} \n}}\n"
+    found = corosync_export.desired(text)
+    wanted = asked_of({"pve1": found["cluster"]})
+    assert corosync_change.merge(text, wanted)[0] == text
+    assert "c2VjcmV0" not in str([note for note in found["not_expressed"] if re.search(r"\.(key|password):", note)])
+    document = corosync_conf.parse(text)
+    if any(problem.severity == "error" for problem in corosync_conf.problems(document)):
+        return
+    # A cluster founded with these variables is the same but for what is in a note, or is only a default spelt out.
+    new = corosync_conf.render_new("production", NODES)
+    founded = corosync_conf.parse(corosync_change.merge(new, wanted)[0])
+    assert founded.crypto == document.crypto
+    has, should = (dict(corosync_export._statements(each.root)) for each in (founded, document))
+    defaults = corosync_export._defaults(document, corosync_conf.parse(new))
+    told = {note.partition(":")[0] for note in found["not_expressed"]}
+    ignored = {"totem.config_version", *corosync_export._CRYPTO}
+    for name in should.keys() - told - ignored:
+        if has.get(name) != should[name] and not name.endswith(".linknumber"):
+            assert name not in has and defaults.get(name) == should[name], f"{name}: {should[name]} is told nowhere"
 
 
 def test_how_a_host_is_reached_is_kept_and_secrets_are_not() -> None:
