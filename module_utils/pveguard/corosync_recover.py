@@ -403,8 +403,7 @@ def _apart(
             None,
             *(v.tree_sha256 for v in quorate),
         }
-        gone = view.database is False and view.saved_version is None
-        if gone or extra.has_conf is False or tied or not _harmless(view, quorate):
+        if view.database is False or extra.has_conf is False or tied or not _harmless(view, quorate):
             yield _resync(cluster, view, quorate, extra)
         else:
             yield _start_daemon(cluster, view, quorate, extra)
@@ -626,9 +625,7 @@ def _first_daemon(
     whole = [
         view
         for view in idle
-        if view.root_version is not None
-        and extras[view.name].has_conf is not False
-        and (view.database or view.saved_version is not None)
+        if view.root_version is not None and extras[view.name].has_conf is not False and view.database
     ]
     top = max(idle, key=lambda view: view.root_version or 0)
     if silent:

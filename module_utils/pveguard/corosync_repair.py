@@ -72,6 +72,21 @@ class Request:
     deadline_s: float = 60.0
 
 
+def answers(address: str) -> bool:
+    """Whether a host is there: a port that is closed is an answer as well. Silence proves nothing (a firewall, a link)."""
+    try:
+        with socket.create_connection((address, SSH_PORT), timeout=ANSWER_S):
+            return True
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        pass
+    try:
+        return real_run(["ping", "-n", "-c", "1", "-W", "1", address], timeout=ANSWER_S + 2).ok
+    except CommandMissing:
+        return False
+
+
 @dataclass
 class Node:
     """Where a step is done, how it runs commands and waits, and whether an address answers it."""
@@ -80,7 +95,7 @@ class Node:
     root: Path = Path("/")
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
-    answers: Callable[[str], bool] = field(default=lambda address: _answers(address))
+    answers: Callable[[str], bool] = answers
 
     def info(self) -> dict[str, Any]:
         return corosync_info.collect(run=self.run, root=self.root)
@@ -421,21 +436,6 @@ def _quorum(request: Request, check: bool, node: Node) -> dict[str, Any]:
     return {"changed": True}
 
 
-def _answers(address: str) -> bool:
-    """Whether a host is there: a port that is closed is an answer as well. Silence proves nothing (a firewall, a link)."""
-    try:
-        with socket.create_connection((address, SSH_PORT), timeout=ANSWER_S):
-            return True
-    except ConnectionRefusedError:
-        return True
-    except OSError:
-        pass
-    try:
-        return real_run(["ping", "-n", "-c", "1", "-W", "1", address], timeout=ANSWER_S + 2).ok
-    except CommandMissing:
-        return False
-
-
 # The daemon
 
 
@@ -484,6 +484,8 @@ def _start_daemon(request: Request, check: bool, node: Node) -> dict[str, Any]:
         raise PveguardError("refused: the daemon runs and works alone (local mode): run again")
     if info["host"] is None or info["example_conf"]:
         raise PveguardError(f"refused: without {corosync_compare.HOST_COPY} the daemon may work alone")
+    if state["database_bytes"] is None:
+        raise PveguardError(f"refused: there is no /{pmxcfs.DATABASE}, so the daemon would begin empty")
     if state["root_version"] is not None and not state["has_corosync_conf"]:
         raise PveguardError("refused: the database holds no corosync.conf, so the daemon would work alone")
     _refuse_leader(state, request.max_root_version, node)

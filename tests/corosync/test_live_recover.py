@@ -67,7 +67,8 @@ def test_planted_disorders_are_repaired(cluster: list[Member]) -> None:
     saved = carry_out(second, {"step": "save"})
     assert carry_out(second, {"step": "save"}) == {**saved, "changed": False}
     kept = second.root / saved["directory"].lstrip("/")
-    assert (kept / "corosync.conf.host").read_text().endswith("# by hand\n") and (kept / "config.db").stat().st_mode & 0o777 == 0o600
+    assert (kept / "corosync.conf.host").read_text().endswith("# by hand\n")
+    assert (kept / "config.db").stat().st_mode & 0o777 == 0o600
     assert '"database": "whole"' in (kept / "manifest.json").read_text()
     assert recover(cluster) == ["publish:pvelab"]
     assert {version(node) for node in cluster} == {known + 1} and "by hand" not in second.host_conf.read_text()

@@ -165,9 +165,12 @@ def test_a_lost_database_is_fetched_from_the_members() -> None:
     assert words(third(down(3, root_version=900))) == ["daemon:pve3"]
     # The same version with another content would be decided by the clock.
     assert words(third(down(3, tree="other"))) == ["resync:pve3"]
-    # With RAM state the unit restores the replica; the mount may be what is missing.
-    ram = down(3, root_version=None, pmxcfs={"database_bytes": None}, ram_state={"saved_root_version": 900})
+    # With RAM state and its mount away there is a text in the place of the database; the unit restores the replica. Once a
+    # database was removed it restores nothing.
+    ram = down(3, root_version=None, ram_state={"saved_root_version": 900})
     assert words(third(ram)) == ["daemon:pve3"]
+    ram["pmxcfs"]["database_bytes"] = None
+    assert words(third(ram)) == ["resync:pve3"]
 
 
 def test_members_with_different_content_are_left_to_a_person() -> None:
@@ -253,6 +256,11 @@ def test_quorum_is_never_forced_beside_a_node_that_answers() -> None:
 def test_all_databases_lost_is_no_reason_to_start_empty() -> None:
     lost = {f"pve{n}": down(n, root_version=None, pmxcfs={"database_bytes": None}) for n in (1, 2, 3)}
     assert "playbooks/restore.yml" in still(lost)
+    for facts in lost.values():
+        facts["ram_state"]["saved_root_version"] = 700
+    assert "playbooks/restore.yml" in still(lost), "what is saved is not what a daemon would start with"
+    for facts in lost.values():
+        del facts["ram_state"]["saved_root_version"]
     # One of them has it: that one first, the others fetch it.
     lost["pve2"] = down(2, root_version=500)
     assert words(lost)[0] == "daemon:pve2" and {"resync:pve1", "resync:pve3"} <= set(words(lost))

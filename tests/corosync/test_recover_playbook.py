@@ -38,7 +38,8 @@ given.pop("program", None)
 with open(place.parent / "calls", "a") as calls:
     calls.write(json.dumps([place.name, kind, module.check_mode, given]) + "\\n")
 if kind == "run_lock":
-    module.exit_json(changed=False, acquired=True, holder={})
+    held = (place / "held").exists()
+    module.exit_json(changed=False, acquired=not held, holder={"run_id": "other", "who": "somebody"} if held else {})
 step = given.get("step") or given.get("state") or "looked"
 if step == "looked":
     module.exit_json(changed=False, restore={"refusals": [], "shown": "x"})
@@ -100,6 +101,13 @@ class Site:
         )
         return done.returncode, re.sub(r"\s+", " ", done.stdout + done.stderr)
 
+    def locks(self) -> list[Any]:
+        """``[host, with that of the cluster]`` of every lock that was taken, and the hosts that gave it back."""
+        found = [json.loads(line) for line in (self.folder / "calls").read_text().splitlines()]
+        locks = [(host, given) for host, kind, _, given in found if kind == "run_lock"]
+        taken = sorted([host, given["cluster"]] for host, given in locks if given.get("state") is None)
+        return [taken, sorted(host for host, given in locks if given.get("state") == "released")]
+
     def calls(self) -> list[str]:
         """``HOST STEP`` of every call that changes something."""
         found = [json.loads(line) for line in (self.folder / "calls").read_text().splitlines()]
@@ -132,11 +140,12 @@ def test_shown_refused_and_done_by_its_word(tmp_path: Path) -> None:
     word = f"publish:{NAME}"
 
     # Nobody to ask, and check mode: shown and refused.
-    for arguments in (("--check",), ("-e", "recover_confirm=publish:other,quorum:pve1")):
+    for arguments in ((), ("--check",), ("-e", "recover_confirm=publish:other,quorum:pve1")):
         code, text = site.play(*arguments)
         assert code and f'wanted "{word}"' in text and f"-e recover_confirm={word}" in text, text
         assert "both copies have config_version 5 and different text" in text and "with config_version 6, on pve1" in text
         assert sorted(site.calls()) == ["pve1 save", "pve2 save", "pve3 save"] and "geheim" not in text
+        assert site.locks() == [[[f"pve{n}", True] for n in (1, 2, 3)], ["pve1", "pve2", "pve3"]], "also when it was refused"
     kept = sorted(str(path.relative_to(tmp_path)) for path in (tmp_path / "reports").rglob("*.conf"))
     assert len(kept) == 6 and kept[0] == "reports/recover/pve1/20261121T164000Z/etc-corosync-corosync.conf"
     assert "key: (not shown)" in (tmp_path / "reports/recover/pve2/20261121T164000Z/etc-corosync-corosync.conf").read_text()
@@ -179,6 +188,15 @@ def test_a_false_leader_step_by_step(tmp_path: Path) -> None:
     code, text = site.play("-e", "recover_confirm=" + ",".join(steps))
     assert code == 0, text
     assert site.calls()[3:] == ["pve3 start_corosync", "pve3 restored"]
+
+
+def test_a_node_that_another_run_holds_is_not_one_that_is_off(tmp_path: Path) -> None:
+    site = Site(tmp_path, healthy() | {"pve3": node(3, None, mode="local")})
+    (tmp_path / "pve2/held").touch()
+    code, text = site.play("-e", "recover_confirm=isolate:pve3")
+    assert code and "Another run works on this node" in text and site.calls() == [], text
+    # Where the daemon works alone each write raises the version of its state: the lock is the node's alone.
+    assert ["pve3", False] in site.locks()[0] and ["pve1", True] in site.locks()[0]
 
 
 def test_what_no_step_repairs_fails_the_run(tmp_path: Path) -> None:
