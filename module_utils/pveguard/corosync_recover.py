@@ -261,10 +261,11 @@ def _publish(
     copy = _chosen(keep, views) or members[0].cluster or members[0].local
     if copy is None:
         return None
-    version = keep.write_version or corosync_compare.write_version(copy, _copies(views), views)
     alike = all(each is not None and each.sha256 == copy.sha256 for view in members for each in (view.cluster, view.local))
-    if alike and version == copy.config_version:
+    if alike and corosync_compare.write_version(copy, _copies(views), views) == copy.config_version:
         return None
+    # The daemons copy what is written, so also a text that is there already is written once more, as a new version.
+    version = 1 + _highest(views)
     new = _with_version(copy, version)
     by = next((view for view in members if view.name == keep.node), members[0])
     reason = keep.reason if keep.needed else f"Corosync runs a config_version above that of the files ({copy.config_version})"
@@ -819,6 +820,12 @@ def _name_in(copy: Copy) -> str | None:
 
 def _copies(views: Iterable[View]) -> list[Copy]:
     return [copy for view in views for copy in (view.cluster, view.local) if copy]
+
+
+def _highest(views: Iterable[View]) -> int:
+    """The highest config_version of all copies and of every Corosync that runs."""
+    runs = [version for view in views for version in (view.running_version, *view.member_versions.values())]
+    return max((version or 0 for version in [*(copy.config_version for copy in _copies(views)), *runs]), default=0)
 
 
 def _names(views: Iterable[View]) -> str:
