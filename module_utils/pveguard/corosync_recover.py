@@ -145,7 +145,17 @@ def _proposals(
                 "left alone",
                 f"its corosync.conf is of the cluster {view.cluster_name!r}: correct corosync_cluster_name, or take the host out",
             )
-    ours = [view for view in views if not _foreign(view, cluster)]
+        elif _bare(view):
+            yield _refused(
+                "bare",
+                cluster,
+                view.name,
+                "left alone",
+                "it has neither a corosync.conf nor an authkey, so it was reinstalled or taken out of the cluster. It must not "
+                "come back under its old name as it is: remove the old node ('pvecm delnode'), then let it join "
+                "(playbooks/join.yml)",
+            )
+    ours = [view for view in views if not _foreign(view, cluster) and not _bare(view)]
     asked = [view for view in ours if view.asked]
     quorate = [view for view in asked if view.counts]
     running = [view for view in asked if view.running and view.quorate is not None]
@@ -769,6 +779,10 @@ def _harmless(view: View, quorate: Sequence[View]) -> bool:
 
 def _foreign(view: View, cluster: str) -> bool:
     return bool(view.cluster_name) and view.cluster_name != cluster
+
+
+def _bare(view: View) -> bool:
+    return view.asked and view.cluster is None and view.local is None and view.authkey is None and not view.running
 
 
 def _refused(kind: str, cluster: str, node: str, what: str, reason: str) -> Step:

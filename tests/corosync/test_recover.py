@@ -195,6 +195,15 @@ def test_a_host_of_another_cluster_is_left_alone() -> None:
     assert found["steps"] == [] and "'other'" in found["open"][0]
 
 
+def test_a_reinstalled_node_does_not_come_back_as_it_is() -> None:
+    nodes = {f"pve{n}": node(n, live=(1, 2)) for n in (1, 2)}
+    nodes["pve3"] = node(3, None, None, running=False, mode="local", authkey=None)
+    assert "playbooks/join.yml" in still(nodes)
+    for n in (1, 2):
+        nodes[f"pve{n}"] = node(n, running=False)
+    assert words(nodes) == ["start:pve1", "start:pve2"]
+
+
 def test_a_person_decides_between_equal_versions_and_may_name_one() -> None:
     nodes = {f"pve{n}": node(n, conf(note=str(n)), conf(note=str(n)), live=(1, 2, 3)) for n in (1, 2, 3)}
     assert "recover_survivor=NODE" in still(nodes)
