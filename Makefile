@@ -14,7 +14,7 @@ export PATH := $(ROOT)/.venv/bin:$(PATH)
 bootstrap := $(ROOT)/scripts/bootstrap
 lab := python -m lab --name $(PVEGUARD_LAB)
 
-.PHONY: help base site assess export report restore revert test lint unit slow molecule campaign lab lab-down ssh bench lock docs clean
+.PHONY: help base site assess export report restore recover revert test lint unit slow molecule campaign lab lab-down ssh bench lock docs clean
 
 help: ## list the targets
 	@echo 'make site [INVENTORY=...] [ARGS=...]   take the nodes to the protected state'
@@ -48,6 +48,9 @@ join: $(if $(INVENTORY),base,lab) ## gate, then found or join the cluster, and n
 
 restore: $(if $(INVENTORY),base,lab) ## one node back to an earlier generation of its state
 	ansible-playbook -i $(or $(INVENTORY),inventory/lab) playbooks/restore.yml $(ARGS)
+
+recover: $(if $(INVENTORY),base,lab) ## what is wrong with a cluster, and one confirmed step after the other
+	ansible-playbook -i $(or $(INVENTORY),inventory/lab) playbooks/recover.yml $(ARGS)
 
 revert: $(if $(INVENTORY),base,lab) ## bring the nodes back to stock
 	ansible-playbook -i $(or $(INVENTORY),inventory/lab) playbooks/revert.yml $(ARGS)

@@ -31,6 +31,10 @@ options:
   takeover:
     description: Run id of a holder that is known to be gone; its lock is replaced.
     type: str
+  cluster:
+    description: Also takes the lock of the cluster. Without it nothing is written to /etc/pve.
+    type: bool
+    default: true
 author:
   - The pveguard authors
 """
@@ -69,6 +73,7 @@ def main() -> None:
             "state": {"type": "str", "choices": ["acquired", "released"], "default": "acquired"},
             "holder": {"type": "dict", "required": True},
             "takeover": {"type": "str"},
+            "cluster": {"type": "bool", "default": True},
         },
         supports_check_mode=True,
     )
@@ -81,7 +86,9 @@ def main() -> None:
             if not module.check_mode:
                 run_lock.release(holder["run_id"])
             module.exit_json(changed=False, acquired=False, holder={})
-        outcome = run_lock.acquire(holder, module.params["takeover"], check=module.check_mode)
+        outcome = run_lock.acquire(
+            holder, module.params["takeover"], check=module.check_mode, cluster=module.params["cluster"]
+        )
     except (PveguardError, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=False, acquired=outcome.acquired, holder=outcome.holder, where=outcome.where)

@@ -96,7 +96,7 @@ def judge(
         if listed and facts["has_corosync_conf"]:
             result.member = True
             return result
-    result.refusals += _task_refusals(root)
+    result.refusals += task_refusals(root)
     result.refusals += _database_refusals(request, facts, root)
     result.refusals += _corosync_refusals(request, info, root)
     result.refusals += _name_refusals(request, resolve or _resolve, is_local or _is_local)
@@ -116,7 +116,7 @@ def judge(
     return result
 
 
-def _task_refusals(root: Path) -> list[str]:
+def task_refusals(root: Path) -> list[str]:
     """The program judges it again; here it is known before the node is listed in the cluster."""
     running = []
     for line in (read_or_none(root / TASKS) or b"").decode("utf-8", "replace").splitlines():

@@ -581,7 +581,7 @@ def _roll_back(
 ) -> None:
     """Put the first of ``written`` back with a higher config_version than any seen. Always raises."""
     target, before, after = root / "etc/pve/corosync.conf", written[0], outcome.after
-    journal = _journal(started, run)
+    journal = journal_since(started, run)
 
     def fail(message: str, rolled_back: bool) -> ChangeFailed:
         parts = [f"{error}. {message}", "The change was:", *_diff(before, after)]
@@ -683,6 +683,50 @@ def restore(
     return outcome
 
 
+def publish(
+    text: str,
+    deadline_s: float = 60.0,
+    expected_ids: Sequence[int] = (),
+    check_mode: bool = False,
+    run: Run = real_run,
+    root: Path = Path("/"),
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> Outcome:
+    """Make this very text the cluster's, over whatever both copies are, and wait for it. The former one stays as .bak.
+
+    Its config_version is the caller's, who has seen all nodes. Raises PveguardError when that is not above every one that
+    this node sees and not already everywhere, for another cluster's text, for one that ``corosync -t`` refuses, without
+    quorum, and when it does not arrive. Nothing is undone: what was there before is what is to be repaired.
+    """
+    info = corosync_info.collect(run=run, root=root)
+    if info["cluster"] is None:
+        raise PveguardError("/etc/pve/corosync.conf does not exist: this node is not a member of a cluster")
+    now, new = _exact(info, root), corosync_conf.parse(text, "the text to be written")
+    # A two_node that is there stays: this is about getting the cluster back as it was.
+    corosync_conf.refuse_problems(new, with_pmxcfs=False)
+    outcome = Outcome(text != now, now, text, info=info, steps=int(text != now))
+    if outcome.changed:
+        if info["cluster_name"] not in (None, new.cluster_name):
+            raise PveguardError(f"the text is of the cluster {new.cluster_name!r}, this is {info['cluster_name']!r}")
+        copies = [(info[key] or {}).get("config_version") for key in ("cluster", "host")]
+        seen = [*copies, info["running_config_version"], *info["member_config_versions"].values()]
+        highest = max(version or 0 for version in seen)
+        if (new.config_version or 0) <= highest:
+            raise PveguardError(
+                f"config_version {new.config_version} of the text is not above {highest}, which this node sees by now: run again"
+            )
+        pve_file.require_writable(root)
+        validate(text, run, root / "run/pveguard")
+    if check_mode:
+        return outcome
+    if outcome.changed:
+        with _Lock(root / "etc/pve" / LOCK, deadline_s, sleep, clock):
+            _replace(root / "etc/pve/corosync.conf", now, text, now)
+    _converge(outcome, text, deadline_s, expected_ids, (), run, root, sleep, clock)
+    return outcome
+
+
 def _await_writable(
     before: str,
     now: str,
@@ -734,7 +778,7 @@ def _by_hand(text: str, reason: PveguardError, root: Path) -> str:
     )
 
 
-def _journal(started: float, run: Run) -> list[str]:
+def journal_since(started: float, run: Run) -> list[str]:
     """What Corosync and the daemon of this node have said since ``started`` (seconds since 1970), the last lines."""
     argv = ["journalctl", "--no-pager", "-q", "-o", "short-iso", "-u", "corosync", "-u", "pve-cluster"]
     try:

@@ -614,7 +614,7 @@ def survivor(cluster: str, views: Sequence[View]) -> Survivor:
         which,
         copy.config_version,
         copy.sha256,
-        _write_version(copy, copies, views),
+        write_version(copy, copies, views),
     )
 
 
@@ -753,7 +753,8 @@ def _votes(copy: Copy) -> tuple[int, dict[str, int]]:
     return sum(node.votes for node in nodes), {str(node.name): node.votes for node in nodes}
 
 
-def _write_version(chosen: Copy, copies: Iterable[Copy], views: Sequence[View]) -> int:
+def write_version(chosen: Copy, copies: Iterable[Copy], views: Sequence[View]) -> int:
+    """The config_version with which ``chosen`` wins over every copy and every running Corosync that was seen."""
     own = chosen.config_version or 0
     others = [copy.config_version or 0 for copy in copies if copy.sha256 != chosen.sha256]
     runs = [version or 0 for view in views for version in (view.running_version, *view.member_versions.values())]

@@ -37,12 +37,18 @@ class Outcome:
 
 
 def acquire(
-    holder: dict[str, Any], takeover: str | None = None, check: bool = False, run: Run = real_run, root: Path = Path("/")
+    holder: dict[str, Any],
+    takeover: str | None = None,
+    check: bool = False,
+    run: Run = real_run,
+    root: Path = Path("/"),
+    cluster: bool = True,
 ) -> Outcome:
     """Take the lock for ``holder`` (a JSON object with at least ``run_id``), or say who has it.
 
     ``takeover`` is the run id of a holder that is known to be gone; its lock is replaced. Taking a lock that is ours
-    already changes nothing. With ``check`` nothing is written.
+    already changes nothing. With ``check`` nothing is written. Without ``cluster`` the lock is the node's alone and nothing
+    is written to /etc/pve: on a member whose daemon works alone each write raises the version of its state.
     """
     mine = str(holder["run_id"])
     for path in (root / NODE_LOCK, root / CLUSTER_LOCK / "holder"):
@@ -71,7 +77,7 @@ def acquire(
             temporary.unlink()
         changed = True
     try:
-        refused = _acquire_cluster(text, mine, takeover, run, root)
+        refused = _acquire_cluster(text, mine, takeover, run, root) if cluster else None
     except PveguardError:
         if changed:
             node_lock.unlink(missing_ok=True)
