@@ -180,13 +180,14 @@ def _removed(host: str, members: Collection[str], nodes: Mapping[str, Mapping[st
     own = (nodes[host] or {}).get("corosync") or {}
     copy = own.get("cluster") or own.get("host") or {}
     name = str((nodes[host] or {}).get("hostname") or host).split(".")[0]
+    number = next((member.get("id") for member in own.get("members") or [] if member.get("name") == name), None)
     for other in members:
         corosync = (nodes[other] or {}).get("corosync") or {}
         version = (corosync.get("cluster") or {}).get("config_version") or 0
         listed = [(member.get("name"), member.get("id")) for member in corosync.get("members") or []]
         if other == host or not corosync.get("quorate") or version <= (copy.get("config_version") or 0) or not listed:
             continue
-        if not any(name == other_name and own.get("node_id") in (None, number) for other_name, number in listed):
+        if not any(each == name and number in (None, node_id) for each, node_id in listed):
             return (
                 f"{host} holds the state of a former member: its corosync.conf has config_version "
                 f"{copy.get('config_version')}, that of {other} {version} and does not list {name}. It must not come back "
