@@ -39,9 +39,13 @@ def decide(
     given = hosts.get(name)
     node_name = str(given["hostname"] if given else name).split(".")[0]
     answers = {host: facts for host, facts in hosts.items() if facts and host in play_hosts}
-    target = next((host for host, facts in answers.items() if str(facts["hostname"]).split(".")[0] == node_name), None)
+    same = [host for host, facts in answers.items() if str(facts["hostname"]).split(".")[0] == node_name]
+    target = name if name in same else next(iter(same), None)
     found.update(node_name=node_name, host=target)
     clusters = _clusters(node_name, answers, target)
+    if len(same) > 1 and name not in same:
+        refusals.append(f"{', '.join(same)} are called {node_name}: give the one that is meant by its name in the inventory")
+        return found
     if len(clusters) > 1:
         refusals.append(f"{node_name} is listed in the clusters {', '.join(clusters)}: name the hosts of one with --limit")
         return found
@@ -166,15 +170,17 @@ def _judge_quorum(
 
 
 def _clusters(node_name: str, answers: Mapping[str, Facts], target: str | None) -> list[str]:
-    """Clusters of the other hosts that list the node; else the one whose state it holds."""
+    """The cluster whose state the node holds; else those of the other hosts that list it."""
+    own = plan.live_cluster(answers[target]) if target else None
+    if own:
+        return [own]
     found = []
     for host, facts in answers.items():
         cluster = plan.live_cluster(facts)
         names = [member["name"] for member in facts["corosync"].get("members") or []]
         if cluster and host != target and node_name in names and cluster not in found:
             found.append(cluster)
-    own = plan.live_cluster(answers[target]) if target else None
-    return found or ([own] if own else [])
+    return found
 
 
 def _held(facts: Facts) -> list[str]:

@@ -155,6 +155,15 @@ def test_a_node_of_two_clusters_or_of_none() -> None:
     assert "leave_node=NAME" in refusal(cluster(), "")
 
 
+def test_two_clusters_may_have_nodes_of_one_name() -> None:
+    other = conf(name="second")
+    hosts = {f"a-{name}": facts for name, facts in cluster().items()}
+    hosts.update({f"b-pve{n}": node(n, other, other) for n in (1, 2, 3)})
+    found = decide(hosts, "b-pve3")
+    assert found["refusals"] == [] and (found["cluster"], found["host"], found["seed"]) == ("second", "b-pve3", "b-pve1")
+    assert "a-pve3, b-pve3 are called pve3" in refusal(hosts, "pve3")
+
+
 def test_what_has_come_back_with_its_old_state_is_not_adopted() -> None:
     text = conf(6, nodes=2)
     nodes = {
