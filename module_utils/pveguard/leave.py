@@ -226,7 +226,7 @@ def propose(
     if decision["separate"]:
         lines.append(
             f"{name}: its database is saved to the store (before-leave), then its key, corosync.conf and database are removed; "
-            "it starts as a node by itself with an empty /etc/pve"
+            "it starts as a node by itself with an empty /etc/pve (no storages, users or firewall rules)"
         )
     if decision["listed"]:
         lines.append(
