@@ -33,7 +33,9 @@ PLAYBOOK_VARIABLES: dict[str, dict[str, Any]] = {
     "pveguard_lock_takeover": {"type": "str"},
     # Registered or set by the playbooks while they run.
     "pveguard_gate_alone": {"type": "raw"},
+    "pveguard_authkey": {"type": "raw"},
     "pveguard_join": {"type": "raw"},
+    "pveguard_leave": {"type": "raw"},
     "pveguard_node": {"type": "raw"},
     "pveguard_plan": {"type": "raw"},
     "pveguard_run": {"type": "raw"},

@@ -6,11 +6,14 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: cluster_member
-short_description: Make a node the first or a further member of a cluster
+short_description: Make a node the first or a further member of a cluster, or a node by itself again
 description:
   - V(bootstrapped) founds a cluster of one node and keeps what its C(/etc/pve) holds. V(joined) makes the
     node a member of a cluster whose key and corosync.conf are given; what its C(/etc/pve) held is replaced by
     the cluster's.
+  - V(left) makes a member a node by itself, in the steps that Proxmox VE documents, with an empty C(/etc/pve). The
+    cluster's database, key and corosync.conf are given up, so that its state never comes back. It does not take the node
+    off the other members' corosync.conf. Refused with guests of its own, a QDevice, or while a client holds the watchdog.
   - Refuses before anything is touched. For V(joined), while the node's own database holds guests, storage
     definitions beyond the installer's, or users beyond root@pam; always, with a corosync.conf or key of
     another cluster, a host name on loopback, link addresses that are not on this host, or files beneath the
@@ -33,7 +36,7 @@ options:
   state:
     description: What the node must be.
     type: str
-    choices: [bootstrapped, joined]
+    choices: [bootstrapped, joined, left]
     required: true
   cluster_name:
     description: Name of the cluster.
@@ -43,14 +46,12 @@ options:
     description: Host name of this node; the node's own by default.
     type: str
   node_id:
-    description: Node id, from 1.
+    description: Node id, from 1. Needed unless O(state=left).
     type: int
-    required: true
   links:
-    description: This node's addresses on the cluster's links, index = link number.
+    description: This node's addresses on the cluster's links, index = link number. Needed unless O(state=left).
     type: list
     elements: str
-    required: true
   token:
     description: Token of a new cluster in ms.
     type: int
@@ -85,6 +86,12 @@ EXAMPLES = r"""
     cluster_name: production
     node_id: 1
     links: [10.0.0.1]
+    program: "{{ lookup('ansible.builtin.file', 'cluster-member') }}"
+
+- name: Make the node one by itself
+  cluster_member:
+    state: left
+    cluster_name: production
     program: "{{ lookup('ansible.builtin.file', 'cluster-member') }}"
 """
 
@@ -123,11 +130,11 @@ from ansible.module_utils.pveguard.errors import PveguardError
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "state": {"type": "str", "choices": ["bootstrapped", "joined"], "required": True},
+            "state": {"type": "str", "choices": ["bootstrapped", "joined", "left"], "required": True},
             "cluster_name": {"type": "str", "required": True},
             "node_name": {"type": "str"},
-            "node_id": {"type": "int", "required": True},
-            "links": {"type": "list", "elements": "str", "required": True},
+            "node_id": {"type": "int"},
+            "links": {"type": "list", "elements": "str"},
             "token": {"type": "int", "default": 3000, "no_log": False},
             "authkey": {"type": "str", "no_log": True},
             "conf": {"type": "str"},
@@ -135,6 +142,7 @@ def main() -> None:
             "program": {"type": "str", "required": True},
             "deadline_seconds": {"type": "float", "default": 180},
         },
+        required_if=[("state", state, ["node_id", "links"]) for state in ("bootstrapped", "joined")],
         supports_check_mode=True,
     )
     params = module.params
@@ -142,8 +150,8 @@ def main() -> None:
         state=params["state"],
         cluster_name=params["cluster_name"],
         node_name=params["node_name"] or platform.node().split(".")[0],
-        node_id=params["node_id"],
-        links=params["links"],
+        node_id=params["node_id"] or 0,
+        links=params["links"] or [],
         authkey=params["authkey"] or None,
         conf=params["conf"] or None,
         token_ms=params["token"],
@@ -155,7 +163,7 @@ def main() -> None:
         if judgement.member:
             module.exit_json(changed=False, generation=None)
         if judgement.refusals:
-            verb = "found" if request.state == "bootstrapped" else "join"
+            verb = {"bootstrapped": "found", "joined": "join", "left": "leave"}[request.state]
             module.fail_json(
                 msg=f"{request.node_name} must not {verb} the cluster {request.cluster_name!r}; "
                 "nothing was changed: " + "; ".join(judgement.refusals)

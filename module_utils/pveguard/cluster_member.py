@@ -1,4 +1,4 @@
-"""Whether this node may found or join a cluster, and the start of the program that makes it a member.
+"""Whether this node may found, join or leave a cluster, and the start of the program that does it.
 
 Everything that must refuse is decided here, from the present state and without changing it. The work itself
 is done by the node program ``cluster-member``, detached from the connection, because it takes /etc/pve down
@@ -13,13 +13,14 @@ import hashlib
 import ipaddress
 import json
 import os
+import re
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import corosync_conf, corosync_info, pmxcfs
+from . import corosync_conf, corosync_info, ha_info, pmxcfs
 from .atomic import read_or_none, write_atomic
 from .detached import run_detached
 from .errors import PveguardError
@@ -34,6 +35,12 @@ UNIT = "pveguard-cluster-member"
 #: What putting everything back may take beyond the deadline, in seconds.
 PUT_BACK_S = 180.0
 
+#: Said wherever a member must not be added or removed.
+QDEVICE = (
+    "the cluster has a QDevice, which must be removed before a node is added or removed ('pvecm qdevice remove'; afterwards "
+    "'pvecm qdevice setup ADDRESS')"
+)
+
 Resolve = Callable[[str], Sequence[str]]
 
 
@@ -41,7 +48,8 @@ Resolve = Callable[[str], Sequence[str]]
 class Request:
     """What the node shall become.
 
-    ``state``: ``bootstrapped`` or ``joined``. ``links``: this node's ring addresses, index = link number.
+    ``state``: ``bootstrapped``, ``joined`` or ``left``, for which only the names are needed. ``links``: this node's
+    ring addresses, index = link number.
     ``authkey``: base64, None lets a founder make one. ``conf``: the seed's corosync.conf for a join (None
     only in check mode). ``expected_ids``: node ids that must be live at the end. ``deadline_s``: seconds
     until everything is put back.
@@ -83,6 +91,8 @@ def judge(
     missing."""
     info = corosync_info.collect(run=run, root=root)
     facts = pmxcfs.collect(root)
+    if request.state == "left":
+        return _judge_leave(request, info, facts, root)
     conf = request.conf
     if request.state == "bootstrapped":
         node = {"name": request.node_name, "node_id": request.node_id, "links": request.links}
@@ -114,6 +124,41 @@ def judge(
     elif request.state == "joined" and not check_mode:
         result.refusals.append("no authkey of the cluster was given (option authkey)")
     return result
+
+
+def _judge_leave(request: Request, info: dict[str, Any], facts: dict[str, Any], root: Path) -> Judgement:
+    """``member`` is True when nothing of a cluster is here any more, so that there is nothing to do."""
+    before = (info["host"] or {}).get("text", "")
+    result = Judgement(False, [], "", before, facts["tree_sha256"])
+    host = None if info["example_conf"] else info["host"]
+    if host is None and info["cluster"] is None and not facts["has_corosync_conf"] and info["authkey_sha256"] is None:
+        result.member = True
+        return result
+    name = info["cluster_name"]
+    if name is not None and name != request.cluster_name:
+        result.refusals.append(f"this node is a member of the cluster {name!r}, not of {request.cluster_name!r}")
+    if info["qdevice"]:
+        result.refusals.append(QDEVICE)
+    result.refusals += task_refusals(root)
+    own = re.compile(rf"nodes/{re.escape(request.node_name)}/(?:qemu-server|lxc)/([0-9]+)\.conf\Z")
+    guests = [match.group(1) for path in _paths(root) if (match := own.match(path))]
+    if guests:
+        result.refusals.append(f"it has guests {', '.join(guests[:8])}: migrate or remove them first")
+    if facts["error"]:
+        result.refusals.append(f"the node's database cannot be judged: {facts['error']}")
+    if ha_info.collect(root=root)["watchdog_active"]:
+        result.refusals.append(
+            "a client holds the watchdog (/run/watchdog-mux.active): without corosync the node would be reset. Stop HA "
+            "first (role ha, ha_state: disabled)"
+        )
+    return result
+
+
+def _paths(root: Path) -> list[str]:
+    try:
+        return sorted(pmxcfs.read_tree(root / pmxcfs.DATABASE)[1])
+    except PveguardError:
+        return []
 
 
 def task_refusals(root: Path) -> list[str]:
@@ -273,7 +318,7 @@ def apply(
     target.parent.mkdir(parents=True, exist_ok=True)
     if read_or_none(target) != program.encode() or not os.access(target, os.X_OK):
         write_atomic(target, program.encode(), 0o755)
-    aside = move_example_aside(root)
+    aside = None if request.state == "left" else move_example_aside(root)
     request_file = root / REQUEST
     request_file.parent.mkdir(parents=True, exist_ok=True)
     payload = {
@@ -283,7 +328,7 @@ def apply(
         "cluster_name": request.cluster_name,
         "conf": judgement.conf,
         "authkey": request.authkey,
-        "expected_ids": sorted({*request.expected_ids, request.node_id}),
+        "expected_ids": [] if request.state == "left" else sorted({*request.expected_ids, request.node_id}),
         "deadline_s": request.deadline_s,
         "tree_sha256": judgement.tree_sha256,
         "run_updatecerts": True,

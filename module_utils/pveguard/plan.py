@@ -99,8 +99,12 @@ def _group_plan(
         return {host: _plan("refuse", cluster=cluster, reason=reason) for host in nodes}
 
     members = [host for host, name in live.items() if name == cluster]
+    returned = {host: why for host in members if (why := _removed(host, members, nodes))}
+    members = [host for host in members if host not in returned]
     plans = {host: _plan("adopt", cluster=cluster, members=members, reason="already a member") for host in members}
-    candidates = [host for host in nodes if host not in members]
+    for host, old_state in returned.items():
+        plans[host] = _plan("refuse", cluster=cluster, members=members, reason=old_state)
+    candidates = [host for host in nodes if host not in plans]
     unheard = [host for host in candidates if nodes[host] is None]
     for host in unheard:
         plans[host] = _plan("refuse", cluster=cluster, members=members, reason="could not be asked in this run")
@@ -166,6 +170,30 @@ def _group_plan(
         else:
             plans[host] = _plan("join", cluster=cluster, seed=seed, reason="not a member yet")
     return plans
+
+
+def _removed(host: str, members: Collection[str], nodes: Mapping[str, Mapping[str, Any] | None]) -> str | None:
+    """Why a host that takes itself for a member is none: a quorate member with a newer corosync.conf does not list it.
+
+    It was away while it was removed and has come back with its old state, which must not return with it.
+    """
+    own = (nodes[host] or {}).get("corosync") or {}
+    copy = own.get("cluster") or own.get("host") or {}
+    name = str((nodes[host] or {}).get("hostname") or host).split(".")[0]
+    number = next((member.get("id") for member in own.get("members") or [] if member.get("name") == name), None)
+    for other in members:
+        corosync = (nodes[other] or {}).get("corosync") or {}
+        version = (corosync.get("cluster") or {}).get("config_version") or 0
+        listed = [(member.get("name"), member.get("id")) for member in corosync.get("members") or []]
+        if other == host or not corosync.get("quorate") or version <= (copy.get("config_version") or 0) or not listed:
+            continue
+        if not any(each == name and number in (None, node_id) for each, node_id in listed):
+            return (
+                f"{host} holds the state of a former member: its corosync.conf has config_version "
+                f"{copy.get('config_version')}, that of {other} {version} and does not list {name}. It must not come back "
+                f"with it: make it a node by itself (playbooks/leave.yml -e leave_node={host}), then it joins as a new one"
+            )
+    return None
 
 
 def _waiting_for(corosyncs: Mapping[str, Mapping[str, Any]], candidates: Collection[str]) -> list[str]:

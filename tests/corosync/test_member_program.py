@@ -176,3 +176,40 @@ def test_a_locked_guest_is_not_cut_off(host: Host, path: str) -> None:
     )
     error = refused(host, "bootstrapped")
     assert f"locked: /etc/pve/nodes/pve2/{path} (backup); wait" in error
+
+
+def test_a_node_that_leaves_keeps_its_logins(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host.program, "not_alone", lambda _node: [])
+    other = "ssh-rsa CCCC root@pve1"
+    host.keys.write_text(f"{SHARED}\n{OWN}\n{other}\n")
+    host.cluster_keys = "ssh-rsa DDDD root@pve2\n"
+    host.node.database.unlink()
+    make_database(host.node.database, {"corosync.conf": CONF, "nodes/pve1/qemu-server/100.conf": "memory: 512\n"})
+    for name in ("authkey", "corosync.conf"):
+        (host.root / "etc/corosync" / name).write_text("x")
+    result = host.perform(state="left", deadline_s=60)
+    assert result.get("error") is None, result
+    assert host.keys.read_text().splitlines() == ["ssh-rsa DDDD root@pve2", SHARED, OWN, other]
+    assert host.seen_while_away is not None and OWN in host.seen_while_away and not host.local.exists()
+    (warning,) = result["warnings"]
+    assert "ssh keys of root@pve1" in warning
+    assert list((host.root / "etc/corosync").iterdir()) == [] and not host.node.database.exists()
+    order = [argv for argv in host.units if argv[0] in ("stop", "start")]
+    assert order[:3] == [("stop", host.program.WATCH), ("stop", host.program.DAEMON), ("stop", host.program.COROSYNC)]
+    (saved,) = host.node.generations.glob("*-before-leave.db")
+    assert "corosync.conf" in host.program.read_tree(saved)[1]
+
+
+def test_a_leave_that_cannot_end_is_undone(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host.program, "not_alone", lambda _node: ["/etc/pve is read-only"])
+    host.node.database.unlink()
+    make_database(host.node.database, {"corosync.conf": CONF})
+    (host.root / "etc/corosync/authkey").write_text("key")
+    (host.root / "etc/corosync/corosync.conf").write_text(CONF)
+    before = host.program.read_tree(host.node.database)
+    result = host.perform(state="left")
+    assert result["restored"] is True and "/etc/pve is read-only. The node is as it was before" in result["error"]
+    assert (host.root / "etc/corosync/authkey").read_text() == "key"
+    assert (host.root / "etc/corosync/corosync.conf").read_text() == CONF
+    assert host.program.read_tree(host.node.database) == before
+    assert ("start", host.program.COROSYNC) in host.units

@@ -235,3 +235,46 @@ def test_the_program_gets_its_request_and_is_installed(root: Path, monkeypatch: 
     assert seen["mode"] == 0o600
     # Time to put everything back remains after the deadline.
     assert seen["deadline"] >= 100 + 120
+
+
+def member(root: Path, **files: str) -> None:
+    (root / "etc/corosync/corosync.conf").write_text(CONF)
+    (root / "etc/pve/corosync.conf").write_text(CONF)
+    (root / "etc/corosync/authkey").write_bytes(b"k" * 256)
+    make_database(root / "var/lib/pve-cluster/config.db", {"corosync.conf": CONF, **files})
+
+
+def test_a_member_may_leave(root: Path) -> None:
+    member(root, **{"nodes/pve1/qemu-server/100.conf": "memory: 512\n"})
+    judged = judge(root, "left")
+    assert not judged.member and judged.refusals == [] and (judged.before, judged.conf) == (CONF, "")
+
+
+def test_what_forbids_a_leave(root: Path) -> None:
+    member(root, **{"nodes/pve2/lxc/201.conf": "memory: 512\n"})
+    (root / "run/watchdog-mux.active").mkdir(parents=True)
+    guests, watchdog = judge(root, "left").refusals
+    assert "guests 201" in guests and "watchdog-mux.active" in watchdog
+    (other,) = [text for text in judge(root, "left", cluster_name="other").refusals if "member of" in text]
+    assert "member of the cluster 'lab', not of 'other'" in other
+    device = CONF.replace("provider: corosync_votequorum", "provider: corosync_votequorum\n  device {\n    model: net\n  }")
+    (root / "etc/pve/corosync.conf").write_text(device)
+    assert any("pvecm qdevice remove" in text for text in judge(root, "left").refusals)
+
+
+@pytest.mark.parametrize("rest", ["authkey", "host", "database"])
+def test_a_part_that_is_left_is_no_end_of_the_leave(root: Path, rest: str) -> None:
+    make_database(root / "var/lib/pve-cluster/config.db", {"corosync.conf": CONF} if rest == "database" else STOCK)
+    if rest == "authkey":
+        (root / "etc/corosync/authkey").write_bytes(b"k" * 256)
+    if rest == "host":
+        (root / "etc/corosync/corosync.conf").write_text(CONF)
+    assert not judge(root, "left").member
+
+
+def test_a_node_by_itself_has_left(root: Path) -> None:
+    make_database(root / "var/lib/pve-cluster/config.db", STOCK)
+    assert judge(root, "left").member
+    # The example of Debian's package is no membership.
+    (root / "etc/corosync/corosync.conf").write_text(EXAMPLE)
+    assert judge(root, "left").member
