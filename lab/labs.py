@@ -543,6 +543,8 @@ class Lab:
                         if done.stderr.strip()
                         else f"ssh status {done.returncode}"
                     )
+                elif machine.reset_if_stuck():
+                    say(f"{machine.name}: waited for an idle disk, reset")
                 time.sleep(0.3)
             raise LabError(
                 f"{machine.name}: not reachable by ssh within {seconds:.0f} s ({why}); "

@@ -16,6 +16,11 @@ from .image import Image
 from .qmp import Qmp
 from .system import PATH
 
+#: Stands in the console's log where the lab has reset a guest.
+RESET = "lab: reset, because the guest waited for an idle disk"
+#: How long no disk of a guest has done anything when the guest is taken to wait in vain, in nanoseconds.
+IDLE_NS = 60 * 10**9
+
 
 def process_start(pid: int) -> str | None:
     """Start time of a process in clock ticks since boot, None when it is gone: tells a pid from its later reuse."""
@@ -155,6 +160,25 @@ class Machine:
                     self.kill()
                     raise
                 time.sleep(0.05)
+
+    def reset_if_stuck(self) -> bool:
+        """Reset a guest that waits for a disk which owes it nothing.
+
+        Seen once in some hundred boots under emulation: a request is done, its interrupt is lost, and mount waits for
+        good. The kernel says so after two to four minutes ("blocked for more than"), and no disk has had anything to do
+        for a minute. True when it was reset; what it said before is not looked at again.
+        """
+        said = self.console_log.read_text(errors="replace").rpartition(RESET)[2]
+        if "blocked for more than" not in said:
+            return False
+        with self.qmp() as qmp:
+            idle = [int(disk["stats"].get("idle_time_ns", 0)) for disk in qmp.execute("query-blockstats")]
+            if min(idle, default=0) < IDLE_NS:
+                return False
+            with self.console_log.open("a") as log:
+                log.write(f"\n{RESET}\n")
+            qmp.execute("system_reset")
+        return True
 
     def kill(self) -> None:
         """End QEMU as a power cut does (SIGKILL) and wait until it is gone."""
