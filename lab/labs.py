@@ -543,8 +543,8 @@ class Lab:
                         if done.stderr.strip()
                         else f"ssh status {done.returncode}"
                     )
-                elif machine.reset_if_stuck():
-                    say(f"{machine.name}: waited for an idle disk, reset")
+                else:
+                    machine.reset_if_stuck()
                 time.sleep(0.3)
             raise LabError(
                 f"{machine.name}: not reachable by ssh within {seconds:.0f} s ({why}); "
@@ -773,6 +773,7 @@ class Lab:
                             raise LabError(
                                 f"{machine.name}: QEMU ended during the reboot; see {machine.qemu_log}"
                             )
+                        machine.reset_if_stuck()
                         if time.monotonic() > deadline:
                             raise LabError(f"{machine.name}: has not rebooted within {COLD_SECONDS} s")
                         time.sleep(0.5)

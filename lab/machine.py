@@ -13,6 +13,7 @@ from . import accel, identity, layout, net
 from .console import Console
 from .errors import LabError
 from .image import Image
+from .progress import say
 from .qmp import Qmp
 from .system import PATH
 
@@ -161,24 +162,24 @@ class Machine:
                     raise
                 time.sleep(0.05)
 
-    def reset_if_stuck(self) -> bool:
+    def reset_if_stuck(self) -> None:
         """Reset a guest that waits for a disk which owes it nothing.
 
         Seen once in some hundred boots under emulation: a request is done, its interrupt is lost, and mount waits for
         good. The kernel says so after two to four minutes ("blocked for more than"), and no disk has had anything to do
-        for a minute. True when it was reset; what it said before is not looked at again.
+        for a minute. What it said before the reset is not looked at again.
         """
         said = self.console_log.read_text(errors="replace").rpartition(RESET)[2]
         if "blocked for more than" not in said:
-            return False
+            return
         with self.qmp() as qmp:
             idle = [int(disk["stats"].get("idle_time_ns", 0)) for disk in qmp.execute("query-blockstats")]
             if min(idle, default=0) < IDLE_NS:
-                return False
+                return
             with self.console_log.open("a") as log:
                 log.write(f"\n{RESET}\n")
             qmp.execute("system_reset")
-        return True
+        say(f"{self.name}: waited for an idle disk, reset")
 
     def kill(self) -> None:
         """End QEMU as a power cut does (SIGKILL) and wait until it is gone."""
