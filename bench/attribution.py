@@ -7,6 +7,7 @@ both methods of the module one after the other; then the HA managers of one node
 again at the end.
 
     python -m lab --name wear up --fresh --profile pve
+    PVEGUARD_LAB=wear ansible-playbook -i inventory/lab playbooks/join.yml
     PVEGUARD_LAB=wear python bench/attribution.py [--seconds 60] [--json]
 
 Exits 1 when a figure is not the published one (a heartbeat more or less in a window is allowed, and one run of the

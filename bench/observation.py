@@ -40,7 +40,7 @@ GUESTS = (200, 4000)
 SAMPLES_BYTES = 16 << 10
 CORE_PERCENT = 1.0
 MEDIANS = ("samples_device_bytes", "write_back_device_bytes", "cpu_percent")
-#: What the module does, once it runs. Prints when the window begins, then the result with the time it took of a processor.
+#: What the module does, once it runs. Prints the result with the time that it took of a processor.
 OBSERVE = """
 import json, resource, sys
 sys.path.insert(0, sys.argv[1])

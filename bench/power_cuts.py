@@ -291,6 +291,7 @@ def look(lab: Lab, node: str, members: int, seconds: float = ORDER_SECONDS) -> d
         except LabError as error:
             if time.monotonic() > deadline:
                 raise CannotTest(f"{node}: {error}") from error
+            lab.machine(node).reset_if_stuck()
             time.sleep(0.5)
     left = max(1.0, deadline - time.monotonic())
     command = node_command("look", "--wait", f"{left:.0f}", "--members", str(members))

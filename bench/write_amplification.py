@@ -68,9 +68,14 @@ class NotMeasuredError(Exception):
 def on_node(inventory: str, node: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """The module's result on a node of an inventory."""
     try:
-        return ad_hoc.run(node, inventory, "write_amplification", arguments)[node]
+        results = ad_hoc.run(node, inventory, "write_amplification", arguments)
     except ad_hoc.ModuleFailed as error:
-        raise NotMeasuredError(error.results.get(node, {}).get("msg") or str(error)) from None
+        said = [result["msg"] for result in error.results.values() if result.get("msg")]
+        raise NotMeasuredError("; ".join(said) or str(error)) from None
+    # ``node`` is a pattern, such as all[0], and not the host's name.
+    if len(results) != 1:
+        raise NotMeasuredError(f"--node {node} names {len(results)} hosts ({', '.join(results)}), wanted one")
+    return next(iter(results.values()))
 
 
 def on_double(arguments: dict[str, Any]) -> dict[str, Any]:

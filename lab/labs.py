@@ -543,6 +543,8 @@ class Lab:
                         if done.stderr.strip()
                         else f"ssh status {done.returncode}"
                     )
+                else:
+                    machine.reset_if_stuck()
                 time.sleep(0.3)
             raise LabError(
                 f"{machine.name}: not reachable by ssh within {seconds:.0f} s ({why}); "
@@ -771,6 +773,7 @@ class Lab:
                             raise LabError(
                                 f"{machine.name}: QEMU ended during the reboot; see {machine.qemu_log}"
                             )
+                        machine.reset_if_stuck()
                         if time.monotonic() > deadline:
                             raise LabError(f"{machine.name}: has not rebooted within {COLD_SECONDS} s")
                         time.sleep(0.5)

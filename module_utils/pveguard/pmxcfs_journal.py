@@ -321,7 +321,7 @@ def first_version(found: Sequence[Transaction], before: Rows) -> int | None:
         return None
     version = met[-1][0] - met[-1][1]
     agree = all(inode - index == version for inode, index in met if inode >= version)
-    return version if agree and met[-1][0] >= version else None
+    return version if agree else None
 
 
 def attribute(

@@ -8,6 +8,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
+
 PROGRAM = Path(__file__).resolve().parents[2] / "bench/write_amplification.py"
 
 
@@ -50,3 +52,20 @@ def test_in_memory_there_is_nothing_to_compare() -> None:
     given = result(device_bytes=0, pmxcfs_write_bytes=0, factor=0.0)
     given["database_in_memory"] = True
     assert bench.compare(given)["missed"] == []
+
+
+def test_the_default_node_is_a_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.ad_hoc, "run", lambda *_: {"pve1": result()})
+    assert bench.on_node("inventory/lab", "all[0]", {}) == result()
+    monkeypatch.setattr(bench.ad_hoc, "run", lambda *_: {"pve1": result(), "pve2": result()})
+    with pytest.raises(bench.NotMeasuredError, match=r"--node all names 2 hosts \(pve1, pve2\)"):
+        bench.on_node("inventory/lab", "all", {})
+
+
+def test_the_modules_own_words_tell_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> None:
+        raise bench.ad_hoc.ModuleFailed("write_amplification ended with 2", {"pve1": {"msg": "/etc/pve is not mounted"}})
+
+    monkeypatch.setattr(bench.ad_hoc, "run", refused)
+    with pytest.raises(bench.NotMeasuredError, match="^/etc/pve is not mounted$"):
+        bench.on_node("inventory/lab", "all[0]", {})

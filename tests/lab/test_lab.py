@@ -518,6 +518,39 @@ def test_qemus_arguments(tmp_path: Path) -> None:
     assert str(tmp_path) not in text, "paths are relative to the lab's folder"
 
 
+@pytest.mark.parametrize(
+    ("said", "idle_s", "reset"),
+    [
+        ("task mount:144 blocked for more than 120 seconds.", 400, True),
+        ("task mount:144 blocked for more than 120 seconds.", 3, False),
+        ("systemd started", 400, False),
+        (f"blocked for more than 120 seconds.\n{machine.RESET}\nbooting", 400, False),
+    ],
+)
+def test_only_a_guest_that_waits_for_an_idle_disk_is_reset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, idle_s: int, reset: bool
+) -> None:
+    commands: list[str] = []
+
+    class Monitor:
+        def __enter__(self) -> Monitor:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def execute(self, command: str) -> list[dict[str, dict[str, int]]]:
+            commands.append(command)
+            return [{"stats": {"idle_time_ns": 900 * 10**9}}, {"stats": {"idle_time_ns": idle_s * 10**9}}]
+
+    monkeypatch.setattr(machine.Machine, "qmp", lambda self: Monitor())
+    node = machine.Machine(1, "default", tmp_path, tmp_path)
+    node.console_log.write_text(said)
+    for _ in range(2):
+        node.reset_if_stuck()
+    assert commands.count("system_reset") == reset, "once, for what was said before is answered"
+
+
 def test_corosync_conf_of_the_cluster_profile() -> None:
     text = cluster.corosync_conf([1, 3], 4)
     assert text.count("nodeid:") == 2
