@@ -26,7 +26,7 @@ MODULE = '''#!/usr/bin/python
 import json, pathlib
 from ansible.module_utils.basic import AnsibleModule
 KNOWN = ("state cluster_name nodes node_name name program deadline_seconds expected_ids shown holder takeover key "
-         "former_sha256")
+         "former_sha256 cluster where")
 module = AnsibleModule({name: {"type": "raw", "no_log": name == "key"} for name in KNOWN.split()}, supports_check_mode=True)
 place = pathlib.Path(module._remote_tmp)
 given = {name: value for name, value in module.params.items() if value is not None}
@@ -35,7 +35,7 @@ answers = json.loads((place.parent / "answers").read_text())
 if kind == "node_info":
     module.exit_json(changed=False, node=answers["nodes"][place.name])
 if kind == "run_lock":
-    module.exit_json(changed=False, acquired=True, holder={})
+    module.exit_json(changed=False, acquired=True, holder={}, where="/run/pveguard/lock")
 with open(place.parent / "calls", "a") as calls:
     calls.write(json.dumps([place.name, kind, module.check_mode, given]) + "\\n")
 key = " ".join([place.name, kind, str(given.get("state", ""))]).strip()

@@ -39,7 +39,8 @@ with open(place.parent / "calls", "a") as calls:
     calls.write(json.dumps([place.name, kind, module.check_mode, given]) + "\\n")
 if kind == "run_lock":
     held = (place / "held").exists()
-    module.exit_json(changed=False, acquired=not held, holder={"run_id": "other", "who": "somebody"} if held else {})
+    holder = {"run_id": "other", "who": "somebody"} if held else {}
+    module.exit_json(changed=False, acquired=not held, where="/run/pveguard/lock", holder=holder)
 step = given.get("step") or given.get("state") or "looked"
 if step == "looked":
     module.exit_json(changed=False, restore={"refusals": [], "shown": "x"})
@@ -106,7 +107,7 @@ class Site:
         found = [json.loads(line) for line in (self.folder / "calls").read_text().splitlines()]
         locks = [(host, given) for host, kind, _, given in found if kind == "run_lock"]
         taken = sorted([host, given["cluster"]] for host, given in locks if given.get("state") is None)
-        return [taken, sorted(host for host, given in locks if given.get("state") == "released")]
+        return [taken, sorted({host for host, given in locks if given.get("state") == "released"})]
 
     def calls(self) -> list[str]:
         """``HOST STEP`` of every call that changes something."""
