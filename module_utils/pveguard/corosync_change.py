@@ -251,7 +251,9 @@ def plan(wanted: Wanted, run: Run = real_run, root: Path = Path("/")) -> Outcome
     before = _exact(info, root)
     texts, warnings = sequence(before, wanted)
     if not texts:
-        return Outcome(False, before, before, info=info)
+        # As apply() would: a reload where this node's Corosync or a member's runs an older text than the copies here.
+        lags = any("config_version" in text for text in _missing(info, info["cluster"]["sha256"], ()))
+        return Outcome(False, before, before, reloaded=bool(info["running"] and info["copies_equal"] and lags), info=info)
     _refuse_state(info, wanted)
     keys = _refuse_at_once(info, before, texts, wanted, run, root)
     return Outcome(True, before, texts[-1], info=info, warnings=warnings, restart_needed=keys, steps=len(texts))
@@ -618,7 +620,8 @@ def _roll_back(
                 raise fail(f"{message}{second}", False) from error
         now, info = text, outcome.info
     away = sorted(set(live) - set(info["live_member_ids"]))
-    more = f". Node ids {', '.join(map(str, away))} have not come back and get it when they do" if away else ""
+    ids = ", ".join(map(str, away))
+    more = f". Node ids {ids} have not come back and get it when they do; run this again then" if away else ""
     raise fail(
         f"The former text was put back with config_version {version} and is in force on every live member{more}", True
     ) from error

@@ -50,7 +50,9 @@ def play(tmp_path: Path, answers: dict[str, Any], *arguments: str, **wishes: Any
         (tmp_path / f"pve{number}").mkdir(exist_ok=True)
         corosync = {
             "copies_equal": True, "running": True, "two_node": False, "cluster": {"config_version": 4},
-            "running_config_version": 4, "configured_token_ms": 3000, "node_id": number,
+            "running_config_version": 4, "configured_token_ms": 3000, "node_id": number, "quorate": True,
+            "cluster_name": "lab", "host": {"config_version": 4, "sha256": "s4"}, "live_member_ids": [1, 2, 3],
+            **answers.get("facts", {}).get(f"pve{number}", {}),
         }  # fmt: skip
         hosts[f"pve{number}"] = {
             "ansible_connection": "local",
@@ -105,6 +107,25 @@ def test_an_inventory_that_asks_nothing_costs_nothing(tmp_path: Path) -> None:
     for wishes in ({}, {"corosync_token": 3000}):
         code, output, calls = play(tmp_path, {}, **wishes)
         assert (code, calls) == (0, []), output
+
+
+def test_a_member_that_missed_a_change_is_reloaded_where_all_have_the_text(tmp_path: Path) -> None:
+    lags = {"running_config_version": 2}
+    code, output, calls = play(tmp_path, {"facts": {"pve3": lags}})
+    assert (code, names(calls)) == (0, ["see pve3"]) and "WARNING" not in output, output
+    # What no reload brings is said.
+    code, output, calls = play(tmp_path, {"facts": {"pve3": lags}, "fail": ["see pve3"]})
+    said = " ".join(output.split())
+    assert code == 0 and "runs config_version 2, the file has 4; see pve3 went wrong" in said, output
+    for others in (
+        {"pve2": {"host": {"config_version": 4, "sha256": "other"}}},
+        {"pve2": {"host": None, "copies_equal": False}},
+        {"pve3": {**lags, "live_member_ids": [1, 2, 3, 9]}},
+        {"pve3": {"running_config_version": 5}},
+        {"pve3": {**lags, "quorate": False}},
+    ):
+        code, output, calls = play(tmp_path, {"facts": {"pve3": lags, **others}})
+        assert (code, calls) == (0, []) and "corosync on pve3 runs config_version" in output, (others, output)
 
 
 def test_one_member_writes_and_all_are_asked(tmp_path: Path) -> None:
