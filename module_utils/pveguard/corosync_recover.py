@@ -527,9 +527,10 @@ def _host_copy(cluster: str, views: Sequence[View], copy: Copy, source: str, kin
         cluster,
         name if kind == "host_copy" else "",
         f"write {source}, config_version {copy.config_version}, to {HOST_COPY} of {_names(views)}, once 'corosync -t' accepts it",
-        f"Corosync starts with that file, and the daemon copies none there without quorum ({'; '.join(reasons)})",
+        f"Corosync starts with that file and gives up where members run another config_version, and the daemon copies none "
+        f"there without quorum ({'; '.join(reasons)})",
         f"another text of {HOST_COPY}, which is saved before: {'; '.join(lost)}" if lost else "",
-        f"on each of them: edit {HOST_COPY} alike",
+        f"copy {HOST_COPY} of a member with quorum to {_names(views)}" if kind == "host_copy" else f"edit {HOST_COPY} alike on each",
         tuple(
             {"host": view.host, "step": "host_copy", "text": copy.text, "seen": _seen(view), "name": view.name} for view in views
         ),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Copies that have drifted apart: what the daemons mend by themselves, and what recover.yml mends after it was asked."""
+"""Copies that have drifted apart, and what recover.yml mends after it was asked."""
 
 from __future__ import annotations
 
@@ -36,13 +36,20 @@ def differences(playbook: Playbook) -> str:
     return plain(playbook("playbooks/assess.yml"))
 
 
-def test_one_that_was_away_during_three_edits_catches_up(lab: Lab, in_order: Look, console: Console) -> None:
+def test_one_that_was_away_during_three_edits(
+    lab: Lab, in_order: Look, console: Console, playbook: Playbook, recover: Callable[[], Done]
+) -> None:
     before = in_order()["pve1"]
     lab.power_cut(["pve3"])
     for number in (1, 2, 3):
         edit(console, "pve1", with_version(before.cluster or "", before.version + number, f"edit {number}"))
     lab.start(["pve3"])
-    after = in_order(seconds=300)
+    # It meets the others with its old text, and Corosync gives up ("Received config version ... Exiting"): without quorum
+    # the daemon gets no newer one.
+    console("pve3", "for i in $(seq 150); do systemctl is-failed -q corosync && exit 0; sleep 1; done; exit 1", 180)
+    done = recover()
+    assert done.returncode == 0, plain(done)[-4000:]
+    after = in_order()
     assert all(seen.version == before.version + 3 for seen in after.values())
     assert (after["pve3"].host or "").endswith("# edit 3\n")
 
