@@ -530,7 +530,9 @@ def _host_copy(cluster: str, views: Sequence[View], copy: Copy, source: str, kin
         f"Corosync starts with that file and gives up where members run another config_version, and the daemon copies none "
         f"there without quorum ({'; '.join(reasons)})",
         f"another text of {HOST_COPY}, which is saved before: {'; '.join(lost)}" if lost else "",
-        f"copy {HOST_COPY} of a member with quorum to {_names(views)}" if kind == "host_copy" else f"edit {HOST_COPY} alike on each",
+        f"copy {HOST_COPY} of a member with quorum to {_names(views)}"
+        if kind == "host_copy"
+        else f"edit {HOST_COPY} alike on each of them",
         tuple(
             {"host": view.host, "step": "host_copy", "text": copy.text, "seen": _seen(view), "name": view.name} for view in views
         ),
