@@ -35,7 +35,27 @@ def test_running_stack(tmp_path: Path) -> None:
     assert facts["lrm"]["state"] == "wait_for_agent_lock"
     assert facts["crm"] == {"master": "pve2", "timestamp": 5}
     assert facts["other_requests"] == []
-    assert facts["watchdog"] == {"present": True, "identity": "Software Watchdog", "nowayout": False}
+    assert facts["lrm_states"] == {
+        "pve1": {"state": "wait_for_agent_lock", "mode": "active", "timestamp": 1, "age_seconds": 0}
+    }
+    assert facts["crm_states"] == {"pve1": {"master": False, "state": "online"}}
+    assert facts["watchdog"] == {
+        "present": True,
+        "identity": "Software Watchdog",
+        "nowayout": False,
+        "magic_close": True,
+        "stoppable": True,
+        "devices": [
+            {
+                "name": "watchdog0",
+                "identity": "Software Watchdog",
+                "state": None,
+                "nowayout": False,
+                "magic_close": True,
+            }
+        ],
+        "clients": [],
+    }
     assert node.calls == [
         ["systemctl", "show", "-p", "Id,LoadState,ActiveState,UnitFileState", *ha_info.UNITS],
     ]
@@ -85,6 +105,80 @@ def test_nowayout(tmp_path: Path, flags: list[str], nowayout: bool | None) -> No
     assert node.facts()["watchdog"]["nowayout"] is nowayout
 
 
+@pytest.mark.parametrize(
+    ("identity", "options", "magic_close"),
+    [
+        ("i6300ESB timer", "0x8180", True),
+        ("i6300ESB timer", "0x8080", False),
+        ("Software Watchdog", "", True),  # a kernel before 6.4 shows no options
+        ("Board Watchdog", "", None),
+    ],
+)
+def test_magic_close(tmp_path: Path, identity: str, options: str, magic_close: bool | None) -> None:
+    node = Node(tmp_path)
+    device = tmp_path / "sys/class/watchdog/watchdog0"
+    (device / "identity").write_text(identity)
+    (device / "options").write_text(options)
+    watchdog = node.facts()["watchdog"]
+    assert watchdog["magic_close"] is magic_close and watchdog["stoppable"] is (magic_close is True)
+
+
+@pytest.mark.parametrize(("flag", "stoppable"), [("N\n", True), ("Y\n", False), ("", False)])
+def test_a_driver_outside_the_watchdog_class(tmp_path: Path, flag: str, stoppable: bool) -> None:
+    node = Node(tmp_path, watchdogs=[])
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/watchdog").write_text("")
+    assert node.facts()["watchdog"]["nowayout"] is None, "whose it is nobody knows"
+    parameters = tmp_path / "sys/module/ipmi_watchdog/parameters"
+    parameters.mkdir(parents=True)
+    (parameters / "nowayout").write_text(flag)
+    watchdog = node.facts()["watchdog"]
+    assert watchdog["present"] and watchdog["identity"] == "ipmi_watchdog" and watchdog["stoppable"] is stoppable
+
+
+def test_who_holds_the_watchdog(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.sockets = (
+        'u_str ESTAB 0 0 /run/watchdog-mux.sock 23 * 22 users:(("watchdog-mux",pid=1,fd=5))\n'
+        'u_str ESTAB 0 0 * 22 * 23 users:(("pve-ha-lrm",pid=812,fd=3))\n'
+        'u_str ESTAB 0 0 /run/other.sock 33 * 32 users:(("systemd",pid=1,fd=8))\n'
+        'u_str ESTAB 0 0 * 32 * 33 users:(("other",pid=900,fd=3))\n'
+        "u_dgr ESTAB 0 0 * 40 * 41\n"
+    )
+    assert node.facts()["watchdog"]["clients"] == []
+    node.hold_watchdog()
+    facts = node.facts()
+    assert facts["watchdog"]["clients"] == [{"pid": 812, "name": "pve-ha-lrm"}]
+    assert facts["fencing"] == {"command": False, "state": None}
+    node.fencing = "armed"
+    assert node.facts()["fencing"] == {"command": True, "state": "armed"}
+
+
+def test_managers_of_all_nodes(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.now = 100.0
+    node.lrm("active", name="pve2")
+    status = {"master_node": "pve2", "timestamp": 99, "node_status": {"pve1": "online", "pve2": "online", "old": "gone"}}
+    node.pve("ha/manager_status", json.dumps(status))
+    node.pve("nodes/pve3/qemu-server/.keep", "")
+    facts = node.facts()
+    assert facts["crm_states"] == {
+        "old": {"master": False, "state": "gone"},
+        "pve1": {"master": False, "state": "online"},
+        "pve2": {"master": True, "state": "online"},
+        "pve3": {"master": False, "state": None},
+    }
+    assert {name: state["age_seconds"] for name, state in facts["lrm_states"].items()} == {"pve1": 99, "pve2": 0}
+
+
+def test_resources_that_nothing_recovers(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.pve("ha/resources.cfg", "vm: 100\n")
+    assert node.facts()["unattended"] == []
+    node.run(["systemctl", "mask", ha_info.MUX])
+    assert node.facts()["unattended"] == ["vm:100"], "without the multiplexer no LRM becomes active"
+
+
 def test_watchdog_holders() -> None:
     facts = {
         "a": {"watchdog_active": True, "lrm_states": {"a": {"state": "active"}, "c": {"state": "active"}}},
@@ -92,3 +186,5 @@ def test_watchdog_holders() -> None:
         "silent": {},
     }
     assert ha_info.watchdog_holders(facts) == ["a", "c (its lrm_status says active)"]
+    old = {"state": "active", "age_seconds": ha_info.HOLDER_SECONDS}
+    assert ha_info.watchdog_holders({"b": {"lrm_states": {"c": old}}}) == [], "its watchdog would have reset it"
