@@ -78,7 +78,7 @@ ha:
     fencing:
       description: >-
         command (whether the installed manager can disarm) and state (armed, standby, disarming or disarmed, as
-        ha-manager status shows it); null unless a client holds the watchdog.
+        ha-manager status shows it); null unless a client holds the watchdog here or on another node.
       type: dict
     softdog: {description: 'loaded, and blacklisted by pveguard.', type: dict}
     masked: {description: Whether all installed units are masked., type: bool}

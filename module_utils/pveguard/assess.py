@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from . import ha_info
 from .units import bytes_text, duration_text, rate_text
 
 PROBLEM, WARNING, GOOD = "problem", "warning", "good"
@@ -158,10 +159,23 @@ def _ha(node: Mapping[str, Any]) -> list[Finding]:
         return []
     resources = ha.get("resources") or []
     running = sorted(unit for unit, state in node["units"].items() if _is_ha(unit) and state["active"] == "active")
+    if ha.get("unattended"):
+        unattended = ha_info.shown(ha["unattended"])
+        return [
+            Finding(
+                PROBLEM,
+                f"HA is masked although it has resources ({unattended}): nothing recovers them. Set ha_state: enabled, or remove "
+                "them",
+            )
+        ]
     if resources:
         shown = ", ".join(str(resource) for resource in resources[:5])
         return [Finding(GOOD, f"HA is in use ({shown}): it stays on, and the state stays on disk")]
     found = []
+    if ha.get("returned"):
+        found.append(
+            Finding(WARNING, f"{', '.join(ha['returned'])} had been switched off and came back: an upgrade, or somebody by hand")
+        )
     if ha.get("watchdog_active"):
         found.append(Finding(WARNING, "the watchdog is armed although no HA resource exists: a stalled node would be reset"))
     if running:

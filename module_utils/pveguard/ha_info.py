@@ -80,7 +80,7 @@ def collect(
       is True if any device has it, ``magic_close`` False if any has not, both None if unknown; ``stoppable``:
       closing the device is known not to reset the node. ``devices``: ``[{name, identity, state, nowayout,
       magic_close}]``; ``clients``: ``[{pid, name}]`` that hold it through watchdog-mux.
-    - ``fencing``: what ha_fencing.look returns, asked only while a client holds the watchdog.
+    - ``fencing``: what ha_fencing.look returns, asked only while a client holds the watchdog here or elsewhere.
     - ``softdog``: ``{loaded, blacklisted}`` (by pveguard).
     - ``masked`` (bool): all installed units are masked. ``managers_off``, ``watchdog_off``, ``disabled``
       (both), ``enabled`` (all running, enabled, none masked): what the role decides by; ``managers_off`` and
@@ -132,7 +132,7 @@ def collect(
         "other_requests": _requests(pve, manager, lrm_states),
         "watchdog_active": active,
         "watchdog": watchdog,
-        "fencing": ha_fencing.look(run) if active else ha_fencing.UNKNOWN,
+        "fencing": ha_fencing.look(run) if active or _in_charge(lrm_states) else ha_fencing.UNKNOWN,
         "softdog": {
             "loaded": (root / "sys/module/softdog").is_dir(),
             "blacklisted": (root / SOFTDOG_OFF).exists(),
@@ -151,6 +151,29 @@ def collect(
     }
 
 
+def objections(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Why HA must not be switched off now in a cluster, from the facts (:func:`collect`) of its hosts that could be asked.
+
+    What each of them would refuse for itself, said once and before any of them has been changed.
+    """
+    asked = {host: ha for host, ha in facts.items() if ha.get("installed")}
+    found = [f"{host}: /etc/pve is not mounted" for host, ha in asked.items() if not ha["resources_known"]]
+    found += [
+        f"{host}: /etc/pve has no quorum, so it may not show what others have added"
+        for host, ha in asked.items()
+        if ha["resources_known"] and not ha["quorate"]
+    ]
+    resources = {resource for ha in asked.values() for resource in ha["resources"]}
+    if resources:
+        found.append(f"HA is in use: {shown(sorted(resources))}")
+    # Everybody says the same of the cluster.
+    found += dict.fromkeys(request for ha in asked.values() for request in ha["other_requests"])
+    holders = watchdog_holders(asked)
+    if holders and not any(ha["fencing"]["command"] for ha in asked.values()):
+        found.append(f"a client holds the watchdog of {', '.join(holders)}")
+    return found
+
+
 def watchdog_holders(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Who still holds a watchdog, from the facts (:func:`collect`) of every host that could be asked.
 
@@ -162,10 +185,18 @@ def watchdog_holders(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for ha in facts.values():
         for node, status in (ha.get("lrm_states") or {}).items():
             shown = f"{node} (its lrm_status says active)"
-            fresh = (status.get("age_seconds") or 0) < HOLDER_SECONDS
-            if status.get("state") == "active" and fresh and node not in holders and shown not in holders:
+            if node in _in_charge({node: status}) and node not in holders and shown not in holders:
                 holders.append(shown)
     return holders
+
+
+def _in_charge(lrm_states: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Nodes whose LRM says that it is in charge of services, and said so lately."""
+    return [
+        node
+        for node, status in lrm_states.items()
+        if status.get("state") == "active" and (status.get("age_seconds") or 0) < HOLDER_SECONDS
+    ]
 
 
 def unattended_text(host: str, resources: list[str]) -> str:

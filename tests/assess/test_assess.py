@@ -71,6 +71,10 @@ def test_switches_are_respected() -> None:
 
 
 def test_ha_in_use_keeps_everything() -> None:
+    left = findings(node(ha={"resources": ["vm:100"], "unattended": ["vm:100"]}))
+    assert any(each.level == PROBLEM and "nothing recovers them" in each.text for each in left)
+    back = findings(node(ha={"returned": ["pve-ha-lrm.service"]}))
+    assert any("pve-ha-lrm.service had been switched off and came back" in each.text for each in back)
     used = node(ha={"resources": ["vm:100"]})
     assert changes(used, ADOPT, Wishes(ram_state=False)) == []
     assert "set ram_state_enabled: false" in "".join(changes(used, ADOPT, Wishes()))

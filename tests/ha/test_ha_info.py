@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ansible.module_utils.pveguard import ha_info
@@ -188,3 +189,43 @@ def test_watchdog_holders() -> None:
     assert ha_info.watchdog_holders(facts) == ["a", "c (its lrm_status says active)"]
     old = {"state": "active", "age_seconds": ha_info.HOLDER_SECONDS}
     assert ha_info.watchdog_holders({"b": {"lrm_states": {"c": old}}}) == [], "its watchdog would have reset it"
+
+
+ACTIVE = {"state": "active", "age_seconds": 3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"resources": ["vm:100", "ct:101"]}, "HA is in use: ct:101, vm:100"),
+        ({"other_requests": ["queued command 'stop vm:1'"]}, "queued command 'stop vm:1'"),
+        ({"quorate": False}, "b: /etc/pve has no quorum, so it may not show what others have added"),
+        ({"resources_known": False, "quorate": False}, "b: /etc/pve is not mounted"),
+        ({"watchdog_active": True}, "a client holds the watchdog of b"),
+        ({"lrm_states": {"c": ACTIVE}}, "a client holds the watchdog of c (its lrm_status says active)"),
+    ],
+)
+def test_objections(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
+    node = Node(tmp_path)
+    good = node.facts()
+    assert ha_info.objections({"a": good, "b": good, "silent": {}}) == []
+    assert ha_info.objections({"a": good, "b": {**good, **changes}}) == [named]
+
+
+def test_objections_are_said_once(tmp_path: Path) -> None:
+    busy = {**Node(tmp_path).facts(), "other_requests": ["node c is in maintenance"]}
+    assert ha_info.objections({"a": busy, "b": busy}) == ["node c is in maintenance"]
+
+
+def test_a_held_watchdog_is_no_objection_where_the_manager_can_disarm(tmp_path: Path) -> None:
+    good = Node(tmp_path).facts()
+    held = {**good, "watchdog_active": True, "fencing": {"command": True, "state": "armed"}}
+    assert ha_info.objections({"a": good, "b": held}) == []
+
+
+def test_fencing_is_asked_when_another_node_is_in_charge(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.fencing = "armed"
+    assert node.facts()["fencing"]["command"] is None
+    node.lrm("active", name="pve2")
+    assert node.facts()["fencing"] == {"command": True, "state": "armed"}
