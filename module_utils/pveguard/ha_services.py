@@ -8,11 +8,13 @@ command, so a run that ends between two of them leaves nothing that the next one
 from __future__ import annotations
 
 import copy
+import fcntl
 import json
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,10 @@ STOP_TIMEOUT_S = 120.0
 STATUS_DEADLINE_S = 20.0
 #: A CRM looks every 10 s, and one that takes over the lock of one that died waits 120 s; then the LRM takes its own.
 ACTIVE_DEADLINE_S = 180.0
+
+#: A module whose connection was lost goes on; the next one waits for its end, at most as long as one can take.
+LOCK = Path("run/pveguard/ha.lock")
+LOCK_DEADLINE_S = 300.0
 
 SOFTDOG = "softdog"
 #: watchdog-mux loads the driver by its name, which "blacklist" alone does not prevent.
@@ -97,8 +103,37 @@ def apply(
     watchdog has a client (and the manager cannot disarm), or the cluster file system cannot be read or has no quorum;
     and when a service does not stop or start.
     """
-    root = Path(root)
-    node = _Node(run, root, hostname or socket.gethostname().split(".", 1)[0], sleep, clock)
+    node = _Node(run, Path(root), hostname or socket.gethostname().split(".", 1)[0], sleep, clock)
+    if check:
+        return _apply(node, state, part, blacklist_softdog, check)
+    with _alone(node):
+        return _apply(node, state, part, blacklist_softdog, check)
+
+
+@contextmanager
+def _alone(node: _Node) -> Iterator[None]:
+    """The only one that works on the node's HA. Raises PveguardError when another one does not end."""
+    path = node.root / LOCK
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    with path.open("w") as lock:
+
+        def free() -> bool:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
+        if not _wait(node, LOCK_DEADLINE_S, free):
+            raise PveguardError(
+                f"{node.host}: an earlier run still works on HA after {LOCK_DEADLINE_S:g} s (it holds /{LOCK}). Nothing was "
+                f"changed by this one; look with 'fuser -v /{LOCK}' and run again"
+            )
+        yield
+
+
+def _apply(node: _Node, state: str, part: str, blacklist_softdog: bool, check: bool) -> dict[str, Any]:
+    run, root, clock = node.run, node.root, node.clock
     info = ha_info.collect(run=run, root=root, hostname=node.host, now=clock())
     memory = _load(root)
     if not info["installed"]:
@@ -110,7 +145,7 @@ def apply(
         info["fencing"] = ha_fencing.look(run)
         steps = plan(info, state, part, memory, blacklist_softdog)
     forget = state != "disabled" and part == "all" and memory is not None
-    returned = info["returned"] if state == "disabled" else []
+    returned = [unit for unit in info["returned"] if unit in _units(part)] if state == "disabled" else []
     warnings = []
     if state == "disabled":
         if steps:
@@ -284,12 +319,15 @@ def remembered(
 
 def _settled(memory: dict[str, Any], services: dict[str, Any], part: str) -> dict[str, Any]:
     """The memory with the units that are switched off marked so."""
-    chosen = {"managers": MANAGERS, "watchdog": (MUX,)}.get(part, ha_info.UNITS)
     units = {
-        unit: {**was, "off": True} if unit in chosen and ha_info.is_masked(services[unit]) else was
+        unit: {**was, "off": True} if unit in _units(part) and ha_info.is_masked(services[unit]) else was
         for unit, was in memory["units"].items()
     }
     return {**memory, "units": units}
+
+
+def _units(part: str) -> tuple[str, ...]:
+    return {"managers": MANAGERS, "watchdog": (MUX,)}.get(part, ha_info.UNITS)
 
 
 def _together(verb: str, units: list[str]) -> list[Step]:

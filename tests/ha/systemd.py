@@ -115,7 +115,7 @@ class Node:
         files = {
             str(path.relative_to(self.root)): str(path.readlink()) if path.is_symlink() else path.read_text()
             for path in sorted(self.root.rglob("*"))
-            if path.is_symlink() or path.is_file()
+            if path.name != ha_services.LOCK.name and (path.is_symlink() or path.is_file())
         }
         return {"active": dict(self.active), "files": files}
 

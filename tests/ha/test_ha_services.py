@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -542,6 +543,20 @@ def test_an_interrupted_restore_is_completed(tmp_path: Path, at: int) -> None:
     node.hook = lambda argv: None
     node.apply("restored")
     assert node.snapshot() == before
+
+
+def test_a_module_that_goes_on_without_its_run_is_waited_for(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    path = tmp_path / "run/pveguard/ha.lock"
+    path.parent.mkdir(parents=True)
+    with path.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(PveguardError, match="an earlier run still works on HA"):
+            node.apply("disabled")
+        assert node.calls == []
+        node.apply("disabled", check=True)
+        node.events = {node.sleeps + 5: lambda: fcntl.flock(held, fcntl.LOCK_UN)}
+        assert node.apply("disabled")["changed"]
 
 
 def test_units_that_an_upgrade_brought_back_go_off_again(tmp_path: Path) -> None:
