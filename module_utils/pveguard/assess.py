@@ -60,6 +60,8 @@ def changes(node: Mapping[str, Any], plan: Mapping[str, Any], wishes: Wishes) ->
         unmasked = [unit for unit, state in node["units"].items() if _is_ha(unit) and state["load"] == "loaded"]
         if running or unmasked:
             todo.append("stop and mask " + ", ".join(sorted(set(running) | set(unmasked))))
+        elif ha.get("leftovers"):
+            todo.append("remove the status of HA managers that do not run: " + ", ".join(ha["leftovers"]))
     if resources and wishes.ram_state:
         todo.append("nothing in RAM: the run would be refused while HA is in use; set ram_state_enabled: false")
     present = node["packages"].get("pve-cluster") or action in ("bootstrap", "join")

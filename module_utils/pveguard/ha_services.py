@@ -181,8 +181,13 @@ def _apply(node: _Node, state: str, part: str, blacklist_softdog: bool, check: b
     started = clock()
     for step in steps:
         _do(step, node)
-    if state != "disabled" and (waits or Step("start", (LRM,)) in steps):
+    if waits:
         _await_active(node, started)
+    elif Step("start", (LRM,)) in steps:
+        try:
+            _await_active(node, started)
+        except PveguardError as error:
+            warnings.append(str(error))  # the way back goes on: what was there before is there again
     after_info = ha_info.collect(run=run, root=root, hostname=node.host, now=clock())
     missed = plan(after_info, state, part, memory, blacklist_softdog)
     # The last of several nodes at once finds that nobody else has a status any more.

@@ -68,6 +68,10 @@ def test_a_stock_member_would_lose_ha_and_move_to_ram() -> None:
 
 def test_switches_are_respected() -> None:
     assert changes(node(), ADOPT, Wishes(ha_state="keep", ram_state=False)) == []
+    left = node(ha={"leftovers": ["ha/manager_status"]})
+    for unit in HA_UNITS:
+        left["units"][unit] = {"load": "masked", "active": "inactive", "enabled": "masked"}
+    assert any("ha/manager_status" in each for each in changes(left, ADOPT, Wishes()))
 
 
 def test_ha_in_use_keeps_everything() -> None:

@@ -394,6 +394,15 @@ def test_an_lrm_that_never_becomes_active_is_a_failure(tmp_path: Path) -> None:
     assert not node.apply("enabled")["steps"], "a second run completes it"
 
 
+def test_the_way_back_goes_on_with_a_warning(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    off(node)
+    node.started = None
+    result = node.apply("restored")
+    assert "its LRM is not active after 180 s" in result["warnings"][0]
+    assert node.facts()["enabled"] and not node.facts()["remembered"]
+
+
 # --- softdog -------------------------------------------------------------------------------------------------------
 
 
