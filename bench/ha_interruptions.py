@@ -49,6 +49,8 @@ UP_SECONDS = 300.0
 RUN_SECONDS = 900.0
 #: What the first run takes until it is known; moments are drawn from the length of the last whole run.
 FIRST_RUN_SECONDS = 60.0
+#: An emulated LRM beats every 5 s and more.
+HEARTBEATS_SECONDS = 60.0
 LAB_CONF = r"arm=always\ndisarm=yes\n"
 
 #: What a node is like, as JSON; standard library only.
@@ -257,7 +259,7 @@ class Campaign:
     def prove(self) -> None:
         """The wrong order resets a node: watchdog-mux is stopped under its client."""
         node = self.nodes.names[-1]
-        before = self.nodes.hold_watchdogs()[node]["boot_id"]
+        before = self.nodes.look_at(node)["boot_id"]
         self.nodes.console(node, "systemctl stop --no-block watchdog-mux")
         deadline = time.monotonic() + UP_SECONDS
         while self.nodes.look_at(node)["boot_id"] == before:
@@ -306,7 +308,7 @@ class Campaign:
         finally:
             end(process)
         self.run_seconds = time.monotonic() - begun
-        seen = self.nodes.look()
+        seen = self._settled(second)
         if code != 0:
             said = (self.work / f"{number}-second.log").read_text(errors="replace")[-1500:]
             violations.append(f"the second run ({second}) ended with {code}: {said}")
@@ -314,6 +316,27 @@ class Campaign:
         self._count(wanted, second, kind, late, off, violations)
         what = f"round {number} ({wanted}, {kind} on {victim} at {part:.0%}, then {second})"
         self.totals.violations += [f"{what}: {line}" for line in violations]
+
+    def _settled(self, wanted: str) -> dict[str, dict[str, Any]]:
+        """What the nodes say at the end of a run. An LRM that was disarmed takes its watchdog with its next heartbeat."""
+        deadline = time.monotonic() + (HEARTBEATS_SECONDS if wanted == "enabled" else 0.0)
+        while True:
+            seen = self.nodes.look()
+            if not unlike(wanted, seen) or time.monotonic() > deadline:
+                return seen
+            time.sleep(1)
+
+    def begin(self) -> None:
+        """HA on, every watchdog held: also where an earlier campaign has left it off."""
+        if any(unit["load"] == "masked" for each in self.nodes.look().values() for unit in each["units"].values()):
+            process = start("enabled", self.inventory, self.work / "begin.log")
+            try:
+                code = process.wait(RUN_SECONDS)
+            finally:
+                end(process)
+            if code != 0:
+                raise CannotTest(f"HA could not be switched on; see {self.work / 'begin.log'}")
+        self.nodes.hold_watchdogs()
 
     def _interrupt(self, kind: str, victim: str, process: subprocess.Popen[bytes]) -> list[str]:
         """Do it; returns the nodes that it takes down."""
@@ -383,9 +406,10 @@ def main() -> int:
         lab.select(["all"], running=True)
         campaign = Campaign(Nodes(lab), options.seed, options.inventory, options.work, kinds)
         totals = campaign.totals
+        campaign.begin()
         if options.prove:
             campaign.prove()
-        campaign.nodes.hold_watchdogs()
+            campaign.nodes.hold_watchdogs()
         for number in range(1, options.rounds + 1):
             if options.minutes and time.monotonic() - begin > options.minutes * 60:
                 print(f"stopped after {options.minutes:g} minutes", file=sys.stderr)

@@ -78,7 +78,8 @@ ha:
     fencing:
       description: >-
         command (whether the installed manager can disarm) and state (armed, standby, disarming or disarmed, as
-        ha-manager status shows it); null unless a client holds the watchdog here or on another node.
+        ha-manager status shows it); null unless a client holds the watchdog here or on another node, or pveguard had
+        it disarmed.
       type: dict
     softdog: {description: 'loaded, and blacklisted by pveguard.', type: dict}
     masked: {description: Whether all installed units are masked., type: bool}
@@ -89,7 +90,9 @@ ha:
     remembered: {description: Whether pveguard switched HA off and knows what ran before., type: bool}
     node: {description: The name of the node below /etc/pve/nodes., type: str}
     unattended:
-      description: HA resources although a unit of HA is masked on this node, so that nothing on it recovers them.
+      description: >-
+        HA resources that nothing on this node recovers, because a unit of HA is masked, or because pveguard has stopped or
+        disarmed it and did not come to its end.
       type: list
       elements: str
     returned: {description: Units that pveguard had switched off and that are on again., type: list, elements: str}

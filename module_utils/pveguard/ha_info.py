@@ -80,15 +80,16 @@ def collect(
       is True if any device has it, ``magic_close`` False if any has not, both None if unknown; ``stoppable``:
       closing the device is known not to reset the node. ``devices``: ``[{name, identity, state, nowayout,
       magic_close}]``; ``clients``: ``[{pid, name}]`` that hold it through watchdog-mux.
-    - ``fencing``: what ha_fencing.look returns, asked only while a client holds the watchdog here or elsewhere.
+    - ``fencing``: what ha_fencing.look returns, asked only while a client holds the watchdog here or elsewhere,
+      or where pveguard had it disarmed.
     - ``softdog``: ``{loaded, blacklisted}`` (by pveguard).
     - ``masked`` (bool): all installed units are masked. ``managers_off``, ``watchdog_off``, ``disabled``
       (both), ``enabled`` (all running, enabled, none masked): what the role decides by; ``managers_off`` and
       ``watchdog_off`` are True where HA is not installed. ``remembered`` (bool): pveguard switched HA off and
       knows what was before.
-    - ``node`` (str): the name under /etc/pve/nodes. ``unattended`` (list of str): resources although a unit of
-      HA is masked here, so that nothing on this node recovers them. ``returned`` (list of str): units that
-      pveguard had switched off and that are on again.
+    - ``node`` (str): the name under /etc/pve/nodes. ``unattended`` (list of str): resources that nothing on this
+      node recovers: a unit of HA is masked, or pveguard has stopped or disarmed it and did not come to its end.
+      ``returned`` (list of str): units that pveguard had switched off and that are on again.
     - ``status_files`` (list of paths below /etc/pve): what remains of this node's managers when they end, and of
       the last ones of the cluster. ``leftovers``: the same when they have ended: they show managers which do not run.
     """
@@ -113,7 +114,13 @@ def collect(
     # A driver that cannot be stopped keeps the multiplexer running until the next boot; masked is all that
     # can be wanted.
     watchdog_off = is_off(services[MUX]) or (is_masked(services[MUX]) and not watchdog["stoppable"])
-    off = [unit for unit in here if is_masked(services[unit])]
+    memory = _json(root / MEMORY)
+    # A run that ended in the middle leaves units stopped and not masked, or a manager that was asked to disarm.
+    off = [unit for unit in here if is_masked(services[unit]) or (memory and not is_running(services[unit]))]
+    fencing = ha_fencing.UNKNOWN
+    if active or _in_charge(lrm_states) or (resources and not off and _get(memory, "disarmed")):
+        fencing = ha_fencing.look(run)
+    disarmed = bool(_get(memory, "disarmed")) and fencing["state"] in ("disarming", "disarmed")
     stopped = all(is_masked(services[unit]) and not is_running(services[unit]) for unit in MANAGERS)
     status_files = _status_files(pve, host, lrm_states)
     return {
@@ -132,7 +139,7 @@ def collect(
         "other_requests": _requests(pve, manager, lrm_states),
         "watchdog_active": active,
         "watchdog": watchdog,
-        "fencing": ha_fencing.look(run) if active or _in_charge(lrm_states) else ha_fencing.UNKNOWN,
+        "fencing": fencing,
         "softdog": {
             "loaded": (root / "sys/module/softdog").is_dir(),
             "blacklisted": (root / SOFTDOG_OFF).exists(),
@@ -144,8 +151,8 @@ def collect(
         "enabled": bool(here) and all(is_on(services[unit]) for unit in here),
         "remembered": (root / MEMORY).exists(),
         "node": host,
-        "unattended": resources if off else [],
-        "returned": _returned(_json(root / MEMORY), services),
+        "unattended": resources if off or disarmed else [],
+        "returned": _returned(memory, services),
         "status_files": status_files,
         "leftovers": status_files if stopped and not resources else [],
     }

@@ -140,8 +140,10 @@ def _apply(node: _Node, state: str, part: str, blacklist_softdog: bool, check: b
         return _result(False, [], "", "", False, [], [])
 
     steps = plan(info, state, part, memory, blacklist_softdog)
-    asks = {step.verb for step in steps} & {"stop", "start"} and part in ("managers", "all")
-    if asks or (state == "enabled" and part == "all" and info["manager_status"]):
+    # Also where all units run: a run may have ended between the request to disarm and the first stop.
+    moves = bool({step.verb for step in steps} & {"stop", "start"})
+    disarmed = state != "disabled" and (state == "enabled" or bool(memory and memory.get("disarmed")))
+    if part in ("managers", "all") and (moves or (disarmed and info["manager_status"])):
         info["fencing"] = ha_fencing.look(run)
         steps = plan(info, state, part, memory, blacklist_softdog)
     forget = state != "disabled" and part == "all" and memory is not None

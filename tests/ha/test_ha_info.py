@@ -180,6 +180,20 @@ def test_resources_that_nothing_recovers(tmp_path: Path) -> None:
     assert node.facts()["unattended"] == ["vm:100"], "without the multiplexer no LRM becomes active"
 
 
+@pytest.mark.parametrize("state", ["stopped", "disarmed", "armed again"])
+def test_resources_that_came_after_a_run_had_ended_in_the_middle(tmp_path: Path, state: str) -> None:
+    node = Node(tmp_path)
+    memory = {"version": 1, "units": {}, "disarmed": state != "stopped"}
+    (tmp_path / "etc/pveguard").mkdir()
+    (tmp_path / "etc/pveguard/ha.json").write_text(json.dumps(memory))
+    node.fencing = {"disarmed": "disarmed"}.get(state, "armed")
+    if state == "stopped":
+        node.active[ha_info.LRM] = "inactive"
+    assert node.facts()["unattended"] == []
+    node.pve("ha/resources.cfg", "vm: 100\n")
+    assert node.facts()["unattended"] == ([] if state == "armed again" else ["vm:100"])
+
+
 def test_watchdog_holders() -> None:
     facts = {
         "a": {"watchdog_active": True, "lrm_states": {"a": {"state": "active"}, "c": {"state": "active"}}},

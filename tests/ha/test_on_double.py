@@ -166,7 +166,7 @@ STEPS = [
 ]
 
 
-@pytest.mark.parametrize("second", ["disabled", "enabled"])
+@pytest.mark.parametrize("second", ["disabled", "enabled", "restored"])
 @pytest.mark.parametrize("at", STEPS)
 def test_interrupted_anywhere_it_is_completed_or_undone(machine: Machine, at: str, second: str) -> None:
     with pytest.raises(Killed):

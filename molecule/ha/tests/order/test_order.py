@@ -10,6 +10,7 @@ import ha_interruptions
 
 def test_the_wrong_order_resets_a_node(nodes: ha_interruptions.Nodes, tmp_path: Path) -> None:
     campaign = ha_interruptions.Campaign(nodes, "1", "", tmp_path)
+    campaign.begin()
     campaign.prove()
     assert campaign.totals.resets_for_the_wrong_order == 1
     # And it comes back as a member whose HA runs.
