@@ -8,6 +8,9 @@ The watchdog is a file: a feeder that ends well writes V last; one that gives up
 from __future__ import annotations
 
 import json
+import os
+import random
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,12 +37,14 @@ class Killed(BaseException):
 class Machine:
     """One node: the double's programs as units, and a root in which pveguard sees them."""
 
-    def __init__(self, node: double.Node, root: Path) -> None:
-        self.node, self.root = node, root
+    def __init__(self, node: double.Node, root: Path, name: str = "pve1") -> None:
+        self.node, self.root, self.name = node, root, name
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.masked: set[str] = set()
         self.calls: list[str] = []
         self.kill_before = ""
+        #: Changing commands until the run is ended; None: never.
+        self.left: list[int] | None = None
         (root / "etc").mkdir(parents=True)
         (root / "etc/pve").symlink_to(node.pve)
         (root / "run").symlink_to(node.run)
@@ -59,6 +64,21 @@ class Machine:
             if unit not in self.masked:
                 self._start(unit)
 
+    def reset(self) -> None:
+        """What a reset or a power cut does; then the machine boots."""
+        for process in self.processes.values():
+            process.kill()
+            process.wait(10)
+        shutil.rmtree(self.node.run)
+        self.node.run.mkdir()
+        self.node.log.write_text("")
+        manager = self.node.pve / "ha/manager_status"
+        if manager.exists() and json.loads(manager.read_text()).get("master_node") == self.name:
+            # The others take over after two minutes; here they have passed.
+            for lock in self.node.pve.glob("priv/lock/ha_manager_lock"):
+                os.utime(lock, (0, 0))
+        self.boot()
+
     def active(self, unit: str) -> bool:
         return unit in self.processes and self.processes[unit].poll() is None
 
@@ -67,11 +87,11 @@ class Machine:
         said = self.node.log.read_text() if self.node.log.exists() else ""
         return FIRES in said or (self.node.armed and not self.active(MUX))
 
-    def apply(self, state: str, kill_before: str = "") -> dict[str, Any]:
+    def apply(self, state: str, part: str = "all", kill_before: str = "") -> dict[str, Any]:
         self.kill_before = kill_before
         self.calls.clear()
         return ha_services.apply(
-            state, run=self.run, root=self.root, hostname="pve1", sleep=lambda seconds: time.sleep(seconds / 10)
+            state, part, run=self.run, root=self.root, hostname=self.name, sleep=lambda seconds: time.sleep(seconds / 10)
         )
 
     def run(
@@ -85,7 +105,9 @@ class Machine:
             return Result(0, "\n\n".join(self._shown(unit) for unit in ha_info.UNITS), "")
         if verb not in ("help", "status"):
             self.calls.append(" ".join(argv))
-            if self.calls[-1] == self.kill_before:
+            if self.left is not None:
+                self.left[0] -= 1
+            if self.calls[-1] == self.kill_before or (self.left is not None and self.left[0] < 0):
                 raise Killed
         if program == "ha-manager":
             done = self.node.manager(*argv[1:])
@@ -117,7 +139,7 @@ class Machine:
 
     def lrm_state(self) -> str | None:
         try:
-            state = json.loads(self.node.status.read_text())["state"]
+            state = json.loads((self.node.pve / "nodes" / self.name / "lrm_status").read_text())["state"]
         except OSError:
             return None
         assert isinstance(state, str)
@@ -179,3 +201,101 @@ def test_interrupted_anywhere_it_is_completed_or_undone(machine: Machine, at: st
         double.wait_for("the LRM to be active", lambda: machine.lrm_state() == "active")
         assert machine.node.fed()
     assert not machine.armed_and_unfed()
+
+
+# --- three nodes ---------------------------------------------------------------------------------------------------
+
+
+class Cluster:
+    """Three machines over one /etc/pve, and the order in which the role goes over them."""
+
+    def __init__(self, machines: list[Machine]) -> None:
+        self.machines = machines
+
+    def run(self, state: str) -> None:
+        if state == "enabled":
+            for machine in self.machines:
+                machine.apply("enabled")
+            return
+        for machine in self.machines:
+            machine.apply("disabled", "managers")
+        facts = {
+            machine.name: ha_info.collect(run=machine.run, root=machine.root, hostname=machine.name)
+            for machine in self.machines
+        }
+        assert ha_info.watchdog_holders(facts) == []
+        for machine in self.machines:
+            machine.apply("disabled", "watchdog")
+
+    def interrupted(self, state: str, commands: int) -> bool:
+        """End the run before its next changing command after so many; whether there was one."""
+        left = [commands]
+        for machine in self.machines:
+            machine.left = left
+        try:
+            self.run(state)
+        except Killed:
+            return True
+        finally:
+            for machine in self.machines:
+                machine.left = None
+        return False
+
+    def unfed(self) -> list[str]:
+        return [machine.name for machine in self.machines if machine.armed_and_unfed()]
+
+    def wait_active(self) -> None:
+        for machine in self.machines:
+            double.wait_for(f"the LRM of {machine.name}", lambda m=machine: m.lrm_state() == "active" and m.node.armed, 30)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    nodes: list[double.Node] = []
+    pve = tmp_path / "pve"
+    try:
+        for name in ("pve1", "pve2", "pve3"):
+            (tmp_path / name).mkdir()
+            (pve / "nodes" / name).mkdir(parents=True)
+            # The socket's path must be short.
+            short = Path(subprocess.check_output(["mktemp", "-d", "/tmp/pvg-XXXXXX"], text=True).strip())
+            node = double.Node(tmp_path / name, short)
+            node.pve = pve
+            node.environment |= {"PVE_LAB_ETC_PVE": str(pve), "PVE_LAB_NODE": name}
+            nodes.append(node)
+        names = [node.environment["PVE_LAB_NODE"] for node in nodes]
+        yield Cluster([Machine(node, tmp_path / name / "root", name) for node, name in zip(nodes, names, strict=True)])
+    finally:
+        for node in nodes:
+            for process in node.processes:
+                if process.poll() is None:
+                    process.kill()
+                process.wait(10)
+            shutil.rmtree(node.run)
+
+
+#: Two are part of every test run; `make campaign` does more.
+SEEDS = 16 if os.environ.get("PVEGUARD_CAMPAIGN") else 2
+
+
+@pytest.mark.parametrize("seed", range(1, SEEDS + 1))
+def test_random_interruptions_of_a_cluster(cluster: Cluster, seed: int) -> None:
+    """Off and on, ended anywhere, half of the time with a reset of a node on top; a second run completes or undoes."""
+    cluster.wait_active()
+    ended = 0
+    for number in range(1, 9):
+        rng = random.Random(f"{seed}/{number}")
+        wanted = "disabled" if number % 2 else "enabled"
+        ended += cluster.interrupted(wanted, rng.randrange(16))
+        assert cluster.unfed() == [], f"round {number}"
+        if rng.random() < 0.5:
+            rng.choice(cluster.machines).reset()
+        second = wanted if rng.random() < 0.75 else rng.choice(["disabled", "enabled"])
+        cluster.run(second)
+        assert cluster.unfed() == [], f"round {number}"
+        if second == "disabled":
+            assert not any(machine.active(unit) for machine in cluster.machines for unit in ha_info.UNITS)
+            assert not list(cluster.machines[0].node.pve.rglob("*_status"))
+        else:
+            cluster.wait_active()
+    assert ended >= 5, "most runs were to be ended in the middle"
