@@ -413,6 +413,11 @@ def _do(step: Step, node: _Node) -> None:
             f"'{step}' failed: {said}. Nothing after it was done; run again, or put everything back with "
             "ha_state: enabled"
         )
+    if step.verb in ("mask", "unmask", "enable"):
+        # The memory says that it was done, so it has to outlive a power cut as the memory does.
+        folder = node.root / "etc/systemd/system"
+        if folder.is_dir():
+            fsync_dir(folder)
     unit = step.units[0]
     if step.verb == "stop":
         ended = node.clock()
