@@ -49,9 +49,19 @@ def cluster_peers(hostvars: Hosts, hosts: Iterable[str], host: str) -> list[str]
     return [name for name in names if name == host or (cluster and names[name] == cluster)]
 
 
-def ha_watchdogs_on(hostvars: Hosts, hosts: Iterable[str]) -> list[str]:
-    """Those of ``hosts`` whose watchdog multiplexer is still to be switched off, as far as the facts tell."""
-    return [host for host in hosts if not ((_node(hostvars, host) or {}).get("ha") or {}).get("watchdog_off")]
+def ha_on(hostvars: Hosts, hosts: Iterable[str]) -> list[str]:
+    """Those of ``hosts`` that have something of HA to switch off or to clean up, as far as the facts tell."""
+    facts = {host: (_node(hostvars, host) or {}).get("ha") or {} for host in hosts}
+    return [
+        host
+        for host, ha in facts.items()
+        if not (ha.get("watchdog_off") and ha.get("managers_off")) or ha.get("leftovers")
+    ]
+
+
+def ha_objections(hostvars: Hosts, hosts: Iterable[str], name: str) -> list[str]:
+    """Why HA must not be switched off now, from the results of ha_info registered as ``name`` on each host."""
+    return ha_info.objections({host: (_get(hostvars, host, name) or {}).get("ha") or {} for host in hosts})
 
 
 def ha_watchdog_holders(hostvars: Hosts, hosts: Iterable[str], name: str) -> list[str]:
@@ -293,7 +303,8 @@ class FilterModule:
             "pveguard_time": units.time_text,
             "pveguard_years": units.years_text,
             "pveguard_cluster_peers": cluster_peers,
-            "pveguard_ha_watchdogs_on": ha_watchdogs_on,
+            "pveguard_ha_on": ha_on,
+            "pveguard_ha_objections": ha_objections,
             "pveguard_ha_watchdog_holders": ha_watchdog_holders,
             "pveguard_gate_files": gate_files,
             "pveguard_power_cut_acknowledged": power_cut.acknowledged,

@@ -9,6 +9,7 @@ module: ha_info
 short_description: HA resources, services, heartbeats and watchdog of a Proxmox VE node
 description:
   - Reads in one round trip what decides whether HA may be switched off on a node, and whether it is.
+  - Warns of HA resources that nothing recovers because HA is masked on this node.
   - Reads only; also where HA or the cluster file system is not installed.
 attributes:
   check_mode:
@@ -27,6 +28,10 @@ EXAMPLES = r"""
   ha_info:
   register: ha
 
+- name: Show who holds a watchdog
+  ansible.builtin.debug:
+    msg: "{{ ha.ha.watchdog.clients }}"
+
 - name: Show who uses HA
   ansible.builtin.debug:
     msg: "{{ ha.ha.resources }}"
@@ -41,6 +46,7 @@ ha:
     installed: {description: Whether the LRM or CRM is installed., type: bool}
     resources: {description: 'HA resources of the cluster, such as vm:100.', type: list, elements: str}
     resources_known: {description: False while /etc/pve is not mounted., type: bool}
+    quorate: {description: Whether /etc/pve takes writes., type: bool}
     groups: {description: HA groups., type: list, elements: str}
     rules: {description: HA rules., type: list, elements: str}
     services:
@@ -51,20 +57,50 @@ ha:
       type: dict
     lrm: {description: 'State, mode and timestamp of the LRM of this node.', type: dict}
     crm: {description: Master and timestamp of the CRM., type: dict}
-    lrm_states: {description: The same as lrm for every node of the cluster., type: dict}
+    lrm_states: {description: 'The same as lrm for every node of the cluster, and age_seconds.', type: dict}
+    crm_states:
+      description: >-
+        For every node of the cluster, master (manager_status names its CRM as the master) and state (what the manager
+        says of the node, such as online, unknown, fence, maintenance, gone; null where it says nothing).
+      type: dict
     manager_status: {description: Content of manager_status; null when there is none., type: dict}
     other_requests:
       description: Nodes in maintenance or fenced, and queued commands.
       type: list
       elements: str
     watchdog_active: {description: Whether a client holds the watchdog., type: bool}
-    watchdog: {description: 'present, identity, nowayout (null when unknown).', type: dict}
+    watchdog:
+      description: >-
+        present, identity, nowayout and magic_close (null when unknown), stoppable (closing the device is known not to
+        reset the node), devices (name, identity, state, nowayout, magic_close of each) and clients (pid and name of
+        each process that holds it through watchdog-mux).
+      type: dict
+    fencing:
+      description: >-
+        command (whether the installed manager can disarm) and state (armed, standby, disarming or disarmed, as
+        ha-manager status shows it); null unless a client holds the watchdog here or on another node, or pveguard had
+        it disarmed.
+      type: dict
+    softdog: {description: 'loaded, and blacklisted by pveguard.', type: dict}
     masked: {description: Whether all installed units are masked., type: bool}
     managers_off: {description: 'Whether LRM and CRM are stopped and masked, or not installed.', type: bool}
     watchdog_off: {description: 'Whether watchdog-mux is off, or masked for the next boot.', type: bool}
     disabled: {description: managers_off and watchdog_off., type: bool}
     enabled: {description: Whether all units run and are started at boot., type: bool}
     remembered: {description: Whether pveguard switched HA off and knows what ran before., type: bool}
+    node: {description: The name of the node below /etc/pve/nodes., type: str}
+    unattended:
+      description: >-
+        HA resources that nothing on this node recovers, because a unit of HA is masked, or because pveguard has stopped or
+        disarmed it and did not come to its end.
+      type: list
+      elements: str
+    returned: {description: Units that pveguard had switched off and that are on again., type: list, elements: str}
+    status_files:
+      description: Paths below /etc/pve that remain of the managers of this node when they end, the last one's included.
+      type: list
+      elements: str
+    leftovers: {description: The same once they have ended. They show managers that do not run., type: list, elements: str}
 """
 
 from ansible.module_utils.basic import AnsibleModule
@@ -73,7 +109,10 @@ from ansible.module_utils.pveguard import ha_info
 
 def main() -> None:
     module = AnsibleModule(argument_spec={}, supports_check_mode=True)
-    module.exit_json(changed=False, ha=ha_info.collect())
+    facts = ha_info.collect()
+    if facts["unattended"]:
+        module.warn(ha_info.unattended_text(facts["node"], facts["unattended"]))
+    module.exit_json(changed=False, ha=facts)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,15 @@ description:
     exactly that. A run that was interrupted is completed by the next one.
   - Refuses, before anything is changed, while HA has resources anywhere in the cluster, while the HA manager is
     busy, while a client holds the watchdog, and while /etc/pve is not mounted.
-  - watchdog-mux is not stopped where the watchdog's driver has C(nowayout) or does not say, because closing the
-    device would reset the node. It is masked for the next boot instead.
+  - watchdog-mux is not stopped where the watchdog's driver has C(nowayout) or no magic close, or does not say, because
+    closing the device would reset the node. It is masked for the next boot instead.
+  - Where the installed manager has C(ha-manager crm-command disarm-ha) (Proxmox VE 9.2 and later) and a watchdog is
+    held in the cluster, the manager disarms first, and what it says is waited for; V(enabled) and V(restored) arm it
+    again.
+  - What stopped managers leave in C(/etc/pve) (C(lrm_status), and C(manager_status) with the last one) is removed with
+    the watchdog, so that neither the web page nor C(ha-manager status) shows managers which do not run.
+  - V(enabled) waits until the LRM is active, which for one without resources is a fresh status with mode C(active) and
+    state C(wait_for_agent_lock).
   - On a node without HA there is nothing to do.
 attributes:
   check_mode:
@@ -38,6 +45,12 @@ options:
     type: str
     choices: [managers, watchdog, all]
     default: all
+  blacklist_softdog:
+    description:
+      - With V(disabled) and the watchdog, take the kernel module softdog out and keep it out
+        (V(/etc/modprobe.d/pveguard-softdog.conf)). V(enabled) and V(restored) remove that file.
+    type: bool
+    default: false
 author:
   - The pveguard authors
 """
@@ -65,6 +78,11 @@ steps:
   type: list
   elements: str
   sample: [systemctl stop pve-ha-lrm.service, systemctl stop pve-ha-crm.service]
+returned:
+  description: Units that pveguard had switched off and that were on again, after an upgrade or by hand.
+  returned: success
+  type: list
+  elements: str
 watchdog_until_reboot:
   description: >-
     True when watchdog-mux is masked but goes on until the next boot, because its driver cannot be stopped.
@@ -82,11 +100,17 @@ def main() -> None:
         argument_spec={
             "state": {"type": "str", "choices": ["disabled", "enabled", "restored"], "required": True},
             "part": {"type": "str", "choices": ["managers", "watchdog", "all"], "default": "all"},
+            "blacklist_softdog": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
     try:
-        result = ha_services.apply(module.params["state"], module.params["part"], check=module.check_mode)
+        result = ha_services.apply(
+            module.params["state"],
+            module.params["part"],
+            blacklist_softdog=module.params["blacklist_softdog"],
+            check=module.check_mode,
+        )
     except (PveguardError, OSError) as error:
         module.fail_json(msg=str(error))
     for warning in result["warnings"]:
@@ -95,6 +119,7 @@ def main() -> None:
         changed=result["changed"],
         steps=result["steps"],
         watchdog_until_reboot=result["watchdog_until_reboot"],
+        returned=result["returned"],
         diff={
             "before": result["before"],
             "after": result["after"],

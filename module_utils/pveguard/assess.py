@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from . import ha_info
 from .units import bytes_text, duration_text, rate_text
 
 PROBLEM, WARNING, GOOD = "problem", "warning", "good"
@@ -59,6 +60,8 @@ def changes(node: Mapping[str, Any], plan: Mapping[str, Any], wishes: Wishes) ->
         unmasked = [unit for unit, state in node["units"].items() if _is_ha(unit) and state["load"] == "loaded"]
         if running or unmasked:
             todo.append("stop and mask " + ", ".join(sorted(set(running) | set(unmasked))))
+        elif ha.get("leftovers"):
+            todo.append("remove the status of HA managers that do not run: " + ", ".join(ha["leftovers"]))
     if resources and wishes.ram_state:
         todo.append("nothing in RAM: the run would be refused while HA is in use; set ram_state_enabled: false")
     present = node["packages"].get("pve-cluster") or action in ("bootstrap", "join")
@@ -158,10 +161,23 @@ def _ha(node: Mapping[str, Any]) -> list[Finding]:
         return []
     resources = ha.get("resources") or []
     running = sorted(unit for unit, state in node["units"].items() if _is_ha(unit) and state["active"] == "active")
+    if ha.get("unattended"):
+        unattended = ha_info.shown(ha["unattended"])
+        return [
+            Finding(
+                PROBLEM,
+                f"HA is masked although it has resources ({unattended}): nothing recovers them. Set ha_state: enabled, or remove "
+                "them",
+            )
+        ]
     if resources:
         shown = ", ".join(str(resource) for resource in resources[:5])
         return [Finding(GOOD, f"HA is in use ({shown}): it stays on, and the state stays on disk")]
     found = []
+    if ha.get("returned"):
+        found.append(
+            Finding(WARNING, f"{', '.join(ha['returned'])} had been switched off and came back: an upgrade, or somebody by hand")
+        )
     if ha.get("watchdog_active"):
         found.append(Finding(WARNING, "the watchdog is armed although no HA resource exists: a stalled node would be reset"))
     if running:

@@ -1,22 +1,25 @@
 """Switch the HA services of a node off and on again in the only order that can never reset it.
 
 Off: the managers first (LRM, then CRM), and only when no node's watchdog has a client any more, watchdog-mux.
-On: the other way round. Killing or stopping watchdog-mux under a client resets the node within seconds.
+On: the other way round. Killing or stopping watchdog-mux under a client resets the node within seconds. Each step is one
+command, so a run that ends between two of them leaves nothing that the next one does not complete or undo.
 """
 
 from __future__ import annotations
 
 import copy
+import fcntl
 import json
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import ha_info
+from . import ha_fencing, ha_info
 from .atomic import fsync_dir, write_atomic
 from .errors import PveguardError
 from .ha_info import CRM, LRM, MANAGERS, MUX
@@ -27,6 +30,19 @@ from .run import run as real_run
 STOP_TIMEOUT_S = 120.0
 #: The LRM writes its status every 5 s.
 STATUS_DEADLINE_S = 20.0
+#: A CRM looks every 10 s, and one that takes over the lock of one that died waits 120 s; then the LRM takes its own.
+ACTIVE_DEADLINE_S = 180.0
+
+#: A module whose connection was lost goes on; the next one waits for its end, at most as long as one can take.
+LOCK = Path("run/pveguard/ha.lock")
+LOCK_DEADLINE_S = 300.0
+
+SOFTDOG = "softdog"
+#: watchdog-mux loads the driver by its name, which "blacklist" alone does not prevent.
+BLACKLIST = (
+    "# HA is off on this node (pveguard, ha_blacklist_softdog). Removed when HA comes back.\n"
+    "blacklist softdog\ninstall softdog /bin/false\n"
+)
 
 STATES = ("disabled", "enabled", "restored")
 PARTS = ("managers", "watchdog", "all")
@@ -34,103 +50,195 @@ PARTS = ("managers", "watchdog", "all")
 
 @dataclass(frozen=True)
 class Step:
-    """One ``systemctl`` call."""
+    """One ``systemctl`` call on ``units``; or, by its verb, one of the others."""
 
     verb: str
-    units: tuple[str, ...]
+    units: tuple[str, ...] = ()
 
     @property
     def argv(self) -> list[str]:
-        return ["systemctl", self.verb, *self.units]
+        other = {"disarm": ha_fencing.DISARM, "arm": ha_fencing.ARM, "unload": ("modprobe", "-r", SOFTDOG)}
+        return list(other.get(self.verb) or ("systemctl", self.verb, *self.units))
 
     def __str__(self) -> str:
+        if self.verb in ("write", "remove"):
+            return " ".join([self.verb, *(f"/{path}" for path in self.units)])
         return " ".join(self.argv)
+
+
+@dataclass
+class _Node:
+    """Where the steps are done."""
+
+    run: Run
+    root: Path
+    host: str
+    sleep: Callable[[float], None]
+    clock: Callable[[], float]
 
 
 def apply(
     state: str,
     part: str = "all",
     *,
+    blacklist_softdog: bool = False,
     check: bool = False,
     run: Run = real_run,
     root: Path | str = Path("/"),
     hostname: str | None = None,
     sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.time,
 ) -> dict[str, Any]:
     """Bring the HA services to ``state``; with ``check`` only say what would be done.
 
-    ``state``: ``disabled`` (stopped and masked), ``enabled`` (running and started at boot), ``restored`` (as
-    they were before the first ``disabled``; nothing when pveguard never switched them off). ``part``:
-    ``managers`` (LRM and CRM), ``watchdog`` (watchdog-mux) or ``all``.
+    ``state``: ``disabled`` (stopped and masked), ``enabled`` (running, started at boot, the LRM active),
+    ``restored`` (as they were before the first ``disabled``; nothing when pveguard never switched them off).
+    ``part``: ``managers`` (LRM and CRM), ``watchdog`` (watchdog-mux, and what the managers left in /etc/pve) or
+    ``all``. ``blacklist_softdog``: with the watchdog, take softdog out of the kernel and keep it out.
 
     Returns ``changed``, ``steps`` (commands in order), ``before`` and ``after`` (text for a diff),
-    ``watchdog_until_reboot`` (watchdog-mux still runs because its driver cannot be stopped) and ``warnings``.
+    ``watchdog_until_reboot`` (watchdog-mux still runs because its driver cannot be stopped), ``returned`` (units that
+    had been switched off and were on again) and ``warnings``.
     Raises PveguardError, before anything is changed, while HA has resources, a request is pending, the
-    watchdog has a client, or the cluster file system cannot be read; and when a service does not stop or
-    start.
+    watchdog has a client (and the manager cannot disarm), or the cluster file system cannot be read or has no quorum;
+    and when a service does not stop or start.
     """
-    root = Path(root)
-    host = hostname or socket.gethostname().split(".", 1)[0]
-    info = ha_info.collect(run=run, root=root, hostname=host)
+    node = _Node(run, Path(root), hostname or socket.gethostname().split(".", 1)[0], sleep, clock)
+    if check:
+        return _apply(node, state, part, blacklist_softdog, check)
+    with _alone(node):
+        return _apply(node, state, part, blacklist_softdog, check)
+
+
+@contextmanager
+def _alone(node: _Node) -> Iterator[None]:
+    """The only one that works on the node's HA. Raises PveguardError when another one does not end."""
+    path = node.root / LOCK
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    with path.open("w") as lock:
+
+        def free() -> bool:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
+        if not _wait(node, LOCK_DEADLINE_S, free):
+            raise PveguardError(
+                f"{node.host}: an earlier run still works on HA after {LOCK_DEADLINE_S:g} s (it holds /{LOCK}). Nothing was "
+                f"changed by this one; look with 'fuser -v /{LOCK}' and run again"
+            )
+        yield
+
+
+def _apply(node: _Node, state: str, part: str, blacklist_softdog: bool, check: bool) -> dict[str, Any]:
+    run, root, clock = node.run, node.root, node.clock
+    info = ha_info.collect(run=run, root=root, hostname=node.host, now=clock())
     memory = _load(root)
     if not info["installed"]:
-        return _result(False, [], "", "", False, [])
+        return _result(False, [], "", "", False, [], [])
 
-    steps = plan(info, state, part, memory)
+    steps = plan(info, state, part, memory, blacklist_softdog)
+    # Also where all units run: a run may have ended between the request to disarm and the first stop.
+    moves = bool({step.verb for step in steps} & {"stop", "start"})
+    disarmed = state != "disabled" and (state == "enabled" or bool(memory and memory.get("disarmed")))
+    if part in ("managers", "all") and (moves or (disarmed and info["manager_status"])):
+        info["fencing"] = ha_fencing.look(run)
+        steps = plan(info, state, part, memory, blacklist_softdog)
     forget = state != "disabled" and part == "all" and memory is not None
+    returned = [unit for unit in info["returned"] if unit in _units(part)] if state == "disabled" else []
     warnings = []
     if state == "disabled":
         if steps:
             _refuse(info, part, check)
         elif info["resources"]:
-            warnings.append(f"HA is off on {host} but there are HA resources: {_shown(info['resources'])}")
-    before = _describe(info["services"], memory)
+            warnings.append(ha_info.unattended_text(node.host, info["resources"]))
+        if returned:
+            warnings.append(
+                f"{node.host}: {', '.join(returned)} had been switched off and came back: a package upgrade, or somebody by "
+                "hand. It goes off again"
+            )
+    before = _describe(info["services"], memory, [step for step in steps if step.verb == "remove"])
+    waits = state == "enabled" and part in ("managers", "all") and not check
     if not steps and not forget:
-        return _result(False, [], before, before, _until_reboot(info), warnings)
+        if waits:
+            _await_active(node, None)
+        return _result(False, [], before, before, _until_reboot(info), returned, warnings)
+    wrote = [step for step in steps if step.verb == "write"]
     if check:
         predicted = predict(info["services"], steps)
-        kept = None if forget else remembered(info, memory) if state == "disabled" else memory
-        after = _describe(predicted, kept)
+        kept = memory
+        if state == "disabled":
+            kept = _settled(remembered(info, memory, steps), predicted, part)
+        after = _describe(predicted, None if forget else kept, wrote)
         until = _until_reboot({**info, "services": predicted})
-        return _result(True, steps, before, after, until, warnings)
+        return _result(True, steps, before, after, until, returned, warnings)
 
     if state == "disabled":
-        wanted = remembered(info, memory)
+        wanted = remembered(info, memory, steps)
         if wanted != memory:
             _save(root, wanted)
         memory = wanted
+    started = clock()
     for step in steps:
-        _do(step, run, root, host, sleep)
-    after_info = ha_info.collect(run=run, root=root, hostname=host)
-    missed = plan(after_info, state, part, memory)
+        _do(step, node)
+    if waits:
+        _await_active(node, started)
+    elif Step("start", (LRM,)) in steps:
+        try:
+            _await_active(node, started)
+        except PveguardError as error:
+            warnings.append(str(error))  # the way back goes on: what was there before is there again
+    after_info = ha_info.collect(run=run, root=root, hostname=node.host, now=clock())
+    missed = plan(after_info, state, part, memory, blacklist_softdog)
+    # The last of several nodes at once finds that nobody else has a status any more.
+    late = [step for step in missed if step.verb == "remove"]
+    for step in late:
+        _do(step, node)
+    missed = [step for step in missed if step.verb not in ("remove", "unload")]
     if missed:
         raise PveguardError(
-            f"{host}: systemd did not keep what was asked for: {'; '.join(map(str, missed))} would be needed "
-            "again "
-            f"(now {_describe(after_info['services'], None).strip()}); look with 'systemctl status "
+            f"{node.host}: systemd did not keep what was asked for: {'; '.join(map(str, missed))} would be needed again "
+            f"(now {_describe(after_info['services'], None, []).strip()}); look with 'systemctl status "
             f"{' '.join(ha_info.UNITS)}'"
         )
+    if state == "disabled" and memory is not None:
+        settled = _settled(memory, after_info["services"], part)
+        if settled != memory:
+            _save(root, settled)
+        memory = settled
+        if part != "managers" and blacklist_softdog and after_info["softdog"]["loaded"] and not _until_reboot(after_info):
+            warnings.append(f"{node.host}: softdog stays loaded until the next boot: something else uses it")
     if forget:
         _forget(root)
         memory = None
-    return _result(
-        True, steps, before, _describe(after_info["services"], memory), _until_reboot(after_info), warnings
-    )
+    after = _describe(after_info["services"], memory, wrote)
+    return _result(True, [*steps, *late], before, after, _until_reboot(after_info), returned, warnings)
 
 
-def plan(info: dict[str, Any], state: str, part: str, memory: dict[str, Any] | None) -> list[Step]:
-    """The commands that lead from the facts ``info`` (of ha_info) to ``state``, in order; none when there."""
+def plan(
+    info: dict[str, Any], state: str, part: str, memory: dict[str, Any] | None, blacklist_softdog: bool = False
+) -> list[Step]:
+    """The steps that lead from the facts ``info`` (of ha_info) to ``state``, in order; none when there."""
     services = {unit: s for unit, s in info["services"].items() if s["installed"]}
     managers = [unit for unit in MANAGERS if unit in services] if part in ("managers", "all") else []
     mux = [MUX] if MUX in services and part in ("watchdog", "all") else []
+    fencing = info["fencing"]["state"] if info["fencing"]["command"] else None
     if state == "disabled":
         steps = [Step("stop", (unit,)) for unit in managers if ha_info.is_running(services[unit])]
+        if steps and fencing in ("armed", "disarming"):
+            steps.insert(0, Step("disarm"))
         steps += _together("mask", [unit for unit in managers if not ha_info.is_masked(services[unit])])
+        if part == "managers":
+            return steps
         # Closing the device of a driver with nowayout resets the node: it is left running until the next
         # boot.
-        if mux and ha_info.is_running(services[MUX]) and info["watchdog"]["nowayout"] is False:
+        stops = bool(mux) and ha_info.is_running(services[MUX]) and info["watchdog"]["stoppable"]
+        if stops:
             steps.append(Step("stop", (MUX,)))
-        return steps + _together("mask", [unit for unit in mux if not ha_info.is_masked(services[unit])])
+        steps += _together("mask", [unit for unit in mux if not ha_info.is_masked(services[unit])])
+        return steps + _softdog(info, blacklist_softdog, stops) + _status(info)
 
     # Up in the opposite order: who feeds the watchdog comes before who needs it.
     wanted = [*mux, *reversed(managers)]
@@ -144,11 +252,33 @@ def plan(info: dict[str, Any], state: str, part: str, memory: dict[str, Any] | N
         if was["wanted"] and services[u]["installable"] and not services[u]["wanted"]
     ]
     start = [u for u, was in former.items() if was["active"] and services[u]["active"] != "active"]
+    rearm = state == "enabled" or bool(memory and memory.get("disarmed"))
     return [
+        *([Step("remove", (str(ha_info.SOFTDOG_OFF),))] if info["softdog"]["blacklisted"] and mux else []),
         *_together("unmask", unmask),
         *_together("enable", enable),
         *(Step("start", (unit,)) for unit in start),
+        *([Step("arm")] if rearm and fencing in ("disarmed", "disarming") and managers else []),
     ]
+
+
+def _softdog(info: dict[str, Any], blacklist: bool, stops: bool) -> list[Step]:
+    """Out of the kernel once nothing holds it, and kept out; or no longer."""
+    file = (str(ha_info.SOFTDOG_OFF),)
+    if not blacklist:
+        return [Step("remove", file)] if info["softdog"]["blacklisted"] else []
+    steps = [] if info["softdog"]["blacklisted"] else [Step("write", file)]
+    mux = info["services"][MUX]
+    if info["softdog"]["loaded"] and (stops or not ha_info.is_running(mux)):
+        steps.append(Step("unload"))
+    return steps
+
+
+def _status(info: dict[str, Any]) -> list[Step]:
+    """What shows managers on the web page that do not run any more."""
+    if info["resources"] or not info["quorate"]:
+        return []
+    return [Step("remove", (f"etc/pve/{path}",)) for path in info["status_files"]]
 
 
 def predict(services: dict[str, Any], steps: list[Step]) -> dict[str, Any]:
@@ -156,7 +286,9 @@ def predict(services: dict[str, Any], steps: list[Step]) -> dict[str, Any]:
     states = copy.deepcopy(services)
     for step in steps:
         for unit in step.units:
-            state = states[unit]
+            state = states.get(unit)
+            if state is None:  # a file
+                continue
             if step.verb == "stop":
                 state["active"] = "inactive"
             elif step.verb == "start":
@@ -171,11 +303,14 @@ def predict(services: dict[str, Any], steps: list[Step]) -> dict[str, Any]:
     return states
 
 
-def remembered(info: dict[str, Any], memory: dict[str, Any] | None) -> dict[str, Any]:
-    """The memory with what is running now added: ``{version, units: {unit: {active, masked, wanted}}}``.
+def remembered(
+    info: dict[str, Any], memory: dict[str, Any] | None, steps: Sequence[Step] = ()
+) -> dict[str, Any]:
+    """The memory with what is running now added: ``{version, units: {unit: {active, masked, wanted, off}}}``.
 
     A unit that runs unmasked was brought back by somebody, so its entry is renewed; anything else may be the
-    half-done work of an interrupted run, so its entry stays.
+    half-done work of an interrupted run, so its entry stays. ``off`` says that a run left the unit switched off (see
+    :func:`_settled`), ``disarmed`` beside ``units`` that pveguard asked the manager to disarm.
     """
     units = dict(memory["units"]) if memory else {}
     for unit, service in info["services"].items():
@@ -185,7 +320,21 @@ def remembered(info: dict[str, Any], memory: dict[str, Any] | None) -> dict[str,
         active = ha_info.is_running(service)
         if unit not in units or (active and not masked):
             units[unit] = {"active": active, "masked": masked, "wanted": service["wanted"]}
-    return {"version": 1, "units": units}
+    disarmed = bool(memory and memory.get("disarmed")) or Step("disarm") in steps
+    return {"version": 1, "units": units, **({"disarmed": True} if disarmed else {})}
+
+
+def _settled(memory: dict[str, Any], services: dict[str, Any], part: str) -> dict[str, Any]:
+    """The memory with the units that are switched off marked so."""
+    units = {
+        unit: {**was, "off": True} if unit in _units(part) and ha_info.is_masked(services[unit]) else was
+        for unit, was in memory["units"].items()
+    }
+    return {**memory, "units": units}
+
+
+def _units(part: str) -> tuple[str, ...]:
+    return {"managers": MANAGERS, "watchdog": (MUX,)}.get(part, ha_info.UNITS)
 
 
 def _together(verb: str, units: list[str]) -> list[Step]:
@@ -195,9 +344,14 @@ def _together(verb: str, units: list[str]) -> list[Step]:
 def _refuse(info: dict[str, Any], part: str, check: bool) -> None:
     if info["resources"]:
         raise PveguardError(
-            f"HA is in use: /etc/pve/ha/resources.cfg holds {_shown(info['resources'])}. Nothing was "
+            f"HA is in use: /etc/pve/ha/resources.cfg holds {ha_info.shown(info['resources'])}. Nothing was "
             "changed. Remove them "
             "('ha-manager remove SID') or set ha_state: keep"
+        )
+    if info["resources_known"] and not info["quorate"]:
+        raise PveguardError(
+            "/etc/pve has no quorum, so it may not show the HA resources that others have added. Nothing was changed. Bring "
+            "the other members back ('corosync-quorumtool -s') and run again"
         )
     if not info["resources_known"]:
         raise PveguardError(
@@ -211,11 +365,11 @@ def _refuse(info: dict[str, Any], part: str, check: bool) -> None:
             "'ha-manager "
             "status' shows all nodes online, or set ha_state: keep"
         )
-    if info["watchdog_active"]:
+    # Where the manager can disarm, it lets go by itself before anything is stopped.
+    if info["watchdog_active"] and not (part != "watchdog" and info["fencing"]["command"]):
         raise PveguardError(
-            "a client holds the watchdog (/run/watchdog-mux.active exists): stopping it now could reset the "
-            "node. Nothing "
-            "was changed. The managers let go some ten minutes after the last HA resource is removed; run "
+            f"a client holds the watchdog (/run/watchdog-mux.active exists{_clients(info)}): stopping it now could reset the "
+            "node. Nothing was changed. The managers let go some ten minutes after the last HA resource is removed; run "
             "again then"
         )
     # In check mode the managers still run because nothing stops them.
@@ -229,51 +383,152 @@ def _refuse(info: dict[str, Any], part: str, check: bool) -> None:
             )
 
 
-def _do(step: Step, run: Run, root: Path, host: str, sleep: Callable[[float], None]) -> None:
-    if step.units == (MUX,) and step.verb == "stop" and (root / "run/watchdog-mux.active").exists():
+def _clients(info: dict[str, Any]) -> str:
+    shown = [f"{client['name']}, pid {client['pid']}" for client in info["watchdog"]["clients"]]
+    return f"; held by {'; '.join(shown)}" if shown else ""
+
+
+def _do(step: Step, node: _Node) -> None:
+    if step.verb in ("write", "remove"):
+        _change_file(step, node)
+        return
+    if step.verb == "disarm":
+        ha_fencing.disarm(node.run, node.sleep)
+        _await_free(node, "after the HA manager had disarmed. Nothing was stopped")
+        return
+    if step.verb == "arm":
+        ha_fencing.arm(node.run, node.sleep)
+        return
+    if step.verb == "unload":
+        node.run(step.argv, timeout=60)  # whether it worked is seen afterwards
+        return
+    if step.units == (MUX,) and step.verb == "stop" and (node.root / "run/watchdog-mux.active").exists():
         raise PveguardError(
             "a client took the watchdog (/run/watchdog-mux.active): watchdog-mux was not stopped; run again"
         )
-    done = run(step.argv, timeout=STOP_TIMEOUT_S)
+    done = node.run(step.argv, timeout=STOP_TIMEOUT_S)
     if not done.ok:
         said = done.stderr.strip() or f"exit code {done.rc}"
         raise PveguardError(
             f"'{step}' failed: {said}. Nothing after it was done; run again, or put everything back with "
             "ha_state: enabled"
         )
+    if step.verb in ("mask", "unmask", "enable"):
+        # The memory says that it was done, so it has to outlive a power cut as the memory does.
+        folder = node.root / "etc/systemd/system"
+        if folder.is_dir():
+            fsync_dir(folder)
     unit = step.units[0]
     if step.verb == "stop":
-        state = ha_info.service_states(run, root)[unit]
+        ended = node.clock()
+        state = ha_info.service_states(node.run, node.root)[unit]
         if ha_info.is_running(state):
             raise PveguardError(
                 f"{unit} is still {state['active']!r} after '{step}', expected inactive; run again"
             )
         if unit == LRM:
-            _await_lrm(root, host, sleep)
-        if unit == CRM and (root / "run/watchdog-mux.active").exists():
+            _await_lrm(node)
+        if unit == CRM:
+            _await_crm(node, ended)
+            _await_free(
+                node, "although LRM and CRM are stopped. watchdog-mux was left running; find the client with 'ss -xp | grep "
+                "watchdog-mux'",
+            )  # fmt: skip
+
+
+def _change_file(step: Step, node: _Node) -> None:
+    """Write or remove the file of the step; that it is gone already, by another node, is as good."""
+    path = node.root / step.units[0]
+    if step.verb == "write":
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        write_atomic(path, BLACKLIST.encode())
+        return
+    if step.units[0].startswith("etc/pve/"):
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
             raise PveguardError(
-                "a client still holds the watchdog (/run/watchdog-mux.active) although LRM and CRM are "
-                "stopped. "
-                "watchdog-mux was left running; find the client with 'ss -xp | grep watchdog-mux'"
-            )
+                f"/{step.units[0]} could not be removed: {error.strerror}. HA is off on {node.host}, but 'ha-manager status' "
+                "and the web page go on showing its manager. Look at 'corosync-quorumtool -s' and run again"
+            ) from error
+    else:
+        path.unlink(missing_ok=True)
+        fsync_dir(path.parent)
 
 
-def _await_lrm(root: Path, host: str, sleep: Callable[[float], None]) -> None:
-    """Until the node's status no longer says that the LRM is in charge of services."""
-    status = root / "etc/pve/nodes" / host / "lrm_status"
+def _wait(node: _Node, seconds: float, there: Callable[[], bool]) -> bool:
+    """Look every half second until ``there`` or for ``seconds``."""
     waited = 0.0
-    while True:
-        state = ha_info.lrm_status(status)["state"]
-        if state != "active":
-            return
-        if waited >= STATUS_DEADLINE_S:
-            raise PveguardError(
-                f"{status} still says {state!r} {waited:g} s after the LRM was stopped, expected any other "
-                "state. "
-                "The CRM was left running; look at 'ha-manager status'"
-            )
-        sleep(0.5)
+    while not there():
+        if waited >= seconds:
+            return False
+        node.sleep(0.5)
         waited += 0.5
+    return True
+
+
+def _await_free(node: _Node, when: str) -> None:
+    if _wait(node, STATUS_DEADLINE_S, lambda: not (node.root / "run/watchdog-mux.active").exists()):
+        return
+    info = ha_info.collect(run=node.run, root=node.root, hostname=node.host)
+    raise PveguardError(
+        f"a client still holds the watchdog of {node.host} (/run/watchdog-mux.active{_clients(info)}) {when}"
+    )
+
+
+def _await_lrm(node: _Node) -> None:
+    """Until the node's status no longer says that the LRM is in charge of services."""
+    status = node.root / "etc/pve/nodes" / node.host / "lrm_status"
+    if not _wait(node, STATUS_DEADLINE_S, lambda: ha_info.lrm_status(status)["state"] != "active"):
+        raise PveguardError(
+            f"{status} still says 'active' {STATUS_DEADLINE_S:g} s after the LRM was stopped, expected any other state. "
+            "The CRM was left running; look at 'ha-manager status'"
+        )
+
+
+def _await_crm(node: _Node, ended: float) -> None:
+    """Until nobody writes manager_status in this node's name any more."""
+
+    def there() -> bool:
+        manager = ha_info.collect(run=node.run, root=node.root, hostname=node.host)["crm"]
+        return manager["master"] != node.host or (manager["timestamp"] or 0) <= ended
+
+    if not _wait(node, STATUS_DEADLINE_S, there):
+        raise PveguardError(
+            f"/etc/pve/ha/manager_status is still written by the CRM of {node.host}, {STATUS_DEADLINE_S:g} s after it was "
+            "stopped. watchdog-mux was left running; look for another pve-ha-crm ('pgrep -a pve-ha-crm')"
+        )
+
+
+def _await_active(node: _Node, started: float | None) -> None:
+    """Until the LRM says that it works: a status younger than ``started`` (Unix time; None: than a minute), mode
+    ``active``, and state ``active`` where the manager has given this node resources.
+
+    An LRM without resources stays in state ``wait_for_agent_lock``: that is the most that it can say.
+    """
+    seen: dict[str, Any] = {}
+
+    def there() -> bool:
+        info = ha_info.collect(run=node.run, root=node.root, hostname=node.host, now=node.clock())
+        seen.update(info["lrm"], resources=info["resources"], master=info["crm"]["master"])
+        oldest = int(node.clock() - 60 if started is None else started)
+        if info["lrm"]["mode"] != "active" or (info["lrm"]["timestamp"] or 0) < oldest:
+            return False
+        if not info["resources"]:
+            return info["lrm"]["state"] in ("active", "wait_for_agent_lock")
+        manager = info["manager_status"] or {}
+        if (manager.get("timestamp") or 0) < oldest:
+            return False  # no CRM has looked at the resources yet
+        services = manager.get("service_status")
+        mine = [sid for sid, s in services.items() if s.get("node") == node.host] if isinstance(services, dict) else []
+        return info["lrm"]["state"] in ("active", *([] if mine else ["wait_for_agent_lock"]))
+
+    if not _wait(node, ACTIVE_DEADLINE_S, there):
+        raise PveguardError(
+            f"{node.host}: HA was started, but its LRM is not active after {ACTIVE_DEADLINE_S:g} s: lrm_status has state "
+            f"{seen['state']!r}, mode {seen['mode']!r}, timestamp {seen['timestamp']}; the master is {seen['master']}. Look "
+            "at 'ha-manager status' and 'journalctl -u pve-ha-lrm -u pve-ha-crm', and run again"
+        )
 
 
 def _until_reboot(info: dict[str, Any]) -> bool:
@@ -281,17 +536,13 @@ def _until_reboot(info: dict[str, Any]) -> bool:
     return bool(mux["installed"] and ha_info.is_masked(mux) and ha_info.is_running(mux))
 
 
-def _shown(resources: list[str]) -> str:
-    more = len(resources) - 8
-    return ", ".join(resources[:8]) + (f" and {more} more" if more > 0 else "")
-
-
-def _describe(services: dict[str, Any], memory: dict[str, Any] | None) -> str:
+def _describe(services: dict[str, Any], memory: dict[str, Any] | None, files: Sequence[Step]) -> str:
     lines = [
         f"{unit}: {s['active']}, {'masked' if ha_info.is_masked(s) else s['enabled'] or 'unknown'}"
         for unit, s in services.items()
         if s["installed"]
     ]
+    lines += [f"/{step.units[0]}: present" for step in files]
     if memory:
         former = ", ".join(unit for unit, was in memory["units"].items() if was["active"])
         lines.append(f"/{ha_info.MEMORY}: ran before: {former or 'none'}")
@@ -299,7 +550,13 @@ def _describe(services: dict[str, Any], memory: dict[str, Any] | None) -> str:
 
 
 def _result(
-    changed: bool, steps: list[Step], before: str, after: str, until_reboot: bool, warnings: list[str]
+    changed: bool,
+    steps: list[Step],
+    before: str,
+    after: str,
+    until_reboot: bool,
+    returned: list[str],
+    warnings: list[str],
 ) -> dict[str, Any]:
     return {
         "changed": changed,
@@ -307,6 +564,7 @@ def _result(
         "before": before,
         "after": after,
         "watchdog_until_reboot": until_reboot,
+        "returned": returned,
         "warnings": warnings,
     }
 

@@ -26,6 +26,8 @@ METRICS = {
     "cluster_members_live": "Members of its cluster that were up",
     "corosync_conf_equal": "Whether both copies of corosync.conf were equal",
     "ha_resources": "HA resources of its cluster",
+    "ha_resources_unattended": "HA resources that nothing recovers because HA is masked on the node",
+    "ha_units_returned": "HA services that were switched off and came back, after an upgrade or by hand",
     "ha_off": "Whether the HA services were off on the node",
     "pmxcfs_transactions_per_second": "Transactions of the cluster file system that the node stored",
     "pmxcfs_written_bytes_per_second": "Bytes that the daemon of the cluster file system caused to be written",
@@ -93,6 +95,8 @@ def _samples(report: Mapping[str, Any], only: str) -> dict[str, list[tuple[dict[
             add("corosync_conf_equal", entry["corosync"]["copies"] == "equal", node=node)
         if entry["ha"]["state"] != "unknown":
             add("ha_resources", len(entry["ha"]["resources"]), node=node)
+            add("ha_resources_unattended", len(entry["ha"].get("unattended") or []), node=node)
+            add("ha_units_returned", len(entry["ha"].get("returned") or []), node=node)
             add("ha_off", entry["ha"]["state"] in ("off", "not installed"), node=node)
         _writes(add, node, entry["writes"])
         gate = entry["gate"]

@@ -330,25 +330,45 @@ def _ram_state(node: Mapping[str, Any]) -> list[Finding]:
 
 def _ha(node: Mapping[str, Any]) -> list[Finding]:
     ha = node["ha"]
-    if ha["state"] == "off" and ha["resources"]:
+    if ha.get("unattended"):
         return [
             Finding(
                 FAIL,
-                f"HA is off but has resources ({names_text(ha['resources'])}): nothing would restart them",
+                f"HA is off but has resources ({names_text(ha['unattended'])}): nothing would restart them",
                 "Bring HA back, or remove the resources.",
                 "ha_state: enabled, then make site; or ha-manager remove SID",
             )
         ]
-    if ha["state"] in ("on", "partly off") and not ha["resources"]:
-        return [
+    found = []
+    if ha["watchdog_until_reboot"]:
+        found.append(
+            Finding(
+                WARN,
+                "its watchdog is fed until the next boot: the driver has nowayout or no magic close, so stopping it could "
+                "reset the node",
+                "Nothing has to be done: watchdog-mux is masked, and the next planned reboot ends it.",
+                "systemctl status watchdog-mux",
+            )
+        )
+    if ha.get("returned"):
+        found.append(
+            Finding(
+                WARN,
+                f"HA was switched off and came back ({names_text(ha['returned'])}): a package upgrade, or somebody by hand",
+                "Switch it off again, or set ha_state: keep.",
+                "make site",
+            )
+        )
+    elif ha["state"] in ("on", "partly off") and not ha["resources"]:
+        found.append(
             Finding(
                 WARN,
                 f"HA runs although nothing uses it: about {HA_TRANSACTIONS} transactions a minute on every member",
                 "Switch it off; it comes back with one command.",
                 "ha_state: auto, then make site",
             )
-        ]
-    return []
+        )
+    return found
 
 
 def _gates(node: Mapping[str, Any]) -> list[Finding]:

@@ -99,8 +99,10 @@ def entry(
         notes.append(f"gate: {result['gate']['message']}")
     if plan and plan.get("action") == "refuse":
         notes.append(f"cluster: {plan.get('reason')}")
-    if result["ha"]["state"] == "off" and result["ha"]["resources"]:
-        notes.append(f"HA is off but has resources: {', '.join(result['ha']['resources'])}")
+    if result["ha"]["unattended"]:
+        notes.append(f"HA is off but has resources: {', '.join(result['ha']['unattended'])}")
+    if result["ha"]["returned"]:
+        notes.append(f"HA was switched off and came back: {', '.join(result['ha']['returned'])}")
     if result["ha"]["watchdog_until_reboot"]:
         notes.append("watchdog-mux is masked but runs until the next boot: its driver cannot be stopped")
     if result["corosync"]["copies"] == "differ":
@@ -351,7 +353,13 @@ def _corosync(node: Mapping[str, Any] | None) -> dict[str, Any]:
 def _ha(node: Mapping[str, Any] | None) -> dict[str, Any]:
     ha = (node or {}).get("ha")
     if not ha:
-        return {"state": UNKNOWN, "resources": [], "watchdog_until_reboot": False}
+        return {
+            "state": UNKNOWN,
+            "resources": [],
+            "unattended": [],
+            "returned": [],
+            "watchdog_until_reboot": False,
+        }
     if not ha.get("installed"):
         state = "not installed"
     elif ha.get("disabled"):
@@ -360,9 +368,13 @@ def _ha(node: Mapping[str, Any] | None) -> dict[str, Any]:
         state = "on" if ha.get("enabled") else "partly off" if ha.get("managers_off") else "on"
     mux = (ha.get("services") or {}).get("watchdog-mux.service") or {}
     running = mux.get("active") == "active"
+    resources = list(ha.get("resources") or [])
     return {
         "state": state,
-        "resources": list(ha.get("resources") or []),
+        "resources": resources,
+        # One masked unit is enough for nothing to recover them.
+        "unattended": list(ha.get("unattended") or (resources if state == "off" else [])),
+        "returned": list(ha.get("returned") or []),
         "watchdog_until_reboot": bool(ha.get("disabled") and ha.get("installed") and running),
     }
 

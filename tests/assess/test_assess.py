@@ -68,9 +68,17 @@ def test_a_stock_member_would_lose_ha_and_move_to_ram() -> None:
 
 def test_switches_are_respected() -> None:
     assert changes(node(), ADOPT, Wishes(ha_state="keep", ram_state=False)) == []
+    left = node(ha={"leftovers": ["ha/manager_status"]})
+    for unit in HA_UNITS:
+        left["units"][unit] = {"load": "masked", "active": "inactive", "enabled": "masked"}
+    assert any("ha/manager_status" in each for each in changes(left, ADOPT, Wishes()))
 
 
 def test_ha_in_use_keeps_everything() -> None:
+    left = findings(node(ha={"resources": ["vm:100"], "unattended": ["vm:100"]}))
+    assert any(each.level == PROBLEM and "nothing recovers them" in each.text for each in left)
+    back = findings(node(ha={"returned": ["pve-ha-lrm.service"]}))
+    assert any("pve-ha-lrm.service had been switched off and came back" in each.text for each in back)
     used = node(ha={"resources": ["vm:100"]})
     assert changes(used, ADOPT, Wishes(ram_state=False)) == []
     assert "set ram_state_enabled: false" in "".join(changes(used, ADOPT, Wishes()))

@@ -27,6 +27,17 @@ class Node:
         self.calls: list[list[str]] = []
         self.active = dict.fromkeys(ha_info.UNITS, "active" if installed else "inactive")
         self.hook: Callable[[list[str]], Result | None] = lambda argv: None
+        self.now = 1.0
+        #: What ``ha-manager status`` shows of fencing; None: a manager that cannot disarm.
+        self.fencing: str | None = None
+        #: What ``ss -xpnH`` prints.
+        self.sockets = ""
+        #: What happens while the code waits, by the number of the wait.
+        self.events: dict[int, Callable[[], None]] = {}
+        self.sleeps = 0
+        #: State and mode that the LRM writes when it is stopped, and when it is started.
+        self.stopped = ("wait_for_agent_lock", "restart")
+        self.started: tuple[str, str] | None = ("wait_for_agent_lock", "active")
         units = root / "usr/lib/systemd/system"
         units.mkdir(parents=True)
         wants = root / "etc/systemd/system/multi-user.target.wants"
@@ -44,6 +55,7 @@ class Node:
             device = root / f"sys/class/watchdog/watchdog{number}"
             device.mkdir(parents=True)
             (device / "identity").write_text("Software Watchdog\n")
+            (device / "options").write_text("0x8180\n")
             if flag:
                 (device / "nowayout").write_text(f"{flag}\n")
 
@@ -52,8 +64,14 @@ class Node:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text)
 
-    def lrm(self, state: str) -> None:
-        self.pve("nodes/pve1/lrm_status", json.dumps({"mode": "active", "state": state, "timestamp": 1}))
+    def lrm(self, state: str, mode: str = "active", name: str = "pve1") -> None:
+        status = {"mode": mode, "state": state, "timestamp": int(self.now)}
+        self.pve(f"nodes/{name}/lrm_status", json.dumps(status))
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.sleeps += 1
+        self.events.get(self.sleeps, lambda: None)()
 
     def hold_watchdog(self, held: bool = True) -> None:
         client = self.root / "run/watchdog-mux.active"
@@ -61,6 +79,11 @@ class Node:
             client.mkdir(parents=True, exist_ok=True)
         else:
             client.rmdir()
+
+    def lose_quorum(self) -> None:
+        local = self.root / "etc/pve/local"
+        local.mkdir()
+        local.chmod(0o555)
 
     def unmount(self) -> None:
         shutil.rmtree(self.root / "etc/pve")
@@ -71,23 +94,28 @@ class Node:
             self.active[unit] = "active" if wanted and not self._masked(unit) else "inactive"
 
     def facts(self) -> dict[str, Any]:
-        return ha_info.collect(run=self.run, root=self.root, hostname="pve1")
+        return ha_info.collect(run=self.run, root=self.root, hostname="pve1", now=self.now)
 
-    def apply(self, state: str, part: str = "all", check: bool = False) -> dict[str, Any]:
+    def apply(
+        self, state: str, part: str = "all", check: bool = False, blacklist_softdog: bool = False
+    ) -> dict[str, Any]:
         return ha_services.apply(
-            state, part, check=check, run=self.run, root=self.root, hostname="pve1", sleep=lambda _: None
-        )
+            state, part, check=check, blacklist_softdog=blacklist_softdog, run=self.run, root=self.root,
+            hostname="pve1", sleep=self.sleep, clock=lambda: self.now,
+        )  # fmt: skip
 
     @property
     def verbs(self) -> list[list[str]]:
-        """The calls that change something, without the program's name."""
-        return [argv[1:] for argv in self.calls if argv[1] != "show"]
+        """The calls that change something; of systemctl without the program's name."""
+        looks = (["systemctl", "show"], ["ha-manager", "status"], ["ha-manager", "help"])
+        changing = [argv for argv in self.calls if argv[:2] not in looks and argv[0] != "ss"]
+        return [argv[1:] if argv[0] == "systemctl" else argv for argv in changing]
 
     def snapshot(self) -> dict[str, Any]:
         files = {
             str(path.relative_to(self.root)): str(path.readlink()) if path.is_symlink() else path.read_text()
             for path in sorted(self.root.rglob("*"))
-            if path.is_symlink() or path.is_file()
+            if path.name != ha_services.LOCK.name and (path.is_symlink() or path.is_file())
         }
         return {"active": dict(self.active), "files": files}
 
@@ -101,6 +129,14 @@ class Node:
     ) -> Result:
         self.calls.append(list(argv))
         program, verb, *units = argv
+        if program == "ss":
+            return Result(0, self.sockets, "")
+        if program == "ha-manager":
+            return self._manager([verb, *units])
+        if program == "modprobe":
+            refused = self.hook(list(argv))
+            shutil.rmtree(self.root / "sys/module/softdog", ignore_errors=True)
+            return refused or Result(0, "", "")
         assert program == "systemctl"
         if verb == "show":
             return Result(0, "\n\n".join(self._shown(unit) for unit in ha_info.UNITS) + "\n", "")
@@ -112,6 +148,9 @@ class Node:
             if verb in ("stop", "start"):
                 assert verb == "stop" or not self._masked(unit), f"{unit} is masked"
                 self.active[unit] = "inactive" if verb == "stop" else "active"
+                said = self.stopped if verb == "stop" else self.started
+                if unit == LRM and said:
+                    self.lrm(*said)
             elif verb == "mask":
                 (system / unit).symlink_to("/dev/null")
             elif verb == "unmask":
@@ -121,6 +160,14 @@ class Node:
             else:
                 raise AssertionError(verb)
         return Result(0, "", "")
+
+    def _manager(self, arguments: list[str]) -> Result:
+        if arguments == ["help", "crm-command"]:
+            return Result(0, "ha-manager crm-command disarm-ha <resource-mode>\n" if self.fencing else "", "")
+        if arguments == ["status"]:
+            return Result(0, f"quorum OK\nfencing {self.fencing}\n" if self.fencing else "quorum OK\n", "")
+        assert self.fencing and arguments[0] == "crm-command", arguments
+        return self.hook(["ha-manager", *arguments]) or Result(0, "", "")
 
     def _masked(self, unit: str) -> bool:
         return (self.root / "etc/systemd/system" / unit).is_symlink()

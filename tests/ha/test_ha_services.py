@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -83,6 +84,8 @@ REFUSALS: list[tuple[Callable[[Node], None], str]] = [
     (fenced, "pve2"),
     (lambda node: node.pve("ha/crm_commands", "stop vm:1\n"), "queued command"),
     (lambda node: node.unmount(), "/etc/pve is not mounted"),
+    (lambda node: node.lose_quorum(), "no quorum"),
+    (lambda node: node.lrm("wait_for_agent_lock", "maintenance", "pve3"), "node pve3 is in maintenance"),
 ]
 
 
@@ -140,10 +143,295 @@ def test_a_stop_that_fails_is_named_and_nothing_after_it_is_done(tmp_path: Path)
 
 def test_an_lrm_that_stays_in_charge_stops_the_work(tmp_path: Path) -> None:
     node = Node(tmp_path)
-    node.hook = lambda argv: node.lrm("active") if argv[1:] == ["stop", LRM] else None
+    node.stopped = ("active", "active")
     with pytest.raises(PveguardError, match="'active'"):
         node.apply("disabled", "managers")
     assert node.verbs == [["stop", LRM]]
+
+
+def test_a_crm_that_goes_on_as_the_master_stops_the_work(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+
+    def write() -> None:
+        node.pve("ha/manager_status", json.dumps({"master_node": "pve1", "timestamp": node.now + 1}))
+
+    node.hook = lambda argv: write() if argv[1:] == ["stop", CRM] else None
+    node.events = dict.fromkeys(range(1, 100), write)
+    with pytest.raises(PveguardError, match="still written by the CRM of pve1"):
+        node.apply("disabled", "all")
+    assert ["stop", MUX] not in node.verbs
+
+
+def test_a_client_that_lets_go_in_a_moment_is_waited_for(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.hook = lambda argv: node.hold_watchdog() if argv[1:] == ["stop", CRM] else None
+    node.events = {3: lambda: node.hold_watchdog(False)}
+    assert node.apply("disabled", "all")["changed"]
+    assert node.facts()["disabled"]
+
+
+@pytest.mark.parametrize(("options", "nowayout"), [("0x8080", "0"), ("", "0"), ("0x8180", "1")])
+def test_a_driver_without_magic_close_or_unknown_is_masked_only(tmp_path: Path, options: str, nowayout: str) -> None:
+    node = Node(tmp_path, watchdogs=[nowayout])
+    device = tmp_path / "sys/class/watchdog/watchdog0"
+    (device / "options").write_text(options)
+    (device / "identity").write_text("Board Watchdog\n")
+    result = node.apply("disabled", "all")
+    assert ["stop", MUX] not in node.verbs and ["mask", MUX] in node.verbs
+    assert result["watchdog_until_reboot"] and node.facts()["disabled"]
+
+
+# --- what the managers leave in /etc/pve ---------------------------------------------------------------------------
+
+
+def status_files(node: Node) -> list[str]:
+    pve = node.root / "etc/pve"
+    return sorted(str(path.relative_to(pve)) for path in pve.rglob("*_status"))
+
+
+def test_the_status_of_managers_that_are_off_goes(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.pve("ha/manager_status", "{}")
+    node.apply("disabled", "managers")
+    assert node.facts()["leftovers"] == ["nodes/pve1/lrm_status", "ha/manager_status"]
+    node.apply("disabled", "watchdog")
+    assert status_files(node) == [] and node.facts()["leftovers"] == []
+
+
+def test_the_status_of_others_stays(tmp_path: Path) -> None:
+    """The manager's goes with the last LRM of the cluster."""
+    node = Node(tmp_path)
+    node.lrm("wait_for_agent_lock", name="pve2")
+    node.pve("ha/manager_status", json.dumps({"master_node": "pve2"}))
+    node.apply("disabled", "all")
+    assert status_files(node) == ["ha/manager_status", "nodes/pve2/lrm_status"]
+    assert not node.apply("disabled", "all")["changed"]
+    (tmp_path / "etc/pve/nodes/pve2/lrm_status").unlink()
+    assert node.facts()["leftovers"] == ["ha/manager_status"]
+    assert node.apply("disabled", "watchdog")["steps"] == ["remove /etc/pve/ha/manager_status"]
+
+
+def test_of_two_nodes_at_once_the_last_removes_the_managers_status(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.lrm("wait_for_agent_lock", name="pve2")
+    node.pve("ha/manager_status", "{}")
+
+    def other_node(argv: list[str]) -> None:
+        if argv[1:] == ["mask", MUX]:
+            (tmp_path / "etc/pve/nodes/pve2/lrm_status").unlink()
+
+    node.apply("disabled", "managers")
+    node.hook = other_node
+    result = node.apply("disabled", "watchdog")
+    assert result["steps"][-2:] == ["remove /etc/pve/nodes/pve1/lrm_status", "remove /etc/pve/ha/manager_status"]
+    assert status_files(node) == []
+
+
+def test_with_resources_no_status_is_touched(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    off(node)
+    resources(node)
+    node.lrm("wait_for_agent_lock")
+    assert not node.apply("disabled", "all")["changed"]
+    assert status_files(node) == ["nodes/pve1/lrm_status"] and node.facts()["leftovers"] == []
+
+
+# --- units that came back ------------------------------------------------------------------------------------------
+
+
+def test_units_that_an_upgrade_brought_back_are_named(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    off(node)
+    assert node.facts()["returned"] == []
+    node.run(["systemctl", "unmask", LRM, CRM])
+    node.run(["systemctl", "start", LRM])
+    assert node.facts()["returned"] == [LRM, CRM]
+    result = node.apply("disabled", "managers")
+    assert result["returned"] == [LRM, CRM]
+    assert f"{LRM}, {CRM} had been switched off and came back" in result["warnings"][0]
+    assert node.facts()["returned"] == []
+
+
+def test_an_interrupted_run_is_no_return(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+
+    def kill(argv: list[str]) -> None:
+        if argv[1:] == ["stop", CRM]:
+            raise Killed
+
+    node.hook = kill
+    with pytest.raises(Killed):
+        node.apply("disabled", "managers")
+    node.hook = lambda argv: None
+    assert node.facts()["returned"] == []
+    assert node.apply("disabled", "managers")["warnings"] == []
+
+
+# --- the manager's own disarm --------------------------------------------------------------------------------------
+
+
+def disarms(node: Node) -> Callable[[list[str]], Result | None]:
+    """A manager that does as it is told, a moment later."""
+
+    def request(argv: list[str]) -> Result | None:
+        if argv[:2] == ["ha-manager", "crm-command"]:
+            node.fencing = {"disarm-ha": "disarming", "arm-ha": "standby"}[argv[2]]
+            if argv[2] == "disarm-ha":
+
+                def done() -> None:
+                    node.fencing = "disarmed"
+                    node.hold_watchdog(False)
+
+                node.events[node.sleeps + 2] = done
+        return None
+
+    return request
+
+
+DISARM = ["ha-manager", "crm-command", "disarm-ha", "freeze"]
+ARM = ["ha-manager", "crm-command", "arm-ha"]
+
+
+def test_the_manager_disarms_first_where_it_can(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.fencing = "armed"
+    node.hold_watchdog()
+    node.hook = disarms(node)
+    predicted = node.apply("disabled", "all", check=True)
+    assert node.verbs == [] and predicted["steps"][0] == " ".join(DISARM)
+    assert node.apply("disabled", "all")["steps"] == predicted["steps"]
+    assert node.verbs == [DISARM, *OFF_MANAGERS, *OFF_WATCHDOG]
+    node.calls.clear()
+    assert node.apply("restored")["changed"]
+    assert node.verbs == [*ON, ARM] and node.fencing == "standby"
+
+
+def test_where_nothing_is_armed_there_is_nothing_to_disarm(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.fencing = "standby"
+    node.apply("disabled", "all")
+    assert node.verbs == [*OFF_MANAGERS, *OFF_WATCHDOG]
+
+
+def test_a_manager_that_was_disarmed_by_others_stays_so_unless_enabled(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.fencing = "disarmed"
+    node.hook = disarms(node)
+    node.apply("disabled", "all")
+    node.apply("restored")
+    assert ARM not in node.verbs and DISARM not in node.verbs
+    node.apply("disabled", "all")
+    node.apply("enabled")
+    assert node.verbs[-1] == ARM
+
+
+def test_a_manager_that_does_not_disarm_is_asked_to_forget_it(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.fencing = "armed"
+    node.hold_watchdog()
+    with pytest.raises(PveguardError, match="did not disarm within 180 s.*nothing was stopped"):
+        node.apply("disabled", "managers")
+    assert node.verbs == [DISARM, ARM]
+    assert all(state == "active" for state in node.active.values())
+
+
+def test_a_client_that_is_no_manager_is_named(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.fencing = "armed"
+    node.hold_watchdog()
+    node.sockets = (
+        'u_str ESTAB 0 0 /run/watchdog-mux.sock 23 * 22 users:(("watchdog-mux",pid=1,fd=5))\n'
+        'u_str ESTAB 0 0 * 22 * 23 users:(("backup-tool",pid=77,fd=3))\n'
+    )
+
+    def disarmed(argv: list[str]) -> None:
+        node.fencing = "disarmed"
+
+    node.hook = disarmed
+    with pytest.raises(PveguardError, match=r"backup-tool, pid 77.*Nothing was stopped"):
+        node.apply("disabled", "managers")
+    assert node.verbs == [DISARM]
+
+
+# --- until the LRM is active ---------------------------------------------------------------------------------------
+
+
+def test_enabled_waits_until_the_lrm_says_that_it_works(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    off(node)
+    node.started = None
+    node.events = {4: lambda: node.lrm("wait_for_agent_lock", "restart"), 8: lambda: node.lrm("wait_for_agent_lock")}
+    node.apply("enabled")
+    assert node.sleeps == 8
+
+
+def test_an_lrm_with_resources_has_to_be_active(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    off(node)
+    resources(node)
+
+    def manager(name: str) -> None:
+        services = {"vm:100": {"node": name, "state": "started"}}
+        node.pve("ha/manager_status", json.dumps({"timestamp": node.now, "service_status": services}))
+
+    node.events = {5: lambda: manager("pve1"), 9: lambda: node.lrm("active")}
+    node.apply("enabled")
+    assert node.sleeps == 9
+    # Resources of other nodes leave it waiting for work.
+    node.lrm("wait_for_agent_lock")
+    manager("pve2")
+    assert not node.apply("enabled")["changed"]
+
+
+def test_an_lrm_that_never_becomes_active_is_a_failure(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    off(node)
+    node.started = ("wait_for_agent_lock", "maintenance")
+    with pytest.raises(PveguardError, match="not active after 180 s.*'maintenance'"):
+        node.apply("enabled")
+    node.started = ("wait_for_agent_lock", "active")
+    node.lrm("wait_for_agent_lock")
+    assert not node.apply("enabled")["steps"], "a second run completes it"
+
+
+def test_the_way_back_goes_on_with_a_warning(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    off(node)
+    node.started = None
+    result = node.apply("restored")
+    assert "its LRM is not active after 180 s" in result["warnings"][0]
+    assert node.facts()["enabled"] and not node.facts()["remembered"]
+
+
+# --- softdog -------------------------------------------------------------------------------------------------------
+
+
+def test_softdog_is_taken_out_and_comes_back(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    loaded = tmp_path / "sys/module/softdog"
+    loaded.mkdir(parents=True)
+    file = tmp_path / "etc/modprobe.d/pveguard-softdog.conf"
+    node.apply("disabled", "managers", blacklist_softdog=True)
+    assert loaded.exists() and not file.exists()
+    predicted = node.apply("disabled", "watchdog", check=True, blacklist_softdog=True)
+    assert not file.exists()
+    result = node.apply("disabled", "watchdog", blacklist_softdog=True)
+    assert result["steps"] == predicted["steps"] and "modprobe -r softdog" in result["steps"]
+    assert not loaded.exists() and "install softdog /bin/false\n" in file.read_text()
+    assert not node.apply("disabled", "watchdog", blacklist_softdog=True)["changed"]
+    node.calls.clear()
+    assert node.apply("restored")["steps"][0] == "remove /etc/modprobe.d/pveguard-softdog.conf"
+    assert not file.exists()
+
+
+def test_softdog_that_is_in_use_is_kept_out_at_the_next_boot(tmp_path: Path) -> None:
+    node = Node(tmp_path, watchdogs=["1"])
+    (tmp_path / "sys/module/softdog").mkdir(parents=True)
+    result = node.apply("disabled", "all", blacklist_softdog=True)
+    assert "modprobe -r softdog" not in result["steps"] and result["watchdog_until_reboot"]
+    assert (tmp_path / "etc/modprobe.d/pveguard-softdog.conf").exists()
+    # Without the variable it comes off again.
+    assert node.apply("disabled", "watchdog")["steps"] == ["remove /etc/modprobe.d/pveguard-softdog.conf"]
 
 
 def test_restored_gives_back_exactly_what_was(tmp_path: Path) -> None:
@@ -209,7 +497,11 @@ def test_check_mode_says_what_the_run_does(tmp_path: Path, start: str, state: st
 def test_check_mode_predicts_the_watchdog_before_the_managers_are_off(tmp_path: Path) -> None:
     node = Node(tmp_path)
     predicted = node.apply("disabled", "watchdog", check=True)
-    assert predicted["changed"] and predicted["steps"] == [f"systemctl stop {MUX}", f"systemctl mask {MUX}"]
+    assert predicted["changed"] and predicted["steps"] == [
+        f"systemctl stop {MUX}",
+        f"systemctl mask {MUX}",
+        "remove /etc/pve/nodes/pve1/lrm_status",
+    ]
     node.apply("disabled", "managers")
     assert node.apply("disabled", "watchdog")["steps"] == predicted["steps"]
 
@@ -262,6 +554,20 @@ def test_an_interrupted_restore_is_completed(tmp_path: Path, at: int) -> None:
     assert node.snapshot() == before
 
 
+def test_a_module_that_goes_on_without_its_run_is_waited_for(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    path = tmp_path / "run/pveguard/ha.lock"
+    path.parent.mkdir(parents=True)
+    with path.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(PveguardError, match="an earlier run still works on HA"):
+            node.apply("disabled")
+        assert node.calls == []
+        node.apply("disabled", check=True)
+        node.events = {node.sleeps + 5: lambda: fcntl.flock(held, fcntl.LOCK_UN)}
+        assert node.apply("disabled")["changed"]
+
+
 def test_units_that_an_upgrade_brought_back_go_off_again(tmp_path: Path) -> None:
     node = Node(tmp_path)
     off(node)
@@ -281,14 +587,17 @@ def test_modules(run_module: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         facts = node.facts()
         patch.setattr(info.ha_info, "collect", lambda: facts)
         assert run_module(info)["ha"]["enabled"] is True
+        facts["unattended"] = ["vm:100"]
+        assert "HA is off on pve1 but there are HA resources: vm:100" in str(run_module(info)["warnings"])
 
     services = load_module("ha_services")
     apply = services.ha_services.apply
     where = {"run": node.run, "root": tmp_path, "hostname": "pve1"}
     monkeypatch.setattr(
-        services.ha_services, "apply", lambda state, part, check: apply(state, part, check=check, **where)
+        services.ha_services, "apply", lambda state, part, **options: apply(state, part, **options, **where)
     )
     result = run_module(services, state="disabled", part="managers", _ansible_check_mode=True)
+    assert result["returned"] == []
     assert result["changed"] and f"{LRM}: active, enabled" in result["diff"]["before"]
     assert f"{LRM}: inactive, masked" in result["diff"]["after"]
     resources(node)

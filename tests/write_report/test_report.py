@@ -271,7 +271,7 @@ def test_saved_files_that_are_no_use_are_nothing(tmp_path: Path) -> None:
 def test_peers_and_watchdogs() -> None:
     module = filters()
     hostvars: dict[str, dict[str, Any]] = {
-        name: {"pveguard_node": {"node": node(corosync__cluster_name=cluster, ha__watchdog_off=off)}}
+        name: {"pveguard_node": {"node": node(corosync__cluster_name=cluster, ha__watchdog_off=off, ha__managers_off=True)}}
         for name, cluster, off in (
             ("a", "one", True),
             ("b", "one", False),
@@ -283,7 +283,9 @@ def test_peers_and_watchdogs() -> None:
     assert module.cluster_peers(hostvars, list("abcde"), "a") == ["a", "b"]
     assert module.cluster_peers(hostvars, list("abcde"), "d") == ["d"]
     assert module.cluster_peers(hostvars, list("abcde"), "e") == ["e"]
-    assert module.ha_watchdogs_on(hostvars, ["a", "b", "e"]) == ["b", "e"]
+    assert module.ha_on(hostvars, ["a", "b", "e"]) == ["b", "e"]
+    hostvars["a"]["pveguard_node"]["node"]["ha"]["leftovers"] = ["ha/manager_status"]
+    assert module.ha_on(hostvars, ["a"]) == ["a"]
     hostvars["b"]["asked"] = {"ha": {"watchdog_active": True}}
     assert module.ha_watchdog_holders(hostvars, ["a", "b"], "asked") == ["b"]
     assert module.FilterModule().filters()["pveguard_bytes"](4096) == "4 KiB"

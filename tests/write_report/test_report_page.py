@@ -144,6 +144,13 @@ def test_unknown_is_never_counted_as_good() -> None:
         ({"ram_state__lag_seconds": 90}, "warn", "1 min 30 s old", "pve-state status"),
         ({"ram_state__generations_damaged": 1}, "warn", "1 saved generation is damaged", "pve-state verify"),
         ({"ha__disabled": False, "ha__enabled": True}, "warn", "HA runs although nothing", "ha_state: auto"),
+        (
+            {"ha__resources": ["vm:100"], "ha__unattended": ["vm:100"], "ha__disabled": False, "ha__watchdog_off": False},
+            "fail",
+            "HA is off but has resources (vm:100)",
+            "ha_state: enabled",
+        ),
+        ({"ha__returned": ["pve-ha-lrm.service"]}, "warn", "came back (pve-ha-lrm.service)", "make site"),
         ({"ha__resources": ["vm:100"]}, "fail", "HA is off but has resources (vm:100)", "ha_state: enabled"),
     ],
 )

@@ -591,6 +591,34 @@ def test_status(node: Node) -> None:
     assert data["resources"] == {"vm:100": {}} and data["quorum"] is True
 
 
+def test_disarm_is_an_option(node: Node) -> None:
+    assert "disarm-ha" not in node.manager("help", "crm-command").stdout
+    done = node.manager("crm-command", "disarm-ha", "freeze")
+    assert done.returncode != 0 and "wrong arguments" in done.stderr
+    assert not (node.pve / "ha/crm_commands").exists()
+
+
+def test_disarm_releases_the_watchdog_until_it_is_armed_again(node: Node) -> None:
+    node.start_mux("feed_interval=0.1\narm=always\ndisarm=yes\n")
+    lrm, crm = node.start("pve-ha-lrm"), node.start("pve-ha-crm")
+
+    def fencing() -> str:
+        return node.manager("status").stdout.splitlines()[1]
+
+    wait_for("the watchdog to be armed", lambda: node.armed)
+    wait_for("the state", lambda: fencing() == "fencing armed")
+    assert "disarm-ha" in node.manager("help", "crm-command").stdout
+    assert node.manager("crm-command", "disarm-ha", "freeze").returncode == 0
+    wait_for("the state", lambda: fencing() == "fencing disarmed (resource mode: freeze)")
+    wait_for("the watchdog to be free", lambda: not node.armed)
+    assert (node.pve / "ha/crm_commands").read_text() == ""
+    assert node.fed(), "nothing was killed"
+    assert node.manager("crm-command", "arm-ha").returncode == 0
+    wait_for("the watchdog to be armed", lambda: node.armed)
+    wait_for("the state", lambda: fencing() == "fencing armed")
+    assert (node.stop(lrm), node.stop(crm)) == (0, 0)
+
+
 def test_no_etc_pve(node: Node) -> None:
     node.pve.rename(node.pve.with_name("away"))
     done = node.manager("status")
