@@ -22,7 +22,7 @@ if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
 
 from ansible.errors import AnsibleFilterError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-from ansible.module_utils.pveguard import assess, corosync_compare, inventory, plan
+from ansible.module_utils.pveguard import assess, corosync_compare, inventory, plan, probe
 from ansible.parsing.yaml.loader import AnsibleLoader
 
 #: Variables of the playbooks themselves; those of roles come from their argument_specs.
@@ -182,14 +182,20 @@ def inventory_errors(hostvars: Any, play_hosts: Collection[str] = ()) -> list[st
     return errors
 
 
-def cluster_plan(hostvars: Any, play_hosts: Collection[str], bootstrap: str | None = None) -> dict[str, plan.Plan]:
+def cluster_plan(
+    hostvars: Any, play_hosts: Collection[str], bootstrap: str | None = None, joining_probe: str | None = None
+) -> dict[str, plan.Plan]:
     """The plan of membership for every host; see the core ``plan``."""
     hosts = {}
     for host in _all_hosts(hostvars):
         variables = hostvars[host]
         gathered = variables.get("pveguard_node") or {}
-        hosts[host] = {"cluster": variables.get("corosync_cluster_name") or None, "node": gathered.get("node")}
-    return plan.cluster_plan(hosts, list(play_hosts), bootstrap or None)
+        hosts[host] = {
+            "cluster": variables.get("corosync_cluster_name") or None,
+            "node": gathered.get("node"),
+            "probe": _is_probe(variables),
+        }
+    return plan.cluster_plan(hosts, list(play_hosts), bootstrap or None, joining_probe or None)
 
 
 def assessment(hostvars: Any, play_hosts: Collection[str]) -> str:
@@ -233,8 +239,13 @@ def assessments(hostvars: Any, play_hosts: Collection[str]) -> dict[str, dict[st
 def _wishes(variables: Mapping[str, Any]) -> assess.Wishes:
     return assess.Wishes(
         ha_state=str(variables.get("ha_state") or "auto"),
-        ram_state=bool(variables.get("ram_state_enabled", True)),
+        # What a probe stores is nobody's.
+        ram_state=bool(variables.get("ram_state_enabled", True)) and not _is_probe(variables),
     )
+
+
+def _is_probe(variables: Mapping[str, Any]) -> bool:
+    return probe.GROUP in (variables.get("group_names") or ())
 
 
 def run_holder(playbook_dir: str) -> dict[str, Any]:

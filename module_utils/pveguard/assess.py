@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .corosync_conf import PROBE_NODE_IDS
 from .units import bytes_text, duration_text, rate_text
 
 PROBLEM, WARNING, GOOD = "problem", "warning", "good"
@@ -138,8 +139,11 @@ def _corosync(node: Mapping[str, Any]) -> list[Finding]:
         )
     if not corosync.get("running"):
         found.append(Finding(PROBLEM, "corosync does not run on a cluster member: look at 'journalctl -u corosync'"))
-    members = len(corosync.get("members") or [])
-    live = len(corosync.get("live_member_ids") or [])
+    listed = [each for each in corosync.get("members") or [] if each.get("id") not in PROBE_NODE_IDS]
+    members = len(listed)
+    live = sum(number not in PROBE_NODE_IDS for number in corosync.get("live_member_ids") or [])
+    if corosync.get("node_id") in PROBE_NODE_IDS:
+        found.append(Finding(GOOD, f"a probe of {corosync.get('cluster_name')}: it watches, and nothing depends on it"))
     if live < members:
         found.append(Finding(WARNING, f"{members - live} of {members} members of {corosync.get('cluster_name')} are not up"))
     elif members:
@@ -178,7 +182,7 @@ def _ha(node: Mapping[str, Any]) -> list[Finding]:
 def _ram(node: Mapping[str, Any]) -> list[Finding]:
     state = node["ram_state"].get("state")
     if state in STOCK:
-        if node["pmxcfs"]["mounted"]:
+        if node["pmxcfs"]["mounted"] and node["corosync"].get("node_id") not in PROBE_NODE_IDS:
             return [Finding(WARNING, "the daemon's database is on disk: every transaction is written there")]
         return []
     if state == "enabled":
