@@ -31,6 +31,7 @@ PLAYBOOK_VARIABLES: dict[str, dict[str, Any]] = {
     "pveguard_gate_on_failure": {"type": "str", "choices": ["exclude", "stop"]},
     "pveguard_reports_dir": {"type": "path"},
     "pveguard_lock_takeover": {"type": "str"},
+    "probe_host": {"type": "str"},
     # Registered or set by the playbooks while they run.
     "pveguard_gate_alone": {"type": "raw"},
     "pveguard_authkey": {"type": "raw"},
@@ -38,6 +39,7 @@ PLAYBOOK_VARIABLES: dict[str, dict[str, Any]] = {
     "pveguard_leave": {"type": "raw"},
     "pveguard_node": {"type": "raw"},
     "pveguard_plan": {"type": "raw"},
+    "pveguard_probe": {"type": "raw"},
     "pveguard_run": {"type": "raw"},
 }
 

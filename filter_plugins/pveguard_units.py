@@ -21,6 +21,7 @@ if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
 from ansible.module_utils.pveguard import (
     ha_info,
     power_cut,
+    probe,
     report_metrics,
     report_page,
     report_table,
@@ -41,12 +42,14 @@ def _node(hostvars: Hosts, host: str) -> dict[str, Any] | None:
 
 
 def cluster_peers(hostvars: Hosts, hosts: Iterable[str], host: str) -> list[str]:
-    """Those of ``hosts`` that are in the same cluster as ``host``, itself included."""
+    """Those of ``hosts`` that are in the same cluster as ``host``, itself included. No step waits for a probe."""
+    corosync = {name: (_node(hostvars, name) or {}).get("corosync") or {} for name in hosts}
     cluster = ((_node(hostvars, host) or {}).get("corosync") or {}).get("cluster_name")
-    names = {
-        name: ((_node(hostvars, name) or {}).get("corosync") or {}).get("cluster_name") for name in hosts
-    }
-    return [name for name in names if name == host or (cluster and names[name] == cluster)]
+    return [
+        name
+        for name, each in corosync.items()
+        if name == host or (cluster and each.get("cluster_name") == cluster and not probe.is_id(each.get("node_id")))
+    ]
 
 
 def ha_watchdogs_on(hostvars: Hosts, hosts: Iterable[str]) -> list[str]:

@@ -51,8 +51,8 @@ class Request:
     ``state``: ``bootstrapped``, ``joined`` or ``left``, for which only the names are needed. ``links``: this node's
     ring addresses, index = link number.
     ``authkey``: base64, None lets a founder make one; ``authkey_sha256`` is what a member said of its own. ``conf``: the
-    seed's corosync.conf for a join (None only in check mode). ``expected_ids``: node ids that must be live at the end. ``deadline_s``: seconds
-    until everything is put back.
+    seed's corosync.conf for a join (None only in check mode). ``expected_ids``: node ids that must be live at the end.
+    ``deadline_s``: seconds until everything is put back.
     """
 
     state: str

@@ -26,11 +26,13 @@ def decide(
 
     Keys: refusals; node_name; node_id (None where no member lists it); cluster; host (in the inventory, None where it did
     not answer); seed (the member that writes); members (the remaining ones, seed first); live_ids (of them); listed
-    (a member lists it); separate (the node still holds something of the cluster); done (nothing is left to do), notes.
+    (a member lists it); separate (the node still holds something of the cluster); done (nothing is left to do), notes,
+    probe (it is one).
     """
     found: dict[str, Any] = {
         "refusals": [], "notes": [], "node_name": "", "node_id": None, "cluster": None, "host": None, "seed": None,
         "members": [], "live_ids": [], "listed": False, "separate": False, "done": False,
+        "probe": False,
     }  # fmt: skip
     refusals: list[str] = found["refusals"]
     if not name:
@@ -94,6 +96,7 @@ def _judge(found: dict[str, Any], answers: Mapping[str, Facts], others: Mapping[
     by_name = {str(facts["hostname"]).split(".")[0]: host for host, facts in others.items()}
     found["listed"] = node is not None
     found["node_id"] = node.node_id if node else None
+    found["probe"] = probe.is_id(found["node_id"])
     found["live_ids"] = sorted(each.node_id for each in stay if each.node_id in live and each.node_id is not None)
     asked = [by_name[each.name] for each in stay if each.node_id in live and each.name in by_name]
     found["members"] = [seed] + [host for host in asked if host != seed]

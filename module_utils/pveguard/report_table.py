@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import disk_wear, text_table
+from . import disk_wear, probe, text_table
 from .units import UNKNOWN, bytes_text, duration_text, number_text
 
 SCHEMA = "pveguard-report"
@@ -308,6 +308,7 @@ def _cluster(node: Mapping[str, Any] | None, plan: Mapping[str, Any] | None) -> 
             "quorate": None,
             "members": 0,
             "live": 0,
+            "probe": None,
         }
     corosync = node.get("corosync") or {}
     packages = node.get("packages") or {}
@@ -318,8 +319,10 @@ def _cluster(node: Mapping[str, Any] | None, plan: Mapping[str, Any] | None) -> 
         "installed": bool(packages["pve-cluster"]) if "pve-cluster" in packages else None,
         "mode": (node.get("pmxcfs") or {}).get("mode", "down"),
         "quorate": corosync.get("quorate") if clustered else None,
-        "members": len(corosync.get("members") or []) if clustered else 0,
-        "live": len(corosync.get("live_member_ids") or []) if clustered else 0,
+        # Probes are none of the cluster's members: nothing depends on them.
+        "members": sum(not probe.is_id(each.get("id")) for each in corosync.get("members") or []) if clustered else 0,
+        "live": sum(not probe.is_id(number) for number in corosync.get("live_member_ids") or []) if clustered else 0,
+        "probe": clustered and probe.is_id(corosync.get("node_id")),
     }
 
 

@@ -6,9 +6,19 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import assess, corosync_compare, corosync_conf, leave, probe
+from ansible.module_utils.pveguard import (
+    assess,
+    corosync_compare,
+    corosync_conf,
+    leave,
+    probe,
+    report_table,
+    write_amplification,
+)
 from ansible.module_utils.pveguard.inventory import inventory_errors
 from ansible.module_utils.pveguard.plan import cluster_plan
+
+from filter_plugins import pveguard_units
 
 
 def conf(nodes: int = 3, probe_votes: int | None = None, extra: str = "") -> str:
@@ -222,3 +232,28 @@ def test_its_leave_costs_no_quorum_and_waits_for_no_watchdog() -> None:
         node["corosync"]["cluster"] = {**node["corosync"]["cluster"], "text": alone}
     last = leave.decide("pve1", single, list(single))
     assert any("last member" in refusal for refusal in last["refusals"])
+
+
+# --- the other roles
+
+
+def test_no_step_of_another_node_waits_for_a_probe() -> None:
+    def variables(number: int) -> dict[str, Any]:
+        corosync = {"cluster_name": "c", "node_id": number}
+        return {"pveguard_node": {"node": {"corosync": corosync, "pmxcfs": {"mode": "cluster", "quorate": True}}}}
+
+    hostvars = {"watch1": variables(1000), "a": variables(1), "b": variables(2)}
+    assert pveguard_units.cluster_peers(hostvars, list(hostvars), "a") == ["a", "b"]
+    assert pveguard_units.cluster_peers(hostvars, list(hostvars), "watch1") == ["watch1", "a", "b"]
+    facts_of = {name: value["pveguard_node"]["node"] for name, value in hostvars.items()}
+    assert write_amplification.measuring_hosts(facts_of) == ["a"]
+
+
+def test_the_report_counts_members_and_marks_the_probe() -> None:
+    members = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}, {"id": 1000, "name": "watch1"}]
+    node = facts(conf(2, probe_votes=0))
+    node["corosync"].update(node_id=1, members=members, live_member_ids=[1, 2])
+    found = report_table._cluster(node, None)
+    assert (found["members"], found["live"], found["probe"]) == (2, 2, False)
+    node["corosync"].update(node_id=1000)
+    assert report_table._cluster(node, None)["probe"] is True
