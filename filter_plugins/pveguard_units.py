@@ -25,6 +25,7 @@ from ansible.module_utils.pveguard import (
     report_metrics,
     report_page,
     report_table,
+    ring_events,
     units,
 )
 
@@ -181,12 +182,13 @@ def report(
     name: str,
     wear: str = "__write_report_wear",
     amplification: str = "__write_report_amplification",
+    ring: str = "__write_report_ring",
     assessments: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """The report of ``hosts``; ``in_run``: those still in the play; ``name``: where writes are registered.
 
-    ``wear`` and ``amplification``: where the results of disk_wear and write_amplification are registered; a host
-    without them keeps what it told last. ``assessments``: what ``pveguard_assessments`` returned.
+    ``wear``, ``amplification`` and ``ring``: where the results of disk_wear, write_amplification and ring_events are
+    registered; a host without them keeps what it told last. ``assessments``: what ``pveguard_assessments`` returned.
     """
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     present = set(in_run)
@@ -203,6 +205,7 @@ def report(
             measured=_get(hostvars, host, name) if here else None,
             wear=_get(hostvars, host, wear) if here else None,
             amplification=_get(hostvars, host, amplification) if here else None,
+            ring=_get(hostvars, host, ring) if here else None,
             assessment=(assessments or {}).get(host),
             last=saved(directory, "last", host),
             baseline=saved(directory, "baseline", host),
@@ -230,6 +233,11 @@ def report_files(value: Mapping[str, Any], directory: str) -> list[dict[str, str
         if node["in_run"] and node["counters"]:
             files.append(_json_file(_file(directory, "last", host), node))
     return files
+
+
+def ring_lines(result: Mapping[str, Any], host: str) -> list[str]:
+    """What the module ring_events returned as lines of text, or why it returned nothing."""
+    return ring_events.lines(host, result.get("ring"), str(result.get("msg") or ""))
 
 
 #: What the reports and the gates write into the folder of a day.
@@ -310,4 +318,5 @@ class FilterModule:
             "pveguard_assess_files": assess_files,
             "pveguard_report_metrics": report_metrics.render,
             "pveguard_report_table": report_table.render,
+            "pveguard_ring_lines": ring_lines,
         }

@@ -51,6 +51,7 @@ def entry(
     wear: Mapping[str, Any] | None = None,
     amplification: Mapping[str, Any] | None = None,
     assessment: Mapping[str, Any] | None = None,
+    ring: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What is known of one node.
 
@@ -58,8 +59,8 @@ def entry(
     in this run. ``plan``: the cluster plan. ``measured``: result of pmxcfs_writes in this run. ``last``: the
     entry of the last report. ``baseline``: what was saved before protection, ``{machine, window}``.
     ``links``: ``link_gate_result``. ``wear``: result of disk_wear in this run. ``amplification``: result of
-    write_amplification. ``assessment``: ``{findings, changes}`` of a run that only looks. Anything may be
-    missing or empty. See docs/report.md for the keys of the result.
+    write_amplification. ``assessment``: ``{findings, changes}`` of a run that only looks. ``ring``: result of
+    ring_events. Anything may be missing or empty. See docs/report.md for the keys of the result.
     """
     notes: list[str] = []
     last = last or {}
@@ -91,6 +92,7 @@ def entry(
         "writes": {"before": before, "after": after, "observed": _observed(measured, last)},
         **_disks(wear, last, before, after, counters or last.get("counters"), now, notes),
         **_amplification(amplification, last, now),
+        "ring": dict((ring or {}).get("ring") or last.get("ring") or {}) or None,
         "assessment": dict(assessment) if assessment else None,
         "counters": counters or last.get("counters"),
         "notes": notes,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import corosync_conf
+from ansible.module_utils.pveguard import corosync_conf, ring_events
 
 from lab.tests.doubles.harness import wait_for
 from tests.corosync.nodes import Member
@@ -44,6 +44,7 @@ def test_members_notice_nothing_of_a_probe(members: Make, watch1: Add, place: Pa
     first = nodes[0]
     (first.pve / "shared.cfg").write_text("of the cluster\n")
     watch = Watch(nodes)
+    first.syslog.take()
 
     code, output = run(place, nodes, probe, "--check", probe_state="present")
     assert code == 0 and changed(output) > 0 and listed(first) is None, output
@@ -81,6 +82,14 @@ def test_members_notice_nothing_of_a_probe(members: Make, watch1: Add, place: Pa
     assert code == 0 and changed(output) == 0, output
 
     assert watch.end() >= {(1, 2), (1, 2, 1000)}
+    # What corosync and the daemon said of it is understood, and nothing else happened to the ring.
+    said = [(line.partition("[")[0].split()[-1], line.partition("]: ")[2]) for line in first.syslog.take() if "]: " in line]
+    found = ring_events.events(ring_events.Line(who, number, text) for number, (who, text) in enumerate(said))
+    ring = ring_events.summary(found, 1)
+    assert ring["joined"] == [1000, 1000] and ring["left"] == [1000, 1000], said
+    assert ring["counts"]["membership"] == 4 and ring["counts"]["quorum_lost"] == 0
+    assert ring["counts"]["reload"] >= 1 and ring["counts"]["sync"] >= 2
+    assert ring["leaders"] and 1000 not in ring["leaders"]
 
 
 def test_a_probe_alone_is_never_quorate_and_its_vote_is_asked_for(members: Make, watch1: Add, place: Path) -> None:
@@ -134,7 +143,9 @@ def test_what_is_refused_changes_nothing(members: Make, watch1: Add, place: Path
         assert not (first.pve / "priv/lock/pveguard").exists()
 
     refused("need 3 of 4", probe_votes=1)
-    refused("it is 'maybe'", probe_state="maybe")
+    refused("must be one of: present, absent", probe_state="maybe")
+    code, output = run(place, nodes, probe)
+    assert code != 0 and "say what is to be done: -e probe_state=present or" in output, output
     refused("the group pve_probe has watch1", probe_host="pve1")
     dpkg_query = probe.root / "run/bin/dpkg-query"
     dpkg_query.write_text(dpkg_query.read_text() + 'echo "pve-manager installed 9.0.0"\n')
