@@ -66,22 +66,32 @@ def watch1(members: Callable[..., Member]) -> Callable[[list[Member]], Member]:
     return add
 
 
-def inventory(nodes: list[Member], probe: Member) -> dict[str, Any]:
+def inventory(nodes: list[Member], probe: Member, away: bool = False) -> dict[str, Any]:
+    """``away``: nothing answers where the probe was."""
+
     def own(node: Member) -> dict[str, Any]:
         return {"corosync_node_id": node.number, "corosync_links": [node.address]}
 
     cluster = {node.name: own(node) for node in nodes}
+    nowhere = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1} if away else {}
     return {
         "vars": {"corosync_cluster_name": "pvelab", "pveguard_gate_enforce": "never"},
-        "children": {"production": {"hosts": cluster}, "pve_probe": {"hosts": {probe.name: own(probe)}}},
+        "children": {"production": {"hosts": cluster}, "pve_probe": {"hosts": {probe.name: own(probe) | nowhere}}},
     }
 
 
 def run(
-    place: Path, nodes: list[Member], probe: Member, *arguments: str, playbook: str = "probe.yml", **variables: Any
+    place: Path,
+    nodes: list[Member],
+    probe: Member,
+    *arguments: str,
+    playbook: str = "probe.yml",
+    away: bool = False,
+    **variables: Any,
 ) -> tuple[int, str]:
     more = {"pveguard_reports_dir": str(place / "reports"), **variables}
-    return play(place, [*nodes, probe], playbook, *arguments, inventory=inventory(nodes, probe), **more)
+    reached = nodes if away else [*nodes, probe]
+    return play(place, reached, playbook, *arguments, inventory=inventory(nodes, probe, away), **more)
 
 
 class Watch:

@@ -158,3 +158,31 @@ def test_nodes_by_themselves_are_refused_with_the_reason(members: Make, watch1: 
     code, output = run(place, [alone], probe, probe_state="present")
     assert code != 0 and "nodes by themselves have no ring that a probe could watch" in output, output
     assert "corosync.conf" not in probe.tree()
+
+
+def test_the_other_playbooks_go_on_with_a_probe_up_and_off(members: Make, watch1: Add, place: Path) -> None:
+    nodes = make(members, 2)
+    probe = watch1(nodes)
+    first = nodes[0]
+    assert run(place, nodes, probe, probe_state="present")[0] == 0
+
+    # A change of corosync.conf is no change of its vote, and it takes it as the members do.
+    code, output = run(place, nodes, probe, playbook="corosync.yml", corosync_token=5000, corosync_update_nodes=True)
+    assert code == 0 and changed(output) == 1, output
+    found = listed(probe)
+    assert found is not None and found.votes == 0 and "token: 5000" in probe.host_conf.read_text()
+    code, output = run(place, nodes, probe, playbook="corosync.yml", corosync_token=5000, corosync_update_nodes=True)
+    assert code == 0 and changed(output) == 0, output
+    code, output = run(place, nodes, probe, playbook="assess.yml")
+    assert code == 0 and "a probe of pvelab: it watches, and nothing depends on it" in output, output
+    assert "2 of 2 members up" in output and "even split" not in output
+
+    power_cut(probe)
+    wait_for("the members to miss it", lambda: live(first) == [1, 2], 60)
+    # It is not there, and that is an error of the run, not of the cluster.
+    code, output = run(place, nodes, probe, playbook="corosync.yml", away=True, corosync_token=4000)
+    assert "token: 4000" in first.cluster_conf.read_text(), output
+    code, output = run(place, nodes, probe, probe_state="absent", away=True)
+    assert code != 0 and "leave_dead=true" in output and listed(first) is not None, output
+    code, output = run(place, nodes, probe, probe_state="absent", leave_dead=True, away=True)
+    assert code == 0 and listed(first) is None and live(first) == [1, 2], output
