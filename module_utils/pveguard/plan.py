@@ -10,6 +10,8 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from .corosync_conf import PROBE_NODE_IDS
+
 Plan = dict[str, Any]
 
 
@@ -256,7 +258,11 @@ def _waiting_for(corosyncs: Mapping[str, Mapping[str, Any]], candidates: Collect
     found = []
     for host, corosync in corosyncs.items():
         live = set(corosync.get("live_member_ids") or [])
-        away = {member.get("name") for member in corosync.get("members") or [] if member.get("id") not in live}
+        away = {
+            member.get("name")
+            for member in corosync.get("members") or []
+            if member.get("id") not in live and member.get("id") not in PROBE_NODE_IDS
+        }
         if corosync.get("running") and away and away <= names:
             found.append(host)
     return found

@@ -189,6 +189,15 @@ def test_a_probe_that_is_off_holds_up_nothing() -> None:
     assert plan({"a": facts()}, None)["a"]["action"] == "bootstrap"
 
 
+def test_a_join_that_was_interrupted_goes_on_beside_a_probe_that_is_off() -> None:
+    text = conf(2, probe_votes=0)
+    founder = facts(text, quorate=False)
+    members = [{"id": each.node_id, "name": each.name} for each in corosync_conf.parse(text).nodes()]
+    founder["corosync"].update(running=True, live_member_ids=[1], members=members)
+    plans = plan({"pve1": founder, "pve2": facts()}, None)
+    assert (plans["pve2"]["action"], plans["pve2"]["seed"]) == ("join", "pve1")
+
+
 # --- what the others say of it
 
 
