@@ -186,3 +186,17 @@ def test_the_other_playbooks_go_on_with_a_probe_up_and_off(members: Make, watch1
     assert code != 0 and "leave_dead=true" in output and listed(first) is not None, output
     code, output = run(place, nodes, probe, probe_state="absent", leave_dead=True, away=True)
     assert code == 0 and listed(first) is None and live(first) == [1, 2], output
+
+
+def test_the_gates_hold_for_a_probe(members: Make, watch1: Add, place: Path) -> None:
+    nodes = make(members, 2)
+    probe = watch1(nodes)
+    before = nodes[0].cluster_conf.read_text()
+    gates = {"pveguard_gate_enforce": "joining", "link_gate_duration": 2, "link_gate_load": False, "fsync_gate_duration": 1}
+    # What a tmpfs does is nothing that the disk's gate is asked here.
+    gates |= {"fsync_gate_min_fsyncs": 1, "link_gate_rtt_fail_ms": 200, "link_gate_jitter_fail_ms": 200}
+    code, output = run(place, nodes, probe, probe_state="present", **gates, link_gate_mtu_min=9000)
+    assert code != 0 and "link_gate_mtu_min" in output, output
+    assert nodes[0].cluster_conf.read_text() == before and "corosync.conf" not in probe.tree()
+    code, output = run(place, nodes, probe, probe_state="present", **gates)
+    assert code == 0 and live(nodes[0]) == [1, 2, 1000], output
