@@ -230,7 +230,7 @@ def assessments(hostvars: Any, play_hosts: Collection[str]) -> dict[str, dict[st
     for host in play_hosts:
         node = (hostvars[host].get("pveguard_node") or {}).get("node")
         if node is not None:
-            findings = assess.across(host, clusters) + assess.findings(node)
+            findings = assess.across(host, clusters) + assess.findings(node, plans[host])
             found[host] = {
                 "findings": [{"level": each.level, "text": each.text} for each in findings],
                 "changes": assess.changes(node, plans[host], _wishes(hostvars[host])),

@@ -34,9 +34,11 @@ class Wishes:
     ram_state: bool = True
 
 
-def findings(node: Mapping[str, Any]) -> list[Finding]:
-    """What is there and what is wrong with it, the worst first."""
-    found = [*_names(node), *_filesystem(node), *_corosync(node), *_ha(node), *_ram(node), *_login(node)]
+def findings(node: Mapping[str, Any], plan: Mapping[str, Any] | None = None) -> list[Finding]:
+    """What is there and what is wrong with it, the worst first. ``plan``: what becomes of it (core ``plan``)."""
+    # What a probe stores is nobody's, also where it has left its cluster.
+    ram = [] if (plan or {}).get("action") == "probe" else _ram(node)
+    found = [*_names(node), *_filesystem(node), *_corosync(node), *_ha(node), *ram, *_login(node)]
     order = {PROBLEM: 0, WARNING: 1, GOOD: 2}
     return sorted(found, key=lambda finding: order[finding.level])
 
@@ -247,7 +249,7 @@ def render(host: str, node: Mapping[str, Any], plan: Mapping[str, Any], wishes: 
     signs = {PROBLEM: "  [!!] ", WARNING: "  [! ] ", GOOD: "  [ok] "}
     pve = node["packages"].get("pve-manager") or node["packages"].get("pve-cluster") or "no Proxmox packages"
     lines = [f"{host}: {node['machine_codename'] or 'unknown distribution'}, kernel {node['kernel']}, {pve}"]
-    lines += [f"{signs[finding.level]}{finding.text}" for finding in findings(node)]
+    lines += [f"{signs[finding.level]}{finding.text}" for finding in findings(node, plan)]
     if writes and writes.get("daemon_bytes_per_day") is not None:
         since = duration_text(3600 * writes.get("hours", 0))
         rate = rate_text(writes["daemon_bytes_per_day"], "day")

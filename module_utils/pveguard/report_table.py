@@ -324,7 +324,7 @@ def _cluster(node: Mapping[str, Any] | None, plan: Mapping[str, Any] | None) -> 
         # Probes are none of the cluster's members: nothing depends on them.
         "members": sum(not probe.is_id(each.get("id")) for each in corosync.get("members") or []) if clustered else 0,
         "live": sum(not probe.is_id(number) for number in corosync.get("live_member_ids") or []) if clustered else 0,
-        "probe": clustered and probe.is_id(corosync.get("node_id")),
+        "probe": (clustered and probe.is_id(corosync.get("node_id"))) or (plan or {}).get("action") == "probe",
     }
 
 

@@ -266,3 +266,15 @@ def test_the_report_counts_members_and_marks_the_probe() -> None:
     assert (found["members"], found["live"], found["probe"]) == (2, 2, False)
     node["corosync"].update(node_id=1000)
     assert report_table._cluster(node, None)["probe"] is True
+    assert report_table._cluster(facts(), {"action": "probe"})["probe"] is True
+
+
+def test_a_probe_that_has_left_is_not_told_to_protect_what_it_stores() -> None:
+    node = facts(
+        units={}, ram_state={"state": "absent"}, login={"authorized_keys_depends_on_pve": False}, resolved_address="10.0.0.9"
+    )
+    node["packages"]["pve-cluster"] = "9.0"
+    node["pmxcfs"].update(mounted=True, mode="local", quorate=True)
+    texts = [each.text for each in assess.findings(node)]
+    assert any("database is on disk" in text for text in texts)
+    assert not any("database is on disk" in each.text for each in assess.findings(node, {"action": "probe"}))
