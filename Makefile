@@ -14,7 +14,7 @@ export PATH := $(ROOT)/.venv/bin:$(PATH)
 bootstrap := $(ROOT)/scripts/bootstrap
 lab := python -m lab --name $(PVEGUARD_LAB)
 
-.PHONY: help base site assess export report restore recover revert test lint unit slow molecule campaign lab lab-down ssh bench lock docs clean
+.PHONY: help base site assess export report observe probe restore recover revert test lint unit slow molecule campaign lab lab-down ssh bench lock docs clean
 
 help: ## list the targets
 	@echo 'make site [INVENTORY=...] [ARGS=...]   take the nodes to the protected state'
@@ -42,6 +42,12 @@ export: $(if $(INVENTORY),base,lab) ## write an inventory from live nodes: make 
 
 report: $(if $(INVENTORY),base,lab) ## the report alone: reports/index.html
 	ansible-playbook -i $(or $(INVENTORY),inventory/lab) playbooks/report.yml $(ARGS)
+
+observe: $(if $(INVENTORY),base,lab) ## what a cluster writes and what its ring does, seen from its probe
+	ansible-playbook -i $(or $(INVENTORY),inventory/lab) playbooks/observe.yml $(ARGS)
+
+probe: $(if $(INVENTORY),base,lab) ## a probe joins or leaves: make probe ARGS="-e probe_state=present"
+	ansible-playbook -i $(or $(INVENTORY),inventory/lab) playbooks/probe.yml $(ARGS)
 
 join: $(if $(INVENTORY),base,lab) ## gate, then found or join the cluster, and no more
 	ansible-playbook -i $(or $(INVENTORY),inventory/lab) playbooks/join.yml $(ARGS)

@@ -22,7 +22,7 @@ if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
 
 from ansible.errors import AnsibleFilterError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-from ansible.module_utils.pveguard import assess, corosync_compare, inventory, plan
+from ansible.module_utils.pveguard import assess, corosync_compare, inventory, plan, probe
 from ansible.parsing.yaml.loader import AnsibleLoader
 
 #: Variables of the playbooks themselves; those of roles come from their argument_specs.
@@ -31,6 +31,7 @@ PLAYBOOK_VARIABLES: dict[str, dict[str, Any]] = {
     "pveguard_gate_on_failure": {"type": "str", "choices": ["exclude", "stop"]},
     "pveguard_reports_dir": {"type": "path"},
     "pveguard_lock_takeover": {"type": "str"},
+    "probe_host": {"type": "str"},
     # Registered or set by the playbooks while they run.
     "pveguard_gate_alone": {"type": "raw"},
     "pveguard_authkey": {"type": "raw"},
@@ -38,6 +39,7 @@ PLAYBOOK_VARIABLES: dict[str, dict[str, Any]] = {
     "pveguard_leave": {"type": "raw"},
     "pveguard_node": {"type": "raw"},
     "pveguard_plan": {"type": "raw"},
+    "pveguard_probe": {"type": "raw"},
     "pveguard_run": {"type": "raw"},
 }
 
@@ -182,14 +184,20 @@ def inventory_errors(hostvars: Any, play_hosts: Collection[str] = ()) -> list[st
     return errors
 
 
-def cluster_plan(hostvars: Any, play_hosts: Collection[str], bootstrap: str | None = None) -> dict[str, plan.Plan]:
+def cluster_plan(
+    hostvars: Any, play_hosts: Collection[str], bootstrap: str | None = None, joining_probe: str | None = None
+) -> dict[str, plan.Plan]:
     """The plan of membership for every host; see the core ``plan``."""
     hosts = {}
     for host in _all_hosts(hostvars):
         variables = hostvars[host]
         gathered = variables.get("pveguard_node") or {}
-        hosts[host] = {"cluster": variables.get("corosync_cluster_name") or None, "node": gathered.get("node")}
-    return plan.cluster_plan(hosts, list(play_hosts), bootstrap or None)
+        hosts[host] = {
+            "cluster": variables.get("corosync_cluster_name") or None,
+            "node": gathered.get("node"),
+            "probe": _is_probe(variables),
+        }
+    return plan.cluster_plan(hosts, list(play_hosts), bootstrap or None, joining_probe or None)
 
 
 def assessment(hostvars: Any, play_hosts: Collection[str]) -> str:
@@ -222,7 +230,7 @@ def assessments(hostvars: Any, play_hosts: Collection[str]) -> dict[str, dict[st
     for host in play_hosts:
         node = (hostvars[host].get("pveguard_node") or {}).get("node")
         if node is not None:
-            findings = assess.across(host, clusters) + assess.findings(node)
+            findings = assess.across(host, clusters) + assess.findings(node, plans[host])
             found[host] = {
                 "findings": [{"level": each.level, "text": each.text} for each in findings],
                 "changes": assess.changes(node, plans[host], _wishes(hostvars[host])),
@@ -233,8 +241,13 @@ def assessments(hostvars: Any, play_hosts: Collection[str]) -> dict[str, dict[st
 def _wishes(variables: Mapping[str, Any]) -> assess.Wishes:
     return assess.Wishes(
         ha_state=str(variables.get("ha_state") or "auto"),
-        ram_state=bool(variables.get("ram_state_enabled", True)),
+        # What a probe stores is nobody's.
+        ram_state=bool(variables.get("ram_state_enabled", True)) and not _is_probe(variables),
     )
+
+
+def _is_probe(variables: Mapping[str, Any]) -> bool:
+    return probe.GROUP in (variables.get("group_names") or ())
 
 
 def run_holder(playbook_dir: str) -> dict[str, Any]:

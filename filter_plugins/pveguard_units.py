@@ -21,9 +21,11 @@ if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
 from ansible.module_utils.pveguard import (
     ha_info,
     power_cut,
+    probe,
     report_metrics,
     report_page,
     report_table,
+    ring_events,
     units,
 )
 
@@ -41,12 +43,14 @@ def _node(hostvars: Hosts, host: str) -> dict[str, Any] | None:
 
 
 def cluster_peers(hostvars: Hosts, hosts: Iterable[str], host: str) -> list[str]:
-    """Those of ``hosts`` that are in the same cluster as ``host``, itself included."""
+    """Those of ``hosts`` that are in the same cluster as ``host``, itself included. No step waits for a probe."""
+    corosync = {name: (_node(hostvars, name) or {}).get("corosync") or {} for name in hosts}
     cluster = ((_node(hostvars, host) or {}).get("corosync") or {}).get("cluster_name")
-    names = {
-        name: ((_node(hostvars, name) or {}).get("corosync") or {}).get("cluster_name") for name in hosts
-    }
-    return [name for name in names if name == host or (cluster and names[name] == cluster)]
+    return [
+        name
+        for name, each in corosync.items()
+        if name == host or (cluster and each.get("cluster_name") == cluster and not probe.is_id(each.get("node_id")))
+    ]
 
 
 def ha_on(hostvars: Hosts, hosts: Iterable[str]) -> list[str]:
@@ -188,12 +192,13 @@ def report(
     name: str,
     wear: str = "__write_report_wear",
     amplification: str = "__write_report_amplification",
+    ring: str = "__write_report_ring",
     assessments: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """The report of ``hosts``; ``in_run``: those still in the play; ``name``: where writes are registered.
 
-    ``wear`` and ``amplification``: where the results of disk_wear and write_amplification are registered; a host
-    without them keeps what it told last. ``assessments``: what ``pveguard_assessments`` returned.
+    ``wear``, ``amplification`` and ``ring``: where the results of disk_wear, write_amplification and ring_events are
+    registered; a host without them keeps what it told last. ``assessments``: what ``pveguard_assessments`` returned.
     """
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     present = set(in_run)
@@ -210,6 +215,7 @@ def report(
             measured=_get(hostvars, host, name) if here else None,
             wear=_get(hostvars, host, wear) if here else None,
             amplification=_get(hostvars, host, amplification) if here else None,
+            ring=_get(hostvars, host, ring) if here else None,
             assessment=(assessments or {}).get(host),
             last=saved(directory, "last", host),
             baseline=saved(directory, "baseline", host),
@@ -237,6 +243,11 @@ def report_files(value: Mapping[str, Any], directory: str) -> list[dict[str, str
         if node["in_run"] and node["counters"]:
             files.append(_json_file(_file(directory, "last", host), node))
     return files
+
+
+def ring_lines(result: Mapping[str, Any], host: str) -> list[str]:
+    """What the module ring_events returned as lines of text, or why it returned nothing."""
+    return ring_events.lines(host, result.get("ring"), str(result.get("msg") or ""))
 
 
 #: What the reports and the gates write into the folder of a day.
@@ -318,4 +329,5 @@ class FilterModule:
             "pveguard_assess_files": assess_files,
             "pveguard_report_metrics": report_metrics.render,
             "pveguard_report_table": report_table.render,
+            "pveguard_ring_lines": ring_lines,
         }

@@ -74,6 +74,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="NODE",
         help="this node's /var/lib is on an emulated NVMe (the lab then has no snapshots); repeatable",
     )
+    up.add_argument(
+        "--plain",
+        action="append",
+        default=[],
+        metavar="NODE",
+        help="this node is a plain Debian machine beside nodes of another profile, for a probe; repeatable",
+    )
     up.add_argument("--memory", type=int, metavar="MIB", help="memory of a node (default 768)")
     up.add_argument(
         "--port-base", type=int, metavar="PORT", help="ssh ports PORT+1, PORT+2, ... instead of free ones"
@@ -155,7 +162,8 @@ def show(lab: Lab) -> str:
         faults = [f"throttled to {node['throttle_write_iops']}/s"] if node["throttle_write_iops"] else []
         faults += [f"delayed {node['delay_ms']:g} ms"] if node["delay_ms"] else []
         state = "running" if node["running"] else "saved" if node["suspended"] else "off"
-        rows.append((node["name"] + (" (NVMe)" if node["nvme"] else ""), state, str(node["port"] or "-"), node["ring"],
+        kind = (" (NVMe)" if node["nvme"] else "") + (" (plain)" if node["plain"] else "")
+        rows.append((node["name"] + kind, state, str(node["port"] or "-"), node["ring"],
                      node["ring_address"], ", ".join(faults) or "-"))  # fmt: skip
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     table = "\n".join(
@@ -237,6 +245,7 @@ def run(args: argparse.Namespace) -> int:
                 release=args.release,
                 fresh=args.fresh,
                 nvme=args.nvme,
+                plain=args.plain,
                 memory=args.memory,
                 port_base=args.port_base,
                 source=os.environ.get("PVE_PACKAGES") or None,

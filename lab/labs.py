@@ -139,10 +139,15 @@ class Lab:
         partial.write_text(json.dumps(manifest, indent=2) + "\n")
         partial.rename(self._set_dir / "set.json")
 
-    def image(self) -> image.Image:
+    def image(self, node: str = "") -> image.Image:
+        """The image of the profile, or of a node that has another one (``plain``)."""
         images = layout.images_dir()
         state = self.state
-        return image.Image(state.image_key, images / state.image_key, images / f"{state.repository_key}.img")
+        key = state.nodes.get(node, {}).get("plain") or state.image_key
+        return image.Image(key, images / key, images / f"{state.repository_key}.img")
+
+    def _plain(self, node: str) -> bool:
+        return bool(self.state.nodes.get(node, {}).get("plain"))
 
     # --- up ------------------------------------------------------------------------------------------------
 
@@ -157,10 +162,12 @@ class Lab:
         memory: int | None = None,
         port_base: int | None = None,
         source: str | None = None,
+        plain: Sequence[str] = (),
     ) -> None:
         """Bring the lab up: resume, restore, boot or build, whichever is needed and quickest.
 
-        None means: as this lab is, else profile pve, 3 nodes, trixie, 768 MiB. ``source`` is PVE_PACKAGES.
+        None means: as this lab is, else profile pve, 3 nodes, trixie, 768 MiB. ``source`` is PVE_PACKAGES. Nodes of
+        ``plain`` have the image of profile debian, whatever the profile of the others is.
         """
         with self._changing("up"):
             state = self.state
@@ -171,14 +178,18 @@ class Lab:
             unknown = [node for node in nvme if node not in names]
             if unknown:
                 raise LabError(f"--nvme {', '.join(unknown)}: the nodes are {', '.join(names)}")
+            if unknown := [node for node in plain if node not in names]:
+                raise LabError(f"--plain {', '.join(unknown)}: the nodes are {', '.join(names)}")
             if self.running() and not fresh:
                 if set(state.nodes) <= set(_built(self._manifest())):
-                    self._up_running(names, profile, release, nvme, memory)
+                    self._up_running(names, profile, release, nvme, memory, plain, source)
                     return
                 say("the last start did not come to its end: the nodes begin anew")
                 self._kill(self.running())
             if not nvme and not fresh:
                 nvme = [node for node in names if state.nodes.get(node, {}).get("nvme")]
+            if not plain and not fresh:
+                plain = [node for node in names if self._plain(node)]
             self._up_stopped(
                 names,
                 profile or state.profile or "pve",
@@ -188,6 +199,7 @@ class Lab:
                 memory or state.memory,
                 port_base,
                 source,
+                plain,
             )
 
     def _up_running(
@@ -197,6 +209,8 @@ class Lab:
         release: str | None,
         nvme: Sequence[str],
         memory: int | None,
+        plain: Sequence[str],
+        source: str | None,
     ) -> None:
         """The lab runs: start what is missing of it, and refuse what would need another lab."""
         state = self.state
@@ -207,6 +221,7 @@ class Lab:
             if value not in (None, getattr(state, key))
         ]
         other += [f"{node} without NVMe" for node in nvme if not state.nodes.get(node, {}).get("nvme")]
+        other += [f"{node} of profile {state.profile}" for node in plain if node in state.nodes and not self._plain(node)]
         if other:
             raise LabError(
                 f"lab {self.name} is up with {', '.join(other)}; add --fresh or take it down first"
@@ -217,7 +232,7 @@ class Lab:
             say(f"lab {self.name} is already up ({len(self.running())} nodes, profile {state.profile})")
             return
         for name in fresh_nodes:
-            state.nodes[name] = {}
+            state.nodes[name] = {"plain": image.ensure("debian", state.release, source).key if name in plain else None}
         self._save()
         self._create_disks(fresh_nodes)
         self._boot(fresh_nodes + stopped)
@@ -234,10 +249,12 @@ class Lab:
         memory: int,
         port_base: int | None,
         source: str | None,
+        plain: Sequence[str],
     ) -> None:
         require_tools(["qemu-system-x86_64", "qemu-img", "ssh", "ssh-keygen"])
         state = self.state
         picture = image.ensure(profile, release, source)
+        plain_key = image.ensure("debian", release, source).key if plain else None
         accelerator = accel.choose(picture)
         key = image.digest(
             picture.key,
@@ -265,7 +282,11 @@ class Lab:
         state.repository_key = picture.repository.stem
         state.fresh_next = False
         state.nodes = {
-            name: {"nvme": name in nvme, "port": previous.get(name, {}).get("port")} for name in names
+            name: {
+                "nvme": name in nvme, "port": previous.get(name, {}).get("port"),
+                "plain": plain_key if name in plain else None,
+            }
+            for name in names
         }  # fmt: skip
         if port_base is not None:
             self._take_ports(port_base)
@@ -286,7 +307,12 @@ class Lab:
         suspended = [name for name in state.suspended if name in names] if same else []
         state.suspended = []
         # The disks may be of more nodes than are wanted now.
-        built = [name for name in _built(manifest) if name in names and self.machine(name).var_disk.exists()]
+        kinds: dict[str, str] = manifest.get("plain", {})
+        built = [
+            name
+            for name in _built(manifest)
+            if name in names and self.machine(name).var_disk.exists() and kinds.get(name) == state.nodes[name]["plain"]
+        ]
         saved = manifest["snapshots"].get(BASE, {}).get("nodes", [])
         based = [] if same else [name for name in names if name in saved and name in built]
         if profile == "cluster" and not _whole_cluster(names, based, saved):
@@ -315,7 +341,7 @@ class Lab:
             self._boot(cold)
         if new:
             if profile == "cluster" and not based and not adopted:
-                cluster.build(self, new[:3])
+                cluster.build(self, [name for name in new if not self._plain(name)][:3])
             self._save_base(new)
         say(f"lab {self.name} is up: profile {profile}, {release}, {', '.join(names)}")
 
@@ -348,11 +374,14 @@ class Lab:
         (self.directory / "known_hosts").write_text(guestssh.known_hosts(entries))
 
     def _create_disks(self, names: Sequence[str]) -> None:
-        picture = self.image()
         self._keys(names)
         manifest = self._manifest()
         for name in names:
-            machine = self.machine(name)
+            machine, picture = self.machine(name), self.image(name)
+            if self._plain(name):
+                manifest.setdefault("plain", {})[name] = picture.key
+            else:
+                manifest.get("plain", {}).pop(name, None)
             for disk, backing in ((machine.root_disk, picture.root), (machine.var_disk, picture.var)):
                 disk.unlink(missing_ok=True)
                 run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", os.path.relpath(backing, disk.parent),
@@ -370,7 +399,7 @@ class Lab:
 
     def _arguments(self, machine: Machine, load: str | None) -> list[str]:
         return machine.arguments(
-            self.image(),
+            self.image(machine.name),
             self.state.accel,
             self.state.memory,
             self.state.ring_port,
@@ -411,7 +440,8 @@ class Lab:
         return self.image().directory / f"snapshot-{self.state.disks}"
 
     def _offer_template(self, machines: Sequence[Machine]) -> None:
-        """Copy the disks of paused machines to where another lab can begin with them."""
+        """Copy the disks of paused machines of the profile to where another lab can begin with them."""
+        machines = [machine for machine in machines if not self._plain(machine.name)]
         target = self._template()
         try:
             known = json.loads((target / "template.json").read_text())["nodes"]
@@ -437,7 +467,7 @@ class Lab:
                 known = json.loads((source / "template.json").read_text())["nodes"]
             except (OSError, ValueError, KeyError):
                 return []
-            taken = [name for name in names if name in known]
+            taken = [name for name in names if name in known and not self._plain(name)]
             if self.state.profile == "cluster" and not _whole_cluster(names, taken, known):
                 return []
             for name in taken:
@@ -857,6 +887,7 @@ class Lab:
                 "ring_address": layout.ring_address(machine.number), "nvme": machine.nvme,
                 "ring": "cut" if entry.get("cut") else "up", "throttle_write_iops": entry.get("throttle"),
                 "delay_ms": entry.get("delay"), "suspended": machine.name in state.suspended,
+                "plain": self._plain(machine.name),
             })  # fmt: skip
         return {
             "name": self.name, "up": state.up, "running": bool(nodes) and all(node["running"] for node in nodes),
@@ -946,5 +977,5 @@ def used_images() -> set[str]:
             manifest = json.loads(path.read_text())
         except (OSError, ValueError):
             continue
-        used |= {manifest.get("image", ""), manifest.get("repository", "")}
+        used |= {manifest.get("image", ""), manifest.get("repository", ""), *manifest.get("plain", {}).values()}
     return used

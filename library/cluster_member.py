@@ -59,6 +59,9 @@ options:
   authkey:
     description: The cluster's key in base64. Made anew for V(bootstrapped) when it is not given.
     type: str
+  authkey_sha256:
+    description: SHA-256 that a member said of its key. O(authkey) is refused when it is another one.
+    type: str
   conf:
     description: The cluster's corosync.conf, which lists this node already. Needed for V(joined).
     type: str
@@ -137,6 +140,7 @@ def main() -> None:
             "links": {"type": "list", "elements": "str"},
             "token": {"type": "int", "default": 3000, "no_log": False},
             "authkey": {"type": "str", "no_log": True},
+            "authkey_sha256": {"type": "str", "no_log": False},
             "conf": {"type": "str"},
             "expected_ids": {"type": "list", "elements": "int", "default": []},
             "program": {"type": "str", "required": True},
@@ -157,6 +161,7 @@ def main() -> None:
         token_ms=params["token"],
         expected_ids=params["expected_ids"],
         deadline_s=params["deadline_seconds"],
+        authkey_sha256=params["authkey_sha256"] or None,
     )
     try:
         judgement = cluster_member.judge(request, check_mode=module.check_mode)

@@ -40,7 +40,8 @@ def host_variables(about: dict[str, Any], node: dict[str, Any]) -> dict[str, Any
         "ansible_ssh_common_args": " ".join(f"-o {shlex.quote(option)}" for option in options),
         "ansible_host_key_checking": True,
         "ansible_control_path": f"%(directory)s/lab-{hashlib.sha256(generation.encode()).hexdigest()[:12]}",
-        "corosync_node_id": node["number"],
+        # A plain machine beside the nodes is there to be a probe, whose ids begin at 1000.
+        "corosync_node_id": node["number"] + (1000 if node["plain"] else 0),
         "corosync_links": [node["ring_address"]],
     }
 
@@ -51,11 +52,16 @@ def group_variables(about: dict[str, Any]) -> dict[str, Any]:
     if about["name"] != "default":
         # Nodes of all labs have the same names and machine ids; their reports must not meet.
         variables["pveguard_reports_dir"] = f"{ROOT}/reports/{about['name']}"
-    repository = about["repository"]
     # Nodes that come with the packages keep their repositories, as a Proxmox VE installation does.
-    if repository is None or about["profile"] != "debian":
-        return variables
-    variables |= {
+    return variables | (package_variables(about) if about["profile"] == "debian" else {})
+
+
+def package_variables(about: dict[str, Any]) -> dict[str, Any]:
+    """Where nodes without the packages find them."""
+    repository = about["repository"]
+    if repository is None:
+        return {}
+    variables = {
         "pmxcfs_repository": repository["uri"],
         "pmxcfs_repository_components": repository["components"],
         "pmxcfs_repository_key": repository["key"],
@@ -68,10 +74,14 @@ def group_variables(about: dict[str, Any]) -> dict[str, Any]:
 def inventory(about: dict[str, Any]) -> dict[str, Any]:
     """The answer to ``--list``."""
     nodes = about["nodes"]
-    return {
+    probes = [node["name"] for node in nodes if node["plain"]]
+    answer: dict[str, Any] = {
         "lab": {"hosts": [node["name"] for node in nodes], "vars": group_variables(about)},
         "_meta": {"hostvars": {node["name"]: host_variables(about, node) for node in nodes}},
     }
+    if probes:
+        answer["pve_probe"] = {"hosts": probes, "vars": package_variables(about)}
+    return answer
 
 
 def main() -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import ha_info
+from .corosync_conf import PROBE_NODE_IDS
 from .units import bytes_text, duration_text, rate_text
 
 PROBLEM, WARNING, GOOD = "problem", "warning", "good"
@@ -34,9 +35,11 @@ class Wishes:
     ram_state: bool = True
 
 
-def findings(node: Mapping[str, Any]) -> list[Finding]:
-    """What is there and what is wrong with it, the worst first."""
-    found = [*_names(node), *_filesystem(node), *_corosync(node), *_ha(node), *_ram(node), *_login(node)]
+def findings(node: Mapping[str, Any], plan: Mapping[str, Any] | None = None) -> list[Finding]:
+    """What is there and what is wrong with it, the worst first. ``plan``: what becomes of it (core ``plan``)."""
+    # What a probe stores is nobody's, also where it has left its cluster.
+    ram = [] if (plan or {}).get("action") == "probe" else _ram(node)
+    found = [*_names(node), *_filesystem(node), *_corosync(node), *_ha(node), *ram, *_login(node)]
     order = {PROBLEM: 0, WARNING: 1, GOOD: 2}
     return sorted(found, key=lambda finding: order[finding.level])
 
@@ -141,8 +144,11 @@ def _corosync(node: Mapping[str, Any]) -> list[Finding]:
         )
     if not corosync.get("running"):
         found.append(Finding(PROBLEM, "corosync does not run on a cluster member: look at 'journalctl -u corosync'"))
-    members = len(corosync.get("members") or [])
-    live = len(corosync.get("live_member_ids") or [])
+    listed = [each for each in corosync.get("members") or [] if each.get("id") not in PROBE_NODE_IDS]
+    members = len(listed)
+    live = sum(number not in PROBE_NODE_IDS for number in corosync.get("live_member_ids") or [])
+    if corosync.get("node_id") in PROBE_NODE_IDS:
+        found.append(Finding(GOOD, f"a probe of {corosync.get('cluster_name')}: it watches, and nothing depends on it"))
     if live < members:
         found.append(Finding(WARNING, f"{members - live} of {members} members of {corosync.get('cluster_name')} are not up"))
     elif members:
@@ -194,7 +200,7 @@ def _ha(node: Mapping[str, Any]) -> list[Finding]:
 def _ram(node: Mapping[str, Any]) -> list[Finding]:
     state = node["ram_state"].get("state")
     if state in STOCK:
-        if node["pmxcfs"]["mounted"]:
+        if node["pmxcfs"]["mounted"] and node["corosync"].get("node_id") not in PROBE_NODE_IDS:
             return [Finding(WARNING, "the daemon's database is on disk: every transaction is written there")]
         return []
     if state == "enabled":
@@ -259,7 +265,7 @@ def render(host: str, node: Mapping[str, Any], plan: Mapping[str, Any], wishes: 
     signs = {PROBLEM: "  [!!] ", WARNING: "  [! ] ", GOOD: "  [ok] "}
     pve = node["packages"].get("pve-manager") or node["packages"].get("pve-cluster") or "no Proxmox packages"
     lines = [f"{host}: {node['machine_codename'] or 'unknown distribution'}, kernel {node['kernel']}, {pve}"]
-    lines += [f"{signs[finding.level]}{finding.text}" for finding in findings(node)]
+    lines += [f"{signs[finding.level]}{finding.text}" for finding in findings(node, plan)]
     if writes and writes.get("daemon_bytes_per_day") is not None:
         since = duration_text(3600 * writes.get("hours", 0))
         rate = rate_text(writes["daemon_bytes_per_day"], "day")

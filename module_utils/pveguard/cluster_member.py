@@ -50,9 +50,9 @@ class Request:
 
     ``state``: ``bootstrapped``, ``joined`` or ``left``, for which only the names are needed. ``links``: this node's
     ring addresses, index = link number.
-    ``authkey``: base64, None lets a founder make one. ``conf``: the seed's corosync.conf for a join (None
-    only in check mode). ``expected_ids``: node ids that must be live at the end. ``deadline_s``: seconds
-    until everything is put back.
+    ``authkey``: base64, None lets a founder make one; ``authkey_sha256`` is what a member said of its own. ``conf``: the
+    seed's corosync.conf for a join (None only in check mode). ``expected_ids``: node ids that must be live at the end.
+    ``deadline_s``: seconds until everything is put back.
     """
 
     state: str
@@ -65,6 +65,7 @@ class Request:
     token_ms: int | None = None
     expected_ids: list[int] = field(default_factory=list)
     deadline_s: float = 180.0
+    authkey_sha256: str | None = None
 
 
 @dataclass
@@ -120,7 +121,7 @@ def judge(
     elif request.state == "joined" and not check_mode:
         result.refusals.append("no corosync.conf of the cluster was given (option conf)")
     if request.authkey is not None:
-        result.refusals += _key_refusals(request.authkey)
+        result.refusals += _key_refusals(request.authkey, request.authkey_sha256)
     elif request.state == "joined" and not check_mode:
         result.refusals.append("no authkey of the cluster was given (option authkey)")
     return result
@@ -294,11 +295,18 @@ def _conf_refusals(request: Request, conf: str) -> list[str]:
     return []
 
 
-def _key_refusals(authkey: str) -> list[str]:
+def _key_refusals(authkey: str, sha256: str | None = None) -> list[str]:
     try:
-        size = len(base64.b64decode(authkey, validate=True))
+        key = base64.b64decode(authkey, validate=True)
     except (binascii.Error, ValueError):
         return ["corosync_authkey is not valid base64; make it with 'base64 -w0 /etc/corosync/authkey'"]
+    came = hashlib.sha256(key).hexdigest()
+    if sha256 is not None and came != sha256:
+        return [
+            f"the key that came has sha256 {came[:12]}..., the member's /etc/corosync/authkey {sha256[:12]}...: it was changed "
+            "meanwhile (playbooks/authkey.yml?) or on the way; run again"
+        ]
+    size = len(key)
     # corosync.conf(5) and totemconfig: 128 to 4096 bytes.
     return (
         [] if 128 <= size <= 4096 else [f"corosync_authkey is {size} bytes long; corosync takes 128 to 4096"]

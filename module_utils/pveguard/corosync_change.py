@@ -305,7 +305,8 @@ def apply(
     outcome = Outcome(True, before, texts[-1], info=info, warnings=warnings, restart_needed=keys, steps=len(texts))
     target, former, written = root / "etc/pve/corosync.conf", before, [before]
     # Who was live stays so, but for a node that is to go and came to life meanwhile.
-    live = set() if wanted.absent else set(info["live_member_ids"])
+    # Nor is a probe waited for: nothing depends on one, so one that dies meanwhile must undo nothing.
+    live = set() if wanted.absent else set(info["live_member_ids"]) - set(corosync_conf.PROBE_NODE_IDS)
     started = time.time()
     try:
         for text in texts:

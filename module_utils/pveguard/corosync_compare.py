@@ -570,7 +570,8 @@ def _authkeys(views: Sequence[View]) -> Iterator[Finding]:
 def _silent(views: Sequence[View]) -> Iterator[Finding]:
     live = frozenset[int]().union(*(view.live for view in views if view.running))
     silent = [view for view in views if not view.asked]
-    for (known, up), part in _by(silent, lambda view: (view.host is not None, view.node_id in live)).items():
+    members = [view for view in silent if not _is_probe(view)]
+    for (known, up), part in _by(members, lambda view: (view.host is not None, view.node_id in live)).items():
         yield Finding(
             WARNING,
             "not_asked",
@@ -580,6 +581,20 @@ def _silent(views: Sequence[View]) -> Iterator[Finding]:
             "nothing is known of its copies and of its state",
             "make it reachable, run without --limit" if known else "add it to the inventory",
         )
+    for view in (view for view in silent if _is_probe(view)):
+        yield Finding(
+            WARNING,
+            "not_asked",
+            (view.name,),
+            "a probe that was not asked" + (", corosync of the others sees it" if view.node_id in live else ", and it is off"),
+            "nothing depends on a probe without a vote",
+            "bring it up when you want to observe; where it is gone for good, 'playbooks/probe.yml -e probe_state=absent -e "
+            "leave_dead=true' takes it off corosync.conf",
+        )
+
+
+def _is_probe(view: View) -> bool:
+    return view.node_id in corosync_conf.PROBE_NODE_IDS
 
 
 # Which copy should become that of all

@@ -21,6 +21,8 @@ DEFAULT_TOKEN_MS = 3000
 DEFAULT_TOKEN_COEFFICIENT_MS = 125
 #: knet carries at most eight links (corosync.conf(5), linknumber).
 MAX_LINKS = 8
+#: Node ids of probes (docs/probe.md). pvecm gives a new node the lowest free id from 1, so that the two never meet.
+PROBE_NODE_IDS = range(1000, 1100)
 #: corosync refuses a longer line ("Line too long"): it reads 512 bytes with the newline and a NUL (coroparse.c).
 MAX_LINE_BYTES = 510
 #: corosync's own token_coefficient in ms where the file has none (corosync.conf(5)).
@@ -622,6 +624,8 @@ def _of_quorum(doc: Document, with_pmxcfs: bool) -> Iterator[Problem]:
     if nodes and votes % 2 == 0 and not doc.qdevice and not doc.two_node:
         yield _warning(f"an even number of votes ({votes}) and no QDevice: half of the nodes cannot go on alone")
     for node in nodes:
+        if node.votes == 0 and node.node_id in PROBE_NODE_IDS:
+            continue  # as it is meant to be
         if node.votes == 0:
             yield _warning(f"{node.label} has no vote")
         elif len(nodes) > 2 and node.votes * 2 >= votes:

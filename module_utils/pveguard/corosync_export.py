@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import corosync_compare, corosync_conf, corosync_edit, text_table
+from . import corosync_compare, corosync_conf, corosync_edit, probe, text_table
 from . import inventory as inventory_rules
 from .corosync_compare import View
 from .corosync_conf import Document, Node, Section
@@ -127,7 +127,7 @@ def _notes(node: Node, section: Section) -> list[str]:
         notes.append(
             f"{node.label} has the links {numbers}, and the place of an address in corosync_links is the number of its link"
         )
-    if node.votes != 1:
+    if node.votes != 1 and not (node.votes == 0 and probe.is_id(node.node_id)):
         notes.append(f"{node.label} has {node.votes} votes (quorum_votes)")
     known = {"name", "nodeid", "quorum_votes", *(f"ring{number}_addr" for number in node.addresses)}
     return notes + [
@@ -392,9 +392,17 @@ def _cluster(
     if any((nodes[view.host] or {}).get("ha", {}).get("resources") for view in asked if view.host):
         group["ram_state_enabled"] = False
         found.notes.append(f"cluster {name} uses HA, so its state stays on disk (ram_state_enabled: false)")
+    group_of_probes = {host: own for host, own in hosts.items() if probe.is_id(own.get("corosync_node_id"))}
+    hosts = {host: own for host, own in hosts.items() if host not in group_of_probes}
     group |= _shared(hosts, [view.host or "" for view in asked], variables)
     found.notes += [f"cluster {name}, left as it is (in no variable): {note}" for note in wanted["not_expressed"]]
     found.groups[_group_name(name, found.groups)] = {"vars": group, "hosts": hosts}
+    # They are hosts of their own group: what is said of the members is not said of them.
+    votes = {node.name: node.votes for node in corosync_conf.parse(copy.text).nodes()}
+    for host, own in group_of_probes.items():
+        vote = {"probe_votes": 1} if votes.get(host) else {}
+        probes = found.groups.setdefault(probe.GROUP, {"hosts": {}})["hosts"]
+        probes[host] = {"corosync_cluster_name": name, **own, **vote}
 
 
 def _connection(variables: Mapping[str, Any]) -> dict[str, Any]:

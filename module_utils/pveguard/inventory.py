@@ -2,6 +2,7 @@
 
 The contract: a host is clustered when ``corosync_cluster_name`` is set for it; then it also has ``corosync_node_id``
 (1 to 4294967295) and ``corosync_links`` (a list of addresses, index = link number). Hosts without these stay stand-alone.
+A host of the group ``pve_probe`` watches such a cluster and has the same variables, with a node id from 1000 to 1099.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from . import probe
 
 #: Variables of former releases: name -> what to set instead. A run that still sets one fails and names it.
 REMOVED_VARIABLES: dict[str, str] = {}
@@ -46,6 +49,7 @@ def inventory_errors(
     errors: list[str] = []
     errors += _cluster_errors(hosts)
     errors += _two_cluster_errors(group_clusters or {}, host_groups or {})
+    errors += _probe_errors(hosts, host_groups or {})
     errors += _variable_errors(hosts, set(known_variables), tuple(prefixes))
     errors += _secret_errors(plain_secrets or {})
     return errors
@@ -168,6 +172,28 @@ def _two_cluster_errors(group_clusters: Mapping[str, str], host_groups: Mapping[
         if len(set(seen.values())) > 1:
             shown = ", ".join(f"{cluster} (group {group})" for group, cluster in sorted(seen.items()))
             errors.append(f"{host}: is in the groups of several clusters: {shown}; a node belongs to one cluster only")
+    return errors
+
+
+def _probe_errors(hosts: Mapping[str, Mapping[str, Any]], host_groups: Mapping[str, Iterable[str]]) -> list[str]:
+    errors = []
+    probes = [host for host in hosts if probe.GROUP in host_groups.get(host, ())]
+    watched = {str(variables.get("corosync_cluster_name")) for host, variables in hosts.items() if host not in probes}
+    for host in probes:
+        cluster = hosts[host].get("corosync_cluster_name")
+        number = _as_int(hosts[host].get("corosync_node_id"))
+        if not cluster:
+            errors.append(
+                f"{host}: is in the group {probe.GROUP} but corosync_cluster_name is not set: name the cluster that it is to "
+                "watch. Nodes by themselves have no ring that a probe could watch"
+            )
+        elif str(cluster) not in watched:
+            errors.append(f"{host}: is a probe of the cluster {cluster}, of which the inventory has no node")
+        if cluster and number is not None and not probe.is_id(number):
+            errors.append(
+                f"{host}: corosync_node_id {number} is not one of a probe: give it one from {probe.NODE_IDS[0]} to "
+                f"{probe.NODE_IDS[-1]}, which no node gets"
+            )
     return errors
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from . import corosync_conf, ha_info, plan
+from . import corosync_conf, ha_info, plan, probe
 from .cluster_member import QDEVICE
 from .errors import PveguardError
 
@@ -26,11 +26,13 @@ def decide(
 
     Keys: refusals; node_name; node_id (None where no member lists it); cluster; host (in the inventory, None where it did
     not answer); seed (the member that writes); members (the remaining ones, seed first); live_ids (of them); listed
-    (a member lists it); separate (the node still holds something of the cluster); done (nothing is left to do), notes.
+    (a member lists it); separate (the node still holds something of the cluster); done (nothing is left to do), notes,
+    probe (it is one).
     """
     found: dict[str, Any] = {
         "refusals": [], "notes": [], "node_name": "", "node_id": None, "cluster": None, "host": None, "seed": None,
         "members": [], "live_ids": [], "listed": False, "separate": False, "done": False,
+        "probe": False,
     }  # fmt: skip
     refusals: list[str] = found["refusals"]
     if not name:
@@ -62,6 +64,8 @@ def decide(
         return found
     cluster = found["cluster"] = clusters[0]
     others = {host: facts for host, facts in answers.items() if host != target and plan.live_cluster(facts) == cluster}
+    # A probe is written through only where nobody else answers.
+    others = dict(sorted(others.items(), key=lambda entry: probe.is_id(entry[1]["corosync"].get("node_id"))))
     if not others:
         refusals.append(
             f"no other member of {cluster!r} was asked: it may be the last one, which cannot leave, or the run lacks the "
@@ -92,6 +96,7 @@ def _judge(found: dict[str, Any], answers: Mapping[str, Facts], others: Mapping[
     by_name = {str(facts["hostname"]).split(".")[0]: host for host, facts in others.items()}
     found["listed"] = node is not None
     found["node_id"] = node.node_id if node else None
+    found["probe"] = probe.is_id(found["node_id"])
     found["live_ids"] = sorted(each.node_id for each in stay if each.node_id in live and each.node_id is not None)
     asked = [by_name[each.name] for each in stay if each.node_id in live and each.name in by_name]
     found["members"] = [seed] + [host for host in asked if host != seed]
@@ -101,7 +106,7 @@ def _judge(found: dict[str, Any], answers: Mapping[str, Facts], others: Mapping[
     _judge_node(found, node, live, dead)
     if not node:
         return
-    if not stay:
+    if not any(not probe.is_id(each.node_id) for each in stay):
         refusals.append(f"{node_name} is the last member of {found['cluster']!r}: a cluster cannot be left by all")
         return
     missing = [each.label for each in stay if each.node_id in live and each.name not in by_name]
@@ -122,7 +127,8 @@ def _judge(found: dict[str, Any], answers: Mapping[str, Facts], others: Mapping[
     _judge_quorum(found, info, node, stay, live)
     ha = {host: answers[host]["ha"] for host in [*others, *([target] if target else [])]}
     holders = [each for each in ha_info.watchdog_holders(ha) if not (dead and each.split(" ")[0] == node_name)]
-    if holders:
+    # Without a vote its leave changes nobody's quorum.
+    if holders and node.votes:
         refusals.append(
             f"HA is armed: {', '.join(dict.fromkeys(holders))} holds the watchdog, and a node that loses the quorum would be "
             "reset. Remove the resources ('ha-manager remove SID') and stop HA (role ha, ha_state: disabled)"
@@ -152,6 +158,8 @@ def _judge_quorum(
     votes = sum(each.votes for each in stay if each.node_id in live)
     during = max(sum(each.votes for each in stay) + node.votes, info.get("expected_votes") or 0)
     after = sum(each.votes for each in stay)
+    if not node.votes:
+        return
     if away and min(votes * 2 - during, votes * 2 - after) <= 0:
         found["refusals"].append(
             f"{', '.join(away)} is away too: without {node.label} the {votes} live vote(s) of the others are no majority of "
@@ -162,9 +170,10 @@ def _judge_quorum(
             f"between the leave of {node.label} and its removal from the list the others have {votes} of {during} votes: "
             "/etc/pve is read-only there for some seconds"
         )
-    if len(stay) % 2 == 0:
+    remain = sum(each.votes > 0 for each in stay)
+    if remain % 2 == 0:
         found["notes"].append(
-            f"{len(stay)} members remain: an even number can split in halves of which neither has quorum; a QDevice helps "
+            f"{remain} members remain: an even number can split in halves of which neither has quorum; a QDevice helps "
             "('pvecm qdevice setup ADDRESS')"
         )
 

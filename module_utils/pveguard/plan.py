@@ -10,6 +10,8 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from .corosync_conf import PROBE_NODE_IDS
+
 Plan = dict[str, Any]
 
 
@@ -17,17 +19,19 @@ def cluster_plan(
     hosts: Mapping[str, Mapping[str, Any]],
     play_hosts: Collection[str],
     bootstrap: str | None = None,
+    joining_probe: str | None = None,
 ) -> dict[str, Plan]:
     """The plan for each host.
 
-    ``hosts``: every host of the inventory -> ``{cluster: name or None, node: facts of node_info or None}``, in the
-    inventory's order. ``play_hosts``: hosts that are still in the play. ``bootstrap``: the host an operator named to
-    found the cluster although other hosts could not be asked (``corosync_bootstrap``).
+    ``hosts``: every host of the inventory -> ``{cluster: name or None, node: facts of node_info or None, probe (False)}``,
+    in the inventory's order. ``play_hosts``: hosts that are still in the play. ``bootstrap``: the host an operator named to
+    found the cluster although other hosts could not be asked (``corosync_bootstrap``). ``joining_probe``: the probe that is
+    to join; any other stays what it is, and none of them founds a cluster or is joined through.
 
     Each plan is ``{action, seed, cluster, members, reason}``: ``action`` is one of ``adopt`` (a member already; stays
     as it is), ``bootstrap`` (found the cluster), ``join`` (through ``seed``, a member or the host that bootstraps),
-    ``standalone`` (no cluster wanted), ``refuse`` (``reason`` says why and what helps). ``members`` are the inventory
-    hosts that belong to the live cluster.
+    ``standalone`` (no cluster wanted), ``probe`` (one that is not a member and stays so), ``refuse`` (``reason`` says why
+    and what helps). ``members`` are the inventory hosts that belong to the live cluster, its probes last.
     """
     plans: dict[str, Plan] = {}
     groups: dict[str, list[str]] = defaultdict(list)
@@ -45,8 +49,57 @@ def cluster_plan(
         if plan["action"] == "adopt":
             plan["members"] = [other for other, p in plans.items() if p["cluster"] == plan["cluster"]]
     for cluster, names in groups.items():
-        plans.update(_group_plan(cluster, {name: hosts[name].get("node") for name in names}, play_hosts, bootstrap))
+        nodes = {name: hosts[name].get("node") for name in names if not hosts[name].get("probe")}
+        group = _group_plan(cluster, nodes, play_hosts, bootstrap)
+        probes = {name: hosts[name].get("node") for name in names if hosts[name].get("probe")}
+        group.update(_probe_plans(cluster, probes, nodes, group, joining_probe))
+        live_probes = [name for name in probes if group[name]["action"] == "adopt"]
+        for plan in group.values():
+            plan["members"] += live_probes if plan["members"] else []
+        plans.update(group)
     return plans
+
+
+def _probe_plans(
+    cluster: str,
+    probes: Mapping[str, Mapping[str, Any] | None],
+    nodes: Mapping[str, Mapping[str, Any] | None],
+    plans: Mapping[str, Plan],
+    joining: str | None,
+) -> dict[str, Plan]:
+    members = [host for host, plan in plans.items() if plan["action"] == "adopt"]
+    quorate = [host for host in members if ((nodes[host] or {}).get("corosync") or {}).get("quorate")]
+    found = {}
+    for host, node in probes.items():
+        live = live_cluster(node)
+        held = _holdings(node or {})
+        if node is None:
+            found[host] = _plan("refuse", cluster=cluster, members=members, reason="could not be asked in this run")
+        elif live and live != cluster:
+            reason = f"{host} is a probe of {cluster!r} in the inventory and a member of {live!r}: let it leave that one first"
+            found[host] = _plan("refuse", cluster=cluster, reason=reason)
+        elif live and (why := _removed(host, [*members, host], {**nodes, host: node})):
+            found[host] = _plan("refuse", cluster=cluster, members=members, reason=why)
+        elif live:
+            found[host] = _plan("adopt", cluster=cluster, members=members, reason="a probe of the cluster")
+        elif host != joining:
+            reason = "a probe: playbooks/probe.yml -e probe_state=present lets it join"
+            found[host] = _plan("probe", cluster=cluster, members=members, reason=reason)
+        elif not members:
+            reason = (
+                f"no host of this run is a member of {cluster!r}: nodes by themselves have no ring that a probe could watch. "
+                "Form the cluster first (site.yml); of a node by itself the report says what it writes (playbooks/report.yml)"
+            )
+            found[host] = _plan("refuse", cluster=cluster, reason=reason)
+        elif held:
+            found[host] = _refuse_holder(host, cluster, members, held)
+        elif not quorate:
+            reason = f"no member of {cluster!r} is quorate ({', '.join(members)}): restore quorum first"
+            found[host] = _plan("refuse", cluster=cluster, members=members, reason=reason)
+        else:
+            reason = "a probe that is to join"
+            found[host] = _plan("join", cluster=cluster, seed=quorate[0], members=members, reason=reason)
+    return found
 
 
 def live_cluster(node: Mapping[str, Any] | None) -> str | None:
@@ -205,7 +258,11 @@ def _waiting_for(corosyncs: Mapping[str, Mapping[str, Any]], candidates: Collect
     found = []
     for host, corosync in corosyncs.items():
         live = set(corosync.get("live_member_ids") or [])
-        away = {member.get("name") for member in corosync.get("members") or [] if member.get("id") not in live}
+        away = {
+            member.get("name")
+            for member in corosync.get("members") or []
+            if member.get("id") not in live and member.get("id") not in PROBE_NODE_IDS
+        }
         if corosync.get("running") and away and away <= names:
             found.append(host)
     return found

@@ -219,8 +219,13 @@ class Transaction:
     deletes: int = 0
 
 
-def read(since_monotonic_us: int, seconds: float, run: Run = real_run) -> list[Line]:
-    """What the daemon and journald logged in this boot from ``since_monotonic_us`` on.
+def read(
+    since_monotonic_us: int,
+    seconds: float,
+    run: Run = real_run,
+    identifiers: Sequence[str] = ("pmxcfs", "systemd-journald"),
+) -> list[Line]:
+    """What the daemon and journald (or other ``identifiers``) logged in this boot from ``since_monotonic_us`` on.
 
     ``seconds`` is how long ago that is at most; it only bounds the search. Raises Unavailable when the journal cannot
     be read.
@@ -232,8 +237,7 @@ def read(since_monotonic_us: int, seconds: float, run: Run = real_run) -> list[L
             [
                 "journalctl",
                 "--boot",
-                "--identifier=pmxcfs",
-                "--identifier=systemd-journald",
+                *(f"--identifier={each}" for each in identifiers),
                 f"--since=-{int(seconds) + 60}s",
                 "--output=json",
                 "--output-fields=MESSAGE,SYSLOG_IDENTIFIER",

@@ -35,6 +35,9 @@ METRICS = {
     "class_transactions_per_second": "Transactions by cause in the last observed window; lower bounds where sampled",
     "writer_transactions_per_second": "Transactions by writing node in the last observed window; lower bounds where sampled",
     "service_written_bytes_per_second": "Bytes by service",
+    "ring_window_seconds": "How long the ring was last observed from the node",
+    "ring_events": "What the ring and the synchronisation did in that window, by kind",
+    "ring_updates_received": "Inodes that synchronisations brought to the node in that window",
     "gate_fsyncs_per_second": "Rate of pveperf's loop at the last gate",
     "gate_fsync_p99_seconds": "99th percentile of a sync at the last gate",
     "gate_passed": "Whether the last gate let the node pass, with or without a warning",
@@ -99,6 +102,7 @@ def _samples(report: Mapping[str, Any], only: str) -> dict[str, list[tuple[dict[
             add("ha_units_returned", len(entry["ha"].get("returned") or []), node=node)
             add("ha_off", entry["ha"]["state"] in ("off", "not installed"), node=node)
         _writes(add, node, entry["writes"])
+        _ring(add, node, entry.get("ring"))
         gate = entry["gate"]
         add("gate_fsyncs_per_second", gate["fsyncs_per_second"], node=node)
         add("gate_fsync_p99_seconds", _scaled(gate["p99_ms"], 0.001), node=node)
@@ -134,6 +138,15 @@ def _writes(add: Any, node: str, writes: Mapping[str, Any]) -> None:
     for each in services or []:
         rate = _scaled(each["bytes_per_minute"], 1 / 60)
         add("service_written_bytes_per_second", rate, node=node, service=each["service"])
+
+
+def _ring(add: Any, node: str, ring: Mapping[str, Any] | None) -> None:
+    if not ring:
+        return
+    add("ring_window_seconds", ring["seconds"], node=node)
+    for kind, count in ring["counts"].items():
+        add("ring_events", count, node=node, kind=kind)
+    add("ring_updates_received", ring["updates_received"], node=node)
 
 
 def _disk(add: Any, node: str, disk: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import canvas_charts, html_page, report_summary
+from . import canvas_charts, html_page, report_summary, ring_events
 from .canvas_charts import REST, SERIES, Series
 from .html_page import Html, tag
 from .report_summary import Finding, names_text, rate
@@ -469,7 +469,7 @@ def _writers(report: Mapping[str, Any]) -> list[Html]:
     parts = parts[:MAX_GROUPS]
     if rest:
         parts.append(html_page.details(f"{len(rest)} more", *rest))
-    parts += _services(report)
+    parts += [*_rings(report), *_services(report)]
     if silent:
         parts.append(
             html_page.notice(
@@ -507,6 +507,32 @@ def _group(
     parts += [tag("div", *tables, class_="pair")] if tables else []
     parts += _files(newest[1], "now" if now else "before protection")
     return html_page.card(name, *parts)
+
+
+def _rings(report: Mapping[str, Any]) -> list[Html]:
+    """What the ring of each cluster did, from the node that observed it last."""
+    parts = []
+    for name, hosts in report_summary.groups(report).items():
+        seen = [(host, ring) for host in hosts if (ring := report["nodes"][host].get("ring"))]
+        if not seen:
+            continue
+        host, ring = max(seen, key=lambda each: str(each[1]["to"]))
+        length = duration_text(round(ring["seconds"]))
+        told = f"The ring as {host} saw it for {length}, until {time_text(ring['to'])}."
+        body: list[Html] = [tag("p", told, class_="muted small")]
+        if rows := ring_events.figures(ring):
+            body.append(html_page.table("What happened", ("What", "How often"), rows, numbers=(1,)))
+        else:
+            body.append(html_page.notice("pass", "Quiet: no membership was formed, no token lost, no link went down."))
+        body += [tag("p", note, class_="muted small") for note in ring["notes"]]
+        if ring["events"]:
+            shown = ring["events"][:MAX_FILES]
+            more = f" ({len(ring['events']) - MAX_FILES} more in report.json)" if len(ring["events"]) > MAX_FILES else ""
+            events = [(f"{each['seconds']:.1f}", each["source"], tag("code", each["text"])) for each in shown]
+            table = html_page.table(f"In order{more}", ("Second", "Who said it", "What"), events, numbers=(0,))
+            body.append(html_page.details(f"Events: {len(ring['events'])}", table))
+        parts.append(html_page.card(f"{name}: the ring", *body))
+    return parts
 
 
 def _exactness(window: Mapping[str, Any]) -> str:

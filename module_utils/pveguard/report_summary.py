@@ -271,6 +271,8 @@ def _ram_state(node: Mapping[str, Any]) -> list[Finding]:
             Finding(UNKNOWN, "the state of its RAM disk is not known", "Ask the node.", "pve-state status")
         ]
     if kind == "off":
+        if node["cluster"].get("probe"):
+            return []  # what a probe stores is nobody's
         if node["ha"]["resources"]:
             return []  # the heartbeats are wanted there, and the state stays on disk
         return [

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import disk_wear, text_table
+from . import disk_wear, probe, text_table
 from .units import UNKNOWN, bytes_text, duration_text, number_text
 
 SCHEMA = "pveguard-report"
@@ -51,6 +51,7 @@ def entry(
     wear: Mapping[str, Any] | None = None,
     amplification: Mapping[str, Any] | None = None,
     assessment: Mapping[str, Any] | None = None,
+    ring: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What is known of one node.
 
@@ -58,8 +59,8 @@ def entry(
     in this run. ``plan``: the cluster plan. ``measured``: result of pmxcfs_writes in this run. ``last``: the
     entry of the last report. ``baseline``: what was saved before protection, ``{machine, window}``.
     ``links``: ``link_gate_result``. ``wear``: result of disk_wear in this run. ``amplification``: result of
-    write_amplification. ``assessment``: ``{findings, changes}`` of a run that only looks. Anything may be
-    missing or empty. See docs/report.md for the keys of the result.
+    write_amplification. ``assessment``: ``{findings, changes}`` of a run that only looks. ``ring``: result of
+    ring_events. Anything may be missing or empty. See docs/report.md for the keys of the result.
     """
     notes: list[str] = []
     last = last or {}
@@ -91,6 +92,7 @@ def entry(
         "writes": {"before": before, "after": after, "observed": _observed(measured, last)},
         **_disks(wear, last, before, after, counters or last.get("counters"), now, notes),
         **_amplification(amplification, last, now),
+        "ring": dict((ring or {}).get("ring") or last.get("ring") or {}) or None,
         "assessment": dict(assessment) if assessment else None,
         "counters": counters or last.get("counters"),
         "notes": notes,
@@ -310,6 +312,7 @@ def _cluster(node: Mapping[str, Any] | None, plan: Mapping[str, Any] | None) -> 
             "quorate": None,
             "members": 0,
             "live": 0,
+            "probe": None,
         }
     corosync = node.get("corosync") or {}
     packages = node.get("packages") or {}
@@ -320,8 +323,10 @@ def _cluster(node: Mapping[str, Any] | None, plan: Mapping[str, Any] | None) -> 
         "installed": bool(packages["pve-cluster"]) if "pve-cluster" in packages else None,
         "mode": (node.get("pmxcfs") or {}).get("mode", "down"),
         "quorate": corosync.get("quorate") if clustered else None,
-        "members": len(corosync.get("members") or []) if clustered else 0,
-        "live": len(corosync.get("live_member_ids") or []) if clustered else 0,
+        # Probes are none of the cluster's members: nothing depends on them.
+        "members": sum(not probe.is_id(each.get("id")) for each in corosync.get("members") or []) if clustered else 0,
+        "live": sum(not probe.is_id(number) for number in corosync.get("live_member_ids") or []) if clustered else 0,
+        "probe": (clustered and probe.is_id(corosync.get("node_id"))) or (plan or {}).get("action") == "probe",
     }
 
 

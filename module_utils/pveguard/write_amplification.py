@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from . import block_writes, pmxcfs_writes, pve_file, supervised, text_table
+from .corosync_conf import PROBE_NODE_IDS
 from .detached import RESULT_DIR
 from .errors import PveguardError
 from .run import Run
@@ -327,10 +328,12 @@ def render(result: Mapping[str, Any]) -> list[str]:
 def measuring_hosts(nodes: Mapping[str, Mapping[str, Any] | None]) -> list[str]:
     """Where to measure: the first live member of each cluster, as each member pays for all, and each node without one.
 
-    ``nodes``: host -> facts of node_info, in order. A node that is down or has no quorum is not asked.
+    ``nodes``: host -> facts of node_info, in order. A node that is down or has no quorum is not asked, nor is a probe.
     """
     chosen: dict[tuple[str, str], str] = {}
     for host, node in nodes.items():
+        if ((node or {}).get("corosync") or {}).get("node_id") in PROBE_NODE_IDS:
+            continue
         pmxcfs = (node or {}).get("pmxcfs") or {}
         if pmxcfs.get("mode") == "local":
             chosen[("node", host)] = host

@@ -42,7 +42,8 @@ if [ "$verb" = show ]; then
     shift 2
     for unit; do
         state=inactive; pid "$(file "$unit")" > /dev/null && state=active
-        printf 'Id=%s\nActiveState=%s\n\n' "$unit" "$state"
+        enabled=disabled; case $unit in pve-cluster.service|corosync.service) enabled=enabled;; esac
+        printf 'Id=%s\nActiveState=%s\nUnitFileState=%s\n\n' "$unit" "$state" "$enabled"
     done
     exit 0
 fi
@@ -58,10 +59,16 @@ done
 
 
 class Member(Node):
-    """A node whose commands see the small systemctl, with the two programs under test as methods."""
+    """A node whose commands see the small systemctl, with the two programs under test as methods.
 
-    def __init__(self, number: int) -> None:
-        super().__init__(f"pve{number}", number)
+    It is called ``pveN`` at 10.77.0.N unless it has a ``name`` and the last part of an address (``at``) of its own.
+    """
+
+    def __init__(self, number: int, name: str | None = None, at: int | None = None) -> None:
+        own = None if name is None else f"10.77.0.{at} {name}"
+        super().__init__(name or f"pve{number}", number, own)
+        if at is not None:
+            self.address = f"10.77.0.{at}"
         tools = self.root / "run/bin"
         tools.mkdir()
         for name, text in (("systemctl", SYSTEMCTL), ("journalctl", "#!/bin/sh\n")):

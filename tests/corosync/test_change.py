@@ -612,3 +612,15 @@ def test_the_module_fails_with_both_texts(
     assert result["failed"] and result["rolled_back"] is True and "is in force" in result["msg"]
     assert "token: 3000" in result["before"] and "token: 5000" in result["after"]
     assert result["journal"] == ["corosync[1]: error x"]
+
+
+def test_a_probe_that_dies_while_a_change_arrives_undoes_nothing(cluster: Make) -> None:
+    member = cluster()
+    member.change(nodes=[{"name": "watch1", "node_id": 1000, "links": ["10.70.0.100"], "votes": 0}])
+    member.live.add(1000)
+    member.effect = lambda _text: member.live.discard(1000)
+    assert member.change(token_ms=5000).changed and "token: 5000" in member.text
+    # A member that is lost does.
+    member.effect = lambda text: member.live.discard(3) if "token: 6000" in text else None
+    with pytest.raises(ChangeFailed):
+        member.change(token_ms=6000)

@@ -413,3 +413,22 @@ def test_every_value_is_read_back_as_it_was(value: Any) -> None:
 @pytest.mark.parametrize("text", ["on", "No", "null", "1e3", "0x1f", "1:30", "fd00::1", "10.0", "~", "- a", "# a", "", "1_000"])
 def test_what_yaml_would_misread_is_quoted(text: str) -> None:
     assert yaml.safe_load(corosync_export.scalar(text)) == text
+
+
+def test_a_probe_is_in_its_own_group_and_the_members_are_as_without_it() -> None:
+    probe_node = {"name": "watch1", "node_id": 1000, "links": ["10.0.0.9", "10.1.0.9"], "votes": 0}
+    for votes, more in ((0, {}), (1, {"probe_votes": 1})):
+        text = corosync_conf.render_new("production", [*NODES[:2], {**probe_node, "votes": votes}], config_version=7)
+        facts = {"pve1": node(1, text, text, live=(1, 2, 1000))}
+        found = corosync_export.inventory(facts, {"pve1": {"ansible_user": "admin"}})
+        assert found.errors == [] and list(found.groups) == ["cluster_production", "pve_probe"]
+        assert set(found.groups["cluster_production"]["hosts"]) == {"pve1", "pve2"}
+        own = found.groups["pve_probe"]["hosts"]["watch1"]
+        named = {key: value for key, value in own.items() if not key.startswith("ansible_")}
+        assert named == {
+            "corosync_cluster_name": "production", "corosync_node_id": 1000, "corosync_links": ["10.0.0.9", "10.1.0.9"], **more,
+        }  # fmt: skip
+        assert not any("votes" in note for note in found.notes)
+        document = yaml.safe_load(corosync_export.render(found))
+        groups = {host: [group] for group, each in document["all"]["children"].items() for host in each["hosts"]}
+        assert inventory_errors(found.hosts(), host_groups=groups) == []

@@ -36,8 +36,18 @@ def place() -> Iterator[Path]:
         yield Path(directory)
 
 
-def play(place: Path, nodes: list[Member], playbook: str, **variables: Any) -> tuple[int, str]:
-    """Exit code and output on one line. Each module runs in the namespaces of its node."""
+def play(
+    place: Path,
+    nodes: list[Member],
+    playbook: str,
+    *arguments: str,
+    inventory: dict[str, Any] | None = None,
+    **variables: Any,
+) -> tuple[int, str]:
+    """Exit code and output on one line. Each module runs in the namespaces of its node.
+
+    ``inventory``: more of ``all``, such as ``{"children": {...}}``.
+    """
     hosts = {}
     for node in nodes:
         python = place / f"python-{node.name}"
@@ -48,11 +58,11 @@ def play(place: Path, nodes: list[Member], playbook: str, **variables: Any) -> t
             "ansible_connection": "local", "ansible_python_interpreter": str(python),
             "ansible_remote_tmp": str(place / "tmp"),
         }  # fmt: skip
-    (place / "hosts.json").write_text(json.dumps({"all": {"hosts": hosts}}))
+    (place / "hosts.json").write_text(json.dumps({"all": {"hosts": hosts, **(inventory or {})}}))
     (place / "hosts.yml").write_text((place / "hosts.json").read_text())
     done = subprocess.run(
         [Path(sys.executable).parent / "ansible-playbook", "-i", place / "hosts.yml", ROOT / "playbooks" / playbook]
-        + ["-e", json.dumps(variables)],
+        + [*arguments, "-e", json.dumps(variables)],
         capture_output=True,
         text=True,
         env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},

@@ -121,6 +121,7 @@ def test_every_refusal_is_in_one_answer(root: Path) -> None:
         ({"authkey": "not base64"}, "not valid base64"),
         ({"authkey": base64.b64encode(b"short").decode()}, "5 bytes long"),
         ({"authkey": None}, "no authkey of the cluster was given"),
+        ({"authkey_sha256": "0" * 64}, "the member's /etc/corosync/authkey 000000000000"),
         ({"conf": None}, "no corosync.conf of the cluster was given"),
         ({"conf": CONF.replace("cluster_name: lab", "cluster_name: b")}, "is of the cluster 'b'"),
         ({"conf": CONF.replace("nodeid: 2", "nodeid: 3")}, "does not list pve2 with id 2"),

@@ -22,15 +22,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.root]
 
 
 @pytest.fixture
-def members() -> Iterator[Callable[[int], Member]]:
+def members() -> Iterator[Callable[..., Member]]:
     reason = why_not() or (None if shutil.which("corosync") else "needs corosync")
     if reason:
         pytest.skip(reason)
     switch = Switch()
     made: list[Member] = []
 
-    def make(number: int) -> Member:
-        made.append(Member(number))
+    def make(number: int, name: str | None = None, at: int | None = None) -> Member:
+        made.append(Member(number, name, at))
         switch.plug(made[-1])
         return made[-1]
 

@@ -383,6 +383,7 @@ def lab_cli(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, s
         (["up", "--nodes", "many"], "invalid int value: 'many'"),
         (["up", "--profile", "ceph"], "invalid choice: 'ceph'"),
         (["up", "--nvme", "pve9"], "--nvme pve9: the nodes are pve1, pve2, pve3"),
+        (["up", "--plain", "pve9"], "--plain pve9: the nodes are pve1, pve2, pve3"),
         (["throttle", "pve1", "slow"], "'slow' is neither a whole number nor 'off'"),
         (["power-cut", "pve1"], "lab default does not exist"),
         (["power-off", "pve1"], "lab default does not exist"),
@@ -598,6 +599,31 @@ def test_only_nodes_without_the_packages_are_told_where_they_are(hosts: ModuleTy
     variables = hosts.group_variables({**about, "profile": "debian"})
     assert variables["pmxcfs_repository"] == "file:///srv/pve-repo"
     assert len(variables["pmxcfs_repository_fingerprint"]) == 40
+
+
+def test_a_plain_node_is_the_probe_of_the_others(hosts: ModuleType) -> None:
+    lab = make_lab(nodes=4)
+    lab.state.nodes["pve4"]["plain"] = "debian-trixie-9"
+    assert lab.image("pve4").key == "debian-trixie-9" and lab.image("pve1").key == lab.image().key == "pve-trixie-1"
+    listing = hosts.inventory(lab.describe())
+    assert listing["pve_probe"]["hosts"] == ["pve4"] and "pve4" in listing["lab"]["hosts"]
+    # The others have their packages; it is told where to find them.
+    assert listing["lab"]["vars"] == {} and listing["pve_probe"]["vars"]["pmxcfs_repository"] == "file:///srv/pve-repo"
+    ids = {name: variables["corosync_node_id"] for name, variables in listing["_meta"]["hostvars"].items()}
+    assert ids == {"pve1": 1, "pve2": 2, "pve3": 3, "pve4": 1004}
+    assert "pve_probe" not in hosts.inventory(make_lab().describe())
+
+
+def test_a_node_does_not_become_plain_while_it_runs() -> None:
+    lab = make_lab(nodes=4)
+    with pytest.raises(LabError, match="is up with pve4 of profile pve"):
+        lab.up(plain=["pve4"])
+
+
+def test_the_image_of_a_plain_node_is_in_use() -> None:
+    lab = make_lab(nodes=4)
+    lab._write_manifest({**lab._manifest(), "image": "pve-trixie-1", "plain": {"pve4": "debian-trixie-9"}})
+    assert {"pve-trixie-1", "debian-trixie-9"} <= used_images()
 
 
 def test_a_restored_lab_shares_no_connection_with_its_past(hosts: ModuleType) -> None:
