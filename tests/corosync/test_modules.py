@@ -42,6 +42,8 @@ def info(**more: Any) -> dict[str, Any]:
         "quorate": True,
         "members": [{"id": 1, "name": "pve1", "addresses": ["10.77.0.1"]}],
         "live_member_ids": [1],
+        "running_config_version": 1,
+        "member_config_versions": {"1": 1},
         **more,
     }
 
@@ -68,6 +70,10 @@ def test_corosync_conf_shows_what_it_would_write(
     assert "token: 5000" in result["diff"]["after"] and "name: pve2" in result["diff"]["after"]
     result = run_module("corosync_conf", cluster_name="lab", token=3000, _ansible_check_mode=True)
     assert result["changed"] is False
+    # A member that missed a change: the reload that would be issued is a change.
+    monkeypatch.setattr(corosync_info, "collect", lambda **_: info(member_config_versions={"1": 1, "2": 0}))
+    result = run_module("corosync_conf", cluster_name="lab", token=3000, _ansible_check_mode=True)
+    assert result["changed"] is True and result["reloaded"] is True and result["steps"] == 0
 
 
 @pytest.mark.parametrize(
