@@ -47,7 +47,7 @@ def run(
             [
                 str(beside) if beside.exists() else "ansible",
                 *(hosts, "-i", str(inventory), "-t", folder, "-m", module),
-                *("-a", arguments if isinstance(arguments, str) else json.dumps(arguments)),
+                *("-a", arguments if isinstance(arguments, str) else json.dumps(arguments) if arguments else ""),
             ],
             cwd=ROOT,
             env={
