@@ -4,8 +4,8 @@
 
 On a cluster of the lab. Each phase runs alone: a writer on every node replaces files in /etc/pve one after the other
 (create, write, rename over) and keeps when each write ended, and what failed. The phases: nothing but the writers, a
-new token, one more link (a second address on the interface of the first), the link taken away, the former token; at
-last what a change costs that is brought into force by a restart of Corosync on all nodes at once.
+new token, one more link (a second address on the interface of the first); at last what a change costs that is brought
+into force by a restart of Corosync on all nodes at once. Link and token are taken back then.
 
     python -m lab --name load up --profile cluster
     PVEGUARD_LAB=load python bench/change_under_load.py [--token 4000] [--json]
@@ -40,6 +40,9 @@ DEFAULT_TOKEN_MS = 3000
 #: consensus timeouts.
 MARGIN_SECONDS = 8
 
+#: Between two writes of a node, so that an emulated one has time left for the change.
+PAUSE_SECONDS = 0.1
+
 #: Lines ``[seconds of CLOCK_MONOTONIC before, after, errno or null]``, one for each try.
 WRITER = f"""
 import json, os, socket, time
@@ -58,7 +61,7 @@ with open("{RESULT}", "w", buffering=1) as result:
         except OSError as failed:
             error = failed.errno
         result.write(json.dumps([before, time.monotonic(), error]) + "\\n")
-        time.sleep(0.02)
+        time.sleep({PAUSE_SECONDS})
 """
 
 
@@ -127,10 +130,19 @@ class Bench:
         finally:
             self.shell(f"systemctl stop {UNIT}; true")
         said = self.shell(f"cat {RESULT}")
-        return [
+        rows = [
             {"phase": what, "node": name, **judge([json.loads(line) for line in said[name]["stdout"].splitlines()])}
             for name in self.names
         ]
+        print(f"{what}: {', '.join(str(row['longest_gap_ms']) for row in rows)} ms", file=sys.stderr)
+        return rows
+
+    def take_back(self) -> None:
+        """The token and the one link of before, once all are members again."""
+        self.module("corosync_info", {"wait_for": {"quorate": True}, "deadline_seconds": 120})
+        gone = [{"number": 1, "state": "absent"}]
+        self.playbook(corosync_token=self.configured_token_ms or DEFAULT_TOKEN_MS, corosync_link_options=gone)
+        self.shell(f"rm -rf /etc/pve/{UNIT}", self.names[0])
 
     def second_addresses(self, network: ipaddress.IPv4Network, verb: str) -> dict[str, str]:
         """Give every node an address of ``network`` beside that of link 0, or take it away."""
@@ -159,13 +171,9 @@ def main() -> int:
             rows += bench.phase("token", lambda: bench.playbook(corosync_token=options.token))
             added = [{"number": 1, "addresses": link}]
             rows += bench.phase("link added", lambda: bench.playbook(corosync_link_options=added))
-            gone = [{"number": 1, "state": "absent"}]
-            rows += bench.phase("link removed", lambda: bench.playbook(corosync_link_options=gone))
-            token = bench.configured_token_ms or DEFAULT_TOKEN_MS
-            rows += bench.phase("token back", lambda: bench.playbook(corosync_token=token))
             rows += bench.phase("restart of all", lambda: bench.shell("systemctl restart corosync"))
         finally:
-            bench.shell(f"rm -rf /etc/pve/{UNIT}", bench.names[0])
+            bench.take_back()
             bench.second_addresses(options.network, "del")
     except (ad_hoc.ModuleFailed, subprocess.SubprocessError) as error:
         print(error, file=sys.stderr)
