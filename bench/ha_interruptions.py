@@ -211,9 +211,17 @@ def command(wanted: str, inventory: str) -> list[str]:
     return [program, "-i", inventory, str(ROOT / "playbooks/protect.yml"), "-e", json.dumps(variables)]
 
 
-def start(wanted: str, inventory: str, log: Path) -> subprocess.Popen[bytes]:
-    """A run with its own process group, so that all of it can be killed."""
-    environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+def start(wanted: str, inventory: str, log: Path, retries: int = 0) -> subprocess.Popen[bytes]:
+    """A run with its own process group, so that all of it can be killed.
+
+    ``retries`` of a connection that fails: after one was cut, the first login may meet the dead end of the shared one.
+    """
+    environment = {
+        **os.environ,
+        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+        "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_SSH_RETRIES": str(retries),
+    }
     with log.open("wb") as stream:
         return subprocess.Popen(
             command(wanted, inventory), cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=stream,
@@ -300,7 +308,7 @@ class Campaign:
         boots = {node: each["boot_id"] for node, each in self.nodes.look().items()}
 
         begun = time.monotonic()
-        process = start(second, self.inventory, self.work / f"{number}-second.log")
+        process = start(second, self.inventory, self.work / f"{number}-second.log", retries=2)
         try:
             code = process.wait(RUN_SECONDS)
         except subprocess.TimeoutExpired:
