@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[4]
 CUTS = 12
 #: So that the scenario takes no more than its share on a slow machine; the cuts begun until then are finished.
-MINUTES = 6
+MINUTES = 4
 
 
 @pytest.fixture(scope="module")
