@@ -14,6 +14,8 @@ from lab.labs import Lab
 from pveguard import corosync_conf
 
 CHANGE = "playbooks/corosync.yml"
+#: Longer than CI has, which does the same with the real Corosync in namespaces (tests/corosync/test_membership.py).
+pytestmark = campaign
 #: A member more than two adds this to the token (lab/cluster.py).
 COEFFICIENT_MS = 125
 
@@ -25,7 +27,6 @@ def refused(done: Done, words: str, before: dict[str, Any], look: Look) -> None:
         assert (after[name].cluster, after[name].host, after[name].running) == (seen.cluster, seen.host, seen.running), name
 
 
-@campaign
 def test_hosts_of_two_clusters_in_one_group(in_order: Look, look: Look, playbook: Playbook, tmp_path: Path) -> None:
     before = in_order()
     both = tmp_path / "hosts.yml"
@@ -36,19 +37,16 @@ def test_hosts_of_two_clusters_in_one_group(in_order: Look, look: Look, playbook
     refused(done, "pvelab", before, look)
 
 
-@campaign
 def test_what_corosync_refuses_is_not_written(in_order: Look, look: Look, playbook: Playbook) -> None:
     done = playbook(CHANGE, corosync_logging={"debug": "banana"})
     refused(done, "corosync refuses the new corosync.conf", in_order(), look)
 
 
-@campaign
 def test_a_wrong_address_is_not_written(in_order: Look, look: Look, playbook: Playbook) -> None:
     done = playbook(CHANGE, corosync_link_options=[{"number": 0, "addresses": {"pve3": "10.77.0.133"}}])
     refused(done, "link 0", in_order(), look)
 
 
-@campaign
 def test_the_encryption_changes_only_on_demand(in_order: Look, look: Look, playbook: Playbook) -> None:
     before = in_order()
     wish = {"cipher": "aes256", "hash": "sha512"}
@@ -58,7 +56,6 @@ def test_the_encryption_changes_only_on_demand(in_order: Look, look: Look, playb
     assert all(corosync_conf.parse(seen.cluster or "").crypto == ("aes256", "sha512") for seen in in_order().values())
 
 
-@campaign
 def test_the_key_is_rotated(in_order: Look, playbook: Playbook) -> None:
     (before,) = {seen.key for seen in in_order().values()}
     refused_ = playbook("playbooks/authkey.yml")
@@ -69,7 +66,6 @@ def test_the_key_is_rotated(in_order: Look, playbook: Playbook) -> None:
     assert after != before
 
 
-@campaign
 def test_one_node_alone_may_change_all(in_order: Look, look: Look, playbook: Playbook) -> None:
     before = in_order()
     # What needs a restart of every member is refused with --limit.
@@ -127,7 +123,6 @@ def test_the_ring_of_one_is_cut_during_a_change(
     assert old.text() == new.text()
 
 
-@campaign
 def test_the_quorum_is_lost_during_a_change(
     lab: Lab, in_order: Look, look: Look, console: Callable[..., str], background: Any, playbook: Playbook
 ) -> None:
