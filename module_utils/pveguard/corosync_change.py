@@ -630,15 +630,28 @@ def _roll_back(
 
 def _higher(now: str, wanted: str, written: Sequence[str], info: dict[str, Any]) -> list[str]:
     """The steps from ``now`` to ``wanted``, each with a config_version above any that was seen."""
-    seen = [corosync_conf.parse(text).config_version or 0 for text in [now, *written]]
-    seen += [info["running_config_version"] or 0, (info["host"] or {}).get("config_version") or 0]
-    seen += [number or 0 for number in info["member_config_versions"].values()]
+    highest = max(_highest(info), *(corosync_conf.parse(text).config_version or 0 for text in [now, *written]))
     texts = []
     for number, text in enumerate(corosync_edit.steps(corosync_conf.parse(now), corosync_conf.parse(wanted)), 1):
         stepped = corosync_conf.parse(text)
-        stepped.set("totem", "config_version", max(seen) + number)
+        stepped.set("totem", "config_version", highest + number)
         texts.append(stepped.text())
     return texts
+
+
+def _highest(info: dict[str, Any]) -> int:
+    """The highest config_version that a node sees: in both copies, in its own Corosync and in those of the members."""
+    copies = [(info[key] or {}).get("config_version") for key in ("cluster", "host")]
+    seen = [*copies, info["running_config_version"], *info["member_config_versions"].values()]
+    return max(version or 0 for version in seen)
+
+
+def _info_of_member(run: Run, root: Path) -> dict[str, Any]:
+    """What corosync_info says. Raises PveguardError on a node without a cluster."""
+    info = corosync_info.collect(run=run, root=root)
+    if info["cluster"] is None:
+        raise PveguardError("/etc/pve/corosync.conf does not exist: this node is not a member of a cluster")
+    return info
 
 
 def restore(
@@ -656,9 +669,7 @@ def restore(
     No change when the cluster's text differs from it in config_version only. Raises PveguardError for another
     cluster's text, for one that ``corosync -t`` refuses, without quorum, and when it does not arrive.
     """
-    info = corosync_info.collect(run=run, root=root)
-    if info["cluster"] is None:
-        raise PveguardError("/etc/pve/corosync.conf does not exist: this node is not a member of a cluster")
+    info = _info_of_member(run, root)
     now = _exact(info, root)
     old, new = corosync_conf.parse(now, "/etc/pve/corosync.conf"), corosync_conf.parse(wanted, "the text to be restored")
     if old.cluster_name != new.cluster_name:
@@ -703,9 +714,7 @@ def publish(
     this node sees and not already everywhere, for another cluster's text, for one that ``corosync -t`` refuses, without
     quorum, and when it does not arrive. Nothing is undone: what was there before is what is to be repaired.
     """
-    info = corosync_info.collect(run=run, root=root)
-    if info["cluster"] is None:
-        raise PveguardError("/etc/pve/corosync.conf does not exist: this node is not a member of a cluster")
+    info = _info_of_member(run, root)
     now, new = _exact(info, root), corosync_conf.parse(text, "the text to be written")
     # A two_node that is there stays: this is about getting the cluster back as it was.
     corosync_conf.refuse_problems(new, with_pmxcfs=False)
@@ -713,9 +722,7 @@ def publish(
     if outcome.changed:
         if info["cluster_name"] not in (None, new.cluster_name):
             raise PveguardError(f"the text is of the cluster {new.cluster_name!r}, this is {info['cluster_name']!r}")
-        copies = [(info[key] or {}).get("config_version") for key in ("cluster", "host")]
-        seen = [*copies, info["running_config_version"], *info["member_config_versions"].values()]
-        highest = max(version or 0 for version in seen)
+        highest = _highest(info)
         if (new.config_version or 0) <= highest:
             raise PveguardError(
                 f"config_version {new.config_version} of the text is not above {highest}, which this node sees by now: run again"
