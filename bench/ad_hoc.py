@@ -26,6 +26,12 @@ class ModuleFailed(Exception):
         self.results = results
 
 
+def program(name: str) -> str:
+    """A program of Ansible: the one beside this Python, else that of PATH."""
+    beside = Path(sys.executable).with_name(name)
+    return str(beside) if beside.exists() else name
+
+
 def run(
     hosts: str,
     inventory: str | Path,
@@ -41,11 +47,10 @@ def run(
     None for none. Raises ModuleFailed, and subprocess.TimeoutExpired. A result is taken from the file that Ansible writes
     for each host (``-t``), not from its output, which is for people.
     """
-    beside = Path(sys.executable).with_name("ansible")
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [
-                str(beside) if beside.exists() else "ansible",
+                program("ansible"),
                 *(hosts, "-i", str(inventory), "-t", folder, "-m", module),
                 *("-a", arguments if isinstance(arguments, str) else json.dumps(arguments) if arguments else ""),
             ],

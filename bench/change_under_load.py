@@ -105,10 +105,8 @@ class Bench:
         return self.module("ansible.builtin.shell", script, hosts)
 
     def playbook(self, **variables: Any) -> None:
-        beside = Path(sys.executable).with_name("ansible-playbook")
         done = subprocess.run(
-            [str(beside) if beside.exists() else "ansible-playbook", "-i", self.inventory]
-            + ["playbooks/corosync.yml", "-e", json.dumps(variables)],
+            [ad_hoc.program("ansible-playbook"), "-i", self.inventory, "playbooks/corosync.yml", "-e", json.dumps(variables)],
             cwd=ROOT,
             env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
             stdin=subprocess.DEVNULL,

@@ -35,7 +35,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT)]
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+
+import ad_hoc  # noqa: E402
 
 from lab.errors import LabError  # noqa: E402
 from lab.labs import Lab  # noqa: E402
@@ -206,9 +208,7 @@ class Nodes:
 
 def command(wanted: str, inventory: str) -> list[str]:
     variables = {"ha_state": wanted, "ram_state_enabled": False, "write_report_measure": "never"}
-    beside = Path(sys.executable).with_name("ansible-playbook")
-    program = str(beside) if beside.exists() else "ansible-playbook"
-    return [program, "-i", inventory, str(ROOT / "playbooks/protect.yml"), "-e", json.dumps(variables)]
+    return [ad_hoc.program("ansible-playbook"), "-i", inventory, str(ROOT / "playbooks/protect.yml"), "-e", json.dumps(variables)]
 
 
 def start(wanted: str, inventory: str, log: Path, retries: int = 0) -> subprocess.Popen[bytes]:
