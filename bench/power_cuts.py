@@ -48,6 +48,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 import changes  # noqa: E402
 import disk  # noqa: E402
+from totals import show  # noqa: E402
 
 from lab.errors import LabError  # noqa: E402
 from lab.labs import Lab  # noqa: E402
@@ -572,15 +573,7 @@ def main() -> int:
         print(f"power_cuts: {error}", file=sys.stderr)
         return 2
     totals.seconds = round(time.monotonic() - begin, 1)
-    if options.json:
-        print(json.dumps(vars(totals), indent=2))
-    else:
-        for key, value in vars(totals).items():
-            if key != "violations":
-                print(f"{key.replace('_', ' '):28} {value}")
-        for line in totals.violations:
-            print(line)
-    return 1 if totals.violations else 0
+    return show(totals, options.json)
 
 
 if __name__ == "__main__":
