@@ -10,6 +10,8 @@ import base64
 import json
 import os
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,6 +32,22 @@ Everywhere = Callable[..., dict[str, Any]]
 def ephemeral() -> Path:
     """Where molecule keeps the files of this scenario between its steps."""
     return Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
+
+
+def bench_summary(program: str, *arguments: str | Path) -> dict[str, Any]:
+    """What ``bench/PROGRAM --json`` found on the lab of the scenario; its violations are for the caller to judge."""
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, root / "bench" / program, "--name", os.environ["PVEGUARD_LAB"], "--json", *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=root,
+    )
+    assert done.returncode in (0, 1), f"{program}: the test could not be done"
+    found = json.loads(done.stdout)
+    print(json.dumps(found, indent=2))
+    assert isinstance(found, dict)
+    return found
 
 
 @pytest.fixture(scope="session")

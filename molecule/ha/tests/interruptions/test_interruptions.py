@@ -3,35 +3,19 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from nodes import bench_summary
 
-ROOT = Path(__file__).resolve().parents[4]
 KINDS = ("kill", "connection", "power")
 
 
 @pytest.fixture(scope="module")
 def summary(ephemeral: Path) -> dict[str, Any]:
-    done = subprocess.run(
-        [
-            *(sys.executable, ROOT / "bench/ha_interruptions.py", "--name", os.environ["PVEGUARD_LAB"], "--json"),
-            *("--rounds", str(len(KINDS)), "--kinds", ",".join(KINDS), "--work", ephemeral / "ha_interruptions"),
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-    assert done.returncode in (0, 1), "the interruptions could not be done"
-    found = json.loads(done.stdout)
-    print(json.dumps(found, indent=2))
-    assert isinstance(found, dict)
-    return found
+    kinds = ("--rounds", str(len(KINDS)), "--kinds", ",".join(KINDS))
+    return bench_summary("ha_interruptions.py", *kinds, "--work", ephemeral / "ha_interruptions")
 
 
 def test_no_node_was_reset_and_every_second_run_completed(summary: dict[str, Any]) -> None:

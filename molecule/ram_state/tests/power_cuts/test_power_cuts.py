@@ -3,16 +3,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from nodes import bench_summary
 
-ROOT = Path(__file__).resolve().parents[4]
 CUTS = 12
 #: So that the scenario takes no more than its share on a slow machine; the cuts begun until then are finished.
 MINUTES = 4
@@ -20,25 +16,8 @@ MINUTES = 4
 
 @pytest.fixture(scope="module")
 def summary(ephemeral: Path) -> dict[str, Any]:
-    done = subprocess.run(
-        [
-            sys.executable,
-            ROOT / "bench/power_cuts.py",
-            "--name",
-            os.environ["PVEGUARD_LAB"],
-            "--cuts",
-            str(CUTS),
-        ]
-        + ["--minutes", str(MINUTES), "--busy", "3.5", "8", "--work", ephemeral / "power_cuts", "--json"],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-    assert done.returncode in (0, 1), "the cuts could not be done"
-    found = json.loads(done.stdout)
-    print(json.dumps(found, indent=2))
-    assert isinstance(found, dict)
-    return found
+    limits = ("--cuts", str(CUTS), "--minutes", str(MINUTES), "--busy", "3.5", "8")
+    return bench_summary("power_cuts.py", *limits, "--work", ephemeral / "power_cuts")
 
 
 def test_nothing_was_violated(summary: dict[str, Any]) -> None:
