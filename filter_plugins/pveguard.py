@@ -35,7 +35,7 @@ PLAYBOOK_VARIABLES: dict[str, dict[str, Any]] = {
     # Registered or set by the playbooks while they run.
     "pveguard_gate_alone": {"type": "raw"},
     "pveguard_authkey": {"type": "raw"},
-    "pveguard_join": {"type": "raw"},
+    "pveguard_part_of_run": {"type": "raw"},
     "pveguard_leave": {"type": "raw"},
     "pveguard_node": {"type": "raw"},
     "pveguard_plan": {"type": "raw"},
