@@ -21,7 +21,8 @@ hypothesis.settings.load_profile("pveguard")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if os.geteuid() != 0:
-        for item in items:
-            if item.get_closest_marker("root"):
-                item.add_marker(pytest.mark.skip(reason="needs root"))
+    for item in items:
+        if item.get_closest_marker("campaign") and "PVEGUARD_CAMPAIGN" not in os.environ:
+            item.add_marker(pytest.mark.skip(reason="in `make campaign`"))
+        if os.geteuid() != 0 and item.get_closest_marker("root"):
+            item.add_marker(pytest.mark.skip(reason="needs root"))

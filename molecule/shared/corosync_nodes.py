@@ -11,17 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from pveguard import corosync_conf
 
 ROOT = Path(__file__).resolve().parents[2]
 Done = subprocess.CompletedProcess[str]
 Playbook = Callable[..., Done]
 Look = Callable[..., dict[str, "Seen"]]
-
-#: What takes longer than CI has.
-campaign = pytest.mark.skipif("PVEGUARD_CAMPAIGN" not in os.environ, reason="in `make campaign`")
 
 #: Seconds in which a change must have arrived; an emulated member needs up to 5.
 ARRIVAL_SECONDS = 20

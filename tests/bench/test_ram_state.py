@@ -30,7 +30,7 @@ ram_state = load()
 
 @pytest.mark.root
 @pytest.mark.slow
-@pytest.mark.skipif("PVEGUARD_CAMPAIGN" not in os.environ, reason="in `make campaign`: two minutes")
+@pytest.mark.campaign
 def test_stock_writes_heartbeats_and_ours_does_not() -> None:
     reason = ram_state.why_not()
     if reason:

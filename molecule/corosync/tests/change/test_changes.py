@@ -8,14 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from corosync_nodes import Done, Look, Playbook, campaign, plain
+import pytest
+from corosync_nodes import Done, Look, Playbook, plain
 
 from lab.labs import Lab
 from pveguard import corosync_conf
 
 CHANGE = "playbooks/corosync.yml"
 #: Longer than CI has, which does the same with the real Corosync in namespaces (tests/corosync/test_membership.py).
-pytestmark = campaign
+pytestmark = pytest.mark.campaign
 #: A member more than two adds this to the token (lab/cluster.py).
 COEFFICIENT_MS = 125
 

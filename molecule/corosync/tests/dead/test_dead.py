@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from corosync_nodes import Look, Playbook, campaign, plain
+from corosync_nodes import Look, Playbook, plain
 
 from lab.labs import Lab
 
 #: Longer than CI has.
-pytestmark = campaign
+pytestmark = pytest.mark.campaign
 
 Console = Callable[..., str]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from corosync_nodes import Done, Look, Playbook, campaign, plain
+from corosync_nodes import Done, Look, Playbook, plain
 
 from lab.labs import Lab
 from pveguard import corosync_conf
@@ -36,7 +36,7 @@ def differences(playbook: Playbook) -> str:
     return plain(playbook("playbooks/assess.yml"))
 
 
-@campaign
+@pytest.mark.campaign
 def test_one_that_was_away_during_three_edits(
     lab: Lab, in_order: Look, console: Console, playbook: Playbook, recover: Callable[[], Done]
 ) -> None:
@@ -101,7 +101,7 @@ def test_a_second_time_there_is_nothing_to_recover(recovered: dict[str, Any], in
     assert again.returncode == 0 and "nothing to recover" in plain(again), plain(again)[-3000:]
 
 
-@campaign
+@pytest.mark.campaign
 def test_an_address_that_was_pushed_by_hand_cuts_nobody_off(
     in_order: Look, look: Look, console: Console, playbook: Playbook
 ) -> None:

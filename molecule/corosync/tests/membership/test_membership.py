@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from corosync_nodes import Done, Look, Playbook, campaign, changed, plain
+from corosync_nodes import Done, Look, Playbook, changed, plain
 
 from lab.labs import Lab
 
 #: Longer than CI has.
-pytestmark = campaign
+pytestmark = pytest.mark.campaign
 
 Console = Callable[..., str]
 #: The fourth through the first: the others are seen by what the cluster says.
