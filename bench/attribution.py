@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Who writes on an idle cluster, as HA is stopped node by node: the published figures beside what pmxcfs_writes says.
+"""Who writes on an idle cluster, as HA goes off node by node: the published figures beside what pmxcfs_writes says.
 
 On a cluster of the lab that is not protected yet and whose HA runs (profile pve). Every node is observed at once, by
-both methods of the module one after the other; then the HA managers of one node more are stopped, and they all run
-again at the end.
+both methods of the module one after the other; then one node more does the step of the role ha (its module ha_services:
+LRM, CRM), in the order of the role. After the last, watchdog-mux goes off everywhere. HA runs again at the end.
 
     python -m lab --name wear up --fresh --profile pve
     PVEGUARD_LAB=wear ansible-playbook -i inventory/lab playbooks/join.yml
@@ -97,13 +97,15 @@ def main() -> int:
                 rows += [{"node": node, **figures} for node, figures in found.items()]
             if not running:
                 break
-            ad_hoc.run(running.pop(), options.inventory, "ansible.builtin.command", f"systemctl stop {MANAGERS}")
+            ad_hoc.run(running.pop(0), options.inventory, "ha_services", {"state": "disabled", "part": "managers"})
+            if not running:
+                ad_hoc.run("all", options.inventory, "ha_services", {"state": "disabled", "part": "watchdog"})
     except ad_hoc.ModuleFailed as error:
         print(error, file=sys.stderr)
         return 2
     finally:
         if names:
-            ad_hoc.run("all", options.inventory, "ansible.builtin.command", f"systemctl start {MANAGERS}")
+            ad_hoc.run("all", options.inventory, "ha_services", {"state": "restored"})
 
     if options.json:
         print(json.dumps({"rows": rows, "problems": wrong}, indent=2))
