@@ -79,7 +79,7 @@ slow: ## the unit tests that take longer: minutes
 	@$(bootstrap) base lab test
 	python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m 'slow and not lab' $(ARGS)
 
-SCENARIO ?= default ram_state fsync_gate corosync
+SCENARIO ?= default corosync ha probe
 molecule: ## molecule scenarios on virtual machines (SCENARIO=default: that one)
 	@$(bootstrap) base lab test
 	@set -e; for scenario in $(SCENARIO); do \
