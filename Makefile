@@ -74,10 +74,11 @@ unit: ## unit tests, a minute or two
 	@$(bootstrap) base lab test
 	python -m pytest -q -n 2 --dist loadfile -m 'not slow and not lab' $(ARGS)
 
-# Nodes, loop devices and networks are a test's own, so two files can run at once; the longest files come early.
+# Nodes, loop devices and networks are a test's own, so files can run at once; they wait for real daemons much of the time,
+# so three on two cores. The longest files come early.
 slow: ## the unit tests that take longer: minutes
 	@$(bootstrap) base lab test
-	python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m 'slow and not lab' $(ARGS)
+	python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m 'slow and not lab' $(ARGS)
 
 SCENARIO ?= default corosync ha probe
 molecule: ## molecule scenarios on virtual machines (SCENARIO=default: that one)

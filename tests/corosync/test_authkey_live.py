@@ -39,6 +39,7 @@ def memberships(node: Member) -> int:
     return int(next(line.split(".")[-1] for line in out.splitlines() if line.startswith("Ring ID:")), 16)
 
 
+@pytest.mark.campaign
 def test_a_rotation_costs_no_membership(members: Callable[[int], Member]) -> None:
     nodes = clustered(members, 2)
     first, second = nodes

@@ -76,6 +76,7 @@ def changed(output: str) -> int:
     return sum(int(number) for number in re.findall(r"changed=(\d+)", output))
 
 
+@pytest.mark.campaign
 def test_a_member_leaves_by_the_playbook_and_joins_again(members: Callable[[int], Member], place: Path) -> None:
     nodes = clustered(members, 3)
     first, second, third = nodes

@@ -55,6 +55,7 @@ def version(node: Member) -> int:
     return found
 
 
+@pytest.mark.campaign
 def test_planted_disorders_are_repaired(cluster: list[Member]) -> None:
     first, second, third = cluster
     wait_for("a healthy cluster", lambda: plan(cluster)["healthy"], 30)

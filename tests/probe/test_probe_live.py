@@ -37,6 +37,7 @@ def listed(node: Member) -> corosync_conf.Node | None:
     return corosync_conf.parse(node.cluster_conf.read_text()).node(NAME)
 
 
+@pytest.mark.campaign
 def test_members_notice_nothing_of_a_probe(members: Make, watch1: Add, place: Path) -> None:
     """The smallest cluster has the least to lose: two members, both needed."""
     nodes = make(members, 2)
@@ -160,6 +161,7 @@ def test_nodes_by_themselves_are_refused_with_the_reason(members: Make, watch1: 
     assert "corosync.conf" not in probe.tree()
 
 
+@pytest.mark.campaign
 def test_the_other_playbooks_go_on_with_a_probe_up_and_off(members: Make, watch1: Add, place: Path) -> None:
     nodes = make(members, 2)
     probe = watch1(nodes)
