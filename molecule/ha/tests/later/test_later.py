@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from ha_interruptions import FIRES_SECONDS, UNITS, Nodes, unlike
 
+#: Longer than CI has.
+pytestmark = pytest.mark.campaign
 Protect = Callable[[str], tuple[int, str]]
 LRM, _, MUX = UNITS
 

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from ha_interruptions import Nodes
 
+#: Longer than CI has, which does the same with the programs of the doubles (tests/ha/test_role.py, test_on_double.py).
+pytestmark = pytest.mark.campaign
 Protect = Callable[[str], tuple[int, str]]
 
 
