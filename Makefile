@@ -80,7 +80,7 @@ slow: ## the unit tests that take longer: minutes
 	@$(bootstrap) base lab test
 	python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m 'slow and not lab' $(ARGS)
 
-SCENARIO ?= default corosync ha probe
+SCENARIO ?= default corosync ha
 molecule: ## molecule scenarios on virtual machines (SCENARIO=default: that one)
 	@$(bootstrap) base lab test
 	@set -e; for scenario in $(SCENARIO); do \

@@ -41,7 +41,6 @@ def a_probe(nodes: list[Member], watch1: Callable[[list[Member]], Member]) -> Me
     return probe
 
 
-@pytest.mark.campaign
 def test_the_figures_of_the_probe_are_those_of_the_members(
     members: Callable[..., Member], watch1: Callable[[list[Member]], Member]
 ) -> None:
@@ -73,7 +72,6 @@ def test_the_figures_of_the_probe_are_those_of_the_members(
     ]  # fmt: skip
 
 
-@pytest.mark.campaign
 def test_observe_yml_reports_the_cluster_as_the_probe_sees_it(
     members: Callable[..., Member], watch1: Callable[[list[Member]], Member], place: Path
 ) -> None:

@@ -37,7 +37,6 @@ def listed(node: Member) -> corosync_conf.Node | None:
     return corosync_conf.parse(node.cluster_conf.read_text()).node(NAME)
 
 
-@pytest.mark.campaign
 def test_members_notice_nothing_of_a_probe(members: Make, watch1: Add, place: Path) -> None:
     """The smallest cluster has the least to lose: two members, both needed."""
     nodes = make(members, 2)
