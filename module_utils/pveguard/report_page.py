@@ -136,10 +136,12 @@ def _title(report: Mapping[str, Any], look_only: bool) -> str:
 
 def _now(report: Mapping[str, Any], judged: Mapping[str, tuple[str, list[Finding]]]) -> list[Html]:
     nodes: Mapping[str, Mapping[str, Any]] = report["nodes"]
+    # A probe has no HA and is not protected: where there are others, these figures are theirs.
+    own = {name: node for name, node in nodes.items() if not node["cluster"].get("probe")} or nodes
     tiles = tag(
         "div",
         html_page.key_figures(
-            [_quorum_tile(nodes), _copies_tile(nodes), _ha_tile(nodes), *_ram_tiles(nodes, report["time"])]
+            [_quorum_tile(nodes), _copies_tile(nodes), _ha_tile(own), *_ram_tiles(own, report["time"])]
         ),
         class_="card big",
     )
@@ -421,7 +423,7 @@ def _before_after(
         unit=unit,
     )
     limit = (
-        f" The {len(drawn)} nodes with most; all {count} are in the table below."
+        f" {'The node' if len(drawn) == 1 else f'The {len(drawn)} nodes'} with most; all {count} are in the table below."
         if count > len(drawn)
         else ""
     )

@@ -119,6 +119,16 @@ def test_what_an_operator_reads_first() -> None:
     assert parts == ["now", "changed", "writers", "drives", "gates", "next"]
 
 
+def test_a_probe_is_not_counted_among_the_nodes_that_are_protected() -> None:
+    report = sample.three()
+    first = next(iter(report["nodes"]))
+    report["nodes"][first]["cluster"]["probe"] = True
+    report["nodes"][first]["ram_state"] = {**report["nodes"][first]["ram_state"], "state": "absent"}
+    shown = words(report)
+    assert "State in RAM 2 of 2" in shown and "Nodes with HA off 2 of 2" in shown
+    assert "Nodes with quorum 3 of 3" in shown
+
+
 def test_all_well_says_so_and_has_nothing_to_do() -> None:
     report = report_table.build({"pve1": sample.entry("pve1")}, sample.NOW)
     assert report_summary.overall(report)[0] == "pass" and report_summary.steps(report) == []
