@@ -10,6 +10,7 @@ import re
 import select
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,10 @@ class Site:
         ]
 
 
+#: A run that has not ended by then waits for something else than the answer.
+ANSWER_SECONDS = 300
+
+
 def on_a_terminal(
     command: list[str], environment: dict[str, str], answer: str
 ) -> subprocess.CompletedProcess[str]:
@@ -97,19 +102,23 @@ def on_a_terminal(
         stderr=subprocess.STDOUT,
     )
     assert process.stdout is not None
-    output, asked = b"", 0
+    output, asked = b"", False
+    deadline = time.monotonic() + ANSWER_SECONDS
     try:
         while True:
-            if select.select([process.stdout], [], [], 1.0)[0]:
+            waits = not select.select([process.stdout], [], [], 1.0)[0]
+            if not waits:
                 part = os.read(process.stdout.fileno(), 65536)
                 if not part:
                     break
                 output += part
-            elif not asked:
-                asked = max(0, output.find(b"anything else changes nothing"))
-            if asked and b"TASK" not in output[asked:]:
+            # Where its lines are broken depends on the names in it.
+            _, question, after = re.sub(rb"\s+", b" ", output).partition(b"anything else changes nothing")
+            asked = asked or (waits and bool(question))
+            if asked and b"TASK" not in after:
                 # Again each second: what is typed before the question is complete is thrown away.
                 os.write(terminal, f"{answer}\r".encode())
+            assert time.monotonic() < deadline, f"it goes on after {ANSWER_SECONDS} s: {output.decode(errors='replace')}"
         return subprocess.CompletedProcess(command, process.wait(), output.decode(), "")
     finally:
         process.kill()
