@@ -213,3 +213,14 @@ def test_example_inventory_is_readable_with_its_demonstration_password(tmp_path:
     assert clustered and clustered < set(hostvars)
     needed = {"corosync_node_id", "corosync_links", "corosync_authkey"}
     assert all(needed <= set(hostvars[host]) for host in clustered)
+
+
+def test_an_inventory_program_that_was_imported_stays_readable(tmp_path: Path) -> None:
+    """As the lab's after its tests: Python leaves a folder beside it, which is no inventory."""
+    (tmp_path / "hosts.yml").write_text("all:\n  hosts:\n    pve1:\n")
+    (tmp_path / "__pycache__").mkdir()
+    (tmp_path / "__pycache__/hosts.cpython-311.pyc").write_bytes(b"\0")
+    command = [str(Path(sys.executable).parent / "ansible-inventory"), "-i", str(tmp_path), "--list"]
+    environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0 and "pve1" in result.stdout, result.stderr

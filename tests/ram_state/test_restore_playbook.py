@@ -96,7 +96,8 @@ def on_a_terminal(
     process = subprocess.Popen(
         ["setsid", "--ctty", "--wait", *command],
         cwd=ROOT,
-        env=environment,
+        # What it says goes through a pipe, where a question would wait for more text to come.
+        env={**environment, "PYTHONUNBUFFERED": "1"},
         stdin=other,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
