@@ -10,8 +10,8 @@ import pytest
 from nodes import bench_summary
 from testinfra.host import Host
 
-#: Node cuts: all three at once, then one, then what the dice say.
-CUTS = 6
+#: Node cuts: all three at once, then one.
+CUTS = 4
 #: So that the scenario takes no more than its share on a slow machine; the cuts begun until then are finished.
 MINUTES = 3
 
