@@ -12,8 +12,8 @@ from testinfra.host import Host
 
 #: Node cuts: all three at once, then one.
 CUTS = 4
-#: So that the scenario takes no more than its share on a slow machine; the cuts begun until then are finished.
-MINUTES = 3
+#: Where the first round takes longer than that, something else is wrong.
+MINUTES = 6
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def test_nothing_was_violated(summary: dict[str, Any]) -> None:
 
 
 def test_single_nodes_and_all_at_once_lost_their_power(summary: dict[str, Any]) -> None:
-    """The first two rounds, which the time allows on any machine."""
+    """The two rounds."""
     assert summary["cuts_of_all_nodes"] and summary["cuts_of_one_node"]
 
 
