@@ -22,7 +22,7 @@ UNITS = [
     *("corosync.service", "pve-cluster.service", "pveguard-state.service", "pveguard-state-watch.service"),
     *("pve-ha-lrm.service", "pve-ha-crm.service", "watchdog-mux.service"),
 ]
-MARKERS = ["molecule-shared", "molecule-reboot", "molecule-before-the-cut", "molecule-while-down"]
+MARKERS = ["molecule-shared", "molecule-reboot"]
 
 
 def run(*command: str) -> tuple[int, str]:
