@@ -53,6 +53,13 @@ def cluster_peers(hostvars: Hosts, hosts: Iterable[str], host: str) -> list[str]
     ]
 
 
+def next_peer(hostvars: Hosts, hosts: Iterable[str], host: str) -> list[str]:
+    """The one of ``hosts`` that comes after ``host`` in its cluster, the first after the last; empty where it is alone."""
+    peers = cluster_peers(hostvars, hosts, host)
+    following = peers[(peers.index(host) + 1) % len(peers)]
+    return [] if following == host else [following]
+
+
 def ha_on(hostvars: Hosts, hosts: Iterable[str]) -> list[str]:
     """Those of ``hosts`` that have something of HA to switch off or to clean up, as far as the facts tell."""
     facts = {host: (_node(hostvars, host) or {}).get("ha") or {} for host in hosts}
@@ -314,6 +321,7 @@ class FilterModule:
             "pveguard_time": units.time_text,
             "pveguard_years": units.years_text,
             "pveguard_cluster_peers": cluster_peers,
+            "pveguard_next_peer": next_peer,
             "pveguard_ha_on": ha_on,
             "pveguard_ha_objections": ha_objections,
             "pveguard_ha_watchdog_holders": ha_watchdog_holders,

@@ -62,6 +62,17 @@ def execute(
         raise LabError(f"ssh port {port}: no end of {command!r} after {timeout:.0f} s") from error
 
 
+def login(directory: Path, port: int, timeout: float = 60.0) -> str:
+    """Why nobody can log in to a guest now, "" when that works. One that is about to reboot may take the login and go."""
+    try:
+        done = execute(directory, port, "true", timeout)
+    except LabError as error:
+        return str(error)
+    if done.returncode == 0:
+        return ""
+    return (done.stderr.strip().splitlines() or [f"ssh status {done.returncode}"])[-1]
+
+
 def banner(port: int, timeout: float = 3.0) -> bool:
     """True when a server that speaks ssh answers."""
     try:

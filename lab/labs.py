@@ -259,7 +259,7 @@ class Lab:
         key = image.digest(
             picture.key,
             picture.repository.name,
-            accelerator,
+            *accel.arguments(accelerator),
             accel.qemu_version(),
             str(memory),
             *sorted(nvme),
@@ -564,15 +564,10 @@ class Lab:
                         f"{machine.name}: QEMU ended while waiting for ssh; see {machine.qemu_log}"
                     )
                 if guestssh.banner(machine.port):
-                    done = guestssh.execute(self.directory, machine.port, "true", 90)
-                    if done.returncode == 0:
+                    why = guestssh.login(self.directory, machine.port)
+                    if not why:
                         say(f"{machine.name}: ssh after {time.monotonic() - begin:.1f} s")
                         return
-                    why = (
-                        done.stderr.strip().splitlines()[-1]
-                        if done.stderr.strip()
-                        else f"ssh status {done.returncode}"
-                    )
                 else:
                     machine.reset_if_stuck()
                 time.sleep(0.3)
