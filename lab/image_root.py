@@ -30,6 +30,12 @@ MASKED = (
     "systemd-networkd-wait-online.service", "smartmontools.service", "smartd.service", "corosync-notifyd.service",
     "modprobe@drm.service", "modprobe@efi_pstore.service",
 )  # fmt: skip
+# Run at each boot and each reload of systemd, a second under emulation, and make nothing of these guests.
+GENERATORS = (
+    "systemd-debug-generator", "systemd-getty-generator", "systemd-gpt-auto-generator",
+    "systemd-hibernate-resume-generator", "systemd-rc-local-generator", "systemd-run-generator",
+    "systemd-ssh-generator", "systemd-system-update-generator", "systemd-tpm2-generator",
+)  # fmt: skip
 ENABLED = ("ssh.service", "lab-identity.service", "lab-network.service", "lab-agent.service")
 
 
@@ -93,6 +99,10 @@ def settle(root: Path, spec: dict[str, Any]) -> None:
         link = root / "etc/systemd/system" / unit
         link.unlink(missing_ok=True)
         link.symlink_to("/dev/null")
+    generators = root / "etc/systemd/system-generators"
+    generators.mkdir(exist_ok=True)
+    for generator in GENERATORS:
+        (generators / generator).symlink_to("/dev/null")
     systemctl("enable", *ENABLED)
     systemctl("set-default", "multi-user.target")
     if spec["kind"] == "pve":

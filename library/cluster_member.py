@@ -125,13 +125,13 @@ steps:
 
 import platform
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.pveguard import cluster_member
 from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.node_module import NodeModule
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = NodeModule(
         argument_spec={
             "state": {"type": "str", "choices": ["bootstrapped", "joined", "left"], "required": True},
             "cluster_name": {"type": "str", "required": True},

@@ -104,13 +104,13 @@ arrived:
   type: bool
 """
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.pveguard import corosync_repair
 from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.node_module import NodeModule
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = NodeModule(
         argument_spec={
             "step": {
                 "type": "str",

@@ -108,12 +108,12 @@ notes:
   elements: str
 """
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.pveguard import disk_wear
+from ansible.module_utils.pveguard.node_module import NodeModule
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = NodeModule(
         argument_spec={
             "paths": {"type": "list", "elements": "path", "default": list(disk_wear.PATHS)},
             "all_disks": {"type": "bool", "default": False},

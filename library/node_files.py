@@ -73,14 +73,14 @@ changed_paths:
   elements: str
 """
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.pveguard import node_files
 from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.node_module import NodeModule
 from ansible.module_utils.pveguard.run import run
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = NodeModule(
         argument_spec={
             "files": {
                 "type": "list",

@@ -79,13 +79,13 @@ repository:
   type: str
 """
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.pveguard import pmxcfs_package
 from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.node_module import NodeModule
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = NodeModule(
         argument_spec={
             "repository": {"type": "str", "default": ""},
             "suite": {"type": "str", "default": ""},

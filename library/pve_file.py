@@ -59,13 +59,13 @@ bytes:
   type: int
 """
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.pveguard import pve_file
 from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.node_module import NodeModule
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = NodeModule(
         argument_spec={
             "path": {"type": "path", "required": True},
             "content": {"type": "str", "no_log": False},

@@ -134,13 +134,13 @@ login:
 
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.pveguard import ram_state
 from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.node_module import NodeModule
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = NodeModule(
         argument_spec={
             "state": {"type": "str", "choices": ["enabled", "disabled", "info"], "default": "enabled"},
             "program": {"type": "str"},

@@ -128,13 +128,13 @@ generation_tree_sha256:
   type: str
 """
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.pveguard import restore
 from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.node_module import NodeModule
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = NodeModule(
         argument_spec={
             "state": {"type": "str", "choices": ["looked", "restored"], "default": "looked"},
             "program": {"type": "str", "required": True},

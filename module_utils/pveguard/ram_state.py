@@ -141,8 +141,8 @@ def enable(options: Options, check: bool = False, run: Run = real_run) -> dict[s
         return result
     made = {change.path for change in changes if change.what == "created"}
     created = [replace(spec, present=False) for spec in files if spec.path in made]
+    # systemd reads them when pve-state has put the drop-in in place.
     node_files.apply(files)
-    _daemon_reload(run)
     argv = [PROGRAM, "adopt", "--json", "--result", "/run/pveguard/pveguard-enable.json"]
     argv += ["--connection", found["login"]["connection"] or ""]
     argv += ["--allow-ha"] if options.allow_ha else []
