@@ -126,6 +126,10 @@ tree_sha256:
   description: Hash of all paths, types and contents, noise aside, after the switch-over.
   returned: when a switch-over was made
   type: str
+pmxcfs:
+  description: The cluster file system as it is after the switch-over, as M(node_info) returns it.
+  returned: when a switch-over was made
+  type: dict
 login:
   description: How the login in use was proved.
   returned: when the state is or would be moved to RAM
@@ -134,7 +138,7 @@ login:
 
 from typing import Any
 
-from ansible.module_utils.pveguard import ram_state
+from ansible.module_utils.pveguard import pmxcfs, ram_state
 from ansible.module_utils.pveguard.errors import PveguardError
 from ansible.module_utils.pveguard.node_module import NodeModule
 
@@ -188,6 +192,8 @@ def main() -> None:
     if preflight:
         figures.setdefault("tmpfs_bytes", preflight.get("tmpfs_bytes"))
         figures.setdefault("login", preflight.get("login"))
+    if result["switched"] and not module.check_mode:
+        figures["pmxcfs"] = pmxcfs.collect()
     module.exit_json(
         changed=result["changed"],
         ram_state=status,
