@@ -40,6 +40,7 @@ def run_detached(
     run: Run = real_run,
     result_dir: Path = RESULT_DIR,
     poll_s: float = 0.3,
+    ask_s: float = 3.0,
 ) -> dict[str, Any]:
     """Run ``argv`` as the transient unit ``unit`` (no suffix), wait for it, return the JSON object it wrote.
 
@@ -47,6 +48,9 @@ def run_detached(
     no end within ``deadline_s`` seconds (the unit itself is stopped by systemd 30 s later) raises
     :class:`DetachedError`. When the unit is already running (a former connection was lost), its end is awaited
     instead of starting a second one.
+
+    The file is looked for every ``poll_s`` seconds. systemd is asked only when it is there, or after ``ask_s`` seconds, for
+    a unit that died without a result: each question is a process, which on a slow node holds up what is waited for.
     """
     service = f"{unit}.service"
     result_file = result_dir / f"{unit}.json"
@@ -70,8 +74,13 @@ def run_detached(
         )
         if not started.ok:
             raise DetachedError(f"systemd-run could not start {service}: {started.stderr.strip()}")
-    end = time.monotonic() + deadline_s
+    begin = time.monotonic()
+    end, ask = begin + deadline_s, begin + min(ask_s, deadline_s)
     while True:
+        if time.monotonic() < ask and not result_file.exists():
+            time.sleep(poll_s)
+            continue
+        ask = time.monotonic() + ask_s
         state = _show(service, run)
         if state.get("ActiveState") not in ("active", "activating", "deactivating"):
             break
