@@ -408,7 +408,7 @@ def main() -> int:
     if not kinds or set(kinds) - set(KINDS):
         print(f"ha_interruptions: --kinds {options.kinds}: wanted some of {','.join(KINDS)}", file=sys.stderr)
         return 2
-    begin = time.monotonic()
+    begin, totals = time.monotonic(), Totals(options.seed)
     os.environ["PVEGUARD_LAB"] = options.name  # the inventory of the lab asks for it
     try:
         lab = Lab(options.name)
@@ -429,6 +429,9 @@ def main() -> int:
             print(f"round {number}: {'; '.join(new) or 'good'} ({time.monotonic() - started:.0f} s)", file=sys.stderr)
     except (CannotTest, LabError) as error:
         print(f"ha_interruptions: {error}", file=sys.stderr)
+        if totals.rounds:
+            totals.seconds = round(time.monotonic() - begin, 1)
+            show(totals, options.json)
         return 2
     totals.seconds = round(time.monotonic() - begin, 1)
     return show(totals, options.json)
