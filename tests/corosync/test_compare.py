@@ -454,6 +454,7 @@ def test_a_proposal_is_a_copy_that_was_seen_and_wins(nodes: dict[str, Any], shuf
             assert (info["running_config_version"] or 0) <= best["write_version"]
 
 
+@pytest.mark.slow
 @given(disorder())
 def test_one_healthy_majority_decides_whatever_the_others_say(nodes: dict[str, Any]) -> None:
     for n in (1, 2, 3):

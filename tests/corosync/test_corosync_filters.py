@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from .cluster_facts import NAME, conf, healthy, node
@@ -42,6 +43,7 @@ def test_differences_of_hosts_that_were_asked_and_that_were_not() -> None:
     assert found["survivor"]["path"] == "/etc/pve/corosync.conf" and found["lines"][0] == f"cluster {NAME}:"
 
 
+@pytest.mark.slow
 def test_a_report_ends_with_the_differences_and_is_silent_without(tmp_path: Path) -> None:
     play = [
         {
@@ -101,6 +103,7 @@ def playbook(inventory: str, *more: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_playbook_writes_once_and_only_what_it_may(tmp_path: Path) -> None:
     """On this machine, whatever it is: what is exported passes validate.yml, and a second export changes nothing."""
     file = tmp_path / "inventory" / "hosts.yml"

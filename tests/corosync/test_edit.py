@@ -59,6 +59,7 @@ VALUE = st.text(
 SECTION = st.sampled_from(["totem", "quorum", "logging", "brand_new"])
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from(NAMES), st.sampled_from(list(SHAPES)), SECTION, KEY, VALUE)
 def test_an_option_changes_its_own_line_only(name: str, shape: str, section: str, key: str, value: str) -> None:

@@ -404,6 +404,7 @@ def test_a_template_in_a_configuration_is_refused() -> None:
     assert found.errors and all("would take for a template" in error for error in found.errors)
 
 
+@pytest.mark.slow
 @given(st.text(st.characters(exclude_categories=["Cs"])) | st.booleans() | st.integers(0, 2**40))
 def test_every_value_is_read_back_as_it_was(value: Any) -> None:
     found = yaml.safe_load(f"key: {corosync_export.scalar(value)}\n")["key"]

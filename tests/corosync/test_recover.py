@@ -321,6 +321,7 @@ def versions(facts: Mapping[str, Any]) -> list[int]:
     return [v or 0 for v in [*found, info["running_config_version"]]]
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(disorder(), st.sampled_from(["", "", "pve1", "pve2:host"]))
 def test_no_plan_loses_a_cluster(nodes: dict[str, dict[str, Any] | None], choice: str) -> None:

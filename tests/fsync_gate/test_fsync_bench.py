@@ -121,6 +121,7 @@ def test_each_method_gets_its_share_and_stays_small(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_needs_less_than_ten_mebibytes(tmp_path: Path) -> None:
     fsync_bench.measure(str(tmp_path), fsync_bench.METHODS, 2.0)
     used = sum(path.stat().st_blocks * 512 for path in tmp_path.iterdir())

@@ -315,6 +315,7 @@ def writers(folder: Path) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "ended"),
     [(signal.SIGKILL, "the connection ended"), (signal.SIGSTOP, "no answer for 2 s")],

@@ -137,6 +137,7 @@ all:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_vaulted_secret_passes(tmp_path: Path) -> None:
     key = tmp_path / "pw"
     key.write_text("x")

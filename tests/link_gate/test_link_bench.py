@@ -386,6 +386,7 @@ def test_module_without_the_right_to_send_says_what_helps(run_module: Any, monke
     assert result["failed"] and "ansible_become: true" in result["msg"]
 
 
+@pytest.mark.slow
 @pytest.mark.root
 @pytest.mark.parametrize("check", [False, True], ids=["run", "check"])
 def test_module(run_module: Any, check: bool) -> None:

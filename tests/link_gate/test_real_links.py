@@ -48,6 +48,7 @@ def only(result: dict[str, Any]) -> dict[str, Any]:
     return link
 
 
+@pytest.mark.slow
 def test_a_clean_link_passes_with_and_without_load(clean: Network) -> None:
     for load in (False, True):
         result = clean.bench((NEAR, FAR), (NEAR6, FAR6), load=load, thresholds=LENIENT)
@@ -69,6 +70,7 @@ def test_nothing_is_left(clean: Network) -> None:
     assert sockets() == before
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_delay_is_refused(faulty: tuple[Network, Faults], near: str, far: str) -> None:
     made, faults = faulty

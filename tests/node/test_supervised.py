@@ -142,6 +142,7 @@ def test_a_child_that_hangs_is_killed(tmp_path: Path) -> None:
     assert not Path("/proc", (tmp_path / "pid").read_text()).exists()
 
 
+@pytest.mark.slow
 def test_progress_is_a_sign_of_life() -> None:
     def work(caller: supervised.Caller) -> dict[str, Any]:
         for _ in range(8):

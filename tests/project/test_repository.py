@@ -96,6 +96,7 @@ def test_no_path_of_one_machine() -> None:
     assert hits == []
 
 
+@pytest.mark.slow
 def test_no_mirror_of_one_machine() -> None:
     mirrors = sorted(_mirrors())
     hits = [f"{path}: {mirror}" for path, text in _texts() for mirror in mirrors if mirror in text]

@@ -482,6 +482,7 @@ class Moment:
         return self._gmtime(self.now if seconds is None else seconds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [-86400.0, -400 * 86400.0, 86400.0, 400 * 86400.0])
 def test_the_clock_is_set(
     ps: ModuleType, ram_node: Node, step: float, monkeypatch: pytest.MonkeyPatch

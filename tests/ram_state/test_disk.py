@@ -185,6 +185,7 @@ def power_cuts(ps: Any, stride: int, by_chance: int, alone: bool) -> int:
     return looked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alone", [False, True])
 def test_power_that_fails_at_a_write_of_the_store(program: Any, alone: bool) -> None:
     assert power_cuts(program, 17, 1, alone) > 50

@@ -605,6 +605,7 @@ MANY = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=50, phases=phases)
 @example(0.0, TWO_IN_A_SECOND)
 @example(0.0, LINEAGE_OF_A_STOP)

@@ -86,6 +86,7 @@ def test_there_and_back(ps: ModuleType, running: Node, capsys: pytest.CaptureFix
     assert rows_of(node) == new
 
 
+@pytest.mark.slow
 def test_locks_of_then_do_not_come_back(ram_node: Node) -> None:
     """A copy cut during a run holds that run's lock: brought back, it would refuse every later run."""
     ram_node.w.mkdir("priv/lock/pveguard")
@@ -131,6 +132,7 @@ def fails_once(ps: ModuleType, monkeypatch: pytest.MonkeyPatch, step: str) -> di
     return state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "step",
     ["keep_what_is_there", "_settle", "_put_live", "remember_database", "start_daemon", "live_summary"],

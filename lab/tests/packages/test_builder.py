@@ -381,6 +381,7 @@ def cli(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path: Path) -> None:
     done = cli(str(tmp_path / "out"), "--revision", "+lab7")
     assert done.returncode == 0, done.stderr
