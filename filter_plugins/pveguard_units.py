@@ -53,11 +53,19 @@ def cluster_peers(hostvars: Hosts, hosts: Iterable[str], host: str) -> list[str]
     ]
 
 
-def next_peer(hostvars: Hosts, hosts: Iterable[str], host: str) -> list[str]:
-    """The one of ``hosts`` that comes after ``host`` in its cluster, the first after the last; empty where it is alone."""
+def next_peers(hostvars: Hosts, hosts: Iterable[str], host: str, done: Iterable[str]) -> list[str]:
+    """Those of ``hosts`` that come after ``host`` in its cluster, the first after the last, until one that may be switched next.
+
+    ``done`` are the states of ``ram_state`` of nodes that are not switched any more. Empty where ``host`` is alone.
+    """
     peers = cluster_peers(hostvars, hosts, host)
-    following = peers[(peers.index(host) + 1) % len(peers)]
-    return [] if following == host else [following]
+    at, states, found = peers.index(host), set(done), []
+    for peer in peers[at + 1 :] + peers[:at]:
+        found.append(peer)
+        state = ((_node(hostvars, peer) or {}).get("ram_state") or {}).get("state", "absent")
+        if state not in states and _get(hostvars, peer, "ram_state_enabled") not in (False, "false", "no"):
+            break
+    return found
 
 
 def ha_on(hostvars: Hosts, hosts: Iterable[str]) -> list[str]:
@@ -321,7 +329,7 @@ class FilterModule:
             "pveguard_time": units.time_text,
             "pveguard_years": units.years_text,
             "pveguard_cluster_peers": cluster_peers,
-            "pveguard_next_peer": next_peer,
+            "pveguard_next_peers": next_peers,
             "pveguard_ha_on": ha_on,
             "pveguard_ha_objections": ha_objections,
             "pveguard_ha_watchdog_holders": ha_watchdog_holders,

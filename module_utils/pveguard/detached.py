@@ -80,7 +80,7 @@ def run_detached(
         if time.monotonic() < ask and not result_file.exists():
             time.sleep(poll_s)
             continue
-        ask = time.monotonic() + ask_s
+        ask = min(time.monotonic() + ask_s, end)
         state = _show(service, run)
         if state.get("ActiveState") not in ("active", "activating", "deactivating"):
             break

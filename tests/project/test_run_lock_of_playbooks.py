@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = ("site.yml", "playbooks/join.yml")
@@ -40,3 +41,13 @@ def test_only_the_gate_by_itself_measures_every_host(
     name: str, alone: bool, plays: dict[str, list[dict[str, Any]]]
 ) -> None:
     assert [play["alone"] for play in plays[name] if play["alone"] is not None] == [alone]
+
+
+@pytest.mark.parametrize("name", ["cluster.yml", "protect.yml"])
+def test_no_playbook_passes_over_the_lock_for_what_another_one_saw(name: str) -> None:
+    """Results of a playbook outlive it: ``ansible-playbook gate.yml cluster.yml`` gives the lock back in between."""
+    tasks = yaml.safe_load((ROOT / "playbooks" / name).read_text())[0]["tasks"]
+    lock = next(i for i, task in enumerate(tasks) if task.get("ansible.builtin.import_tasks") == "tasks/lock.yml")
+    assert "when" not in tasks[lock]
+    for task in tasks[:lock]:
+        assert "pveguard_part_of_run | default(false)" in task["when"], task["name"]

@@ -1,0 +1,59 @@
+"""Whose tree is compared after a switch-over: all members up to the one that may be switched next."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PATH = Path(__file__).resolve().parents[2] / "filter_plugins/pveguard_units.py"
+
+
+def filters() -> Any:
+    spec = importlib.util.spec_from_file_location("pveguard_units", PATH)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def cluster(**states: str) -> dict[str, Any]:
+    return {
+        name: {
+            "pveguard_node": {
+                "node": {
+                    "corosync": {"cluster_name": "one", "node_id": number},
+                    "ram_state": {"state": state},
+                }
+            }
+        }
+        for number, (name, state) in enumerate(states.items(), 1)
+    }
+
+
+@pytest.mark.parametrize(
+    ("states", "host", "asked"),
+    [
+        ({"a": "absent", "b": "absent", "c": "absent"}, "a", ["b"]),
+        ({"a": "absent", "b": "absent", "c": "absent"}, "c", ["a"]),
+        # The one in the middle was the first to be protected, days ago.
+        ({"a": "absent", "b": "enabled", "c": "absent"}, "a", ["b", "c"]),
+        ({"a": "enabled", "b": "enabled", "c": "absent"}, "c", ["a", "b"]),
+        ({"a": "absent"}, "a", []),
+    ],
+)
+def test_on_the_way_to_ram(states: dict[str, str], host: str, asked: list[str]) -> None:
+    assert filters().next_peers(cluster(**states), list(states), host, ["enabled"]) == asked
+
+
+def test_on_the_way_back() -> None:
+    hostvars = cluster(a="enabled", b="absent", c="enabled", d="enabled")
+    assert filters().next_peers(hostvars, list("abcd"), "a", ["absent", "disabled"]) == ["b", "c"]
+
+
+def test_a_node_that_is_never_switched_is_passed() -> None:
+    hostvars = cluster(a="absent", b="absent", c="absent")
+    hostvars["b"]["ram_state_enabled"] = False
+    assert filters().next_peers(hostvars, list("abc"), "a", ["enabled"]) == ["b", "c"]
