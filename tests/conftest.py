@@ -20,13 +20,24 @@ ROOT = Path(__file__).resolve().parent.parent
 RunModule = Callable[..., dict[str, Any]]
 
 
-def load_module(name: str) -> ModuleType:
-    """library/NAME.py as a fresh Python module; its main() is not run."""
-    spec = importlib.util.spec_from_file_location(f"library_{name}", ROOT / "library" / f"{name}.py")
+def load_file(name: str, path: Path) -> ModuleType:
+    """A file that is no part of a package, as a module called ``name``."""
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def load_module(name: str) -> ModuleType:
+    """library/NAME.py as a fresh Python module; its main() is not run."""
+    return load_file(f"library_{name}", ROOT / "library" / f"{name}.py")
+
+
+@pytest.fixture
+def load_filters() -> Callable[[str], ModuleType]:
+    """Loads a file of ``filter_plugins/`` by its name, without .py."""
+    return lambda name: load_file(f"filters_{name}", ROOT / "filter_plugins" / f"{name}.py")
 
 
 @pytest.fixture

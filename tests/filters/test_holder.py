@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture
-def filters() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pveguard_filters", ROOT / "filter_plugins" / "pveguard.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def filters(load_filters: Callable[[str], ModuleType]) -> ModuleType:
+    return load_filters("pveguard")
 
 
 @pytest.fixture

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-PATH = Path(__file__).resolve().parents[2] / "filter_plugins/pveguard_units.py"
 
-
-def filters() -> Any:
-    spec = importlib.util.spec_from_file_location("pveguard_units", PATH)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def filters(load_filters: Callable[[str], ModuleType]) -> ModuleType:
+    return load_filters("pveguard_units")
 
 
 def cluster(**states: str) -> dict[str, Any]:
@@ -44,16 +39,16 @@ def cluster(**states: str) -> dict[str, Any]:
         ({"a": "absent"}, "a", []),
     ],
 )
-def test_on_the_way_to_ram(states: dict[str, str], host: str, asked: list[str]) -> None:
-    assert filters().next_peers(cluster(**states), list(states), host, ["enabled"]) == asked
+def test_on_the_way_to_ram(filters: ModuleType, states: dict[str, str], host: str, asked: list[str]) -> None:
+    assert filters.next_peers(cluster(**states), list(states), host, ["enabled"]) == asked
 
 
-def test_on_the_way_back() -> None:
+def test_on_the_way_back(filters: ModuleType) -> None:
     hostvars = cluster(a="enabled", b="absent", c="enabled", d="enabled")
-    assert filters().next_peers(hostvars, list("abcd"), "a", ["absent", "disabled"]) == ["b", "c"]
+    assert filters.next_peers(hostvars, list("abcd"), "a", ["absent", "disabled"]) == ["b", "c"]
 
 
-def test_a_node_that_is_never_switched_is_passed() -> None:
+def test_a_node_that_is_never_switched_is_passed(filters: ModuleType) -> None:
     hostvars = cluster(a="absent", b="absent", c="absent")
     hostvars["b"]["ram_state_enabled"] = False
-    assert filters().next_peers(hostvars, list("abc"), "a", ["enabled"]) == ["b", "c"]
+    assert filters.next_peers(hostvars, list("abc"), "a", ["enabled"]) == ["b", "c"]
