@@ -70,12 +70,13 @@ lint: ## ruff, mypy, yamllint, ansible-lint, shellcheck, generated tables
 	@$(bootstrap) base test
 	scripts/lint
 
-unit: ## quick unit tests, about a minute
-	@$(bootstrap) base lab test
-	python -m pytest -q -n 2 --dist loadfile -m 'not slow and not lab' $(ARGS)
-
 # Nodes, loop devices and networks are a test's own, so files can run at once; they wait for real daemons much of the time,
-# so three on two cores. The longest files come early.
+# so three on two cores.
+unit: ## quick unit tests, less than a minute
+	@$(bootstrap) base lab test
+	python -m pytest -q -n 3 --dist loadfile -m 'not slow and not lab' $(ARGS)
+
+# The longest files come early.
 slow: ## the unit tests that take seconds each: minutes
 	@$(bootstrap) base lab test
 	python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m 'slow and not lab' $(ARGS)

@@ -60,6 +60,7 @@ def test_a_clean_link_passes_with_and_without_load(clean: Network) -> None:
             assert (link["load"] is not None and link["load"]["samples"] > 3) is load
 
 
+@pytest.mark.slow
 def test_nothing_is_left(clean: Network) -> None:
     def sockets() -> str:
         command = ["ip", "netns", "exec", clean.far, "sh", "-c", "cat /proc/net/tcp /proc/net/raw /proc/net/udp"]

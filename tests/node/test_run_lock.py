@@ -88,6 +88,7 @@ def test_without_the_cluster_file_system_the_node_is_locked(tmp_path: Path) -> N
     assert run_lock.release("one", root=tmp_path)
 
 
+@pytest.mark.slow
 def test_nodes_of_one_run_take_over_together(root: Path) -> None:
     for _ in range(10):
         run_lock.acquire(ONE, root=root)

@@ -159,12 +159,14 @@ def test_the_child_keeps_no_output_open() -> None:
     }
 
 
+@pytest.mark.slow
 def test_killed_before_the_answer(program: Callable[..., Program]) -> None:
     running = program(_WORK_ON)
     running.process.kill()
     running.nothing_is_left()
 
 
+@pytest.mark.slow
 def test_killed_before_the_answer_told_by_progress(program: Callable[..., Program]) -> None:
     """A broken pipe ends the work where it tells of its progress."""
     running = program("while True: caller.progress(); time.sleep(0.01)")
@@ -172,6 +174,7 @@ def test_killed_before_the_answer_told_by_progress(program: Callable[..., Progra
     running.nothing_is_left()
 
 
+@pytest.mark.slow
 def test_killed_after_the_answer(program: Callable[..., Program]) -> None:
     """The child has answered, and nobody may come to take note of it."""
     running = program("pass", _NEVER_ENDS)
