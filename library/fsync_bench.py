@@ -78,6 +78,11 @@ options:
     description: Store the result in O(cache_file). Never done in check mode, and not reported as a change.
     type: bool
     default: false
+  stored_only:
+    description: >-
+      Measure nothing. Where no stored result holds, only RV(cached) and RV(cache) are returned.
+    type: bool
+    default: false
   power_cut:
     description: >-
       Verdict of M(power_cut_ledger). Where it is of this drive, a conviction is a verdict of V(fail), and after an
@@ -118,61 +123,61 @@ EXAMPLES = r"""
 RETURN = r"""
 verdict:
   description: V(pass), V(warn) or V(fail).
-  returned: always
+  returned: unless O(stored_only) finds no result
   type: str
 reason:
   description: >-
     V(ok); with V(warn) V(latency) or V(suspect); with V(fail) V(slow), V(lying), V(missing), V(not_a_directory), V(read_only),
     V(full), V(denied), V(stalled) or V(io_error).
-  returned: always
+  returned: unless O(stored_only) finds no result
   type: str
 message:
   description: What was seen and what was wanted, in one sentence.
-  returned: always
+  returned: unless O(stored_only) finds no result
   type: str
 method:
   description: Method whose figures stand at the top. This and the figures are null when nothing could be measured.
-  returned: always
+  returned: unless O(stored_only) finds no result
   type: str
 fsyncs_per_second:
   description: Rate of the whole loop of that method.
-  returned: always
+  returned: unless O(stored_only) finds no result
   type: float
 fsyncs_per_second_interval:
   description: Interval of confidence of the rate (95 %, from the rounds), lowest and highest.
-  returned: always
+  returned: unless O(stored_only) finds no result
   type: list
 p50_ms:
   description: Median latency of the sync alone in milliseconds.
-  returned: always
+  returned: unless O(stored_only) finds no result
   type: float
 p90_ms:
   description: 90th percentile.
-  returned: always
+  returned: unless O(stored_only) finds no result
   type: float
 p99_ms:
   description: 99th percentile.
-  returned: always
+  returned: unless O(stored_only) finds no result
   type: float
 p99_9_ms:
   description: 99.9th percentile; the maximum when there are fewer than 1000 samples.
-  returned: always
+  returned: unless O(stored_only) finds no result
   type: float
 max_ms:
   description: Longest.
-  returned: always
+  returned: unless O(stored_only) finds no result
   type: float
 samples:
   description: How many.
-  returned: always
+  returned: unless O(stored_only) finds no result
   type: int
 duration_seconds:
   description: How long was measured.
-  returned: always
+  returned: unless O(stored_only) finds no result
   type: float
 methods:
   description: Figures by name of the method.
-  returned: always
+  returned: unless O(stored_only) finds no result
   type: dict
   contains:
     operations_per_second: {description: 'Rate of the whole loop: fsyncs, fdatasyncs or commits.', type: float}
@@ -206,100 +211,100 @@ suspect:
   description: >-
     Signs that the disk acknowledges what it has not stored: pairs of rule (V(rotation), V(latency), V(virtual_cache),
     V(no_flush), V(no_barrier), V(zfs_sync)) and evidence. Only a power cut proves it.
-  returned: always
+  returned: unless O(stored_only) finds no result
   type: list
 class:
   description: >-
     Kind of medium: V(usb-or-sd), V(hdd), V(ssd), V(nvme), V(ssd-with-power-loss-protection), V(ram) or V(unknown).
-  returned: always
+  returned: unless O(stored_only) finds no result
   type: str
 class_rule:
   description: What that was told from.
-  returned: always
+  returned: unless O(stored_only) finds no result
   type: str
 rotational:
   description: Whether the kernel takes the disk for a rotating one. This and the next are null where disks differ.
-  returned: always
+  returned: unless O(stored_only) finds no result
   type: bool
 transport:
   description: How the disk is attached, such as V(sata), V(nvme), V(usb) or V(virtio).
-  returned: always
+  returned: unless O(stored_only) finds no result
   type: str
 write_cache:
   description: V(write back) where the kernel has to flush the disk, V(write through) where not.
-  returned: always
+  returned: unless O(stored_only) finds no result
   type: str
 power_loss_protection:
   description: Whether the disk's cache survives a power cut; null when not known.
-  returned: always
+  returned: unless O(stored_only) finds no result
   type: bool
 drive_identity:
   description: What tells one drive from another.
-  returned: always
+  returned: unless O(stored_only) finds no result
   type: str
 block_device:
   description: >-
     Everything known of the block device: layers, disks (name, size_bytes, rotational, rpm, transport, virtual, vendor,
     model, serial, wwn, write_cache, drive_write_cache, volatile_cache, power_loss_protection), mount.
-  returned: always
+  returned: unless O(stored_only) finds no result
   type: dict
 path:
   description: Directory asked for.
-  returned: always
+  returned: unless O(stored_only) finds no result
   type: str
 measured_path:
   description: Directory that was measured.
-  returned: always
+  returned: unless O(stored_only) finds no result
   type: str
 device:
   description: Block device of the file system; null for one without.
-  returned: always
+  returned: unless O(stored_only) finds no result
   type: str
 disk:
   description: Disk that the device is a partition of, or the device itself.
-  returned: always
+  returned: unless O(stored_only) finds no result
   type: str
 filesystem:
   description: Type of the file system.
-  returned: always
+  returned: unless O(stored_only) finds no result
   type: str
 mount_options:
   description: Options it is mounted with.
-  returned: always
+  returned: unless O(stored_only) finds no result
   type: str
 in_memory:
   description: Whether it is in RAM, so that the result says nothing about a disk.
-  returned: always
+  returned: unless O(stored_only) finds no result
   type: bool
 free_bytes:
   description: Free space in bytes.
-  returned: always
+  returned: unless O(stored_only) finds no result
   type: int
 kernel:
   description: Release of the kernel.
-  returned: always
+  returned: unless O(stored_only) finds no result
   type: str
 time:
   description: When it was measured (UTC, ISO 8601).
-  returned: always
+  returned: unless O(stored_only) finds no result
   type: str
 cached:
   description: Whether this is a stored result.
   returned: always
   type: bool
 cache:
-  description: V(used), or why it was measured.
+  description: V(used), or why no stored result was.
   returned: always
   type: str
 age_days:
   description: Age of a stored result.
-  returned: always
+  returned: unless O(stored_only) finds no result
   type: float
 drift:
   description: >-
     Against the result before: since, fsyncs_per_second_before, fsyncs_per_second_change_percent, p99_ms_before,
     p99_ms_change_percent, changed, notable, message; null without one.
-  returned: always
+  returned: unless O(stored_only) finds no result
   type: dict
 """
 
@@ -328,6 +333,7 @@ def main() -> None:
             "cache_file": {"type": "path"},
             "cache_days": {"type": "float", "default": 0},
             "store": {"type": "bool", "default": False},
+            "stored_only": {"type": "bool", "default": False},
             "power_cut": {"type": "dict", "default": {}},
             "previous": {"type": "dict", "default": {}},
         },
@@ -342,6 +348,8 @@ def main() -> None:
     params["store"] = params["store"] and not module.check_mode
     params["cache_file"] = params["cache_file"] or ""
     result = fsync_gate.gate(**params)
+    if "verdict" not in result:
+        module.exit_json(changed=False, **result)
     if result["verdict"] == "fail" and enforce:
         module.fail_json(msg=result["message"], **result)
     # What was said when it was measured is not said again on every run.

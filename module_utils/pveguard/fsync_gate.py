@@ -38,6 +38,7 @@ def gate(
     cache_file: str = "",
     cache_days: float = 0,
     store: bool = False,
+    stored_only: bool = False,
     previous: Mapping[str, Any] | None = None,
     run: Run = run,
 ) -> dict[str, Any]:
@@ -45,7 +46,8 @@ def gate(
 
     ``cache_file``: where the last result lies; it is read where it exists, and written when ``store``. It holds for
     ``cache_days`` (0: never), for the same drive, kernel, file system and methods. ``previous``: a result known from
-    elsewhere, for the drift only.
+    elsewhere, for the drift only. ``stored_only``: measure nothing; without a result that holds there are ``cached``
+    (False) and ``cache`` (why it does not) and no other key.
 
     More keys: ``cached`` (bool), ``cache`` (``used``, or why it was measured), ``age_days`` (of a result that was
     used, else 0.0), ``drift`` (:func:`drift`, None without an earlier result). Never raises for what the disk does;
@@ -68,6 +70,8 @@ def gate(
             result.update(cached=True, cache="used", age_days=age, path=path)
             result["message"] += f"; measured {age:g} days ago"
             return result
+    if stored_only:
+        return {"cached": False, "cache": why}
     result = fsync_bench.bench(
         path, duration, methods=methods, nearest_parent=nearest_parent, run=run, **limits
     )

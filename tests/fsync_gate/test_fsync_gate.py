@@ -91,6 +91,19 @@ def test_nothing_is_stored_unless_asked_and_no_failure(disk: Path, cache: Path) 
     assert result["verdict"] == "fail" and not cache.parent.exists()
 
 
+def test_stored_only_measures_nothing(disk: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fsync_gate.fsync_bench, "bench", lambda *_, **__: pytest.fail("measured"))
+    assert gate(disk, cache, stored_only=True) == {"cached": False, "cache": "never measured"}
+    monkeypatch.undo()
+    first = gate(disk, cache)
+    monkeypatch.setattr(fsync_gate.fsync_bench, "bench", lambda *_, **__: pytest.fail("measured"))
+    taken = gate(disk, cache, stored_only=True)
+    assert taken["cached"] and taken["time"] == first["time"]
+    change(cache, kernel="6.8.12-1-pve")
+    found = gate(disk, cache, stored_only=True)
+    assert set(found) == {"cached", "cache"} and "another kernel" in found["cache"]
+
+
 def test_drift(disk: Path, cache: Path) -> None:
     first = gate(disk, cache)
     rate = first["fsyncs_per_second"] * 1000
@@ -151,6 +164,8 @@ def test_module_stores_only_outside_check_mode(run_module: Any, disk: Path, cach
     }
     checked = run_module("fsync_bench", _ansible_check_mode=True, **arguments)
     assert checked["verdict"] == "warn" and not checked["changed"] and not cache.exists()
+    nothing = run_module("fsync_bench", **arguments, stored_only=True)
+    assert not nothing["cached"] and "verdict" not in nothing and not cache.exists()
     assert "fsync_gate_warn_p99_ms" in str(checked["warnings"])
     stored = run_module("fsync_bench", **arguments)
     assert cache.exists() and not stored["changed"] and stored["warnings"]

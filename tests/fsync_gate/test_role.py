@@ -30,6 +30,11 @@ def words(output: str) -> str:
     return " ".join(output.split())
 
 
+def task(output: str, name: str) -> str:
+    """What the task said whose name begins so, "" when it was skipped by all."""
+    return output.partition(name)[2].partition("\nTASK")[0]
+
+
 @pytest.fixture
 def base(tmp_path: Path) -> dict[str, Any]:
     (tmp_path / "disk").mkdir()
@@ -78,6 +83,9 @@ def test_who_joins_is_refused_who_stays_is_warned_a_member_is_remembered(
     before = result(tmp_path, "adopt")["time"]
     time.sleep(1.1)  # the times of results have seconds
     code, output = play(tmp_path, hosts, ROLE, *arguments)
+    assert "[adopt]" not in task(output, "Measure how fast"), "no member waits for another where all results hold"
+    assert "ok: [adopt]" in task(output, "Take a member's last result")
+    assert "[join]" not in task(output, "Take a member's last result"), "who joins is measured"
     assert result(tmp_path, "adopt")["result"]["cached"] and result(tmp_path, "adopt")["time"] == before
     assert len(result(tmp_path, "adopt")["history"]) == 1
     saved = result(tmp_path, "standalone")
@@ -89,7 +97,7 @@ def test_check_mode_can_leave_the_disk_alone(tmp_path: Path, base: dict[str, Any
     code, output = play(tmp_path, {"pve1": {**base, "fsync_gate_in_check_mode": False}}, ROLE, "--check")
     assert code == 0, output
     assert "not measured in check mode (fsync_gate_in_check_mode is false)" in words(output)
-    assert "ok: [pve1]" not in output.partition("Measure how fast")[2].partition("TASK")[0]
+    assert "ok: [pve1]" not in task(output, "Measure how fast")
 
 
 def test_a_missing_path_is_a_clear_verdict(tmp_path: Path, base: dict[str, Any]) -> None:
