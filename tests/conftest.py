@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -16,28 +14,9 @@ import ansible.module_utils.common.warnings
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.loading import load_module
+
 RunModule = Callable[..., dict[str, Any]]
-
-
-def load_file(name: str, path: Path) -> ModuleType:
-    """A file that is no part of a package, as a module called ``name``."""
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def load_module(name: str) -> ModuleType:
-    """library/NAME.py as a fresh Python module; its main() is not run."""
-    return load_file(f"library_{name}", ROOT / "library" / f"{name}.py")
-
-
-@pytest.fixture
-def load_filters() -> Callable[[str], ModuleType]:
-    """Loads a file of ``filter_plugins/`` by its name, without .py."""
-    return lambda name: load_file(f"filters_{name}", ROOT / "filter_plugins" / f"{name}.py")
 
 
 @pytest.fixture

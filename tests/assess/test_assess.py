@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.pveguard import corosync_compare
@@ -21,6 +19,7 @@ from ansible.module_utils.pveguard.assess import (
 )
 
 from tests.corosync import cluster_facts
+from tests.loading import load_filters
 
 HA_UNITS = ("pve-ha-crm.service", "pve-ha-lrm.service", "watchdog-mux.service")
 
@@ -153,11 +152,7 @@ def test_nodes_that_differ_are_shown_side_by_side() -> None:
 
 
 def test_the_filters_of_the_playbook_compare_the_nodes() -> None:
-    path = Path(__file__).resolve().parents[2] / "filter_plugins" / "pveguard.py"
-    spec = importlib.util.spec_from_file_location("filters_pveguard", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_filters("pveguard")
     filters = module.FilterModule().filters()
     variables: dict[str, Any] = {"pve3": {"corosync_cluster_name": "production"}}
     for n, key in ((1, "a"), (2, "b")):

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from tests.loading import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -16,11 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
-    spec = importlib.util.spec_from_file_location("bench_change_under_load", ROOT / "bench/change_under_load.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_file("bench/change_under_load.py")
 
 
 def test_the_longest_gap_spans_what_failed(bench: ModuleType) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -14,6 +13,8 @@ from types import ModuleType
 
 import pytest
 
+from tests.loading import load_file
+
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "bench/fsync_gate.py"
 RATIOS = ("ratio_pveperf", "ratio_fio_p99", "ratio_fio_rate")
@@ -21,11 +22,7 @@ RATIOS = ("ratio_pveperf", "ratio_fio_p99", "ratio_fio_rate")
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_fsync_gate", BENCH)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_file("bench/fsync_gate.py")
 
 
 def test_percentile_over_bins_and_samples(bench: ModuleType) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -13,16 +12,14 @@ from types import ModuleType
 
 import pytest
 
+from tests.loading import load_file
+
 PROGRAM = Path(__file__).resolve().parents[2] / "bench/ram_state.py"
 
 
 def load() -> ModuleType:
     """By its path: the tests of the role are a package of the same name."""
-    spec = importlib.util.spec_from_file_location("bench_ram_state", PROGRAM)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_file("bench/ram_state.py")
 
 
 ram_state = load()

@@ -3,22 +3,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from tests.loading import load_file
+
 PROGRAM = Path(__file__).resolve().parents[2] / "bench/write_amplification.py"
 
 
 def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_write_amplification", PROGRAM)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_file("bench/write_amplification.py")
 
 
 bench = load()

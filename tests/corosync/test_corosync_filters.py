@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -14,17 +13,15 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.loading import load_filters
+
 from .cluster_facts import NAME, conf, healthy, node
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def filters() -> dict[str, Any]:
-    path = ROOT / "filter_plugins" / "pveguard_corosync.py"
-    spec = importlib.util.spec_from_file_location("filters_corosync", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_filters("pveguard_corosync")
     found: dict[str, Any] = module.FilterModule().filters()
     return found
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,8 @@ from ansible.module_utils.pveguard.inventory import inventory_errors
 from ansible.module_utils.pveguard.plan import cluster_plan
 from hypothesis import example, given
 from hypothesis import strategies as st
+
+from tests.loading import load_filters
 
 from .cluster_facts import conf, node
 
@@ -240,10 +241,7 @@ def test_the_inventory_of_a_cluster_is_valid_and_asks_for_what_is_there(
     hosts = {host: {**content["vars"], **own} for host, own in content["hosts"].items()}
     assert hosts == found.hosts()
     # The rules of validate.yml, the types and names of every role's variables among them.
-    spec = importlib.util.spec_from_file_location("filters_all", ROOT / "filter_plugins/pveguard.py")
-    assert spec is not None and spec.loader is not None
-    rules = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(rules)
+    rules = load_filters("pveguard")
     assert rules.FilterModule().filters()["pveguard_inventory_errors"](hosts) == []
     wanted = asked_of(hosts)
     assert corosync_change.merge(text, wanted) == (text, [])

@@ -3,22 +3,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible.errors import AnsibleFilterError
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.loading import load_filters
 
 
 def filters() -> dict[str, Any]:
-    path = ROOT / "filter_plugins" / "pveguard_corosync_change.py"
-    spec = importlib.util.spec_from_file_location("pveguard_corosync_change", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_filters("pveguard_corosync_change")
     made: dict[str, Any] = module.FilterModule().filters()
     return made
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from tests.loading import load_filters
+
 
 @pytest.fixture
-def filters(load_filters: Callable[[str], ModuleType]) -> ModuleType:
+def filters() -> ModuleType:
     return load_filters("pveguard")
 
 

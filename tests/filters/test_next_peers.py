@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from tests.loading import load_filters
+
 
 @pytest.fixture
-def filters(load_filters: Callable[[str], ModuleType]) -> ModuleType:
+def filters() -> ModuleType:
     return load_filters("pveguard_units")
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -15,17 +14,15 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.loading import load_filters
+
 from . import sample
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def filters() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pveguard_gate", ROOT / "filter_plugins/pveguard_gate.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_filters("pveguard_gate")
 
 
 def hosts(**more: Any) -> dict[str, dict[str, Any]]:

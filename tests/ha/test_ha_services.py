@@ -579,7 +579,7 @@ def test_units_that_an_upgrade_brought_back_go_off_again(tmp_path: Path) -> None
 
 
 def test_modules(run_module: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from tests.conftest import load_module
+    from tests.loading import load_module
 
     node = Node(tmp_path)
     info = load_module("ha_info")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import io
 import json
 import os
@@ -23,6 +22,7 @@ from lab.console import Console
 from lab.errors import LabError
 from lab.labs import Lab, _whole_cluster, used_images
 from lab.qmp import Qmp, connect_unix
+from tests.loading import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = "x" * 60
@@ -565,14 +565,10 @@ def test_corosync_conf_of_the_cluster_profile() -> None:
 
 @pytest.fixture
 def hosts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("lab_hosts", ROOT / "inventory" / "lab" / "hosts.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     monkeypatch.setattr(sys, "argv", ["hosts.py", "--list"])
     monkeypatch.delenv("MOLECULE_SCENARIO_NAME", raising=False)
-    spec.loader.exec_module(module)
-    return module
+    return load_file("inventory/lab/hosts.py")
 
 
 def test_inventory_lists_every_node(hosts: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

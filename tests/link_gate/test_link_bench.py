@@ -362,7 +362,7 @@ def test_module_passes_its_thresholds_on(run_module: Any) -> None:
     """Every threshold of the core is an option of the module, with the same default."""
     import yaml
 
-    from tests.conftest import load_module
+    from tests.loading import load_module
 
     module = load_module("link_bench")
     options = yaml.safe_load(module.DOCUMENTATION)["options"]

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +12,8 @@ import pytest
 import yaml
 from ansible.module_utils import basic
 from ansible.playbook.task import Task
+
+from tests.loading import load_module
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted(path.stem for path in (ROOT / "library").glob("*.py"))
@@ -27,14 +28,6 @@ class _SpecError(Exception):
     def __init__(self, arguments: dict[str, Any]) -> None:
         super().__init__("argument_spec")
         self.arguments = arguments
-
-
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"project_{name}", ROOT / "library" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _ansible_module_arguments(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -84,14 +77,14 @@ def _values(spec: dict[str, Any], given: dict[str, Any], where: str) -> Iterator
 
 
 def test_documentation_equals_argument_spec(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = _load(name)
+    module = load_module(name)
     documentation = yaml.safe_load(module.DOCUMENTATION)
     spec = _ansible_module_arguments(module, monkeypatch)["argument_spec"]
     assert _comparable(documentation.get("options") or {}, "suboptions") == _comparable(spec, "options")
 
 
 def test_documentation_is_complete(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = _load(name)
+    module = load_module(name)
     documentation = yaml.safe_load(module.DOCUMENTATION)
     assert documentation["module"] == name
     assert documentation["short_description"] and not documentation["short_description"].endswith(".")
@@ -108,14 +101,14 @@ def test_documentation_is_complete(name: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_secrets_are_not_logged(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = _ansible_module_arguments(_load(name), monkeypatch)["argument_spec"]
+    spec = _ansible_module_arguments(load_module(name), monkeypatch)["argument_spec"]
     for option, facts in spec.items():
         if any(word in option for word in ("authkey", "password", "secret", "token")):
             assert "no_log" in facts, f"{option} looks like a secret: say no_log true or false"
 
 
 def test_examples_use_what_the_module_has(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = _load(name)
+    module = load_module(name)
     spec = _ansible_module_arguments(module, monkeypatch)["argument_spec"]
     tasks = yaml.safe_load(module.EXAMPLES)
     assert isinstance(tasks, list) and tasks
@@ -132,7 +125,7 @@ def test_examples_use_what_the_module_has(name: str, monkeypatch: pytest.MonkeyP
 
 
 def test_return_values_are_described(name: str) -> None:
-    returned = yaml.safe_load(_load(name).RETURN)
+    returned = yaml.safe_load(load_module(name).RETURN)
     assert isinstance(returned, dict)
 
     def check(values: dict[str, Any], where: str, top: bool) -> None:

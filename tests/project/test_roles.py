@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.loading import load_file
+
 ROOT = Path(__file__).resolve().parents[2]
 ROLES = sorted(path.name for path in (ROOT / "roles").glob("*") if path.is_dir())
 
@@ -19,11 +20,7 @@ pytestmark = pytest.mark.parametrize("role", ROLES)
 
 
 def _role_docs() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("role_docs", ROOT / "scripts" / "role_docs.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_file("scripts/role_docs.py")
 
 
 def _yaml(role: str, path: str) -> dict[str, Any]:

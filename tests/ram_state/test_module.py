@@ -275,7 +275,7 @@ def test_noswap_by_kernel(release: str, known: bool) -> None:
 
 
 def test_the_module_reports(run_module: Any, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.conftest import load_module
+    from tests.loading import load_module
 
     module: ModuleType = load_module("ram_state")
     assert run_module(module, state="info") == {

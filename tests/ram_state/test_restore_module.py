@@ -15,7 +15,7 @@ from ansible.module_utils.pveguard import restore
 from ansible.module_utils.pveguard.errors import PveguardError
 from ansible.module_utils.pveguard.run import Result
 
-from tests.conftest import load_module
+from tests.loading import load_module
 
 from .conftest import Node, table, without
 from .test_restore_file import Pve

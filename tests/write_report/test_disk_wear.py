@@ -13,8 +13,8 @@ import yaml
 from ansible.module_utils.pveguard import block_device, disk_wear
 from ansible.module_utils.pveguard.run import CommandMissing, Result
 
-from tests.conftest import load_module
 from tests.fsync_gate.sysfs import ATA, Machine, nvme, sata, virtio
+from tests.loading import load_module
 from tests.write_report.test_report import node
 from tests.write_report.test_roles import play
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -12,16 +11,13 @@ from typing import Any
 import pytest
 from ansible.module_utils.pveguard import report_table
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.loading import load_filters
+
 NOW = "2026-11-20T17:10:22Z"
 
 
 def filters() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pveguard_units", ROOT / "filter_plugins/pveguard_units.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_filters("pveguard_units")
 
 
 def node(**changes: Any) -> dict[str, Any]:
