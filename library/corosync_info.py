@@ -97,6 +97,11 @@ corosync:
     token_ms: {description: 'Effective token timeout in ms, with the coefficient.', type: int}
     configured_token_ms: {description: Token of the file in ms; null when it has none., type: int}
     node_id: {description: Node id of this node., type: int}
+    restart_pending:
+      description: >-
+        Settings that were written and wait for a restart of Corosync on this node, as M(corosync_restart) noted them.
+      type: list
+      elements: str
     links:
       description: >-
         Per link its number, the address of this node, and peers, the state of the link by node id (connected,

@@ -20,6 +20,22 @@ attributes:
     support: none
     description: There is nothing to compare.
 options:
+  state:
+    description:
+      - V(restarted) restarts.
+      - V(announced) notes before a change that O(keys) will wait for a restart, so that a run that ends in between is made
+        good by the next. The note goes with the next restart or boot.
+      - V(withdrawn) takes that back, because the change is out of the file again. Where Corosync was restarted since, the
+        former values wait now.
+      - Notes are in /run and are not reported as changes.
+    type: str
+    choices: [restarted, announced, withdrawn]
+    default: restarted
+  keys:
+    description: With O(state=announced) the settings, as M(corosync_conf) returns them under C(restart_needed).
+    type: list
+    elements: str
+    default: []
   allow_quorum_loss:
     description: Restart also where that costs the quorum for some seconds, as in a cluster of two nodes.
     type: bool
@@ -36,28 +52,35 @@ EXAMPLES = r"""
 - name: Bring a setting into force
   corosync_restart:
   throttle: 1
+
+- name: Remember what waits for a restart
+  corosync_restart:
+    state: announced
+    keys: [totem.link_mode]
 """
 
 RETURN = r"""
 live_member_ids:
   description: Node ids in the membership afterwards.
-  returned: success
+  returned: O(state=restarted)
   type: list
   elements: int
 config_version:
   description: config_version that Corosync runs.
-  returned: success
+  returned: O(state=restarted)
   type: int
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.pveguard import corosync_restart
+from ansible.module_utils.pveguard import corosync_pending, corosync_restart
 from ansible.module_utils.pveguard.errors import PveguardError
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
+            "state": {"type": "str", "choices": ["restarted", "announced", "withdrawn"], "default": "restarted"},
+            "keys": {"type": "list", "elements": "str", "default": [], "no_log": False},
             "allow_quorum_loss": {"type": "bool", "default": False},
             "deadline_seconds": {"type": "float", "default": 90},
         },
@@ -65,6 +88,12 @@ def main() -> None:
     )
     params = module.params
     try:
+        if params["state"] != "restarted":
+            if not module.check_mode and params["state"] == "announced":
+                corosync_pending.announce(params["keys"])
+            elif not module.check_mode:
+                corosync_pending.withdraw()
+            module.exit_json(changed=False)
         if module.check_mode:
             info = corosync_restart.judge(params["allow_quorum_loss"])
         else:

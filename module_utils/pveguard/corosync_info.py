@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import corosync_conf
+from . import corosync_conf, corosync_pending
 from .atomic import read_or_none
 from .corosync_conf import CorosyncConfError, Document
 from .run import CommandMissing, Run
@@ -24,7 +24,8 @@ LOOK_EVERY_S = 0.5
 
 
 def collect(run: Run = real_run, root: str | Path = "/", statistics: bool = False) -> dict[str, Any]:
-    """Facts of Corosync on this node; never raises. At most three commands, none when it is not installed.
+    """Facts of Corosync on this node; never raises. At most three commands, four where a
+    restart waits, none when it is not installed.
 
     ``statistics`` costs one command more, for ``link_statistics``.
 
@@ -34,8 +35,9 @@ def collect(run: Run = real_run, root: str | Path = "/", statistics: bool = Fals
     each live member runs it); members (``[{id, name, addresses}]`` of the nodelist); live_member_ids; quorate
     (bool, None when it is not running); expected_votes, total_votes; authkey_sha256; qdevice, two_node
     (bool); token_ms (effective, with the coefficient); configured_token_ms (of the file); node_id (of this
-    node); links (``[{link, address, peers: {node id: state}}]``); link_statistics (None unless asked for, see
-    :func:`parse_statistics`); errors (texts of what is unreadable).
+    node); restart_pending (settings that wait for a restart, see :mod:`corosync_pending`); links (``[{link,
+    address, peers: {node id: state}}]``); link_statistics (None unless asked for, see :func:`parse_statistics`);
+    errors (texts of what is unreadable).
     """
     root = Path(root)
     info: dict[str, Any] = {
@@ -59,6 +61,7 @@ def collect(run: Run = real_run, root: str | Path = "/", statistics: bool = Fals
         "token_ms": None,
         "configured_token_ms": None,
         "node_id": None,
+        "restart_pending": [],
         "links": [],
         "link_statistics": None,
         "errors": [],
@@ -93,6 +96,7 @@ def collect(run: Run = real_run, root: str | Path = "/", statistics: bool = Fals
     info["authkey_sha256"] = hashlib.sha256(key_bytes).hexdigest() if key_bytes is not None else None
     if info["installed"]:
         _runtime(info, run, statistics)
+        info["restart_pending"] = corosync_pending.waiting(run, root)
     return info
 
 

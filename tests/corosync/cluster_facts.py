@@ -84,6 +84,7 @@ def node(
         "token_ms": 3125,
         "configured_token_ms": 3000,
         "node_id": number if running else None,
+        "restart_pending": [],
         "links": [],
         "link_statistics": None,
         "errors": [],

@@ -24,7 +24,7 @@ MEMBER = '''#!/usr/bin/python
 import json, pathlib
 from ansible.module_utils.basic import AnsibleModule
 KNOWN = ("cluster_name nodes update_nodes links token token_coefficient crypto allow_crypto_change totem logging quorum "
-         "deadline_seconds expected_ids restore allow_quorum_loss")
+         "deadline_seconds expected_ids restore allow_quorum_loss state keys")
 module = AnsibleModule({name: {"type": "raw", "no_log": False} for name in KNOWN.split()}, supports_check_mode=True)
 place = pathlib.Path(module._remote_tmp)
 given = {name: value for name, value in module.params.items() if value is not None}
@@ -32,11 +32,12 @@ kind = pathlib.Path("NAME").name
 with open(place.parent / "calls", "a") as calls:
     calls.write(json.dumps([place.name, kind, module.check_mode, given]) + "\\n")
 answers = json.loads((place.parent / "answers").read_text())
-step = "restore" if "restore" in given else "see" if "expected_ids" in given else kind
+step = "restore" if "restore" in given else "see" if "expected_ids" in given else given.get("state", kind)
 key = f"{step} {place.name}"
 if key in answers.get("fail", []) and not module.check_mode:
     module.fail_json(msg=f"{key} went wrong")
-changed = kind == "corosync_restart" or "restore" in given or ("expected_ids" not in given and answers["changed"])
+changed = "restore" in given or ("expected_ids" not in given and "state" not in given and answers["changed"])
+changed = changed or (kind == "corosync_restart" and "state" not in given)
 texts = answers.get("texts", {})
 module.exit_json(changed=changed, steps=int(changed), config_version=5, before="old", live_member_ids=[1, 2, 3],
                  text=texts.get(place.name, "new"), restart_needed=answers["restart_needed"] if changed else [])
@@ -95,12 +96,15 @@ def names(calls: list[list[Any]]) -> list[str]:
     shown = []
     for host, module, check_mode, given in calls:
         what = "restore" if "restore" in given else "see" if "expected_ids" in given else module.removeprefix("corosync_")
+        what = given.get("state", what)
         shown.append(f"{what} {host}{'?' if check_mode else ''}")
     return shown
 
 
 JUDGED = ["conf pve1?", "conf pve1", "see pve1", "see pve2", "see pve3"]
 RESTARTS = ["restart pve1?", "restart pve2?", "restart pve3?"]
+ANNOUNCED = ["announced pve1", "announced pve2", "announced pve3"]
+WITHDRAWN = ["withdrawn pve1", "withdrawn pve2", "withdrawn pve3"]
 
 
 def test_an_inventory_that_asks_nothing_costs_nothing(tmp_path: Path) -> None:
@@ -187,7 +191,8 @@ def test_a_dry_run_writes_nothing_and_says_the_change(tmp_path: Path) -> None:
     answers = {"restart_needed": ["totem.link_mode"]}
     code, output, calls = play(tmp_path, answers, "--check", corosync_totem={"link_mode": "rr"})
     assert code == 0 and all(call[2] for call in calls), output
-    assert names(calls) == ["conf pve1?", *RESTARTS, "conf pve1?", *RESTARTS] and "changed=4" in output
+    announced = [f"{name}?" for name in ANNOUNCED]
+    assert names(calls) == ["conf pve1?", *RESTARTS, *announced, "conf pve1?", *RESTARTS] and "changed=4" in output
 
 
 def test_restarts_one_after_the_other_and_no_further_after_a_failure(tmp_path: Path) -> None:
@@ -195,11 +200,12 @@ def test_restarts_one_after_the_other_and_no_further_after_a_failure(tmp_path: P
     wishes = {"corosync_totem": {"link_mode": "rr"}}
     code, output, calls = play(tmp_path, answers, **wishes)
     assert code == 0, output
-    assert names(calls) == [JUDGED[0], *RESTARTS, *JUDGED[1:], "restart pve1", "restart pve2", "restart pve3"]
+    assert names(calls) == [JUDGED[0], *RESTARTS, *ANNOUNCED, *JUDGED[1:], "restart pve1", "restart pve2", "restart pve3"]
+    assert calls[4][3]["keys"] == ["totem.link_mode"]
     answers["fail"] = ["corosync_restart pve2"]
     code, output, calls = play(tmp_path, answers, **wishes)
-    assert code == 2 and names(calls)[-3:] == ["restart pve1", "restart pve2", "restore pve1"], names(calls)
-    assert calls[-1][3]["restore"] == "old"
+    assert code == 2 and names(calls)[-6:] == ["restart pve1", "restart pve2", "restore pve1", *WITHDRAWN], names(calls)
+    assert calls[-4][3]["restore"] == "old"
     for part in ("corosync_restart pve2 went wrong", "The former text was put back", "restarted once more"):
         assert part in " ".join(output.split()), output
 
@@ -211,7 +217,7 @@ def test_restarts_that_cannot_reach_everyone_are_refused_first(tmp_path: Path) -
     assert code == 2 and names(calls) == ["conf pve1?"]
     assert "node ids 3 are not in this run" in " ".join(output.split()), output
     code, output, calls = play(tmp_path, answers, "--limit", "pve1,pve2", **wishes, corosync_restart="never")
-    assert (code, names(calls)) == (0, JUDGED[:-1]), output
+    assert (code, names(calls)) == (0, [JUDGED[0], *ANNOUNCED[:2], *JUDGED[1:-1]]), output
     assert "WARNING: totem.link_mode is in corosync.conf and takes effect when" in " ".join(output.split())
 
 
@@ -236,3 +242,26 @@ def test_a_change_that_the_module_undid_is_not_undone_again(tmp_path: Path) -> N
 def test_restarts_alone_after_an_interrupted_run(tmp_path: Path) -> None:
     code, output, calls = play(tmp_path, {"changed": False}, "-e", "corosync_restart=always")
     assert code == 0 and names(calls)[-3:] == ["restart pve1", "restart pve2", "restart pve3"], output
+
+
+def test_what_an_interrupted_run_left_is_restarted_where_it_waits(tmp_path: Path) -> None:
+    wishes = {"corosync_totem": {"link_mode": "rr"}}
+    waits = {"facts": {name: {"restart_pending": ["totem.link_mode"]} for name in ("pve2", "pve3")}}
+    answers: dict[str, Any] = {"changed": False, **waits}
+    code, output, calls = play(tmp_path, answers, **wishes)
+    assert (code, names(calls)) == (0, [JUDGED[0], *RESTARTS[1:], *JUDGED[1:], "restart pve2", "restart pve3"]), output
+    assert "WARNING" not in output
+    # One that fails is not taken for a change to be undone, and what waits goes on waiting.
+    code, output, calls = play(tmp_path, {**answers, "fail": ["corosync_restart pve2"]}, **wishes)
+    assert code == 2 and names(calls)[-1] == "restart pve2" and "corosync_restart pve2 went wrong" in output, output
+    # Asked for nothing any more, or never: it is said, and nothing is restarted.
+    code, output, calls = play(tmp_path, answers)
+    assert (code, calls) == (0, []) and output.count("WARNING: totem.link_mode is in corosync.conf") == 2, output
+    code, output, calls = play(tmp_path, answers, **wishes, corosync_restart="never")
+    assert (code, names(calls)) == (0, JUDGED[:1]) and "takes effect on pve3 when corosync is" in " ".join(output.split())
+
+
+def test_a_former_text_that_could_not_be_put_back_withdraws_nothing(tmp_path: Path) -> None:
+    answers = {"restart_needed": ["totem.link_mode"], "fail": ["see pve3", "restore pve1"]}
+    code, output, calls = play(tmp_path, answers, corosync_totem={"link_mode": "rr"})
+    assert code == 2 and names(calls)[-1] == "restore pve1", output
