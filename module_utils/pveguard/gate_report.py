@@ -288,7 +288,7 @@ def age_text(part: Mapping[str, Any]) -> str:
     if age is None:
         return "of an earlier run"
     if age < 1:
-        return f"{max(1, round(age * 24))} h old"
+        return f"{round(age * 24) or '< 1'} h old"
     return f"{number_text(round(age, 1 if age < 10 else 0))} days old"
 
 

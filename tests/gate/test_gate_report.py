@@ -220,8 +220,9 @@ def test_the_drift_that_the_node_knows_goes_before() -> None:
 
 
 def test_stored_results_say_so() -> None:
-    node = entry(disk=sample.sound_disk(cached=True, age_days=3.2))
-    assert "pass, 3.2 days old" in gate_report.render(gate_report.build({"pve1": node}, sample.NOW))
+    for age, said in ((3.2, "3.2 days old"), (0.5, "12 h old"), (0.01, "< 1 h old")):
+        node = entry(disk=sample.sound_disk(cached=True, age_days=age))
+        assert f"pass, {said}" in gate_report.render(gate_report.build({"pve1": node}, sample.NOW))
 
 
 def test_a_power_cut_of_another_drive_says_nothing() -> None:
