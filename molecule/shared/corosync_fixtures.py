@@ -96,7 +96,7 @@ def playbook(ephemeral: Path) -> Playbook:
 
 @pytest.fixture
 def background(ephemeral: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """The same without waiting for its end."""
+    """The same without waiting for its end, in a process group of its own."""
     started: list[subprocess.Popen[str]] = []
 
     def run(name: str, *arguments: str, **variables: Any) -> subprocess.Popen[str]:
@@ -104,7 +104,7 @@ def background(ephemeral: Path) -> Iterator[Callable[..., subprocess.Popen[str]]
         started.append(
             subprocess.Popen(
                 argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environment(),
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL, start_new_session=True,
             )
         )  # fmt: skip
         return started[-1]

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from corosync_nodes import Done, Look, Playbook, plain
+from corosync_nodes import Done, Look, Playbook, changed, plain
 
 from lab.labs import Lab
 from pveguard import corosync_conf
@@ -77,15 +80,46 @@ def test_one_node_alone_may_change_all(in_order: Look, look: Look, playbook: Pla
     assert {seen.token_ms for seen in in_order().values()} == {3500 + COEFFICIENT_MS}
 
 
-def cut_when_written(lab: Lab, console: Callable[..., str], version: int, nodes: list[str]) -> None:
-    """Cut the ring of nodes as soon as a text with this config_version is on the first member's /etc/pve."""
+def wait_until_written(console: Callable[..., str], version: int) -> None:
+    """A text with this config_version is on the first member's /etc/pve."""
     console(
         "pve1",
         f"for i in $(seq 6000); do grep -q 'config_version: {version}$' /etc/pve/corosync.conf && exit 0; sleep 0.05; done; "
         "exit 1",
         400,
     )
+
+
+def cut_when_written(lab: Lab, console: Callable[..., str], version: int, nodes: list[str]) -> None:
+    wait_until_written(console, version)
     lab.set_ring(nodes, False)
+
+
+def test_a_run_that_is_killed_before_the_restarts_is_finished_by_the_next(
+    in_order: Look, console: Callable[..., str], background: Any, playbook: Playbook
+) -> None:
+    def invocations() -> list[str]:
+        shown = [console(name, "systemctl show corosync -p InvocationID") for name in before]
+        return [re.findall(r"InvocationID=(\w+)", text)[-1] for text in shown]
+
+    before = in_order()
+    wish = {"link_mode": "rr"}
+    started = invocations()
+    change = background(CHANGE, corosync_totem=wish)
+    wait_until_written(console, before["pve1"].version + 1)
+    os.killpg(change.pid, signal.SIGKILL)
+    change.communicate()
+    in_order()
+    assert invocations() == started, "it was killed too late"
+    said = plain(playbook(CHANGE))
+    for name in before:
+        assert f"totem.link_mode is in corosync.conf and takes effect on {name} when" in said, said[-3000:]
+    done = playbook(CHANGE, corosync_totem=wish)
+    assert done.returncode == 0 and changed(done) == len(before), plain(done)[-3000:]
+    assert not set(invocations()) & set(started)
+    again = playbook(CHANGE, corosync_totem=wish)
+    assert again.returncode == 0 and changed(again) == 0 and "WARNING" not in plain(again), plain(again)[-3000:]
+    in_order()
 
 
 def all_live(look: Look) -> None:
