@@ -15,8 +15,9 @@ from typing import Any
 from . import corosync_conf
 from .atomic import write_atomic
 from .corosync_conf import CorosyncConfError
-from .run import CommandMissing, Run
+from .run import Run
 from .run import run as real_run
+from .systemd import properties
 
 NOTE = Path("run/pveguard/corosync-restart.json")
 CONF = Path("etc/corosync/corosync.conf")
@@ -63,15 +64,12 @@ def withdraw(run: Run = real_run, root: str | Path = "/") -> bool:
 
     Where Corosync was restarted since, it runs what is no longer in the file, so that the former values wait now.
     """
-    note = _note(root)
-    if note is None:
+    note, invocation = _note(root), _invocation(run)
+    if note is None or not invocation:
         return False
-    invocation = _invocation(run)
-    if not invocation or note["invocation"] != invocation:
-        if invocation:
-            _write({**note, "invocation": invocation, "former": None}, root)
-        return bool(invocation)
-    if note["former"] is not None:
+    if note["invocation"] != invocation:
+        _write({**note, "invocation": invocation, "former": None}, root)
+    elif note["former"] is not None:
         _write(note["former"], root)
     else:
         (Path(root) / NOTE).unlink(missing_ok=True)
@@ -89,11 +87,7 @@ def _version(root: str | Path) -> int:
 
 def _invocation(run: Run) -> str:
     """Of the run of Corosync that goes on, empty without one."""
-    try:
-        shown = run(["systemctl", "show", UNIT, "-p", "InvocationID,ActiveState"], timeout=20).stdout
-    except CommandMissing:
-        return ""
-    values = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+    values = properties(UNIT, ["InvocationID", "ActiveState"], run)
     return values.get("InvocationID", "") if values.get("ActiveState") == "active" else ""
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from .errors import PveguardError
 from .run import Run
 from .run import run as real_run
+from .systemd import properties
 
 RESULT_DIR = Path("/run/pveguard")
 
@@ -29,8 +30,7 @@ class DetachedError(PveguardError):
 
 
 def _show(unit: str, run: Run) -> dict[str, str]:
-    out = run(["systemctl", "show", unit, "-p", "ActiveState,Result,ExecMainStatus,LoadState,InvocationID"]).stdout
-    return dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
+    return properties(unit, ["ActiveState", "Result", "ExecMainStatus", "LoadState", "InvocationID"], run)
 
 
 def run_detached(

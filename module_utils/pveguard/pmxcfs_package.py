@@ -23,6 +23,7 @@ from .atomic import read_or_none, write_atomic
 from .errors import PveguardError
 from .run import CommandMissing, Run
 from .run import run as real_run
+from .systemd import properties
 
 PACKAGE = "pve-cluster"
 UNIT = "pve-cluster.service"
@@ -455,11 +456,7 @@ def _healthy(root: Path) -> bool:
 
 
 def _unit(run: Run) -> dict[str, str]:
-    try:
-        out = run(["systemctl", "show", "-p", "LoadState,ActiveState,UnitFileState", UNIT]).stdout
-    except CommandMissing:
-        return {}
-    return dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
+    return properties(UNIT, ["LoadState", "ActiveState", "UnitFileState"], run)
 
 
 def _journal(run: Run) -> str:

@@ -1,4 +1,4 @@
-"""States of units as systemd prints them."""
+"""States and properties of units as systemd prints them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,18 @@ from collections.abc import Sequence
 
 from .run import CommandMissing, Run
 from .run import run as real_run
+
+
+def properties(unit: str, names: Sequence[str], run: Run = real_run) -> dict[str, str]:
+    """``{name: value}`` of one unit, from one ``systemctl show``; empty where there is no systemd.
+
+    A property that systemd does not know is absent.
+    """
+    try:
+        out = run(["systemctl", "show", unit, "-p", ",".join(names)]).stdout
+    except CommandMissing:
+        return {}
+    return dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
 
 
 def unit_states(units: Sequence[str], run: Run = real_run) -> dict[str, dict[str, str]]:

@@ -81,7 +81,7 @@ def test_one_node_alone_may_change_all(in_order: Look, look: Look, playbook: Pla
 
 
 def wait_until_written(console: Callable[..., str], version: int) -> None:
-    """A text with this config_version is on the first member's /etc/pve."""
+    """Until a text with this config_version is on the first member's /etc/pve."""
     console(
         "pve1",
         f"for i in $(seq 6000); do grep -q 'config_version: {version}$' /etc/pve/corosync.conf && exit 0; sleep 0.05; done; "
@@ -91,6 +91,7 @@ def wait_until_written(console: Callable[..., str], version: int) -> None:
 
 
 def cut_when_written(lab: Lab, console: Callable[..., str], version: int, nodes: list[str]) -> None:
+    """Cut the ring of nodes as soon as a text with this config_version is on the first member's /etc/pve."""
     wait_until_written(console, version)
     lab.set_ring(nodes, False)
 
