@@ -190,7 +190,7 @@ def test_the_whole_way(ram: RamNode) -> None:
     node.sh(
         "echo two > /etc/pve/user.cfg; mkdir -p /etc/pve/priv/lock; mkdir /etc/pve/priv/lock/file-jobs_cfg"
     )
-    wait(lambda: ram.ps("status")["would_lose"] == [], 4)
+    wait(lambda: ram.ps("status")["would_lose"] == [])
     saved = ram.ps("status")["saved_root_version"]
     for _ in range(5):
         node.sh("echo beat > /etc/pve/nodes/pve1/lrm_status")
@@ -288,7 +288,7 @@ def test_a_running_node_is_brought_back_and_forth(ram: RamNode, where: str) -> N
     # The daemon goes on from there, and its changes are saved.
     node.sh("echo after > /etc/pve/user.cfg")
     if where == "ram":
-        wait(lambda: ram.ps("status")["would_lose"] == [], 4)
+        wait(lambda: ram.ps("status")["would_lose"] == [])
         ram.power_cut()
         assert ram.systemctl("start", "pve-cluster.service") == 0, ram.logs()
     assert node.sh("cat /etc/pve/user.cfg /etc/pve/storage.cfg") == "after\nx\n"
@@ -333,7 +333,7 @@ def test_a_join_in_the_steps_of_pvecm_is_not_undone(ram: RamNode) -> None:
     assert ram.systemctl("start", "pve-cluster.service") == 0, ram.logs()
     assert not (node.pve / "storage.cfg").exists()
     node.sh("echo joined > /etc/pve/corosync-like.cfg")
-    wait(lambda: ram.ps("status", rc=None)["would_lose"] == [], 8)
+    wait(lambda: ram.ps("status", rc=None)["would_lose"] == [])
     listed = ram.ps("list", "--verify")["generations"]
     assert max(g["lineage"] for g in listed) == 2
     former = next(g for g in listed if g["lineage"] == 1)

@@ -20,6 +20,8 @@ from typing import Any
 
 import pytest
 
+from tests.mounts import own_mounts
+
 from .conftest import PROGRAM, Node, fill, table, without
 from .test_watch import real_node, wait, watch
 
@@ -29,6 +31,13 @@ pytestmark = [
 ]
 needs_ext4 = pytest.mark.skipif(shutil.which("mkfs.ext4") is None, reason="needs mkfs.ext4")
 Rows = dict[int, tuple[Any, ...]]
+
+
+@pytest.fixture(autouse=True)
+def _own_mounts() -> Iterator[None]:
+    with own_mounts():
+        yield
+
 
 
 class Ext4:
@@ -168,7 +177,7 @@ def test_a_store_on_a_full_disk(ps: ModuleType, tmp_path: Path) -> None:
         kept = {p.name: p.read_bytes() for p in Path(node.paths.generations).iterdir()}
         ballast = disk.fill_up()
         node.w.write("nodes/pve1/qemu-server/200.conf", os.urandom(900_000))
-        wait(lambda: "full" in error_of(ps, node), 20)
+        wait(lambda: "full" in error_of(ps, node))
         serves(node)
         assert process.poll() is None and not works(ps, node)
         assert restored(ps, node, tmp_path / "boot") == before
@@ -191,7 +200,7 @@ def test_a_read_only_store(ps: ModuleType, tmp_path: Path) -> None:
         disk.remount("ro")
         node.w.write("datacenter.cfg", b"1")
         with watching(node) as process:
-            wait(lambda: "read" in error_of(ps, node), 20)
+            wait(lambda: "read" in error_of(ps, node))
             serves(node)
             assert process.poll() is None
             assert restored(ps, node, tmp_path / "boot") == before
@@ -213,7 +222,7 @@ def test_a_file_system_that_turns_read_only_on_an_error(ps: ModuleType, tmp_path
             before = content(node, node.w.rows())
             trigger.write_text("planted by a test")
             node.w.write("datacenter.cfg", b"1")
-            wait(lambda: error_of(ps, node) != "", 20)
+            wait(lambda: error_of(ps, node) != "")
             serves(node)
             assert process.poll() is None
             assert restored(ps, node, tmp_path / "boot") == before
@@ -222,7 +231,7 @@ def test_a_file_system_that_turns_read_only_on_an_error(ps: ModuleType, tmp_path
         assert subprocess.run(["e2fsck", "-fy", str(disk.image)], stdout=-3, stderr=-3).returncode <= 1
         disk.mount()
         with watching(node) as process:
-            wait(lambda: works(ps, node), 30)
+            wait(lambda: works(ps, node))
             assert ended(process) == 0
         assert restored(ps, node, tmp_path / "boot2") == content(node, node.w.rows())
 
@@ -243,19 +252,19 @@ def test_a_watcher_killed_in_the_middle_of_large_saves(ps: ModuleType, tmp_path:
 
         for turn in range(14):
             with watching(node) as process:
-                wait(lambda: works(ps, node), 30)
+                wait(lambda: works(ps, node))
                 start = len(states) - 1
                 before = log_of(node)
                 change()
                 # The save has begun when its log moves.
-                wait(lambda before=before: log_of(node) != before, 20, pause=0.001)
+                wait(lambda before=before: log_of(node) != before, pause=0.001)
                 time.sleep(0.003 * turn)
                 process.kill()
                 process.wait()
             assert restored(ps, node, tmp_path / f"boot{turn}") in states[start:]
             assert program(node, "verify").returncode == 0
         with watching(node) as process:
-            wait(lambda: works(ps, node), 30)
+            wait(lambda: works(ps, node))
             assert ended(process) == 0
         left = {p.name for p in Path(node.paths.store).iterdir()}
         assert left == {"config.db", "generations", "state.json"}

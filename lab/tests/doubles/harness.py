@@ -127,9 +127,11 @@ class SysLog:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
             sender.connect(self._socket.getsockname())
             sender.send(marker.encode())
-        wait_for("the log", lambda: self.lines and self.lines[-1] == marker)
+        # Not necessarily as the last line: the node may have said more since.
+        wait_for("the log", lambda: marker in self.lines)
         with self._lock:
-            lines, self.lines = self.lines[:-1], []
+            end = self.lines.index(marker)
+            lines, self.lines = self.lines[:end], self.lines[end + 1 :]
         return lines
 
     def close(self) -> None:
@@ -278,6 +280,10 @@ class Node:
     def log(self) -> list[str]:
         """Lines of pmxcfs in syslog since the last call, without priority and time."""
         return [line.partition("]: ")[2] for line in self.syslog.take() if " pmxcfs[" in line]
+
+    def wait_for_log(self, text: str, seconds: float = 10.0) -> None:
+        """Waits for a line of pmxcfs with this text since the last call of `log`; takes the lines before it, too."""
+        wait_for(f"{text!r} in the log", lambda: any(text in line for line in self.log()), seconds)
 
     @contextmanager
     def counting(self) -> Iterator[Count]:

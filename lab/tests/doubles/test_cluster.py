@@ -358,7 +358,7 @@ def test_a_new_corosync_conf_is_copied_everywhere_and_reloaded_by_the_writer(clu
     wait_for("the copies", lambda: all(node.host_conf.read_text() == config(4) for node in cluster.nodes))
     assert calls(cluster[2]) == []
     wait_for("the reload", lambda: calls(cluster[2]), 5)
-    assert 0.9 < time.monotonic() - begin < 3
+    assert time.monotonic() - begin > 0.9, "a second after the copy"
     time.sleep(1.5)
     assert [calls(node) for node in cluster.nodes] == [[], ["-R"], []]
     running = cluster[3].sh("corosync-cmapctl -g totem.config_version")
@@ -374,7 +374,7 @@ def test_version_rules_of_the_copy(cluster: Cluster) -> None:
     os.rename(cluster[3].pve / "corosync.conf.new", cluster[3].cluster_conf)
     wait_for("the copies", lambda: all(cluster[n].host_conf.read_text() == config(5) for n in (2, 3)))
     assert cluster[1].host_conf.read_text() == config(9), "the two differ for good"
-    assert any("local corosync.conf is newer" in line for line in cluster[1].log())
+    cluster[1].wait_for_log("local corosync.conf is newer")
     assert cluster[1].cluster_conf.read_text() == config(5), "never the other way"
     cluster[2].cluster_conf.write_text("totem {\n}\n")  # no version: not copied
     time.sleep(0.3)
@@ -414,9 +414,7 @@ def test_a_full_backend_stops_the_member_and_blocks_its_writers(cluster: Cluster
     for number in range(6):
         (cluster[1].pve / f"big{number}").write_bytes(os.urandom(1048576))
     wait_for("the failure", lambda: victim.version() != cluster[1].version())
-    text = "[dcdb] crit: serious internal error - stop cluster connection"
-    seen: list[str] = []
-    wait_for("the log", lambda: seen.extend(victim.log()) or text in seen)
+    victim.wait_for_log("[dcdb] crit: serious internal error - stop cluster connection")
     assert victim.quorate(), "it still reports quorum"
     (cluster[1].pve / "f").write_text("after")
     wait_for("the others", lambda: (cluster[2].pve / "f").read_text() == "after")
