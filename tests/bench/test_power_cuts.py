@@ -109,7 +109,9 @@ def test_a_writer_ends_in_good_order_and_the_next_begins_with_nothing(tmp_path: 
                 writer.stdin.close()
         assert writer.wait() == 0
         assert noted.ended
-        assert len(noted.acknowledged) in power_cuts.matches(in_folder(tmp_path), seed, "pve1", 1000)
+        # It runs on until it looks at its input: on a busy machine for thousands of changes.
+        number = len(noted.acknowledged)
+        assert number in power_cuts.matches(in_folder(tmp_path), seed, "pve1", number + 1)
 
 
 def test_what_is_younger_than_the_rpo_may_be_lost() -> None:

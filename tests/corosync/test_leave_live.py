@@ -15,7 +15,7 @@ from ansible.module_utils.pveguard import corosync_conf, pmxcfs
 from lab.tests.doubles.harness import wait_for
 
 from .nodes import Member
-from .test_membership import founded, join, members, put_guest
+from .test_membership import founded, join, members, put_guest, wait_equal
 
 __all__ = ["members"]  # the fixture
 pytestmark = [pytest.mark.slow, pytest.mark.root]
@@ -77,7 +77,7 @@ def test_a_member_leaves_and_comes_back_as_a_new_one(members: Make, tmp_path: Pa
     (third.pve / "alone.cfg").write_text("given up\n")
     result = join(first, third)
     assert result.get("error") is None and result["live_member_ids"] == [1, 2, 3], result
-    assert first.tree() == second.tree() == third.tree()
+    wait_equal(first, second, third)
     assert "alone.cfg" not in first.tree() and "shared.cfg" in third.tree()
 
 
@@ -136,4 +136,4 @@ def test_one_that_was_removed_while_it_was_away_stays_out(members: Make) -> None
     result = join(first, third)
     assert result.get("error") is None, result
     assert (third.pve / "meanwhile.cfg").read_text() == "after\n"
-    assert first.tree() == third.tree()
+    wait_equal(first, third)

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -340,10 +341,9 @@ def test_armour(header: str, newline: bytes) -> None:
 
 @pytest.mark.skipif(shutil.which("gpg") is None, reason="needs gpg")
 @pytest.mark.parametrize("kind", ["rsa2048", "ed25519"])
-def test_fingerprints_are_those_of_gpg(tmp_path_factory: pytest.TempPathFactory, kind: str) -> None:
+def test_fingerprints_are_those_of_gpg(kind: str) -> None:
     # gpg's agent needs a short path for its socket.
-    home = Path(f"/tmp/pveguard-gpg-{kind}-{id(tmp_path_factory)}")
-    home.mkdir(mode=0o700)
+    home = Path(tempfile.mkdtemp(prefix="pveguard-gpg-", dir="/tmp"))
     gpg = ["gpg", "--homedir", str(home), "--batch", "--quiet"]
     try:
         passphrase = ["--pinentry-mode", "loopback", "--passphrase", ""]

@@ -303,17 +303,17 @@ def test_errors_in_the_middle(
 
 
 def test_a_disk_that_hangs_does_not_hang_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: time.sleep(60))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: time.sleep(600))
     began = time.monotonic()
     result = fsync_bench.bench(str(tmp_path), 0.1, stall_s=0.5)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 300
     assert result["reason"] == "stalled" and result["fsyncs_per_second"] is None
     monkeypatch.undo()
     _wait_until(lambda: fsync_bench.remove_stale(str(tmp_path)) or list(tmp_path.iterdir()) == [])
     assert list(tmp_path.iterdir()) == []
 
 
-def _wait_until(condition: Any, seconds: float = 30) -> None:
+def _wait_until(condition: Any, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "not in time"
@@ -418,7 +418,7 @@ def test_a_disk_that_fills_while_it_is_measured(
 ) -> None:
     small = mount("size=40k" if method == "commit" else "size=100k")
     monkeypatch.setattr(fsync_bench, "NEEDED_BYTES", 0)
-    result = fsync_bench.bench(str(small), 0.5, methods=[method])
+    result = fsync_bench.bench(str(small), 10, methods=[method])  # it ends when it is full
     assert (result["verdict"], result["reason"]) == ("fail", "full"), result["message"]
     assert list(small.iterdir()) == []
 

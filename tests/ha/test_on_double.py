@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import ha_info, ha_services
+from ansible.module_utils.pveguard import ha_fencing, ha_info, ha_services
 from ansible.module_utils.pveguard.run import Result
 
 from lab.tests.packages import test_ha as double
@@ -28,10 +28,19 @@ pytestmark = pytest.mark.slow
 
 LRM, CRM, MUX = ha_info.UNITS
 FIRES = "will reset this machine"
+#: How much shorter than on a node the waits between two looks are.
+HURRY = 10
 
 
 class Killed(BaseException):
     """The run was ended in the middle."""
+
+
+@pytest.fixture(autouse=True)
+def _whole_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deadlines are counted in waits: as many more of them as they are shorter."""
+    for module, name in ((ha_services, "STATUS_DEADLINE_S"), (ha_services, "ACTIVE_DEADLINE_S"), (ha_fencing, "DEADLINE_S")):
+        monkeypatch.setattr(module, name, HURRY * getattr(module, name))
 
 
 class Machine:
@@ -91,7 +100,7 @@ class Machine:
         self.kill_before = kill_before
         self.calls.clear()
         return ha_services.apply(
-            state, part, run=self.run, root=self.root, hostname=self.name, sleep=lambda seconds: time.sleep(seconds / 10)
+            state, part, run=self.run, root=self.root, hostname=self.name, sleep=lambda seconds: time.sleep(seconds / HURRY)
         )
 
     def run(
@@ -137,6 +146,10 @@ class Machine:
         active = "active" if self.active(unit) else "inactive"
         return f"Id={unit}\nLoadState={load}\nActiveState={active}\nUnitFileState={enabled}"
 
+    def wait_active(self) -> None:
+        what = f"the LRM of {self.name} to hold the watchdog"
+        double.wait_for(what, lambda: self.lrm_state() == "active" and self.node.armed)
+
     def lrm_state(self) -> str | None:
         try:
             state = json.loads((self.node.pve / "nodes" / self.name / "lrm_status").read_text())["state"]
@@ -154,7 +167,7 @@ def node(tmp_path: Path) -> Iterator[double.Node]:
 @pytest.fixture
 def machine(node: double.Node, tmp_path: Path) -> Machine:
     machine = Machine(node, tmp_path / "root")
-    double.wait_for("the LRM to hold the watchdog", lambda: machine.lrm_state() == "active" and node.armed)
+    machine.wait_active()
     return machine
 
 
@@ -174,8 +187,9 @@ def test_off_and_on_with_a_watchdog_that_is_held(machine: Machine) -> None:
     assert not list(machine.node.pve.rglob("*_status"))
     assert not machine.apply("disabled")["changed"]
     machine.apply("restored")
-    double.wait_for("the LRM to be active", lambda: machine.lrm_state() == "active")
-    assert machine.node.fed() and not machine.armed_and_unfed()
+    machine.wait_active()
+    machine.node.wait_for_food()
+    assert not machine.armed_and_unfed()
 
 
 STEPS = [
@@ -198,8 +212,8 @@ def test_interrupted_anywhere_it_is_completed_or_undone(machine: Machine, at: st
     if second == "disabled":
         assert ended_well(machine) and not list(machine.node.pve.rglob("*_status"))
     else:
-        double.wait_for("the LRM to be active", lambda: machine.lrm_state() == "active")
-        assert machine.node.fed()
+        machine.wait_active()
+        machine.node.wait_for_food()
     assert not machine.armed_and_unfed()
 
 
@@ -246,7 +260,7 @@ class Cluster:
 
     def wait_active(self) -> None:
         for machine in self.machines:
-            double.wait_for(f"the LRM of {machine.name}", lambda m=machine: m.lrm_state() == "active" and m.node.armed, 30)
+            machine.wait_active()
 
 
 @pytest.fixture

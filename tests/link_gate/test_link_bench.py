@@ -396,7 +396,7 @@ def test_module(run_module: Any, check: bool) -> None:
     lenient = {"rtt_warn_ms": 9999, "rtt_fail_ms": 9999, "jitter_warn_ms": 9999, "jitter_fail_ms": 9999}
     result = run_module("link_bench", **arguments, **lenient)
     assert not result["changed"] and not result.get("failed") and result["verdict"] in ("pass", "warn")
-    assert result["links"][0]["samples"] > 5
+    assert result["links"][0]["samples"] > 0
     strict = {**lenient, "rtt_fail_ms": 0, "rtt_warn_ms": 0, "threshold_prefix": "link_gate_"}
     refused = run_module("link_bench", **arguments, **strict)
     assert refused["failed"] and "link_gate_rtt_fail_ms" in refused["msg"] and refused["verdict"] == "fail"

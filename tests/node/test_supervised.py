@@ -131,15 +131,21 @@ def test_a_child_that_is_killed_has_no_answer() -> None:
     assert _run(lambda caller: os.kill(os.getpid(), signal.SIGKILL) or {}) == {}
 
 
-def test_a_child_that_hangs_is_killed(tmp_path: Path) -> None:
+def test_a_child_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    fork, forked = os.fork, []
+
+    def noted() -> int:
+        forked.append(fork())
+        return forked[-1]
+
     def work(caller: supervised.Caller) -> dict[str, Any]:
-        (tmp_path / "pid").write_text(str(os.getpid()))
         threading.Event().wait()
         return {}
 
+    monkeypatch.setattr(os, "fork", noted)
     with pytest.raises(supervised.Stalled):
         _run(work, 0.5)
-    assert not Path("/proc", (tmp_path / "pid").read_text()).exists()
+    assert len(forked) == 1 and not Path("/proc", str(forked[0])).exists()
 
 
 @pytest.mark.slow

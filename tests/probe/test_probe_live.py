@@ -33,6 +33,11 @@ def sha256(node: Member, path: str) -> str:
     return hashlib.sha256((node.root / path).read_bytes()).hexdigest()
 
 
+def wait_gone(node: Member, path: str) -> None:
+    """A member takes what another one removed at its own time."""
+    wait_for(f"{node.name} without {path}", lambda: not (node.pve / path).exists())
+
+
 def listed(node: Member) -> corosync_conf.Node | None:
     return corosync_conf.parse(node.cluster_conf.read_text()).node(NAME)
 
@@ -55,7 +60,10 @@ def test_members_notice_nothing_of_a_probe(members: Make, watch1: Add, place: Pa
     assert found is not None and (found.node_id, found.votes) == (1000, 0)
     assert sha256(probe, "etc/corosync/authkey") == sha256(first, "etc/corosync/authkey")
     assert (probe.pve / "shared.cfg").read_text() == "of the cluster\n"
-    certificate = (first.pve / f"nodes/{NAME}/pve-ssl.pem").read_bytes()
+    # Written on the probe; the member takes it at its own time.
+    placed = first.pve / f"nodes/{NAME}/pve-ssl.pem"
+    wait_for("the certificate", lambda: placed.exists() and placed.read_bytes())
+    certificate = placed.read_bytes()
     assert certificate.startswith(b"-----BEGIN CERTIFICATE-----") and b"PRIVATE" not in certificate
     assert (probe.root / "var/lib/rrdcached/db/pve-node-9.0").is_dir()
 
@@ -63,11 +71,11 @@ def test_members_notice_nothing_of_a_probe(members: Make, watch1: Add, place: Pa
     assert code == 0 and changed(output) == 0, output
 
     power_cut(probe)
-    wait_for("the members to miss it", lambda: live(first) == [1, 2], 60)
+    wait_for("the members to miss it", lambda: live(first) == [1, 2])
     (first.pve / "meanwhile.cfg").write_text("written without it\n")
     power_on(probe)
     wait_for("its return", lambda: live(first) == [1, 2, 1000], 90)
-    wait_for("what was written meanwhile", lambda: (probe.pve / "meanwhile.cfg").exists(), 60)
+    wait_for("what was written meanwhile", lambda: (probe.pve / "meanwhile.cfg").exists())
 
     code, output = run(place, nodes, probe, "--check", probe_state="absent")
     assert code == 0 and listed(first) is not None, output
@@ -75,7 +83,8 @@ def test_members_notice_nothing_of_a_probe(members: Make, watch1: Add, place: Pa
     assert code == 0, output
     for node in nodes:
         assert live(node) == [1, 2] and listed(node) is None
-        assert not (node.pve / f"nodes/{NAME}").exists() and not (node.pve / "priv/lock/pveguard").exists()
+        wait_gone(node, f"nodes/{NAME}")
+        wait_gone(node, "priv/lock/pveguard")
     assert not (probe.root / "etc/corosync/authkey").exists() and "shared.cfg" not in probe.tree()
     assert not (probe.root / "var/lib/rrdcached/db/pve-node-9.0").exists()
     code, output = run(place, nodes, probe, probe_state="absent")
@@ -99,7 +108,7 @@ def test_a_probe_alone_is_never_quorate_and_its_vote_is_asked_for(members: Make,
     assert run(place, nodes, probe, probe_state="present")[0] == 0
     # Cut from a cluster in which it has no vote it is read-only, whatever it is told to expect.
     probe.cut()
-    wait_for("the probe to be alone", lambda: live(probe) == [1000], 60)
+    wait_for("the probe to be alone", lambda: live(probe) == [1000])
     probe.tool("corosync-quorumtool", "-e", "1")
     assert probe.info()["quorate"] is False and not probe.writable()
     probe.heal()
@@ -113,14 +122,14 @@ def test_a_probe_alone_is_never_quorate_and_its_vote_is_asked_for(members: Make,
     code, output = run(place, nodes, probe, probe_state="present", probe_votes=1)
     assert code == 0 and changed(output) == 0, output
     second.cut()
-    wait_for("the loss of a member", lambda: live(first) == [1, 1000], 60)
+    wait_for("the loss of a member", lambda: live(first) == [1, 1000])
     assert first.info()["quorate"] is True
     second.heal()
     wait_for("its return", lambda: live(first) == [1, 2, 1000], 90)
-    wait_for("quorum on it", lambda: second.info()["quorate"], 60)
+    wait_for("quorum on it", lambda: second.info()["quorate"])
     # Members alone are as they were without it.
     power_cut(probe)
-    wait_for("the loss of the probe", lambda: live(first) == [1, 2], 60)
+    wait_for("the loss of the probe", lambda: live(first) == [1, 2])
     assert first.info()["quorate"] is True
     power_on(probe)
     wait_for("its return", lambda: live(first) == [1, 2, 1000], 90)
@@ -140,7 +149,7 @@ def test_what_is_refused_changes_nothing(members: Make, watch1: Add, place: Path
         assert code != 0 and words in output, output
         assert first.cluster_conf.read_text() == before
         assert not (probe.root / "etc/corosync/authkey").exists()
-        assert not (first.pve / "priv/lock/pveguard").exists()
+        wait_gone(first, "priv/lock/pveguard")
 
     refused("need 3 of 4", probe_votes=1)
     refused("must be one of: present, absent", probe_state="maybe")
@@ -180,7 +189,7 @@ def test_the_other_playbooks_go_on_with_a_probe_up_and_off(members: Make, watch1
     assert "2 of 2 members up" in output and "even split" not in output
 
     power_cut(probe)
-    wait_for("the members to miss it", lambda: live(first) == [1, 2], 60)
+    wait_for("the members to miss it", lambda: live(first) == [1, 2])
     # It is not there, and that is an error of the run, not of the cluster.
     code, output = run(place, nodes, probe, playbook="corosync.yml", away=True, corosync_token=4000)
     assert "token: 4000" in first.cluster_conf.read_text(), output
@@ -196,7 +205,9 @@ def test_the_gates_hold_for_a_probe(members: Make, watch1: Add, place: Path) -> 
     before = nodes[0].cluster_conf.read_text()
     gates = {"pveguard_gate_enforce": "joining", "link_gate_duration": 2, "link_gate_load": False, "fsync_gate_duration": 1}
     # What a tmpfs does is nothing that the disk's gate is asked here.
-    gates |= {"fsync_gate_min_fsyncs": 1, "link_gate_rtt_fail_ms": 200, "link_gate_jitter_fail_ms": 200}
+    gates |= {"fsync_gate_min_fsyncs": 1}
+    # Nor how fast this machine answers: the size of the packets is what is refused.
+    gates |= {"link_gate_rtt_fail_ms": 5000, "link_gate_jitter_fail_ms": 5000, "link_gate_loss_fail_percent": 50}
     code, output = run(place, nodes, probe, probe_state="present", **gates, link_gate_mtu_min=9000)
     assert code != 0 and "link_gate_mtu_min" in output, output
     assert nodes[0].cluster_conf.read_text() == before and "corosync.conf" not in probe.tree()

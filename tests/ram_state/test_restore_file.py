@@ -297,9 +297,9 @@ def test_a_hanging_daemon_does_not_hang_us(ps: ModuleType) -> None:
     with pytest.raises(ps.NoAnswer, match="no answer"):
         ps.within(0.05, held.wait)
     held.set()
-    assert ps.within(5, lambda: 7) == 7
+    assert ps.within(60, lambda: 7) == 7
     with pytest.raises(ZeroDivisionError):
-        ps.within(5, lambda: 1 / 0)
+        ps.within(60, lambda: 1 / 0)
 
 
 def test_output_goes_elsewhere_and_only_root_can_read_it(ps: ModuleType, pve: Pve, tmp_path: Path) -> None:

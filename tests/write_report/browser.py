@@ -67,7 +67,11 @@ class Browser:
 
     def close(self) -> None:
         self.process.terminate()
-        self.process.wait(timeout=30)
+        try:
+            self.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
         os.close(self._in)
         os.close(self._out)
         shutil.rmtree(self.profile, ignore_errors=True)

@@ -73,7 +73,7 @@ class Probe:
             assert process.poll() is None, process.communicate()[0]
             return any((self.node.pve / name).stat().st_size > 4096 for name in self.names())
 
-        harness.wait_for("the probe to write", writes, 60)
+        harness.wait_for("the probe to write", writes)
         return process, int(children.read_text().split()[0])
 
     def close(self) -> None:
@@ -203,7 +203,7 @@ def test_killed_the_writing_process_removes_the_file(probe: Probe) -> None:
     process, _ = probe.begin([512], device_write_budget_bytes=4 * GIB)
     process.kill()
     process.communicate(timeout=60)
-    harness.wait_for("the file to go", lambda: probe.names() == [], 30)
+    harness.wait_for("the file to go", lambda: probe.names() == [])
     assert probe.node.tree() == before
 
 
@@ -249,7 +249,7 @@ def test_all_members_pay_and_without_quorum_nothing_is_written() -> None:
 
         for number in (2, 3):
             cluster[number].cut()
-        harness.wait_for("the loss of quorum", lambda: not node.quorate(), 30)
+        harness.wait_for("the loss of quorum", lambda: not node.quorate())
         version = node.version()
         done = node.run(*command([128 << 10]), timeout=120)
         assert done.returncode == 1 and "no quorum" in done.stdout and "corosync-quorumtool" in done.stdout

@@ -90,7 +90,7 @@ def why_not() -> str | None:
     return None if probe.returncode == 0 else f"no namespaces here: {probe.stderr.strip()}"
 
 
-def wait_for(what: str, condition: Callable[[], object], seconds: float = 10.0) -> None:
+def wait_for(what: str, condition: Callable[[], object], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -178,7 +178,7 @@ class Node:
     def enter(self, command: list[str]) -> list[str]:
         return ["nsenter", "-t", str(self.pid), "-m", "-u", "-i", "-n", "--", *command]
 
-    def run(self, *command: str, timeout: float = 30) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         return subprocess.run(self.enter(list(command)), capture_output=True, text=True, timeout=timeout)
 
     def sh(self, script: str) -> str:
@@ -223,7 +223,7 @@ class Node:
         if self.pid_of_daemon:
             if self.alive():
                 os.kill(self.pid_of_daemon, number)
-            wait_for("the end of pmxcfs", lambda: not self.alive(), 15)
+            wait_for("the end of pmxcfs", lambda: not self.alive())
             self.pid_of_daemon = 0
 
     def restart(self, *options: str) -> None:
@@ -281,9 +281,9 @@ class Node:
         """Lines of pmxcfs in syslog since the last call, without priority and time."""
         return [line.partition("]: ")[2] for line in self.syslog.take() if " pmxcfs[" in line]
 
-    def wait_for_log(self, text: str, seconds: float = 10.0) -> None:
+    def wait_for_log(self, text: str) -> None:
         """Waits for a line of pmxcfs with this text since the last call of `log`; takes the lines before it, too."""
-        wait_for(f"{text!r} in the log", lambda: any(text in line for line in self.log()), seconds)
+        wait_for(f"{text!r} in the log", lambda: any(text in line for line in self.log()))
 
     @contextmanager
     def counting(self) -> Iterator[Count]:
@@ -321,7 +321,7 @@ class Node:
 
     def stop_corosync(self) -> None:
         self.corosync.terminate()
-        self.corosync.wait(15)
+        self.corosync.wait(60)
 
     def quorate(self) -> bool:
         try:
@@ -364,7 +364,7 @@ class Node:
             if stream is not None:
                 stream.close()
         for child in self._children:
-            child.wait(10)
+            child.wait(60)
             for pipe in (child.stdin, child.stdout):
                 if pipe is not None:
                     pipe.close()

@@ -82,7 +82,7 @@ class Cluster:
             if not hasattr(node, "corosync") or node.corosync.poll() is not None:
                 node.start_corosync()
         for node in self.nodes:
-            wait_for("a quorum of 3", lambda n=node: "Nodes:            3" in self.quorumtool(n), 30)
+            wait_for("a quorum of 3", lambda n=node: "Nodes:            3" in self.quorumtool(n))
 
     @staticmethod
     def quorumtool(node: Node) -> str:
@@ -92,7 +92,7 @@ class Cluster:
         for number in numbers or (1, 2, 3):
             self[number].start()
         for number in numbers or (1, 2, 3):
-            wait_for(f"a writable pve{number}", self[number].writable, 20)
+            wait_for(f"a writable pve{number}", self[number].writable)
         wait_for("equal members", lambda: self.equal(*numbers))
 
     def __getitem__(self, number: int) -> Node:
@@ -197,7 +197,7 @@ def test_transactions_of_one_mebibyte_on_each_node(cluster: Cluster, block: int,
     with open(cluster[1].pve / "big", "wb", buffering=0) as stream:
         for start in range(0, len(data), block):
             stream.write(data[start : start + block])
-    wait_for("equal members", cluster.equal, 60)
+    wait_for("equal members", cluster.equal)
     assert [node.version() - before for node in cluster.nodes] == [transactions] * 3
     assert (cluster[3].pve / "big").read_bytes() == data
 
@@ -219,20 +219,21 @@ def test_one_of_two_takes_a_lock(cluster: Cluster) -> None:
 def test_a_cut_node_is_read_only_and_catches_up(cluster: Cluster) -> None:
     cluster.start()
     (cluster[1].pve / "f").write_text("1")
+    wait_for("equal members", cluster.equal)
     cluster[3].cut()
-    wait_for("the loss of quorum", lambda: not cluster[3].quorate(), 20)
+    wait_for("the loss of quorum", lambda: not cluster[3].quorate())
     assert error_of(lambda: (cluster[3].pve / "x").touch()) == errno.EACCES
     assert error_of(lambda: (cluster[3].pve / "f").unlink()) == errno.EACCES
     assert (cluster[3].pve / "f").read_text() == "1"
     assert not os.lstat(cluster[3].pve / "local").st_mode & 0o222
     (cluster[3].pve / ".debug").write_text("1\n")
     (cluster[3].pve / ".debug").write_text("0\n")
-    wait_for("the others", cluster[1].writable, 20)
+    wait_for("the others", cluster[1].writable)
     (cluster[1].pve / "f").write_text("2")
     (cluster[2].pve / "g").write_text("3")
     assert names(cluster[3]) == ["f"]
     cluster[3].heal()
-    wait_for("the return", cluster[3].writable, 30)
+    wait_for("the return", cluster[3].writable)
     wait_for("equal members", cluster.equal)
     assert (cluster[3].pve / "f").read_text() == "2"
     assert os.lstat(cluster[3].pve / "local").st_mode & 0o222
@@ -241,16 +242,17 @@ def test_a_cut_node_is_read_only_and_catches_up(cluster: Cluster) -> None:
 def test_an_old_snapshot_on_one_node_is_overwritten(cluster: Cluster) -> None:
     cluster.start()
     (cluster[1].pve / "old").write_text("t")
+    wait_for("equal members", cluster.equal)
     cluster[3].stop()
     cluster[3].sh("cp /var/lib/pve-cluster/config.db /run/old.db")
     cluster[3].start()
-    wait_for("the return", cluster[3].writable, 20)
+    wait_for("the return", cluster[3].writable)
     (cluster[1].pve / "old").unlink()
     (cluster[1].pve / "new").write_text("t")
     cluster[3].stop()
     cluster[3].sh("cp /run/old.db /var/lib/pve-cluster/config.db")
     cluster[3].start()
-    wait_for("the return", cluster[3].writable, 20)
+    wait_for("the return", cluster[3].writable)
     wait_for("equal members", cluster.equal)
     assert names(cluster[3]) == ["new"]
 
@@ -265,7 +267,7 @@ def test_a_node_edited_in_local_mode_rolls_the_cluster_back(cluster: Cluster) ->
     for node in cluster.nodes:
         node.log()
     cluster[3].start()
-    wait_for("the return", cluster[3].writable, 20)
+    wait_for("the return", cluster[3].writable)
     wait_for("equal members", cluster.equal)
     assert names(cluster[1]) == ["mine", "shared"]
     assert not any("crit" in line for node in cluster.nodes for line in node.log()), "it is silent"
@@ -302,7 +304,7 @@ def test_a_full_resync_is_one_transaction(cluster: Cluster) -> None:
     wal = cluster[3].state / "config.db-wal"
     cluster[3].stop()
     cluster[3].start()
-    wait_for("the return", cluster[3].writable, 20)
+    wait_for("the return", cluster[3].writable)
     wait_for("equal members", cluster.equal)
     # a single transaction cannot be checkpointed before it ends, so the WAL holds all of it
     assert wal.stat().st_size > 8_000_000
@@ -326,7 +328,7 @@ def test_join_takes_the_state_of_the_cluster(cluster: Cluster) -> None:
     local_edit(cluster[3], "touch stale")
     cluster[3].sh("rm /var/lib/pve-cluster/config.db")
     cluster[3].start()
-    wait_for("the return", cluster[3].writable, 20)
+    wait_for("the return", cluster[3].writable)
     wait_for("equal members", cluster.equal)
     assert names(cluster[3]) == [f"f{number}" for number in range(5)]
 
@@ -334,12 +336,12 @@ def test_join_takes_the_state_of_the_cluster(cluster: Cluster) -> None:
 def test_without_corosync_a_member_is_read_only_until_it_is_back(cluster: Cluster) -> None:
     cluster.start()
     cluster[2].stop_corosync()
-    wait_for("the loss of quorum", lambda: not cluster[2].quorate(), 10)
+    wait_for("the loss of quorum", lambda: not cluster[2].quorate())
     assert error_of(lambda: (cluster[2].pve / "x").touch()) == errno.EACCES
-    wait_for("the others", cluster[1].writable, 20)
+    wait_for("the others", cluster[1].writable)
     (cluster[1].pve / "y").touch()
     cluster[2].start_corosync()
-    wait_for("the return", cluster[2].writable, 30)
+    wait_for("the return", cluster[2].writable)
     wait_for("equal members", cluster.equal)
     assert names(cluster[2]) == ["y"]
 
@@ -356,13 +358,13 @@ def test_a_new_corosync_conf_is_copied_everywhere_and_reloaded_by_the_writer(clu
     begin = time.monotonic()
     os.rename(cluster[2].pve / "corosync.conf.new", cluster[2].cluster_conf)
     wait_for("the copies", lambda: all(node.host_conf.read_text() == config(4) for node in cluster.nodes))
-    assert calls(cluster[2]) == []
-    wait_for("the reload", lambda: calls(cluster[2]), 5)
+    wait_for("the reload", lambda: calls(cluster[2]))
     assert time.monotonic() - begin > 0.9, "a second after the copy"
     time.sleep(1.5)
     assert [calls(node) for node in cluster.nodes] == [[], ["-R"], []]
-    running = cluster[3].sh("corosync-cmapctl -g totem.config_version")
-    assert running.split() == ["totem.config_version", "(u64)", "=", "4"]
+    running = ["totem.config_version", "(u64)", "=", "4"]
+    show = "corosync-cmapctl -g totem.config_version"
+    wait_for("the version that runs", lambda: cluster[3].sh(show).split() == running)
 
 
 def test_version_rules_of_the_copy(cluster: Cluster) -> None:
@@ -379,6 +381,7 @@ def test_version_rules_of_the_copy(cluster: Cluster) -> None:
     cluster[2].cluster_conf.write_text("totem {\n}\n")  # no version: not copied
     time.sleep(0.3)
     assert cluster[2].host_conf.read_text() == config(5)
+    wait_for("the reload", lambda: calls(cluster[3]))
     time.sleep(1.5)
     assert [len(calls(node)) for node in cluster.nodes] == [0, 0, 1], "a reload follows a copy only"
 
@@ -427,7 +430,7 @@ def test_a_full_backend_stops_the_member_and_blocks_its_writers(cluster: Cluster
     victim.stop(signal.SIGKILL)
     assert writer.wait(10) != 0
     victim.start()
-    wait_for("the return", victim.writable, 20)
+    wait_for("the return", victim.writable)
     wait_for("equal members", cluster.equal)
 
 

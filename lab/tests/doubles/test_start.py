@@ -383,4 +383,4 @@ def test_foreground_and_wrong_arguments(empty_node: Node) -> None:
     (empty_node.pve / "x").touch()
     empty_node.pid_of_daemon = int((empty_node.root / "run/pve-cluster.pid").read_text())
     empty_node.stop()
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0

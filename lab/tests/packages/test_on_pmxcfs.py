@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -37,17 +38,22 @@ def node() -> Iterator[harness.Node]:
         node.close()
 
 
-def run_for(node: harness.Node, seconds: float, program: object, *settings: str) -> None:
-    """Runs a program on the node and ends it as systemd does."""
-    command = ["timeout", "--preserve-status", str(seconds), "env", *settings, str(program)]
-    done = node.run(*command)
-    assert done.returncode == 0, done.stderr
+@contextmanager
+def running(node: harness.Node, program: object, *settings: str) -> Iterator[None]:
+    """A program on the node that has begun, and is ended as systemd does."""
+    process = node.spawn("env", *settings, str(program), log="/run/program.log")
+    log = node.root / "run/program.log"
+    harness.wait_for("its start", lambda: "starting" in log.read_text())
+    yield
+    process.terminate()
+    assert process.wait(60) == 0, log.read_text()
 
 
 def test_heartbeat_is_three_transactions(node: harness.Node) -> None:
     with node.counting() as count:
         # The only period is longer than the run: one heartbeat, and the status that is written at the end.
-        run_for(node, 2, LRM, "PVE_LAB_LRM_SECONDS=60")
+        with running(node, LRM, "PVE_LAB_LRM_SECONDS=600"):
+            harness.wait_for("a heartbeat", (node.pve / "nodes/pve1/lrm_status").exists)
     assert count.transactions == 2 * 3
     assert node.tree()["nodes/pve1/lrm_status"] is not None
     assert sum("lrm_status" in line for line in count.lines) == 2 * 3, "the lines that are counted per minute"
@@ -56,14 +62,17 @@ def test_heartbeat_is_three_transactions(node: harness.Node) -> None:
 
 def test_minute_of_the_scheduler_is_two_files(node: harness.Node) -> None:
     with node.counting() as count:
-        run_for(node, 1, SCHEDULER)
+        before = node.version()
+        with running(node, SCHEDULER, "PVE_LAB_SCHEDULER_SECONDS=600"):
+            harness.wait_for("both locks", lambda: node.version() >= before + 4)
     assert count.transactions == 4
     assert sum("file-jobs_cfg" in line or "file-replication_cfg" in line for line in count.lines) == 2
 
 
 def test_idle_crm_costs_nothing(node: harness.Node) -> None:
     with node.counting() as count:
-        run_for(node, 1.5, CRM, "PVE_LAB_CRM_SECONDS=0.2")
+        with running(node, CRM, "PVE_LAB_CRM_SECONDS=0.2"):
+            time.sleep(1.5)
     assert count.transactions == 0
 
 
@@ -83,19 +92,21 @@ def test_programs_survive_a_restart_of_the_daemon(node: harness.Node) -> None:
     ]
     status = node.pve / "nodes/pve1/lrm_status"
     harness.wait_for("a heartbeat", status.exists)
+    logs = [node.root / f"run/{name}.log" for name in ("lrm", "crm", "scheduler")]
     node.stop()
+    for log in logs:
+        harness.wait_for("it to wait", lambda log=log: "waiting for" in log.read_text())
     time.sleep(0.5)
     assert list(node.pve.iterdir()) == [], "nothing lies beneath the mount point"
     node.start()
     stopped = time.time()
     harness.wait_for("a heartbeat", lambda: status.exists() and status.stat().st_mtime >= int(stopped))
-    for name in ("lrm", "crm", "scheduler"):
-        log = node.root / f"run/{name}.log"
+    for log in logs:
         harness.wait_for("it to go on", lambda log=log: "going on" in log.read_text())
     for program in programs:
         assert program.poll() is None
         program.terminate()
         try:
-            assert program.wait(10) == 0
+            assert program.wait(60) == 0
         except subprocess.TimeoutExpired:
             pytest.fail("does not end")

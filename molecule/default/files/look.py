@@ -90,7 +90,20 @@ def sectors_written() -> int:
     return int(numbers[6])
 
 
+def settle(seconds: float = 180) -> None:
+    """Until the device is written nothing for ten seconds: what was changed before, here or elsewhere, is saved."""
+    end, before = time.monotonic() + seconds, -1
+    while time.monotonic() < end:
+        os.sync()
+        now = sectors_written()
+        if now == before:
+            return
+        before = now
+        time.sleep(10)
+
+
 def idle(seconds: float) -> dict[str, float]:
+    settle()
     os.sync()
     version, sectors, started = table()[0], sectors_written(), time.monotonic()
     time.sleep(seconds)

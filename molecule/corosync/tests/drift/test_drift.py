@@ -67,7 +67,8 @@ def recovered(
         "pve3",
         f"printf %s {shlex.quote(broken)} > {HOST}; corosync -c {HOST} -t && exit 1; systemctl restart corosync; true",
     )
-    # A daemon copies after every change of the membership: the other two are planted behind it.
+    # A daemon copies after every change of the membership: the other two are planted behind it. A write that is
+    # answered tells that it has finished with the change.
     end = time.monotonic() + 120
     while not all(seen.quorate and seen.live == [1, 2] for seen in look("pve1", "pve2").values()):
         assert time.monotonic() < end
@@ -76,7 +77,9 @@ def recovered(
         ("pve1", with_version(text, before.version, "equal version, another text")),
         ("pve2", with_version(text, before.version + 4, "newer than the cluster's")),
     ):
-        console(node, f"printf %s {shlex.quote(planted)} > {HOST}")
+        path = f"/etc/pve/molecule-{node}"
+        answered = f"for i in $(seq 60); do mkdir -p {path} && rmdir {path} && break; sleep 1; done; [ ! -e {path} ]"
+        console(node, f"{answered} && printf %s {shlex.quote(planted)} > {HOST}")
     return {"before": before, "said": differences(playbook), "done": recover()}
 
 

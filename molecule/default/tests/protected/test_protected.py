@@ -54,7 +54,7 @@ def test_a_file_written_on_one_node_is_seen_on_the_others(nodes: dict[str, Host]
     path = "/etc/pve/molecule-shared"
     assert nodes[names[0]].run(f"echo {shlex.quote(text)} > {path}").rc == 0
     for name in names[1:]:
-        wait = f"for i in $(seq 50); do grep -qxF {shlex.quote(text)} {path} && exit; sleep 0.2; done; exit 1"
+        wait = f"for i in $(seq 300); do grep -qxF {shlex.quote(text)} {path} && exit; sleep 0.2; done; exit 1"
         assert nodes[name].run(wait).rc == 0, f"{name} does not see what {names[0]} wrote"
     assert nodes[names[-1]].run(f"rm {path}").rc == 0
 
