@@ -90,6 +90,19 @@ def why_not() -> str | None:
     return None if probe.returncode == 0 else f"no namespaces here: {probe.stderr.strip()}"
 
 
+def why_no_network() -> str | None:
+    """Why nodes cannot be connected here; None when they can."""
+    if shutil.which("ip") is None:
+        return "needs iproute2"
+    name = f"cfp{os.getpid() % 1000000}"
+    for kind in ("bridge", "veth"):
+        probe = subprocess.run(["ip", "link", "add", name, "type", kind], capture_output=True, text=True)
+        if probe.returncode != 0:
+            return f"no network links of type {kind} here: {probe.stderr.strip()}"
+        ip("link", "del", name)
+    return None
+
+
 def wait_for(what: str, condition: Callable[[], object], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():

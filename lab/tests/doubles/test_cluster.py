@@ -114,14 +114,11 @@ def made() -> Iterator[Cluster]:
     reason = why_not()
     if reason is None and shutil.which("corosync", path=f"{os.environ['PATH']}:/usr/sbin") is None:
         reason = "needs corosync"
-    if reason is None and shutil.which("ip") is None:
-        reason = "needs iproute2"
+    if reason is None:
+        reason = harness.why_no_network()
     if reason:
         pytest.skip(reason)
-    try:
-        cluster = Cluster()
-    except AssertionError as error:
-        pytest.skip(f"no network namespaces with bridges here: {error}")
+    cluster = Cluster()
     try:
         yield cluster
     finally:
