@@ -21,6 +21,7 @@ import pytest
 from ansible.module_utils.pveguard import ha_fencing, ha_info, ha_services
 from ansible.module_utils.pveguard.run import Result
 
+from lab.tests.doubles.harness import wait_for
 from lab.tests.packages import test_ha as double
 
 # Real programs with real periods.
@@ -138,7 +139,7 @@ class Machine:
             self.node.device.write_bytes(b"")  # a program that starts writes from the beginning
         self.processes[unit] = self.node.start(unit.removesuffix(".service"))
         if unit == MUX:
-            double.wait_for("watchdog-mux", (self.node.run / "watchdog-mux.sock").exists)
+            wait_for("watchdog-mux", (self.node.run / "watchdog-mux.sock").exists)
 
     def _shown(self, unit: str) -> str:
         masked = unit in self.masked
@@ -148,7 +149,7 @@ class Machine:
 
     def wait_active(self) -> None:
         what = f"the LRM of {self.name} to hold the watchdog"
-        double.wait_for(what, lambda: self.lrm_state() == "active" and self.node.armed)
+        wait_for(what, lambda: self.lrm_state() == "active" and self.node.armed)
 
     def lrm_state(self) -> str | None:
         try:

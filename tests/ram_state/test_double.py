@@ -10,7 +10,7 @@ import shutil
 import signal
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -134,25 +134,18 @@ class RamNode:
 
     def wait_saved(self) -> None:
         """Until a power cut would lose nothing."""
-        wait(lambda: self.ps("status", rc=None)["would_lose"] == [], what="everything to be saved")
+        harness.wait_for("all to be saved", lambda: self.ps("status", rc=None)["would_lose"] == [])
 
     def power_cut(self) -> None:
         pids = [int((self.node.root / f"run/{name}.pid").read_text()) for name in ("watch", "pve-cluster")]
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         # Their locks are free, and what they were writing is written, only when they are gone.
-        wait(lambda: not any(alive(pid) for pid in pids), what="the end of the killed")
+        harness.wait_for("the end of the killed", lambda: not any(harness.alive(pid) for pid in pids))
         self.node.sh(
             "umount -l /etc/pve; umount /var/lib/pve-cluster/backup; umount -l /var/lib/pve-cluster;"
             " rm -rf /run/pveguard /run/*.pid"
         )
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @contextmanager
@@ -187,13 +180,6 @@ def ram() -> Iterator[RamNode]:
         node.close()
 
 
-def wait(condition: Callable[[], bool], seconds: float = 60, what: str = "what was expected") -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited {seconds:g} s in vain for {what}"
-        time.sleep(0.1)
-
-
 def test_the_whole_way(ram: RamNode) -> None:
     node = ram.node
     before = ram.tree()
@@ -225,7 +211,7 @@ def test_the_whole_way(ram: RamNode) -> None:
         return {name: float(value) for name, value in found if name in wanted}
 
     # The file is written after the save.
-    wait(lambda: told() == wanted, what="the metrics")
+    harness.wait_for("the metrics", lambda: told() == wanted)
     assert node.sh("stat -c %a /run/pveguard/metrics.prom; findmnt -no FSTYPE -T /run/pveguard") == "644\ntmpfs\n"
 
     # Power cut: what is older than the RPO is there.

@@ -22,7 +22,7 @@ harness = pytest.importorskip("lab.tests.doubles.harness")
 from lab.tests.doubles.test_cluster import Cluster, local_edit  # noqa: E402
 
 from .conftest import PROGRAM, stand_ins, table, without  # noqa: E402
-from .test_double import RamNode, members_in_ram, ram, wait  # noqa: E402, F401
+from .test_double import RamNode, members_in_ram, ram  # noqa: E402, F401
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 Rows = dict[int, tuple[Any, ...]]
@@ -109,9 +109,9 @@ class Observer:
     def stop_watcher(self) -> int:
         """Stopped when this returns. The nodes have no namespace of processes; one just started is not itself yet."""
         pid = int((self.node.root / "run/watch.pid").read_text())
-        wait(lambda: b"\0watch\0" in Path(f"/proc/{pid}/cmdline").read_bytes(), what="the watcher")
+        harness.wait_for("the watcher", lambda: b"\0watch\0" in Path(f"/proc/{pid}/cmdline").read_bytes())
         os.kill(pid, signal.SIGSTOP)
-        wait(lambda: "\nState:\tT" in Path(f"/proc/{pid}/status").read_text(), what="the watcher to be stopped")
+        harness.wait_for("its stop", lambda: "\nState:\tT" in Path(f"/proc/{pid}/status").read_text())
         return pid
 
     def cut(self) -> None:
@@ -130,7 +130,7 @@ class Observer:
                 except (self.ps.RestoreError, sqlite3.Error):
                     return False
 
-        wait(same, what="the replica to be the live state")
+        harness.wait_for("the replica to be the live state", same)
         assert self.ram.ps("status")["would_lose"] == []
 
 

@@ -15,7 +15,7 @@ import yaml
 
 harness = pytest.importorskip("lab.tests.doubles.harness")
 
-from .test_double import members_in_ram, wait  # noqa: E402
+from .test_double import members_in_ram  # noqa: E402
 from .test_restore_playbook import ROOT, Site, changed, text, trees  # noqa: E402
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -73,7 +73,7 @@ def test_a_member_that_would_roll_the_others_back_fetches_their_state(three: Sit
     assert one.tree() == before and not (third.node.pve / ".version").exists()
     done = recover(three, confirm="resync:pve3")
     assert done.returncode == 0, done.stdout + third.logs()
-    wait(lambda: trees(three) == [before] * 3)
+    harness.wait_for("equal members", lambda: trees(three) == [before] * 3)
     three.wait_unlocked()
     (kept,) = (third.node.root / "var/lib/pveguard/recover").glob("*/manifest.json")
     assert json.loads(kept.read_text())["root_version"] > 5000
@@ -85,4 +85,4 @@ def test_a_member_that_would_roll_the_others_back_fetches_their_state(three: Sit
     third.node.sh("rm -f /var/lib/pve-cluster/config.db*")
     done = recover(three, confirm="resync:pve3")
     assert done.returncode == 0 and "its database is lost" in text(done), done.stdout + third.logs()
-    wait(lambda: trees(three) == [before] * 3)
+    harness.wait_for("equal members", lambda: trees(three) == [before] * 3)

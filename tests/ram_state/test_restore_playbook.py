@@ -20,7 +20,7 @@ import yaml
 
 harness = pytest.importorskip("lab.tests.doubles.harness")
 
-from .test_double import RamNode, members_in_ram, wait  # noqa: E402
+from .test_double import RamNode, members_in_ram  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -85,7 +85,7 @@ class Site:
 
     def wait_unlocked(self) -> None:
         """A member sees at its own time what another one removed."""
-        wait(lambda: self.locks() == [], what="the locks to be given back")
+        harness.wait_for("the locks to be given back", lambda: self.locks() == [])
 
 
 #: A run that has not ended by then waits for something else than the answer.
@@ -260,7 +260,7 @@ def test_a_cluster(three: Site) -> None:
     # By hand it can be done, and does not stick: the old state never rolls back those that run.
     assert one.systemctl("stop", "pve-cluster.service") == 0
     one.ps("restore", "--generation", name)
-    wait(lambda: trees(three) == [before] * 3)
+    harness.wait_for("equal members", lambda: trees(three) == [before] * 3)
 
     # What may be written, by the command that was offered: on every member, and files that came since stay.
     done = three.play("--limit", "pve1", generation=name, path="/", confirm="pve1")
@@ -269,13 +269,13 @@ def test_a_cluster(three: Site) -> None:
     three.wait_unlocked()
     assert "rm /etc/pve/user.cfg # on pve1; it was not there" in text(done)
     now = {**before, "storage.cfg": b"x\n", "user.cfg": b"u\n"}
-    wait(lambda: trees(three) == [now] * 3)
+    harness.wait_for("equal members", lambda: trees(three) == [now] * 3)
 
     # A member fetches everything from the others, and what it had is kept.
     done = three.play("--limit", "pve3", resync=True, confirm="pve3")
     assert done.returncode == 0, done.stdout + third.logs()
     assert changed(done) == 1
-    wait(lambda: trees(three) == [now] * 3, what="equal members")
+    harness.wait_for("equal members", lambda: trees(three) == [now] * 3)
     three.wait_unlocked()
     assert third.ps("status")["state"] == "enabled"
 
@@ -299,6 +299,6 @@ def test_a_cluster(three: Site) -> None:
 
     # As was said: a member that was emptied before its start takes this state, one with a higher version wins.
     two.ps("restore", "--resync")
-    wait(lambda: one.node.quorate() and one.tree() == two.tree() == old)
+    harness.wait_for("equal members", lambda: one.node.quorate() and one.tree() == two.tree() == old)
     assert third.systemctl("start", "pve-cluster.service") == 0
-    wait(lambda: trees(three) == [now] * 3)
+    harness.wait_for("equal members", lambda: trees(three) == [now] * 3)

@@ -103,12 +103,23 @@ def why_no_network() -> str | None:
     return None
 
 
-def wait_for(what: str, condition: Callable[[], object], seconds: float = 60.0) -> None:
+#: Until a program has started, done something, said it or ended, on a busy machine.
+SECONDS = 60.0
+
+
+def wait_for(what: str, condition: Callable[[], object], seconds: float = SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             raise AssertionError(f"waited {seconds:g} s in vain for: {what}")
         time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 class SysLog:
@@ -226,11 +237,7 @@ class Node:
         return result
 
     def alive(self) -> bool:
-        try:
-            state = Path(f"/proc/{self.pid_of_daemon}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            return False
-        return self.pid_of_daemon > 0 and state != "Z"
+        return self.pid_of_daemon > 0 and alive(self.pid_of_daemon)
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         if self.pid_of_daemon:
@@ -334,7 +341,7 @@ class Node:
 
     def stop_corosync(self) -> None:
         self.corosync.terminate()
-        self.corosync.wait(60)
+        self.corosync.wait(SECONDS)
 
     def quorate(self) -> bool:
         try:
@@ -377,7 +384,7 @@ class Node:
             if stream is not None:
                 stream.close()
         for child in self._children:
-            child.wait(60)
+            child.wait(SECONDS)
             for pipe in (child.stdin, child.stdout):
                 if pipe is not None:
                     pipe.close()

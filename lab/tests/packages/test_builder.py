@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pytest
 
 from lab.packages import BuildError, Repository, build_repository, repository_digest
 from lab.packages.build import HERE, find_packages, maintainer_scripts, read_package
+from lab.tests.doubles.harness import wait_for
 
 TOOLS = ("dpkg-deb", "apt-ftparchive", "apt-get", "gpg", "gpg-agent")
 pytestmark = pytest.mark.skipif(
@@ -205,21 +206,16 @@ def test_no_agent_and_no_key_directory_is_left(
     build_repository(tmp_path / "out", root=one)
     assert homes and all(len(str(home)) < 60 and not home.exists() for home in homes)
 
-    def users() -> list[bytes]:
-        found = []
+    def used() -> bool:
         for path in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
+            with contextlib.suppress(OSError):
                 line = path.read_bytes()
-            except OSError:
-                continue
-            found += [line] * any(str(home).encode() in line for home in homes)
-        return found
+                if any(str(home).encode() in line for home in homes):
+                    return True
+        return False
 
     # An agent that was told to end may still be about it.
-    end = time.monotonic() + 60
-    while left := users():
-        assert time.monotonic() < end, left
-        time.sleep(0.05)
+    wait_for("the end of the agents", lambda: not used())
 
 
 # --- apt ----------------------------------------------------------------------------------------------------

@@ -20,22 +20,14 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from lab.packages.build import HERE
+from lab.tests.doubles.harness import SECONDS, wait_for
 
 ROOT = HERE / "pve-ha-manager/root"
 SBIN = ROOT / "usr/sbin"
 BEAT = 0.1
-#: Until a program has started, done something or ended, on a busy machine.
-SECONDS = 60.0
 
 # Real programs with real periods.
 pytestmark = pytest.mark.slow
-
-
-def wait_for(what: str, condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {SECONDS:g} s for {what}"
-        time.sleep(0.01)
 
 
 class Node:

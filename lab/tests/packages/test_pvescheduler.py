@@ -15,11 +15,10 @@ from pathlib import Path
 import pytest
 
 from lab.packages.build import HERE
+from lab.tests.doubles.harness import SECONDS, wait_for
 
 BIN = HERE / "pve-manager/root/usr/bin"
 SCHEDULER = BIN / "pvescheduler"
-#: Until a program has started, said something or ended, on a busy machine.
-SECONDS = 60.0
 
 # Real programs with real periods.
 pytestmark = pytest.mark.slow
@@ -84,10 +83,7 @@ def changes_of_one_round(start: Start, tmp_path: Path) -> list[str]:
     calls = "mkdir,mkdirat,rmdir,unlink,unlinkat,rename,renameat,renameat2,utimensat,chmod,fchmod"
     # -D: the program, not strace, is our child.
     process = start("strace", "-D", "-o", str(trace), "-e", f"trace={calls},rt_sigtimedwait", seconds=60)
-    deadline = time.monotonic() + SECONDS
-    while not (trace.exists() and "rt_sigtimedwait" in trace.read_text()):
-        assert time.monotonic() < deadline, "it does not come to rest"
-        time.sleep(0.02)
+    wait_for("its first rest", lambda: trace.exists() and "rt_sigtimedwait" in trace.read_text())
     stop(process)
     return trace.read_text().split("rt_sigtimedwait")[0].splitlines()
 
@@ -114,10 +110,7 @@ def test_lock_directory_is_made_where_it_is_missing(pve: Path, start: Start) -> 
     (pve / "priv/lock").rmdir()
     (pve / "priv").rmdir()
     process = start()
-    deadline = time.monotonic() + SECONDS
-    while not (pve / "priv/lock").is_dir():
-        assert time.monotonic() < deadline, "no priv/lock"
-        time.sleep(0.02)
+    wait_for("priv/lock", (pve / "priv/lock").is_dir)
     assert "waiting" not in stop(process)
 
 
