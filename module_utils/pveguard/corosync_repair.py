@@ -28,6 +28,7 @@ from . import (
     corosync_info,
     corosync_restart,
     ha_info,
+    live_database,
     pmxcfs,
     pve_file,
     ram_state,
@@ -181,25 +182,27 @@ def _save(request: Request, check: bool, node: Node) -> dict[str, Any]:
 
 
 def _copy_database(source: Path, target: Path) -> str:
-    """Copy a database, of a running daemon through SQLite, else its files as they are; in words how good the copy is."""
+    """Copy a database, one consistent state of it where it can be read, else its files as they are; in words how good the
+    copy is.
+    """
     if not source.exists():
         return "there is none"
     os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600))
     try:
-        # Without a shared-memory file nobody has it open, and a reader would write into its directory.
-        if not Path(f"{source}-shm").exists():
-            raise sqlite3.OperationalError("not open")
-        live, copy = sqlite3.connect(f"file:{source}?mode=ro", uri=True, timeout=5), sqlite3.connect(target)
+        live = live_database.snapshot(str(source))
+        copy = sqlite3.connect(target)
         try:
             live.backup(copy)
         finally:
             live.close()
             copy.close()
         _sync(target)
-    except sqlite3.Error:
+    except (live_database.Unreadable, sqlite3.Error):
+        # The log last: what is copied into the database meanwhile is in it.
         for suffix in ("", "-wal"):
-            if Path(f"{source}{suffix}").exists():
-                write_atomic(f"{target}{suffix}", Path(f"{source}{suffix}").read_bytes(), 0o600)
+            data = read_or_none(f"{source}{suffix}")
+            if data is not None:
+                write_atomic(f"{target}{suffix}", data, 0o600)
     return _judged(target)
 
 

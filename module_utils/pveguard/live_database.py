@@ -210,7 +210,8 @@ def snapshot(path: str, seconds: float = LOOK_SECONDS) -> sqlite3.Connection:
 def _through(files: _Files, function: Callable[[sqlite3.Connection], Value]) -> Value:
     """A look through SQLite at the files themselves."""
     # Without frames in the log the file is the state, and SQLite need not look beside it.
-    connection = _open(files.path, f"vfs={_VFS}" if files.has_log else "immutable=1")
+    options = ([f"vfs={_VFS}"] if _vfs() else []) + ([] if files.has_log else ["immutable=1"])
+    connection = _open(files.path, "&".join(options))
     try:
         if files.has_log:
             # The log's index in memory: SQLite then needs no file for it.
@@ -293,8 +294,8 @@ def _open(path: str, options: str) -> sqlite3.Connection:
     return sqlite3.connect(f"file:{quoted}?{mode}{options}", uri=True, isolation_level=None, timeout=0)
 
 
-#: Keeps what SQLite has pointers to; None before the first use, False where it cannot be had.
-_registered: Any = None
+#: Whether SQLite has the VFS; None before the first use.
+_registered: bool | None = None
 
 
 def _vfs() -> bool:
@@ -302,15 +303,20 @@ def _vfs() -> bool:
     global _registered
     if _registered is None:
         try:
-            _registered = _register()
-        except (ImportError, OSError, AttributeError):
+            _register()
+            _registered = True
+        except (ImportError, OSError, AttributeError, MemoryError):
             _registered = False
-    return bool(_registered)
+    return _registered
 
 
-def _register() -> Any:
+def _register() -> None:
     import _sqlite3
     import ctypes
+
+    if hasattr(_sqlite3, "pveguard_read"):
+        # By another copy of this code in the same process.
+        return
 
     # Found through the module that uses it: the very library, whichever others there are.
     library = ctypes.CDLL(getattr(_sqlite3, "__file__", None))
@@ -355,7 +361,8 @@ def _register() -> Any:
     vfs.open = opener(read_only)
     if library.sqlite3_vfs_register(ctypes.byref(vfs), 0):
         raise OSError("SQLite did not take the VFS")
-    return library, vfs, open_file
+    # SQLite has pointers to it for as long as the process lives, whatever becomes of this module.
+    setattr(_sqlite3, "pveguard_read", (library, vfs, open_file))  # noqa: B010
 
 
 class Running(Unreadable):

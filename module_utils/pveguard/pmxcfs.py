@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from . import live_database
 from .errors import PveguardError
 
 DATABASE = Path("var/lib/pve-cluster/config.db")
@@ -28,7 +29,7 @@ _NOISE = re.compile("(?:" + "|".join(NOISE) + r")\Z")
 #: Storages that the Proxmox installer itself defines; they say nothing about what an operator did.
 STOCK_STORAGES = frozenset({"local", "local-lvm", "local-zfs", "local-btrfs"})
 
-Row = tuple[int, int, int, int, int, int, str, bytes | None]
+Row = tuple[int, int, int, int, int, int, str, object]
 
 
 def is_noise(path: str) -> bool:
@@ -39,48 +40,43 @@ def is_noise(path: str) -> bool:
 def read_tree(database: Path) -> tuple[int, dict[str, tuple[int, bytes]]]:
     """``(root version, {path: (type, data)})`` of a database; type 4 is a directory, 8 a file.
 
-    One read transaction. Nothing is written: a database whose daemon is not running is read with ``immutable=1`` when it
-    has no WAL, and refused otherwise (a reader would have to create the shared-memory file).
-    Raises PveguardError when the database cannot be read as one.
+    Of one consistent state, whether or not the daemon runs, and without an effect on it. Bytes of a name that are not UTF-8
+    come as surrogates. Raises PveguardError when the database cannot be read as one.
     """
-    wal = Path(f"{database}-wal")
-    shm = Path(f"{database}-shm")
-    if not database.exists():
-        raise PveguardError(f"{database} does not exist")
-    if shm.exists():
-        mode = "mode=ro"
-    elif wal.exists() and wal.stat().st_size > 0:
-        raise PveguardError(f"{database} has a write-ahead log but no running daemon; start pve-cluster to read it")
-    else:
-        mode = "immutable=1"
+
+    def read(connection: sqlite3.Connection) -> list[Row]:
+        connection.text_factory = _text_of_name
+        return connection.execute("SELECT inode, parent, version, writer, mtime, type, name, data FROM tree").fetchall()
+
     try:
-        connection = sqlite3.connect(f"file:{database}?{mode}", uri=True, timeout=5)
-        try:
-            rows: list[Row] = connection.execute(
-                "SELECT inode, parent, version, writer, mtime, type, name, data FROM tree"
-            ).fetchall()
-        finally:
-            connection.close()
-    except sqlite3.Error as error:
-        raise PveguardError(f"{database} cannot be read: {error}") from error
+        rows = live_database.look(str(database), read)
+    except live_database.Unreadable as error:
+        raise PveguardError(str(error)) from error
     by_inode = {row[0]: row for row in rows}
     root = by_inode.pop(0, None)
-    paths: dict[int, str] = {}
 
-    def path_of(inode: int, depth: int = 0) -> str:
-        if inode == 0:
-            return ""
-        if inode in paths:
-            return paths[inode]
-        row = by_inode.get(inode)
-        if row is None or depth > 64:
-            raise PveguardError(f"{database} is damaged: row {inode} is missing or in a loop")
-        above = path_of(row[1], depth + 1)
-        paths[inode] = f"{above}/{row[6]}" if above else row[6]
-        return paths[inode]
+    def path_of(inode: int) -> str:
+        names: list[str] = []
+        at = inode
+        while at != 0:
+            row = by_inode.get(at)
+            if row is None or len(names) > len(by_inode):
+                raise PveguardError(f"{database} is damaged: row {inode} is missing or in a loop")
+            names.append(row[6])
+            at = row[1]
+        return "/".join(reversed(names))
 
-    tree = {path_of(inode): (row[5], row[7] or b"") for inode, row in by_inode.items()}
+    tree = {path_of(inode): (row[5], _bytes_of(row[7])) for inode, row in by_inode.items()}
     return (root[2] if root else 0), tree
+
+
+def _text_of_name(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
+
+
+def _bytes_of(data: object) -> bytes:
+    """A blob; SQLite may hold text or a number in its place, where somebody wrote it by hand."""
+    return data if isinstance(data, bytes) else b"" if data is None else str(data).encode("utf-8", "surrogateescape")
 
 
 def tree_sha256(tree: Mapping[str, tuple[int, bytes]]) -> str:
@@ -90,7 +86,7 @@ def tree_sha256(tree: Mapping[str, tuple[int, bytes]]) -> str:
         if is_noise(path):
             continue
         kind, data = tree[path]
-        digest.update(f"{path}\0{kind}\0{len(data)}\0".encode())
+        digest.update(f"{path}\0{kind}\0{len(data)}\0".encode("utf-8", "surrogateescape"))
         digest.update(data)
     return digest.hexdigest()
 

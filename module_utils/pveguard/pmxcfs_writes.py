@@ -15,13 +15,14 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from . import block_writes, corosync_conf, pmxcfs_journal, write_classes
+from . import block_writes, corosync_conf, live_database, pmxcfs_journal, write_classes
 from .errors import PveguardError
 from .run import CommandMissing, Run
 from .run import run as real_run
+
+Value = TypeVar("Value")
 
 _LRM_STATUS = re.compile(r"nodes/([^/]+)/lrm_status\Z")
 
@@ -145,15 +146,15 @@ class Sampler:
         return sorted(found, key=lambda f: (-int(str(f["transactions_at_least"])), str(f["path"])))
 
     def _read(self) -> tuple[int, list[tuple[int, int, int, int, str]]]:
-        connection = _connect(self.database)
-        try:
+        """Version and changed rows of one consistent state."""
+
+        def read(connection: sqlite3.Connection) -> tuple[int, list[tuple[int, int, int, int, str]]]:
             root = connection.execute("SELECT version FROM tree WHERE inode = 0").fetchone()
             if root is None:
                 raise PveguardError(f"{self.database} has no row __version__")
             version = int(root[0])
             if self.last is None or version == self.last:
                 return version, []
-            # One statement after the other: what is committed between them is left for the next sample.
             rows = connection.execute(
                 "SELECT inode, parent, version, writer, name FROM tree"
                 " WHERE version > ? AND version <= ? AND inode != 0 ORDER BY version",
@@ -165,10 +166,8 @@ class Sampler:
                 )
                 self._directories.update({inode: (parent, name) for inode, parent, name in found})
             return version, rows
-        except sqlite3.Error as error:
-            raise PveguardError(f"{self.database} cannot be read: {error}") from error
-        finally:
-            connection.close()
+
+        return _looked_at(self.database, read)
 
     def _path(self, parent: int, name: str) -> str:
         parts = [name]
@@ -432,14 +431,7 @@ class _Debug:
 
 def snapshot(database: str) -> tuple[int, dict[int, pmxcfs_journal.Row]]:
     """The version of the row ``__version__`` and the metadata of all others, of one moment."""
-    connection = _connect(database)
-    try:
-        connection.execute("BEGIN")
-        rows = connection.execute("SELECT inode, parent, name, version, writer FROM tree").fetchall()
-    except sqlite3.Error as error:
-        raise PveguardError(f"{database} cannot be read: {error}") from error
-    finally:
-        connection.close()
+    rows = _looked_up(database, "SELECT inode, parent, name, version, writer FROM tree")
     found = {row[0]: pmxcfs_journal.Row(*row[1:]) for row in rows}
     root = found.pop(0, None)
     if root is None:
@@ -486,14 +478,9 @@ def node_names(
     Without a corosync.conf in the database the daemon knows no cluster, and the node of ``.members`` is alone.
     """
     try:
-        connection = _connect(database)
-        try:
-            found = connection.execute(
-                "SELECT data FROM tree WHERE parent = 0 AND name = 'corosync.conf' AND inode != 0"
-            ).fetchone()
-        finally:
-            connection.close()
-    except (PveguardError, sqlite3.Error):
+        query = "SELECT data FROM tree WHERE parent = 0 AND name = 'corosync.conf' AND inode != 0"
+        found = next(iter(_looked_up(database, query)), None)
+    except PveguardError:
         return NodeNames()
     if found is not None:
         try:
@@ -566,18 +553,27 @@ def since(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def _connect(database: str) -> sqlite3.Connection:
+def _looked_at(database: str, function: Callable[[sqlite3.Connection], Value]) -> Value:
+    """What ``function`` returns for one consistent state, read beside the daemon without an effect on it."""
     if not os.path.exists(database):
         raise PveguardError(
             f"{database} does not exist: the cluster file system is not installed or never ran"
         )
-    # Opening a WAL database that nobody has open would create its shared-memory file, even read-only.
     if not os.path.exists(f"{database}-shm"):
         raise PveguardError(f"{database} is not in use: the daemon of the cluster file system does not run")
+
+    def read(connection: sqlite3.Connection) -> Value:
+        connection.text_factory = lambda name: name.decode("utf-8", "surrogateescape")
+        return function(connection)
+
     try:
-        return sqlite3.connect(f"{Path(database).absolute().as_uri()}?mode=ro", uri=True, timeout=5)
-    except sqlite3.Error as error:
-        raise PveguardError(f"{database} cannot be opened: {error}") from error
+        return live_database.look(database, read)
+    except live_database.Unreadable as error:
+        raise PveguardError(f"{database} cannot be read: {error}") from error
+
+
+def _looked_up(database: str, query: str) -> list[Any]:
+    return _looked_at(database, lambda connection: connection.execute(query).fetchall())
 
 
 def write_back(path: str, run: Run = real_run) -> None:

@@ -25,6 +25,8 @@ from testinfra.utils.ansible_runner import AnsibleRunner
 
 #: Scripts that look at a node.
 FILES = Path(__file__).resolve().parents[1] / "default/files"
+#: How they read the database, on a node that has no pveguard yet as well.
+READER = Path(__file__).resolve().parents[2] / "module_utils/pveguard/live_database.py"
 Everywhere = Callable[..., dict[str, Any]]
 
 
@@ -90,7 +92,8 @@ def everywhere(nodes: dict[str, Host]) -> Everywhere:
     def run_on(host: Host, script: str, arguments: tuple[str, ...]) -> Any:
         program = base64.b64encode((FILES / script).read_bytes()).decode()
         words = " ".join(arguments)
-        result = host.run(f"echo {program} | base64 -d | /usr/bin/python3 - {words}")
+        reader = " ".join(shlex.quote(path.read_text()) for path in (FILES / "with_reader.py", READER))
+        result = host.run(f"echo {program} | base64 -d | /usr/bin/python3 -c {reader} {words}")
         assert result.rc == 0, result.stderr
         return json.loads(result.stdout)
 

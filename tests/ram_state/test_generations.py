@@ -28,18 +28,18 @@ def plant(ps: ModuleType, ram_node: Node) -> Callable[[Sequence[float]], list[st
         folder = Path(ram_node.paths.generations)
         for file in folder.iterdir():
             file.unlink()
-        live = ps.open_live(ram_node.paths, True)
         keep_all = ps.Config({"generations_keep": 99, "generations_max_age_days": 0})
         names = []
         for turn, age in enumerate(ages):
             ram_node.w.write("x", b"%d" % turn)
+            live = ps.open_live(ram_node.paths)
             with ps.store_lock(ram_node.paths):
                 made = ps.cut_generation(live, ram_node.paths, keep_all, 1, f"turn {turn}")
             path = folder / f"{made['name']}.json"
             manifest = json.loads(path.read_text())
             path.write_text(json.dumps({**manifest, "time": ps.utc(time.time() - age * DAY)}))
             names.append(made["name"])
-        live.close()
+            live.close()
         return names
 
     return make

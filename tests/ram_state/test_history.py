@@ -141,7 +141,6 @@ class World:
                 writer.close()
         for watcher in (*self.forgotten, self.watcher):
             if watcher is not None:
-                watcher._close_live()
                 watcher.store.close(checkpoint=False)
 
     # -- what is live
@@ -209,10 +208,7 @@ class World:
         self.run(0)
 
     def forget(self) -> None:
-        """Killed: its handles stay in this process, its locks are gone as with a process."""
-        if self.watcher.live_lock is not None:
-            self.watcher.live_lock.__exit__()
-            self.watcher.live_lock = None
+        """Killed: its handles stay in this process."""
         self.forgotten.append(self.watcher)
 
     # -- what happens

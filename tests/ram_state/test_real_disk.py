@@ -278,11 +278,11 @@ def test_a_tmpfs_that_is_too_small(ps: ModuleType, tmp_path: Path) -> None:
     source.w.write("priv/big", os.urandom(3_000_000))
     wanted = content(source, source.w.rows())
     with real_node(ps, tmp_path / "node") as node:
-        live = ps.open_live(source.paths, True)
+        live, node.paths.live_db = node.paths.live_db, source.paths.live_db
         store = ps.Store(node.paths, node.config)
-        ps.save(live, store)
+        ps.save(store)
         store.close()
-        live.close()
+        node.paths.live_db = live
         source.stop_daemon()
         files = {p: p.read_bytes() for p in Path(node.paths.store).rglob("*") if p.is_file()}
         for limit in (1, 2):

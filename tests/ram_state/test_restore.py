@@ -240,14 +240,12 @@ def test_generations_are_verified_ordered_and_pruned(ps: ModuleType, ram_node: N
     config = ps.Config({"generations_keep": 1})
     assert config.keep == 5
     store = ps.Store(ram_node.paths, config)
-    live = ps.open_live(ram_node.paths, True)
     for i in range(8):
         ram_node.w.write("x", b"%d" % i)
-        ps.save(live, store)
+        ps.save(store)
         with ps.store_lock(ram_node.paths):
             store.open()
             ps.cut_generation(store.connection, ram_node.paths, config, store.lineage, f"turn {i}")
-    live.close()
     found = ps.generations(ram_node.paths)
     assert len(found) == 5
     assert [g.manifest["root_version"] for g in found] == sorted(
@@ -285,11 +283,9 @@ def test_dangerous_noise_is_refused(ps: ModuleType, pattern: str) -> None:
 
 
 def test_a_save_that_is_still_in_the_log_is_restored(ps: ModuleType, ram_node: Node) -> None:
-    live = ps.open_live(ram_node.paths, True)
     store = ps.Store(ram_node.paths, ram_node.config)
     ram_node.w.write("datacenter.cfg", b"only in the log")
-    ps.save(live, store, checkpoint=False)
-    live.close()
+    ps.save(store, checkpoint=False)
     saved = rows_of(ram_node)
     # Power fails with the store open: config.db alone is older than its log.
     ram_node.power_cut()

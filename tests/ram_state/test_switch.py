@@ -208,10 +208,9 @@ def test_the_store_alone_suffices_to_go_back(ps: ModuleType, ram_node: Node) -> 
 
 def test_the_exit_by_hand(ps: ModuleType, ram_node: Node) -> None:
     """install of config.db and its log, after a cut in the middle of everything, is a restore without Python."""
-    live = ps.open_live(ram_node.paths, True)
     store = ps.Store(ram_node.paths, ram_node.config)
     ram_node.w.write("by-hand", b"x" * 9000)
-    ps.save(live, store, checkpoint=False)
+    ps.save(store, checkpoint=False)
     before = config_rows(ram_node)
     files = [p for p in Path(ram_node.paths.store).glob("config.db*") if p.is_file()]
     assert len(files) == 3
@@ -219,7 +218,6 @@ def test_the_exit_by_hand(ps: ModuleType, ram_node: Node) -> None:
     copied.mkdir()
     for file in files:
         shutil.copy(file, copied)
-    live.close()
     store.close()
     assert config_rows(ram_node, copied / "config.db") == before
 
@@ -353,7 +351,7 @@ def test_a_stale_staged_copy_never_wins(ps: ModuleType, ram_node: Node) -> None:
 
     def stage() -> None:
         staged.parent.mkdir(exist_ok=True)
-        live = ps.open_live(ram_node.paths, True)
+        live = ps.open_live(ram_node.paths)
         ps.plain_copy(live, str(staged))
         live.close()
 
@@ -370,7 +368,7 @@ def test_a_newer_staged_copy_wins(ps: ModuleType, ram_node: Node, capsys: pytest
     staged = Path(ram_node.paths.switch) / "stock.db"
     staged.parent.mkdir(exist_ok=True)
     ram_node.w.write("not-saved", b"change")
-    live = ps.open_live(ram_node.paths, True)
+    live = ps.open_live(ram_node.paths)
     ps.plain_copy(live, str(staged))
     live.close()
     before = config_rows(ram_node)
@@ -386,7 +384,7 @@ def test_a_restore_drops_the_staged_copy(ps: ModuleType, ram_node: Node, saved: 
     staged = Path(ram_node.paths.switch) / "stock.db"
     staged.parent.mkdir(exist_ok=True)
     ram_node.w.write("staged", b"change")
-    live = ps.open_live(ram_node.paths, True)
+    live = ps.open_live(ram_node.paths)
     ps.plain_copy(live, str(staged))
     root = ram_node.w.version
     live.close()
@@ -419,7 +417,7 @@ def test_a_database_beneath_the_mount_that_ram_state_outlived_is_not_stock(
     ps: ModuleType, ram_node: Node
 ) -> None:
     """Power failed between the drop-in and the tombstone, and RAM state ran over the old database since."""
-    live = ps.open_live(ram_node.paths, True)
+    live = ps.open_live(ram_node.paths)
     ps.plain_copy(live, str(ram_node.beneath / "config.db"))
     live.close()
     old = ram_node.w.version

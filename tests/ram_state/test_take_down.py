@@ -90,7 +90,7 @@ def test_there_and_back(ps: ModuleType, running: Node, capsys: pytest.CaptureFix
 def test_locks_of_then_do_not_come_back(ram_node: Node) -> None:
     """A copy cut during a run holds that run's lock: brought back, it would refuse every later run."""
     ram_node.w.mkdir("priv/lock/pveguard")
-    live = ram_node.ps.open_live(ram_node.paths, True)
+    live = ram_node.ps.open_live(ram_node.paths)
     made = ram_node.ps.cut_generation(live, ram_node.paths, ram_node.config, 1, "during a run")
     live.close()
     assert ram_node.command("restore", "--generation", made["name"], *DOWN) == 0

@@ -10,9 +10,10 @@ import hashlib
 import json
 import os
 import re
-import sqlite3
 import stat
 import subprocess
+
+import live_database
 
 TREES = ["/etc", "/root", "/usr/local", "/var/lib"]
 SKIPPED = re.compile(
@@ -69,10 +70,10 @@ def files() -> dict[str, str]:
 def rows() -> list[list[object]] | None:
     if not os.path.exists("/var/lib/pve-cluster/config.db"):
         return None
-    database = sqlite3.connect("file:/var/lib/pve-cluster/config.db?mode=ro", uri=True, timeout=30)
-    with database:
-        found = database.execute("SELECT inode, parent, type, name, data FROM tree ORDER BY inode").fetchall()
-    database.close()
+    query = "SELECT inode, parent, type, name, data FROM tree ORDER BY inode"
+    found = live_database.look(
+        "/var/lib/pve-cluster/config.db", lambda database: database.execute(query).fetchall()
+    )
     return [
         [inode, parent, kind, name, hashlib.sha256(data or b"").hexdigest()]
         for inode, parent, kind, name, data in found

@@ -10,10 +10,11 @@ import hashlib
 import json
 import os
 import re
-import sqlite3
 import subprocess
 import sys
 import time
+
+import live_database
 
 DATABASE = "/var/lib/pve-cluster/config.db"
 STORE = "/var/lib/pveguard/state"
@@ -49,12 +50,8 @@ def digest(data: bytes | None) -> str | None:
 
 def table() -> tuple[int, str]:
     """(root version, hash of every row that is configuration)."""
-    database = sqlite3.connect(f"file:{DATABASE}?mode=ro", uri=True, timeout=30)
-    with database:
-        found = database.execute(
-            "SELECT inode, parent, version, type, name, data FROM tree ORDER BY inode"
-        ).fetchall()
-    database.close()
+    query = "SELECT inode, parent, version, type, name, data FROM tree ORDER BY inode"
+    found = live_database.look(DATABASE, lambda database: database.execute(query).fetchall())
     names = {inode: name for inode, _, _, _, name, _ in found}
     kept = [
         (names.get(parent), kind, name, digest(data))
