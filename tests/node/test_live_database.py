@@ -1,0 +1,437 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading a database beside its writer: consistent or taken again, and without a trace."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.module_utils.pveguard import live_database
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Writer:
+    """Another process that has a database open in WAL mode, as the daemon has."""
+
+    PROGRAM = """
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("PRAGMA journal_mode=WAL").fetchone()
+db.execute("PRAGMA synchronous=NORMAL")
+db.execute("CREATE TABLE IF NOT EXISTS t (k INTEGER PRIMARY KEY, v BLOB)")
+print("ready", flush=True)
+for line in sys.stdin:
+    if line == "end\\n":
+        db.close()
+        break
+    exec(line)
+    print("done", flush=True)
+"""
+
+    def __init__(self, path: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", self.PROGRAM, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._answer("ready")
+
+    def _answer(self, wanted: str) -> None:
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == f"{wanted}\n"
+
+    def do(self, statement: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(statement + "\n")
+        self.process.stdin.flush()
+        self._answer("done")
+
+    def sql(self, statement: str) -> None:
+        self.do(f"db.execute({statement!r}).fetchall()")
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            assert self.process.stdin is not None
+            self.process.stdin.write("end\n")
+            self.process.stdin.close()
+            self.process.wait(60)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(60)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    folder = tmp_path / "with ? and # and %41"
+    folder.mkdir()
+    return folder / "config.db"
+
+
+@pytest.fixture
+def writer(path: Path) -> Iterator[Writer]:
+    made = Writer(path)
+    yield made
+    made.kill()
+
+
+def count(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("SELECT count(*) FROM t").fetchone()[0])
+
+
+def traces(path: Path) -> list[tuple[Any, ...]]:
+    """What any effect on the files would change; the time of access aside."""
+    found = []
+    for file in sorted(path.parent.iterdir()):
+        seen = file.stat()
+        found.append((file.name, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_mode))
+    return found
+
+
+def fill(writer: Writer, rows: int = 10) -> None:
+    insert = "db.execute('INSERT INTO t(v) VALUES(?)', (b'x' * 100,))"
+    writer.do(f"db.execute('BEGIN'); [{insert} for _ in range({rows})]; db.execute('COMMIT')")
+
+
+@pytest.mark.parametrize(
+    "state",
+    ["log", "empty log", "checkpointed log", "log begun anew", "log gone", "never a log", "killed", "killed without its index"],
+)
+def test_every_state_of_the_files_is_read_and_left_as_it_is(path: Path, writer: Writer, state: str) -> None:
+    fill(writer)
+    if state == "empty log":
+        writer.sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    elif state == "checkpointed log":
+        writer.sql("PRAGMA wal_checkpoint(PASSIVE)")
+    elif state == "log begun anew":
+        writer.sql("PRAGMA wal_checkpoint(RESTART)")
+        # The index is begun anew before the log is: a transaction that is rolled back leaves it like that.
+        writer.do("db.execute('BEGIN'); db.execute('INSERT INTO t(v) VALUES(1)'); db.execute('ROLLBACK')")
+    elif state == "log gone":
+        writer.close()
+    elif state == "never a log":
+        writer.sql("PRAGMA journal_mode=DELETE")
+    elif state.startswith("killed"):
+        writer.kill()
+        if "index" in state:
+            Path(f"{path}-shm").unlink()
+    before = traces(path)
+    assert live_database.look(str(path), count) == 10
+    assert count(live_database.snapshot(str(path))) == 10
+    # The way that is gone when looks are torn.
+    assert live_database._copied(live_database._Files(str(path)), count) == 10
+    assert traces(path) == before
+    assert not list(Path("/dev/shm").glob(f"pveguard-{os.getpid()}-*"))
+
+
+def test_an_empty_log_is_not_deleted_beneath_its_writer(path: Path, writer: Writer) -> None:
+    """As unix-none with exclusive locking does: the writer then writes a log that nobody else can see."""
+    fill(writer)
+    writer.sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection = live_database._open(str(path), f"vfs={live_database._VFS}")
+    connection.execute("PRAGMA locking_mode=EXCLUSIVE").fetchone()
+    assert count(connection) == 10
+    connection.close()
+    assert Path(f"{path}-wal").exists()
+    fill(writer)
+    assert live_database.look(str(path), count) == 20
+
+
+def test_a_log_that_is_missing_is_not_made(path: Path, writer: Writer) -> None:
+    fill(writer)
+    writer.close()
+    connection = live_database._open(str(path), f"vfs={live_database._VFS}")
+    connection.execute("PRAGMA locking_mode=EXCLUSIVE").fetchone()
+    with pytest.raises(sqlite3.OperationalError):
+        count(connection)
+    connection.close()
+    assert [file.name for file in path.parent.iterdir()] == ["config.db"]
+
+
+def test_no_lock_is_taken(path: Path, writer: Writer) -> None:
+    fill(writer)
+    inodes = {str(os.stat(f"{path}{suffix}").st_ino) for suffix in ("", "-wal", "-shm")}
+
+    def locks(connection: sqlite3.Connection) -> list[str]:
+        count(connection)
+        lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+        return [" ".join(f) for f in lines if f[5].rpartition(":")[2] in inodes and f[4] == str(os.getpid())]
+
+    assert live_database.look(str(path), locks) == []
+    # It would be seen: an ordinary reader has one.
+    other = sqlite3.connect(path)
+    other.execute("BEGIN")
+    assert locks(other)
+    other.close()
+
+
+def test_nothing_can_be_written_through_a_look(path: Path, writer: Writer) -> None:
+    fill(writer)
+
+    def write(connection: sqlite3.Connection) -> None:
+        connection.execute("INSERT INTO t(v) VALUES(1)")
+
+    with pytest.raises(live_database.Unreadable, match="readonly"):
+        live_database.look(str(path), write)
+    assert live_database.look(str(path), count) == 10
+
+
+def looked(path: Path, during: Callable[[int], None]) -> tuple[int, list[int]]:
+    """Result of a look during which something happens, and what each call of the function saw."""
+    seen: list[int] = []
+
+    def function(connection: sqlite3.Connection) -> int:
+        # The log is read by the first statement, pages of the database by the second.
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        during(len(seen))
+        seen.append(count(connection))
+        return seen[-1]
+
+    return live_database.look(str(path), function), seen
+
+
+def test_what_is_appended_meanwhile_does_not_disturb(path: Path, writer: Writer) -> None:
+    fill(writer)
+    assert looked(path, lambda turn: fill(writer)) == (10, [10])
+
+
+def test_a_checkpoint_of_what_came_meanwhile_is_a_torn_look(path: Path, writer: Writer) -> None:
+    """The header of the log is the same before and after, and yet pages of the database are younger than the log was."""
+    writer.do("db.execute('PRAGMA wal_autocheckpoint=0')")
+    fill(writer)
+    header = Path(f"{path}-wal").read_bytes()[:32]
+
+    def during(turn: int) -> None:
+        if turn == 0:
+            fill(writer, 2000)
+            writer.sql("PRAGMA wal_checkpoint(PASSIVE)")
+
+    found, seen = looked(path, during)
+    assert found == 2010 and len(seen) == 2
+    assert Path(f"{path}-wal").read_bytes()[:32] == header
+
+
+def test_a_log_that_is_begun_anew_meanwhile_is_a_torn_look(path: Path, writer: Writer) -> None:
+    fill(writer)
+
+    def during(turn: int) -> None:
+        if turn == 0:
+            writer.sql("PRAGMA wal_checkpoint(RESTART)")
+            fill(writer)
+
+    found, seen = looked(path, during)
+    assert found == 20 and seen[-1] == 20
+
+
+def test_a_database_that_is_replaced_meanwhile_is_a_torn_look(path: Path, writer: Writer, tmp_path: Path) -> None:
+    fill(writer)
+    other = tmp_path / "other.db"
+    second = Writer(other)
+    fill(second, 3)
+    second.close()
+
+    def during(turn: int) -> None:
+        if turn == 0:
+            writer.kill()
+            for suffix in ("-wal", "-shm", ""):
+                Path(f"{path}{suffix}").unlink()
+            shutil.copy(other, path)
+
+    found, seen = looked(path, during)
+    assert found == 3 and len(seen) == 2
+
+
+def test_after_three_torn_looks_a_checked_copy_is_read(path: Path, writer: Writer) -> None:
+    fill(writer)
+
+    turns = []
+
+    def during(turn: int) -> None:
+        turns.append(turn)
+        writer.sql("PRAGMA wal_checkpoint(RESTART)")
+        fill(writer)
+
+    found, _ = looked(path, during)
+    assert len(turns) == live_database.LOOKS_BEFORE_COPY + 1
+    # The copy was of the moment before the fourth change.
+    assert found == 10 + 10 * live_database.LOOKS_BEFORE_COPY
+
+
+def test_a_failure_on_a_torn_state_is_not_told(path: Path, writer: Writer) -> None:
+    fill(writer)
+    turns = []
+
+    def function(connection: sqlite3.Connection) -> int:
+        turns.append(1)
+        if len(turns) == 1:
+            writer.sql("PRAGMA wal_checkpoint(RESTART)")
+            fill(writer)
+            raise ValueError("nonsense")
+        return count(connection)
+
+    assert live_database.look(str(path), function) == 20
+    with pytest.raises(ValueError, match="of its own"):
+        live_database.look(str(path), lambda connection: (_ for _ in ()).throw(ValueError("of its own")))
+
+
+@pytest.mark.parametrize(
+    ("plant", "said"),
+    [
+        (lambda path: path.unlink(), "does not exist"),
+        (lambda path: path.write_bytes(b"x" * 8192), "not a database"),
+        (lambda path: path.write_bytes(path.read_bytes()[:4096] + b"\xff" * 4096), "malformed"),
+        (lambda path: Path(f"{path}-journal").write_bytes(b"x" * 512), "not finished"),
+    ],
+)
+def test_what_cannot_be_read_is_said_with_its_file(
+    path: Path, writer: Writer, plant: Callable[[Path], None], said: str
+) -> None:
+    fill(writer)
+    writer.close()
+    plant(path)
+    with pytest.raises(live_database.Unreadable, match=said) as failure:
+        live_database.look(str(path), count, seconds=0.5)
+    assert str(path) in str(failure.value)
+
+
+def test_a_state_that_moves_too_fast_is_given_up_in_time(path: Path, writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(writer)
+    monkeypatch.setattr(live_database._Files, "torn", lambda files: True)
+    monkeypatch.setattr(live_database._Files, "copy_torn", lambda files: True)
+    with pytest.raises(live_database.Unreadable, match="faster"):
+        live_database.look(str(path), count, seconds=0.2)
+
+
+@pytest.mark.parametrize("without", ["vfs", "index"])
+def test_without_a_vfs_of_its_own_copies_are_read(
+    path: Path, writer: Writer, monkeypatch: pytest.MonkeyPatch, without: str
+) -> None:
+    fill(writer)
+    monkeypatch.setattr(live_database, "_registered", False)
+    before = traces(path)
+    assert live_database.look(str(path), count) == 10
+    assert traces(path) == before
+
+
+def test_memory_that_is_full_is_said(path: Path, writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(writer)
+    monkeypatch.setattr(live_database, "_registered", False)
+    monkeypatch.setattr(live_database, "MEMORY_RESERVE", 1 << 60)
+    with pytest.raises(live_database.Unreadable, match="no room"):
+        live_database.look(str(path), count)
+
+
+def test_the_position_moves_with_each_transaction(path: Path, writer: Writer) -> None:
+    fill(writer)
+    before = live_database.position(str(path))
+    assert live_database.position(str(path)) == before
+    for step in ("UPDATE t SET v = 0", "PRAGMA wal_checkpoint(TRUNCATE)", "UPDATE t SET v = 1", "UPDATE t SET v = 2"):
+        writer.sql(step)
+        after = live_database.position(str(path))
+        assert after != before, step
+        before = after
+
+
+def test_logs_are_merged_only_while_no_daemon_has_the_database(path: Path, writer: Writer) -> None:
+    fill(writer)
+    writer.kill()
+    lock = path.parent / ".pmxcfs.lockfile"
+    held = os.open(lock, os.O_RDWR | os.O_CREAT)
+    ctypes.CDLL(None).flock(held, 2)
+    before = traces(path)
+    with pytest.raises(live_database.Running):
+        live_database.merge_log(str(path), seconds=0.2)
+    assert traces(path) == before
+    os.close(held)
+    live_database.merge_log(str(path))
+    assert not Path(f"{path}-wal").exists() and live_database.look(str(path), count) == 10
+
+
+@pytest.mark.slow
+def test_looks_beside_a_writer_are_never_a_mixture(path: Path, writer: Writer) -> None:
+    """Both rows are written in one transaction, in pages far from each other, with checkpoints all the time."""
+    writer.sql("INSERT INTO t VALUES(1, 0)")
+    writer.do("[db.execute('INSERT INTO t VALUES(?, ?)', (n, b'x' * 3000)) for n in range(2, 60)]")
+    writer.sql("INSERT INTO t VALUES(60, 0)")
+    writer.sql("PRAGMA wal_autocheckpoint=7")
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            writer.do(
+                "[(db.execute('BEGIN'), db.execute('UPDATE t SET v = v + 1 WHERE k IN (1, 60)'), db.execute('COMMIT'))"
+                " for _ in range(200)]"
+            )
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    looks: list[tuple[int, int]] = []
+
+    def function(connection: sqlite3.Connection) -> tuple[int, int]:
+        one = connection.execute("SELECT v FROM t WHERE k = 1").fetchone()[0]
+        two = connection.execute("SELECT v FROM t WHERE k = 60").fetchone()[0]
+        return one, two
+
+    try:
+        for number in range(2000):
+            if number % 50:
+                looks.append(live_database.look(str(path), function))
+            else:
+                copy = live_database.snapshot(str(path))
+                looks.append(function(copy))
+                assert copy.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    finally:
+        stop.set()
+        thread.join(60)
+    assert all(one == two for one, two in looks)
+    # Later looks see later states, and there were many.
+    assert looks == sorted(looks) and len({one for one, _ in looks}) > 10
+
+
+def test_programs_carry_the_same_code() -> None:
+    done = subprocess.run([sys.executable, ROOT / "scripts/carry.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+#: Files that may open a database by themselves, and why. Everything else reads through the core.
+OPENERS = {
+    "module_utils/pveguard/live_database.py": "the core",
+    "module_utils/pveguard/fsync_bench.py": "a database of its own, to measure a disk",
+    "module_utils/pveguard/corosync_repair.py": "copies that it made",
+    "roles/ram_state/files/pve-state": "carries the core; replica, generations and staged copies",
+    "roles/corosync/files/cluster-member": "carries the core; copies that it made",
+    "bench/ram_state.py": "databases that it makes for a daemon; the replica",
+    "bench/disk.py": "stores that were taken out of a disk",
+    "lab/cluster.py": "as pvecm: dumped while the daemon is stopped",
+    "lab/packages/pve-cluster/root/usr/lib/pve-cluster-lab/pmxcfs_lab/memdb.py": "the daemon itself",
+}
+
+
+def test_nothing_else_opens_a_database() -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    found = set()
+    for name in tracked:
+        if name.startswith(("docs/", "tests/", "lab/tests/")) or name.endswith((".md", ".lock", ".json")):
+            continue
+        text = (ROOT / name).read_text(errors="replace")
+        if re.search(r"sqlite3\.connect\(|^\W*sqlite3 -|sqlite3 [^ ]*config\.db", text, re.MULTILINE):
+            found.add(name)
+    assert found == set(OPENERS)
+
+
+@pytest.mark.parametrize("program", ["roles/ram_state/files/pve-state", "roles/corosync/files/cluster-member"])
+def test_programs_open_only_files_of_their_own_for_writing(program: str) -> None:
+    """The live database is named nowhere in what they open themselves."""
+    text = (ROOT / program).read_text()
+    own = text[: text.index("# --- live_database: from here")] + text[text.index("# --- live_database: its end") :]
+    calls = [line.strip() for line in own.splitlines() if "connect(" in line and "def connect" not in line]
+    assert calls and not [line for line in calls if "live_db" in line or "node.database" in line]
