@@ -99,7 +99,7 @@ class Cluster:
         return self.nodes[number - 1]
 
     def equal(self, *numbers: int) -> bool:
-        rows = [self[number].rows() for number in numbers or (1, 2, 3)]
+        rows = [self[number].shared_rows() for number in numbers or (1, 2, 3)]
         return all(other == rows[0] for other in rows)
 
     def close(self) -> None:

@@ -152,8 +152,10 @@ def test_a_new_inode_is_the_new_root_version(node: Node) -> None:
 
 def test_schema_and_pragmas(node: Node) -> None:
     (node.pve / "x").touch()
+    assert node.database.stat().st_size == 4096
+    node.stop()
     out = node.sh(
-        "cd /var/lib/pve-cluster; stat -c %s config.db; "
+        "cd /var/lib/pve-cluster; "
         "/usr/bin/python3 -c \"import sqlite3; c = sqlite3.connect('config.db');"
         "print([r[1:4] for r in c.execute('pragma table_info(tree)')], "
         "*[c.execute('pragma ' + p).fetchone()[0] for p in ('journal_mode', 'page_size', 'auto_vacuum')])\""
@@ -161,7 +163,7 @@ def test_schema_and_pragmas(node: Node) -> None:
     columns = "".join(
         f"('{name}', 'INTEGER', 1), " for name in ("inode", "parent", "version", "writer", "mtime", "type")
     )
-    assert out == f"4096\n[{columns}('name', 'TEXT', 1), ('data', 'BLOB', 0)] wal 4096 0\n"
+    assert out == f"[{columns}('name', 'TEXT', 1), ('data', 'BLOB', 0)] wal 4096 0\n"
     bad = node.run(
         "/usr/bin/python3",
         "-c",

