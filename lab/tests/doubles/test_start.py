@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import signal
 import threading
@@ -202,18 +203,21 @@ def test_a_damaged_page_is_refused(node: Node) -> None:
     refuses(node, "[database] crit:", "memdb_open failed")
 
 
+def change(node: Node, sql: str) -> None:
+    """Change the database of a node whose daemon does not run."""
+    script = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).executescript(sys.argv[2])"
+    result = node.run("/usr/bin/python3", "-c", script, "/var/lib/pve-cluster/config.db", sql)
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize(
     ("sql", "text"),
     [
         ("insert into tree values (50, 0, 50, 0, 0, 8, 'f', null)", "duplicate"),
         ("insert into tree values (50, 77, 50, 0, 0, 8, 'g', null)", "parent"),
         ("insert into tree select 50, inode, 50, 0, 0, 8, 'g', null from tree where name = 'f'", "parent"),
-        (
-            "insert into tree select 50, inode, 50, 0, 0, 8, '100.conf', null from tree where name = 'lxc'",
-            "VMID 100",
-        ),
-        ("delete from tree where name = '__version__'", ""),
         ("update tree set inode = 99 where name = 'nodes'", "parent"),
+        ("update tree set data = x'00' where name = 'nodes'", "data"),
     ],
 )
 def test_a_database_that_contradicts_itself_is_refused(node: Node, sql: str, text: str) -> None:
@@ -221,20 +225,103 @@ def test_a_database_that_contradicts_itself_is_refused(node: Node, sql: str, tex
         "cd /etc/pve; touch f; mkdir -p nodes/pve1/qemu-server nodes/pve2/lxc; touch qemu-server/100.conf"
     )
     node.stop()
-    node.sh(
-        f"/usr/bin/python3 -c \"import sqlite3; c = sqlite3.connect('/var/lib/pve-cluster/config.db');"
-        f'c.execute(\\"{sql}\\"); c.commit()"'
+    change(node, sql)
+    said = refuses(node, "[database] crit:", text if IS_DOUBLE else "", "[main] crit: memdb_open failed")
+    assert said.index("[database] crit:") < said.index("[main] crit: memdb_open failed")
+
+
+def test_a_duplicate_guest_is_refused_by_its_id(node: Node) -> None:
+    node.sh("cd /etc/pve; mkdir -p nodes/pve1/qemu-server nodes/pve2/lxc; touch qemu-server/100.conf")
+    node.stop()
+    change(
+        node, "insert into tree select 50, inode, 50, 0, 0, 8, '100.conf', null from tree where name = 'lxc'"
     )
-    refuses(node, "[database] crit:", text if IS_DOUBLE else "", "memdb_open failed")
+    said = refuses(node, "[status] crit: detected duplicate VMID 100", "[main] crit: memdb_open failed")
+    assert said.index("[status] crit") < said.index("[main] crit: memdb_open failed")
+    assert "[database] crit" not in said
+
+
+# As the real daemon writes it, with a copy of a node's folder made by hand at /etc/pve/backup/pve1.
+COPY_OUTSIDE_NODES = """
+INSERT INTO tree VALUES(0,0,11,1,1700000011,4,'__version__',NULL);
+INSERT INTO tree VALUES(2,0,2,1,1700000002,8,'storage.cfg',x'6469723a206c6f63616c0a');
+INSERT INTO tree VALUES(3,0,3,1,1700000003,4,'nodes',NULL);
+INSERT INTO tree VALUES(4,3,4,1,1700000004,4,'pve1',NULL);
+INSERT INTO tree VALUES(5,4,5,1,1700000005,4,'qemu-server',NULL);
+INSERT INTO tree VALUES(6,5,6,1,1700000006,8,'100.conf',x'6e616d653a20610a');
+INSERT INTO tree VALUES(7,0,7,1,1700000007,4,'backup',NULL);
+INSERT INTO tree VALUES(8,7,8,1,1700000008,4,'pve1',NULL);
+INSERT INTO tree VALUES(9,8,9,1,1700000009,4,'qemu-server',NULL);
+INSERT INTO tree VALUES(10,9,11,1,1700000011,8,'100.conf',x'6e616d653a20610a');
+"""
+
+
+def test_copies_of_guests_outside_the_nodes_folders_do_not_count(node: Node) -> None:
+    node.stop()
+    change(node, f"DELETE FROM tree; {COPY_OUTSIDE_NODES}")
+    node.start()
+    node.sh(
+        "cd /etc/pve; mkdir -p nodes/pve1.old/qemu-server lxc2/lxc; cd nodes; "
+        "for f in pve1.old/qemu-server/100.conf ../lxc2/lxc/100.conf pve1/qemu-server/0100.conf; do "
+        "cp pve1/qemu-server/100.conf $f; done"
+    )
+    for _ in range(2):
+        found = node.sh("cd /etc/pve; find . -name '*100.conf' | sort; cat $(find . -name '*100.conf')")
+        assert found == (
+            "./backup/pve1/qemu-server/100.conf\n./lxc2/lxc/100.conf\n./nodes/pve1.old/qemu-server/100.conf\n"
+            "./nodes/pve1/qemu-server/0100.conf\n./nodes/pve1/qemu-server/100.conf\n" + 5 * "name: a\n"
+        )
+        guests = json.loads((node.pve / ".vmlist").read_text())["ids"]
+        assert {number: guest["node"] for number, guest in guests.items()} == {"100": "pve1"}
+        node.restart()
+    node.sh("mkdir -p /etc/pve/nodes/pve2/lxc")
+    assert error_of(lambda: (node.pve / "nodes/pve2/lxc/100.conf").touch()) == errno.EEXIST
+
+
+def test_a_database_without_version_row_loads_and_the_first_write_makes_it(node: Node) -> None:
+    (node.pve / "a").write_text("t")
+    node.stop()
+    change(node, "delete from tree where inode = 0")
+    node.start()
+    assert (node.pve / "a").read_text() == "t"
+    assert node.query("SELECT count(*) FROM tree WHERE inode = 0") == [(0,)]
+    (node.pve / "d").mkdir()
+    assert node.version() == 1
+
+
+def test_names_that_are_not_utf8_are_loaded_served_and_written_back(node: Node) -> None:
+    node.stop()
+    change(
+        node,
+        "insert into tree values (50, 0, 50, 0, 0, 8, cast(x'66fc' as text), x'61');"
+        f"insert into tree values (51, 0, 51, 0, 0, 8, '{'n' * 300}', 'text');"
+        "update tree set version = 60 where inode = 0",
+    )
+    node.start()
+    folder = os.fsencode(node.pve)
+
+    def read(name: bytes) -> bytes:
+        with open(folder + b"/" + name, "rb") as stream:
+            return stream.read()
+
+    assert read(b"f\xfc") == b"a"
+    assert read(b"n" * 300) == b"text"
+    with open(folder + b"/f\xfc", "ab") as stream:
+        stream.write(b"b")
+    os.mkdir(folder + b"/d\xff")
+    os.rename(folder + b"/f\xfc", folder + b"/d\xff/g\xfc")
+    for _ in range(2):
+        assert {b"n" * 300, b"d\xff"} <= set(os.listdir(folder))
+        assert read(b"d\xff/g\xfc") == b"ab"
+        stored = node.query("SELECT hex(name), typeof(name), typeof(data) FROM tree WHERE inode IN (50, 62)")
+        assert stored == [("67FC", "text", "blob"), ("64FF", "text", "null")]
+        node.restart()
 
 
 def test_a_root_version_below_an_inode_lets_later_writes_replace_files(node: Node) -> None:
     node.sh("cd /etc/pve; echo victim > a; echo other > b")
     node.stop()
-    node.sh(
-        "/usr/bin/python3 -c \"import sqlite3; c = sqlite3.connect('/var/lib/pve-cluster/config.db');"
-        "c.execute('update tree set version = 1 where inode = 0'); c.commit()\""
-    )
+    change(node, "update tree set version = 1 where inode = 0")
     node.start()
     (node.pve / "new").touch()  # takes inode 2, which is a's
     node.restart()

@@ -139,7 +139,7 @@ class Daemon:
         try:
             memdb = MemDB(DATABASE, self.log, reserved=self._virtual())
         except DatabaseFailure as failure:
-            self.log.crit("database", str(failure))
+            self.log.crit(failure.domain, str(failure))
             raise StartFailure(
                 "main", f"memdb_open failed - unable to open database '{DATABASE}'"
             ) from failure
