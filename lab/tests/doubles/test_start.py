@@ -467,6 +467,97 @@ def test_a_pinned_reader_makes_the_log_grow(node: Node) -> None:
     assert node.alive()
 
 
+# Runs a daemon as its init would: the exit code of the start is the first line, how the daemon ended the second.
+INIT = """
+import ctypes, os, subprocess, sys
+PR_SET_CHILD_SUBREAPER = 36
+assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1) == 0
+print(subprocess.call(sys.argv[1:]), flush=True)
+print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+"""
+
+# What any program with SQLite does, again and again until the daemon is dead.
+OPENER = """
+import os, random, sqlite3, sys, time
+for opens in range(1, 2001):
+    time.sleep(random.random() / 1000)  # so that the two do not run in step
+    if not os.path.exists(f"/proc/{sys.argv[1]}"):
+        break
+    connection = sqlite3.connect("file:/var/lib/pve-cluster/config.db?mode=ro", uri=True, timeout=10)
+    try:
+        connection.execute("select version from tree where inode = 0").fetchall()
+    except sqlite3.Error:
+        pass
+    connection.close()
+print(opens)
+"""
+
+WRITER = """
+import os
+descriptor = os.open("/etc/pve/x", os.O_WRONLY | os.O_CREAT)
+while True:
+    os.pwrite(descriptor, b"t", 0)
+"""
+
+
+def test_ordinary_openers_of_the_live_database_kill_the_daemon(empty_node: Node) -> None:
+    node = empty_node
+    init = node.spawn("/usr/bin/python3", "-c", INIT, node.daemon_path, log="/run/init")
+
+    def said() -> list[str]:
+        lines = (node.root / "run/init").read_text().splitlines()
+        return [line for line in lines if line.lstrip("-").isdigit()]
+
+    wait_for("the start", lambda: said() == ["0"])
+    node.pid_of_daemon = int((node.root / "run/pve-cluster.pid").read_text())
+    node.spawn("/usr/bin/python3", "-c", WRITER)
+    before = node.version()
+    wait_for("a thousand writes", lambda: node.version() > before + 1000)
+    assert node.alive(), "one who reads without an effect does no harm"
+    opener = node.run("/usr/bin/python3", "-c", OPENER, str(node.pid_of_daemon))
+    assert opener.returncode == 0, opener.stderr
+    wait_for(f"the end of the daemon after {opener.stdout.strip()} opens", lambda: init.poll() is not None)
+    assert said() == ["0", str(-signal.SIGBUS)]
+    assert error_of(lambda: os.listdir(node.pve)) == errno.ENOTCONN
+    node.start()
+    assert (node.pve / "x").read_text() == "t"
+
+
+def locks_on(node: Node, path: Path) -> list[str]:
+    status = path.stat()
+    place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return [line[1] for line in lines if line[4:6] == [str(node.pid_of_daemon), place]]
+
+
+def test_after_its_fork_the_daemon_holds_none_of_sqlites_locks(node: Node) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        assert "POSIX" not in locks_on(node, node.state / f"config.db{suffix}")
+    (node.pve / "x").write_text("t")
+    assert "POSIX" not in locks_on(node, node.state / "config.db-shm"), "nor after a transaction"
+
+
+def test_its_own_lock_survives_the_fork(node: Node) -> None:
+    lock = node.state / ".pmxcfs.lockfile"
+    with open(lock) as stream, pytest.raises(BlockingIOError):
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    descriptors = Path(f"/proc/{node.pid_of_daemon}/fd").iterdir()
+    assert any(os.path.samestat(descriptor.stat(), lock.stat()) for descriptor in descriptors)
+    node.stop()
+    with open(lock) as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.skipif(not IS_DOUBLE, reason="a way of the double")
+def test_in_the_foreground_sqlites_locks_are_held(empty_node: Node) -> None:
+    node = empty_node
+    node.spawn(node.daemon_path, "-f")
+    wait_for("the mount", lambda: (node.pve / ".version").exists())
+    wait_for("the PID file", lambda: (node.root / "run/pve-cluster.pid").exists())
+    node.pid_of_daemon = int((node.root / "run/pve-cluster.pid").read_text())
+    assert "POSIX" in locks_on(node, node.state / "config.db-shm"), "kinder than what runs on a node"
+
+
 def test_foreground_and_wrong_arguments(empty_node: Node) -> None:
     assert empty_node.run(empty_node.daemon_path, "--nonsense").returncode != 0
     process = empty_node.spawn(empty_node.daemon_path, "-f", log="/run/out")

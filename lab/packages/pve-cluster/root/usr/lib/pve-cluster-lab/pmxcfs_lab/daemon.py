@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 from . import fuse, hostconf
 from .corosync import CorosyncError, Cpg, Quorum
@@ -93,8 +94,8 @@ class Daemon:
 
     # start
 
-    def start(self) -> None:
-        """Everything up to a served mount point. Raises StartFailure."""
+    def open(self) -> None:
+        """Everything up to a loaded database, before the fork. Raises StartFailure."""
         resolve(self.name)
         try:
             self.group = grp.getgrnam(GROUP).gr_gid
@@ -103,6 +104,9 @@ class Daemon:
         os.makedirs(STATE_DIR, exist_ok=True)
         self._take_lock()
         self.memdb = self._open_database()
+
+    def start(self) -> None:
+        """Everything from there to a served mount point, after the fork. Raises StartFailure."""
         entry = self.memdb.lookup(hostconf.NAME)
         if entry is not None:
             self._read_config()
@@ -449,11 +453,16 @@ class Daemon:
         self.log.notice("main", "exit proxmox configuration filesystem (0)")
 
 
-def serve(log: Log, *, local: bool, on_ready: Callable[[], None]) -> int:
-    """Start, run and stop. Returns the exit code."""
+def serve(daemon: Daemon, *, detach: Callable[[], Callable[[], None]] | None = None) -> int:
+    """Start, run and stop. Returns the exit code.
+
+    `detach` forks, returns in the child, and what it returns is called once the daemon is ready.
+    """
+    log = daemon.log
     log.notice("main", BANNER)
-    daemon = Daemon(log, local=local)
     try:
+        daemon.open()
+        on_ready = detach() if detach else lambda: None
         daemon.start()
     except StartFailure as failure:
         log.crit(*failure.args)
@@ -467,6 +476,45 @@ def serve(log: Log, *, local: bool, on_ready: Callable[[], None]) -> int:
     finally:
         daemon.stop()
     return 0
+
+
+def leave(code: int) -> NoReturn:
+    """End this process and nothing else: the database, which it shares with another one, is not closed."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def fork(log: Log) -> Callable[[], None]:
+    """Go on in a child. The parent waits until what is returned has been called, or the child has ended.
+
+    The database is open by then, and the child goes on with the connection of its parent. SQLite's manual forbids
+    that, and it is what the real daemon does: POSIX locks do not survive a fork, so the child holds none, and the
+    next ordinary opener of the database believes to be the first.
+    """
+    ready_read, ready_write = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(ready_write)
+        if os.read(ready_read, 1):
+            leave(0)
+        _, status = os.waitpid(child, 0)
+        leave(os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 255)
+
+    os.close(ready_read)
+    os.setsid()
+    os.chdir("/")
+
+    def on_ready() -> None:
+        log.stderr = False
+        null = os.open("/dev/null", os.O_RDWR)
+        for number in (0, 1, 2):
+            os.dup2(null, number)
+        os.close(null)
+        os.write(ready_write, b"1")
+        os.close(ready_write)
+
+    return on_ready
 
 
 def main(argv: list[str]) -> int:
@@ -485,34 +533,12 @@ def main(argv: list[str]) -> int:
     log = Log()
     log.debugging = "-d" in flags
     os.umask(0o027)
+    daemon = Daemon(log, local="-l" in flags)
     if "-f" in flags:
-        return serve(log, local="-l" in flags, on_ready=lambda: None)
-
-    ready_read, ready_write = os.pipe()
-    child = os.fork()
-    if child:
-        os.close(ready_write)
-        if os.read(ready_read, 1):
-            return 0
-        _, status = os.waitpid(child, 0)
-        return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 255
-
-    os.close(ready_read)
-    os.setsid()
-    os.chdir("/")
-
-    def on_ready() -> None:
-        log.stderr = False
-        null = os.open("/dev/null", os.O_RDWR)
-        for number in (0, 1, 2):
-            os.dup2(null, number)
-        os.close(null)
-        os.write(ready_write, b"1")
-        os.close(ready_write)
-
+        return serve(daemon)
     try:
-        code = serve(log, local="-l" in flags, on_ready=on_ready)
+        code = serve(daemon, detach=lambda: fork(log))
     except Exception as error:
         log.crit("main", f"unexpected error: {error!r}")
         code = 255
-    os._exit(code)
+    leave(code)
