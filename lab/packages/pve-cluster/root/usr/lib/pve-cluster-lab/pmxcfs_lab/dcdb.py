@@ -94,7 +94,8 @@ class Dcdb:
         self.log = log
         self.is_quorate = is_quorate
         self.on_synced: Callable[[], None] = lambda: None
-        self.on_own_update: Callable[[Update], None] = lambda update: None
+        #: Gets an update of this member that was carried out, and what answers it: now or later.
+        self.on_own_update: Callable[[Update, Callable[[], None]], None] = lambda update, answer: answer()
         self.transport: Transport | None = None
         self.members: list[Member] = []
         self.synced = False
@@ -273,10 +274,11 @@ class Dcdb:
         error = self.memdb.apply(update, sender[0])
         if self.memdb.failed:
             self._break()
-        elif pending is not None:
-            if not error:
-                self.on_own_update(update)
+        elif pending is not None and error:
             pending.done(error)
+        elif pending is not None:
+            done = pending.done
+            self.on_own_update(update, lambda: done(0))
 
     def _break(self) -> None:
         self.log.crit("dcdb", "serious internal error - stop cluster connection")
