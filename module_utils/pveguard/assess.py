@@ -11,6 +11,7 @@ from typing import Any
 
 from . import ha_info
 from .corosync_conf import PROBE_NODE_IDS
+from .daemon_mode import NOT_MET
 from .units import bytes_text, duration_text, rate_text
 
 PROBLEM, WARNING, GOOD = "problem", "warning", "good"
@@ -105,7 +106,11 @@ def _filesystem(node: Mapping[str, Any]) -> list[Finding]:
     if pmxcfs.get("error"):
         found.append(Finding(PROBLEM, str(pmxcfs["error"])))
     if pmxcfs["mode"] == "cluster" and not pmxcfs["quorate"]:
-        found.append(Finding(PROBLEM, "no quorum: /etc/pve is read-only; look at 'corosync-quorumtool -s'"))
+        if pmxcfs.get("met_corosync") is False:
+            text = f"no quorum: {NOT_MET}; 'journalctl -u corosync' and 'corosync -t' say why, then 'systemctl start corosync'"
+        else:
+            text = "no quorum: /etc/pve is read-only; look at 'corosync-quorumtool -s'"
+        found.append(Finding(PROBLEM, text))
     size = pmxcfs.get("database_bytes")
     shown = f", database {bytes_text(size)}" if size else ""
     guests = len(pmxcfs["guests"])

@@ -43,8 +43,9 @@ class View:
     """What one node says. ``host``: its name in the inventory, None when it is not there. None is unknown.
 
     ``cluster`` and ``local``: the copies on /etc/pve and in /etc/corosync. ``live``: node ids that its Corosync sees.
-    ``mode``: of its daemon, ``cluster``, ``local`` (apart from any cluster) or ``down``. ``root_version``: of its
-    database, or of its replica where that is higher; ``saved_version``: of the replica alone.
+    ``mode``: of its daemon, ``cluster``, ``local`` (apart from any cluster) or ``down``. ``met_corosync``: False where its
+    Corosync has not run since a daemon in cluster mode started. ``root_version``: of its database, or of its replica where
+    that is higher; ``saved_version``: of the replica alone.
     """
 
     name: str
@@ -63,6 +64,7 @@ class View:
     quorate: bool | None = None
     authkey: str | None = None
     mode: str | None = None
+    met_corosync: bool | None = None
     database: bool | None = None
     live_version: int | None = None
     saved_version: int | None = None
@@ -216,6 +218,7 @@ def _view(host: str, facts: Mapping[str, Any] | None) -> View:
         quorate=info.get("quorate"),
         authkey=info.get("authkey_sha256"),
         mode=pmxcfs.get("mode"),
+        met_corosync=pmxcfs.get("met_corosync"),
         database=pmxcfs.get("database_bytes") is not None if pmxcfs else None,
         live_version=pmxcfs.get("root_version"),
         saved_version=(facts.get("ram_state") or {}).get("saved_root_version"),
@@ -336,8 +339,9 @@ def _membership(views: Sequence[View]) -> Iterator[Finding]:
             PROBLEM,
             "corosync_down",
             (view.name,),
-            f"corosync does not run{why}",
-            "the node is in no membership, its vote is missing and /etc/pve is read-only there",
+            f"corosync does not run{', nor has it since the daemon started' if view.met_corosync is False else ''}{why}",
+            "the node is in no membership, its vote is missing and /etc/pve is "
+            + ("writable there, as its daemon works alone" if view.mode == "local" else "read-only there"),
             "'journalctl -u corosync' and 'corosync -t' say why; then 'systemctl start corosync'",
         )
 

@@ -271,7 +271,8 @@ def _publish(request: Request, check: bool, node: Node) -> dict[str, Any]:
         raise PveguardError(
             f"refused: the membership is {info['live_member_ids']}, it was {list(request.live_member_ids)}: run again"
         )
-    if _mode(node) != "cluster":
+    state = pmxcfs.collect(node.root)
+    if state["mode"] != "cluster" or state.get("met_corosync") is False:
         raise PveguardError("refused: the cluster file system of this node is not connected to its cluster")
     done = corosync_change.publish(
         request.text,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import sqlite3
@@ -11,8 +10,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import live_database
+from . import daemon_mode, live_database
 from .errors import PveguardError
+from .run import Run
+from .run import run as real_run
 
 DATABASE = Path("var/lib/pve-cluster/config.db")
 MOUNT = Path("etc/pve")
@@ -127,19 +128,21 @@ def mounted(root: Path = Path("/")) -> bool:
     return False
 
 
-def collect(root: Path = Path("/")) -> dict[str, Any]:
+def collect(root: Path = Path("/"), run: Run = real_run) -> dict[str, Any]:
     """Facts of the daemon and its data; never raises. ``error`` says why something is unknown.
 
-    Keys: mounted, writable (bool); mode (``down``, ``local`` or ``cluster``); quorate (bool, None when local or down);
-    root_version (int or None); tree_sha256 (str or None, noise aside); guests (list of int); storage, users,
-    has_corosync_conf (bool); storages, extra_users (what they were judged by); database_bytes (int or None);
-    member_addresses (``{node: address}`` as the members tell each other); error.
+    Keys: mounted, writable (bool: it answers, and its mode lets it be written); mode (``down``, ``local`` or ``cluster``);
+    quorate (bool, None when local or down); met_corosync (whether Corosync has run since a daemon in cluster mode started,
+    None when local, down or unknown); root_version (int or None); tree_sha256 (str or None, noise aside); guests (list of
+    int); storage, users, has_corosync_conf (bool); storages, extra_users (what they were judged by); database_bytes (int or
+    None); member_addresses (``{node: address}`` as the members tell each other); error.
     """
     facts: dict[str, Any] = {
         "mounted": mounted(root),
         "writable": False,
         "mode": "down",
         "quorate": None,
+        "met_corosync": None,
         "root_version": None,
         "tree_sha256": None,
         "guests": [],
@@ -152,29 +155,29 @@ def collect(root: Path = Path("/")) -> dict[str, Any]:
         "member_addresses": {},
         "error": None,
     }
+    _collect_database(facts, root)
     if facts["mounted"]:
-        try:
-            members = json.loads((root / MOUNT / ".members").read_text() or "{}")
-        except (OSError, ValueError) as error:
-            members = {}
-            facts["error"] = f"/etc/pve/.members cannot be read: {error}"
-        cluster = members.get("cluster")
-        facts["mode"] = "cluster" if cluster else "local"
-        if cluster:
-            facts["quorate"] = bool(cluster.get("quorate"))
-            others = (members.get("nodelist") or {}).items()
-            facts["member_addresses"] = {name: each["ip"] for name, each in others if "ip" in each}
-        facts["writable"] = facts["quorate"] is not False and facts["error"] is None
+        has_conf = None if facts["root_version"] is None else facts["has_corosync_conf"]
+        seen = daemon_mode.look(root, has_conf, run)
+        facts["mode"], facts["quorate"], facts["writable"] = seen.mode, seen.quorate, seen.writable
+        facts["met_corosync"] = seen.met_corosync
+        others = seen.members.get("nodelist") or {}
+        facts["member_addresses"] = {name: each["ip"] for name, each in others.items() if "ip" in each}
+        facts["error"] = "; ".join(filter(None, (seen.error, facts["error"]))) or None
+    return facts
+
+
+def _collect_database(facts: dict[str, Any], root: Path) -> None:
     database = root / DATABASE
     try:
         facts["database_bytes"] = os.stat(database).st_size
     except OSError:
-        return facts
+        return
     try:
         version, tree = read_tree(database)
     except PveguardError as error:
         facts["error"] = str(error)
-        return facts
+        return
     facts["root_version"] = version
     facts["tree_sha256"] = tree_sha256(tree)
     facts["guests"] = guest_ids(tree)
@@ -183,7 +186,6 @@ def collect(root: Path = Path("/")) -> dict[str, Any]:
     facts["storage"] = bool(facts["storages"])
     facts["users"] = bool(facts["extra_users"])
     facts["has_corosync_conf"] = "corosync.conf" in tree
-    return facts
 
 
 def _text(tree: Mapping[str, tuple[int, bytes]], path: str) -> str:

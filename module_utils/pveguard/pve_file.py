@@ -60,13 +60,18 @@ def is_mounted_at(mount: Path) -> bool:
 
 
 def has_quorum(root: Path = Path("/")) -> bool:
-    """False when the file system is read-only: without quorum the link ``local`` has no write bits."""
-    try:
-        return bool(os.lstat(root / MOUNT.lstrip("/") / "local").st_mode & 0o222)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
+    """False when the file system is read-only: without quorum the link ``local``, and where that is missing the mount itself,
+    has no write bits. A daemon in cluster mode whose Corosync has not run yet has none.
+    """
+    mount = root / MOUNT.lstrip("/")
+    for path in (mount / "local", mount):
+        try:
+            return bool(os.lstat(path).st_mode & 0o222)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return False
+    return True
 
 
 def require_writable(root: Path = Path("/")) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .daemon_mode import NOT_MET
 from .units import UNKNOWN, age_seconds, duration_text, number_text, years_text
 
 PASS, WARN, FAIL = "pass", "warn", "fail"
@@ -229,7 +230,16 @@ def _cluster(node: Mapping[str, Any]) -> list[Finding]:
         )
     if cluster["name"] is not None:
         missing = cluster["members"] - cluster["live"]
-        if cluster["quorate"] is False:
+        if cluster["quorate"] is False and cluster.get("met_corosync") is False:
+            found.append(
+                Finding(
+                    FAIL,
+                    f"no quorum: {NOT_MET}",
+                    "Find out why Corosync does not run, then start it.",
+                    "journalctl -u corosync; corosync -t; systemctl start corosync",
+                )
+            )
+        elif cluster["quorate"] is False:
             found.append(
                 Finding(
                     FAIL,

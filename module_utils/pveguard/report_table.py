@@ -310,24 +310,33 @@ def _cluster(node: Mapping[str, Any] | None, plan: Mapping[str, Any] | None) -> 
             "installed": None,
             "mode": "unknown",
             "quorate": None,
+            "met_corosync": None,
             "members": 0,
             "live": 0,
             "probe": None,
         }
     corosync = node.get("corosync") or {}
     packages = node.get("packages") or {}
+    pmxcfs = node.get("pmxcfs") or {}
     clustered = bool((corosync.get("cluster") or corosync.get("host") or {}).get("config_version"))
     return {
         "name": corosync.get("cluster_name") if clustered else None,
         "node": node.get("hostname"),
         "installed": bool(packages["pve-cluster"]) if "pve-cluster" in packages else None,
-        "mode": (node.get("pmxcfs") or {}).get("mode", "down"),
-        "quorate": corosync.get("quorate") if clustered else None,
+        "mode": pmxcfs.get("mode", "down"),
+        "quorate": _quorate(corosync, pmxcfs) if clustered else None,
+        "met_corosync": pmxcfs.get("met_corosync"),
         # Probes are none of the cluster's members: nothing depends on them.
         "members": sum(not probe.is_id(each.get("id")) for each in corosync.get("members") or []) if clustered else 0,
         "live": sum(not probe.is_id(number) for number in corosync.get("live_member_ids") or []) if clustered else 0,
         "probe": (clustered and probe.is_id(corosync.get("node_id"))) or (plan or {}).get("action") == "probe",
     }
+
+
+def _quorate(corosync: Mapping[str, Any], pmxcfs: Mapping[str, Any]) -> bool | None:
+    """What Corosync says; where it does not run, whether the daemon has quorum."""
+    said: bool | None = corosync.get("quorate")
+    return pmxcfs.get("quorate") if said is None and pmxcfs.get("mode") == "cluster" else said
 
 
 def _last_name(node: Mapping[str, Any] | None, last: Mapping[str, Any]) -> str | None:

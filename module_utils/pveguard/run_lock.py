@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import pmxcfs
+from . import daemon_mode, pmxcfs
 from .atomic import write_atomic
 from .errors import PveguardError
 from .run import Run
@@ -160,15 +160,8 @@ def release(run_id: str, run: Run = real_run, root: Path = Path("/")) -> bool:
 
 
 def pmxcfs_state(root: Path) -> bool:
-    """True when /etc/pve is mounted and takes writes (stand-alone, or quorate)."""
-    if not pmxcfs.mounted(root):
-        return False
-    try:
-        members = json.loads((root / pmxcfs.MOUNT / ".members").read_text() or "{}")
-    except (OSError, ValueError):
-        return False
-    cluster = members.get("cluster")
-    return not cluster or bool(cluster.get("quorate"))
+    """True when /etc/pve is mounted, answers and takes writes (stand-alone, or quorate)."""
+    return pmxcfs.mounted(root) and daemon_mode.takes_writes(root)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -23,6 +23,7 @@ from typing import Any
 
 from . import block_writes, pmxcfs_writes, pve_file, supervised, text_table
 from .corosync_conf import PROBE_NODE_IDS
+from .daemon_mode import NOT_MET
 from .detached import RESULT_DIR
 from .errors import PveguardError
 from .run import Run
@@ -217,6 +218,8 @@ def members(root: Path = Path("/"), run: Run = real_run) -> tuple[str, list[str]
             "see 'journalctl -u pve-cluster'"
         ) from error
     cluster = value.get("cluster")
+    if not cluster and not pve_file.has_quorum(root):
+        raise PveguardError(f"{node} is a member of a cluster and {NOT_MET}. See 'systemctl status corosync'")
     if cluster and not cluster.get("quorate"):
         raise PveguardError(
             f"{node} has no quorum, and a write may block until it has: see 'corosync-quorumtool -s' and bring the "

@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from tests.served import link
+
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "roles/ram_state/files/pve-state"
 
@@ -314,6 +316,19 @@ class Node:
         if argv[0] == "cat":
             return done(0, json.dumps(self.members)) if self.writer is not None else done(1)
         return done(0)
+
+
+def unconnected(node: Node, *, host: bool = True) -> None:
+    """A member whose Corosync has not run since its daemon started; ``host``: whether it has its host's copy."""
+    conf = b"totem {\n  cluster_name: c\n  config_version: 3\n}\n"
+    if host:
+        path = Path(node.paths.corosync_conf)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(conf)
+    node.w.write("corosync.conf", conf)
+    node.members = {"nodename": "pve1", "version": 0}
+    link(Path(node.paths.pve), writable=False)
+    Path(node.paths.pve, ".members").write_text(json.dumps(node.members))
 
 
 @pytest.fixture

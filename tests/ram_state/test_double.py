@@ -400,3 +400,45 @@ def test_the_exits_by_hand(ram: RamNode) -> None:
         assert ram.tree() == before
         assert ram.node.run("mountpoint", "-q", "/var/lib/pve-cluster").returncode != 0
         ram.node.sh("rm -rf /run/pveguard /var/lib/pveguard")
+
+
+NOT_MET = "its Corosync has not run since the daemon started: /etc/pve is read-only"
+
+
+def without_its_corosync(ram: RamNode) -> None:
+    """The node becomes a member, and its daemon is started again while no Corosync runs."""
+    ram.node.cluster_conf.write_text("totem {\n  cluster_name: c\n  config_version: 3\n}\nnodelist {\n}\n")
+    ram.systemctl("stop", "pve-cluster.service")
+    assert ram.systemctl("start", "pve-cluster.service") == 0, ram.logs()
+    status = ram.ps("status")
+    assert (status["daemon_mode"], status["met_corosync"], status["quorate"]) == ("cluster", False, False)
+
+
+def test_a_member_whose_corosync_has_not_run(ram: RamNode) -> None:
+    """In cluster mode and read-only: no switch-over, no file back, nothing fetched."""
+    node = ram.node
+    before = ram.ps("save", "--generation", "--reason", "before")["generation"]
+    node.sh("echo new > /etc/pve/storage.cfg")
+    without_its_corosync(ram)
+    version = node.version()
+    assert ram.ps("preflight", rc=3)["refusals"] == [f"{NOT_MET}; see 'systemctl status corosync'"]
+    assert NOT_MET in ram.ps("adopt", rc=3)["error"]
+    assert NOT_MET in ram.ps("restore-file", before, "storage.cfg", "--yes", rc=3)["error"]
+    assert NOT_MET in ram.ps("restore", "--resync", "--check", rc=3)["refusals"][0]
+    assert node.version() == version and (node.pve / "storage.cfg").read_text() == "new\n"
+
+
+def test_a_member_in_ram_whose_corosync_has_not_run(ram: RamNode) -> None:
+    """Its metrics tell it, and it goes back to disk only when that is asked for twice, without a wait for quorum."""
+    assert ram.ps("adopt")["changed"]
+    without_its_corosync(ram)
+    before = ram.tree()
+
+    def told() -> Any:
+        text = (ram.node.root / "run/pveguard/metrics.prom").read_text()
+        return re.findall(r"^pveguard_state_quorate (\d)", text, re.MULTILINE)
+
+    harness.wait_for("the metrics", lambda: told() == ["0"])
+    assert NOT_MET in ram.ps("retire", rc=3)["error"]
+    assert ram.ps("retire", "--allow-offline-members")["changed"]
+    assert ram.ps("status")["met_corosync"] is False and ram.tree() == before

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import Node, table
+from .conftest import Node, table, unconnected
 
 
 class Pve:
@@ -252,7 +252,11 @@ def test_only_on_the_mounted_file_system_with_quorum(
     conf = Path(node.paths.corosync_conf)
     conf.parent.mkdir(parents=True)
     conf.write_text("totem {\n  config_version: 3\n}\n")
-    assert "not connected to its cluster" in refused(pve, "latest", "storage.cfg", "--yes")
+    assert "works alone (local mode)" in refused(pve, "latest", "storage.cfg", "--yes")
+    unconnected(node)
+    assert "its Corosync has not run since the daemon started" in refused(
+        pve, "latest", "storage.cfg", "--yes"
+    )
     conf.unlink()
     monkeypatch.setattr(ps, "mounts", list)
     assert "not mounted" in refused(pve, "latest", "storage.cfg", "--yes")
