@@ -52,10 +52,6 @@ case "$*" in
     fi ;;
 "stop pveguard-state-watch.service") end /run/watch.pid ;;
 "stop pve-cluster.service")
-    if [ -e $DROP ]; then
-        stop=$(sed -n "/^ExecStop=/,/'$/{s/^ExecStop=-//;s/\\\\$//;p}" $DROP | tr -d '\n')
-        eval "$stop" >>/run/ps.log 2>&1
-    fi
     end /run/pve-cluster.pid
     [ ! -e $DROP ] || $PS save --if-enabled >>/run/ps.log 2>&1 ;;
 "stop pveguard-state.service") $PS final-save >>/run/ps.log 2>&1 ;;
