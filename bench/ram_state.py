@@ -82,6 +82,7 @@ class Sizes:
         self.heartbeat = 1.0 if quick else HEARTBEAT_SECONDS
         self.changes = 3 if quick else 15
         self.big_mib = 8 if quick else 64
+        self.rewrites = 4.0 if quick else 60.0
         self.rows = () if quick else (4000, 40000)
         self.single_losses = 3 if quick else 12
         self.busy = 4.0 if quick else 15.0
@@ -366,6 +367,32 @@ class Ours(Subject):
         finally:
             ledger.close()
         return {"single": single, "busy": ledger.worst}
+
+    def rewrites(self, seconds: float) -> dict[str, float]:
+        """The greatest loss while a file of 1 MiB is rewritten as fast as the daemon takes it, and how often it was."""
+        ended = threading.Event()
+        content = [bytes([65 + number]) * MIB for number in range(4)]
+        count = 0
+
+        def rewrite() -> None:
+            nonlocal count
+            while not ended.is_set():
+                (self.pve / "rewritten").write_bytes(content[count % 4])
+                count += 1
+
+        ledger, thread = Ledger(self), threading.Thread(target=rewrite)
+        thread.start()
+        try:
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                ledger.write()
+                time.sleep(0.05)
+        finally:
+            ended.set()
+            thread.join(60)
+            wait_for("the ledger", ledger.all_safe, 30)
+            ledger.close()
+        return {"worst_loss_seconds": round(ledger.worst, 2), "rewrites_per_second": round(count / seconds, 1)}
 
     def restore(self) -> float:
         """Seconds of `pve-state restore` into a fresh tmpfs, verification included."""
@@ -659,6 +686,9 @@ class Bench:
             self.say(f"restore, {subject.filesystem}, {subject.name}")
             if isinstance(subject, Ours):
                 result["watcher_rss_mib_64_mib"] = round(subject.rss_mib(), 1)
+                self.say(f"rewrites of 1 MiB, {subject.filesystem}, {subject.name}")
+                result["rewrites_64m"] = subject.rewrites(self.sizes.rewrites)
+                result["watcher_rss_mib_64_mib_after_rewrites"] = round(subject.rss_mib(), 1)
                 subject.stop_watch()
             assert isinstance(subject, Ours | Hourly)
             found = [subject.restore() for _ in range(self.sizes.restores)]
@@ -712,6 +742,7 @@ def aims(ours: dict[str, Any]) -> dict[str, dict[str, Any]]:
         ("change_1k_ratio", round(max(small, big) / max(1, min(small, big)), 2), 1.5),
         ("burst_1m_bs512_device_bytes", ours["burst_1m_bs512_device_bytes"], 4 * MIB),
         ("worst_loss_seconds", ours["worst_loss_seconds"], 2.0),
+        ("worst_loss_seconds_rewrites_64m", ours["rewrites_64m"]["worst_loss_seconds"], 2.0),
         ("watcher_rss_mib", ours["watcher_rss_mib"], 25.0),
         ("watcher_cpu_percent", ours["watcher_cpu_percent"], 0.5),
         ("restore_64m_seconds", ours["restore_64m_seconds"], 2.0),
