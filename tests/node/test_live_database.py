@@ -266,6 +266,39 @@ def test_after_three_torn_looks_a_checked_copy_is_read(path: Path, writer: Write
     assert found == 10 + 10 * live_database.LOOKS_BEFORE_COPY
 
 
+@pytest.mark.parametrize("begun_anew", [True, False])
+def test_a_copy_between_whose_files_something_happens(
+    path: Path, writer: Writer, monkeypatch: pytest.MonkeyPatch, begun_anew: bool
+) -> None:
+    """What is appended and copied into the database meanwhile is in the log; a log that was begun anew is not the same."""
+    writer.sql("PRAGMA wal_autocheckpoint=0")
+    fill(writer)
+    writer.sql("PRAGMA wal_checkpoint(PASSIVE)")
+    fill(writer)
+    copy = live_database._copy
+    copied: list[str] = []
+
+    def slowly(source: str, target: str) -> None:
+        copy(source, target)
+        if not copied:
+            # The first file of the first try is copied, the log is not.
+            fill(writer, 500)
+            writer.sql("PRAGMA wal_checkpoint(PASSIVE)")
+            if begun_anew:
+                # All of the log is in the database, so that it begins at its start again.
+                fill(writer, 1)
+        copied.append(source)
+
+    monkeypatch.setattr(live_database, "_registered", False)
+    monkeypatch.setattr(live_database, "_copy", slowly)
+
+    def whole(connection: sqlite3.Connection) -> tuple[int, str]:
+        return count(connection), connection.execute("PRAGMA integrity_check").fetchone()[0]
+
+    assert live_database.look(str(path), whole) == (521 if begun_anew else 520, "ok")
+    assert len(copied) == (4 if begun_anew else 2)
+
+
 def test_a_failure_on_a_torn_state_is_not_told(path: Path, writer: Writer) -> None:
     fill(writer)
     turns = []
