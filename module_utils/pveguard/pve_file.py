@@ -10,9 +10,12 @@ from __future__ import annotations
 import errno
 import os
 import posixpath
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import supervised
 from .atomic import read_or_none
 from .errors import PveguardError
 
@@ -23,6 +26,12 @@ MAX_BYTES = 1024 * 1024
 VIRTUAL = frozenset({".version", ".members", ".vmlist", ".rrd", ".clusterlog"})
 #: What the daemon answers when there is no quorum.
 _READ_ONLY = (errno.EACCES, errno.EROFS, errno.EPERM)
+#: What a change of the membership explains, so that it may be over in a moment.
+_PASSING = (*_READ_ONLY, errno.EIO, errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT)
+#: Seconds that such a moment may last.
+PATIENCE_S = 20.0
+#: Seconds that one call may take. A daemon whose connection to the cluster broke never answers a write.
+ANSWER_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -115,35 +124,87 @@ def plan(path: str, content: bytes | None, root: Path = Path("/")) -> Change:
     return Change(path, read_or_none(target), content)
 
 
-def apply(path: str, content: bytes | None, root: Path = Path("/")) -> Change:
+def apply(
+    path: str,
+    content: bytes | None,
+    root: Path = Path("/"),
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> Change:
     """Bring a file to its content and return what changed. Parent directories are made.
 
-    Raises PveguardError when the file system is not mounted, has no quorum, or the file reads back
-    differently.
+    What fails for want of quorum is tried for :data:`PATIENCE_S` seconds. Raises PveguardError when the file system is
+    not mounted, has no quorum, or the file reads back differently.
     """
     change = plan(path, content, root)
     require_writable(root)
     if not change.changed:
         return change
     target = root / MOUNT.lstrip("/") / resolve(path)
-    try:
+
+    def write() -> None:
         if content is None:
-            target.unlink()
+            target.unlink(missing_ok=True)
         else:
             target.parent.mkdir(parents=True, exist_ok=True)
             write_in_place(target, content, change.before)
-            if target.read_bytes() != content:
-                raise PveguardError(
-                    f"{path} reads back differently from what was written; another node may write it too"
-                )
+
+    try:
+        patiently(write, root, sleep, clock)
+        if read_or_none(target) != content:
+            raise PveguardError(f"{path} reads back differently from what was written; another node may write it too")
     except OSError as error:
         if error.errno in _READ_ONLY:
             raise PveguardError(
                 f"{path}: {error.strerror}: quorum was lost, or the path cannot be written; see "
                 "'corosync-quorumtool -s'"
             ) from error
-        raise PveguardError(f"{path}: {error.strerror}") from error
+        raise PveguardError(f"{path}: {error.strerror}; see 'journalctl -u pve-cluster'") from error
     return change
+
+
+def patiently(
+    action: Callable[[], object],
+    root: Path = Path("/"),
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+    deadline_s: float = PATIENCE_S,
+) -> None:
+    """Do ``action``, which changes /etc/pve and may be done twice, again as long as a passing loss of quorum explains that
+    it fails, for ``deadline_s`` seconds. Raises the last OSError; ETIMEDOUT when the daemon does not answer.
+    """
+    end = clock() + deadline_s
+    while True:
+        try:
+            # Beneath the mount point it would keep the daemon from starting.
+            if not is_mounted(root):
+                raise OSError(errno.ENOTCONN, f"{MOUNT} is not mounted any more")
+            return answered(action)
+        except OSError as error:
+            if error.errno not in _PASSING or clock() >= end:
+                raise
+        sleep(0.5)
+
+
+def answered(action: Callable[[], object], answer_s: float = ANSWER_S) -> None:
+    """Do ``action`` in a process of its own, so that a daemon that never answers does not hang this one.
+
+    It may raise OSError, which is raised here again; ETIMEDOUT when it is not done after ``answer_s`` seconds.
+    """
+
+    def work(_caller: supervised.Caller) -> dict[str, bool]:
+        action()
+        return {"done": True}
+
+    try:
+        with supervised.endings() as signals:
+            done = supervised.Child(work, lambda: None).run(signals, answer_s, 5.0)
+    except supervised.Stalled:
+        raise OSError(errno.ETIMEDOUT, f"no answer from the daemon within {answer_s:g} s") from None
+    except supervised.Interrupted as interrupted:
+        raise SystemExit(128 + interrupted.number) from None
+    if not done:
+        raise OSError(errno.EIO, "the process that was to write it was ended")
 
 
 def write_in_place(target: Path, content: bytes, before: bytes | None = None) -> None:

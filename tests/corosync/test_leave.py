@@ -223,6 +223,7 @@ def test_what_names_a_node_is_found(root: Path) -> None:
 
 def test_the_directory_goes_only_as_it_was_shown(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pve_file, "require_writable", lambda _root: None)
+    monkeypatch.setattr(pve_file, "is_mounted", lambda _root: True)
     before = snapshot(root)
     shown = ["nodes/pve3/pve-ssl.pem", "nodes/pve3/qemu-server/301.conf"]
     with pytest.raises(PveguardError, match="corosync.conf lists pve3"):
