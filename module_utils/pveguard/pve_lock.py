@@ -47,6 +47,7 @@ NOTES = Path("run/pveguard/kept-locks")
 
 _EXISTS = "File exists"
 _NO_QUORUM = ("Permission denied", "Read-only file system", "Operation not permitted")
+_PASSING = (*_NO_QUORUM, "Input/output error", "Device or resource busy", "Resource temporarily unavailable")
 #: After these it is known what became of a mkdir.
 _ANSWERS = (_EXISTS, *_NO_QUORUM)
 
@@ -280,6 +281,11 @@ def _because(kept: Kept, reason: str) -> Kept:
 def is_unanswered(done: Result) -> bool:
     """Whether a mkdir failed in a way that does not tell whether the directory was made."""
     return bool(error := _error(done)) and error not in _ANSWERS
+
+
+def is_passing(done: Result) -> bool:
+    """Whether a membership that forms anew explains that a call failed, so that it may succeed in a moment."""
+    return done.rc == 124 or _error(done) in _PASSING
 
 
 def is_made_here(path: Path, unanswered: Sequence[tuple[float, float]], root: Path = Path("/")) -> bool:

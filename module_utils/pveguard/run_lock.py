@@ -152,7 +152,7 @@ def _write_holder(lock: Path, text: str, run: Run) -> None:
         written = run(["dd", f"of={lock}/holder", "bs=64K", "status=none"], input=text, timeout=_WRITE_TIMEOUT)
         if written.ok or _read(lock / "holder") == json.loads(text):
             return
-        if time.monotonic() >= end:
+        if time.monotonic() >= end or not pve_lock.is_passing(written):
             break
         time.sleep(_POLL_S)
     kept = _remove(lock, run, _RELEASE_S)
