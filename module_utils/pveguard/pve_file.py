@@ -11,6 +11,7 @@ import errno
 import os
 import posixpath
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,19 +166,20 @@ def apply(
 
 def patiently(
     action: Callable[[], object],
-    root: Path = Path("/"),
+    root: Path | None = Path("/"),
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
     deadline_s: float = PATIENCE_S,
 ) -> None:
     """Do ``action``, which changes /etc/pve and may be done twice, again as long as a passing loss of quorum explains that
-    it fails, for ``deadline_s`` seconds. Raises the last OSError; ETIMEDOUT when the daemon does not answer.
+    it fails, for ``deadline_s`` seconds. Raises the last OSError; ETIMEDOUT when the daemon does not answer. ``root`` is None
+    where the action makes nothing, so that the mount need not be looked at.
     """
     end = clock() + deadline_s
     while True:
         try:
             # Beneath the mount point it would keep the daemon from starting.
-            if not is_mounted(root):
+            if root is not None and not is_mounted(root):
                 raise OSError(errno.ENOTCONN, f"{MOUNT} is not mounted any more")
             return answered(action)
         except OSError as error:
@@ -192,9 +194,14 @@ def answered(action: Callable[[], object], answer_s: float = ANSWER_S) -> None:
     It may raise OSError, which is raised here again; ETIMEDOUT when it is not done after ``answer_s`` seconds.
     """
 
-    def work(_caller: supervised.Caller) -> dict[str, bool]:
-        action()
-        return {"done": True}
+    def work(_caller: supervised.Caller) -> dict[str, str]:
+        try:
+            action()
+        except OSError:
+            raise
+        except Exception:  # it would die with that process, unseen
+            return {"mistake": traceback.format_exc()}
+        return {"done": "yes"}
 
     try:
         with supervised.endings() as signals:
@@ -203,6 +210,8 @@ def answered(action: Callable[[], object], answer_s: float = ANSWER_S) -> None:
         raise OSError(errno.ETIMEDOUT, f"no answer from the daemon within {answer_s:g} s") from None
     except supervised.Interrupted as interrupted:
         raise SystemExit(128 + interrupted.number) from None
+    if "mistake" in done:
+        raise RuntimeError(done["mistake"])
     if not done:
         raise OSError(errno.EIO, "the process that was to write it was ended")
 

@@ -133,7 +133,11 @@ class Lock:
         try:
             held = _mtime_ns(self.path)
             # Gone, or broken as stale and held by somebody else by now: nothing of ours is left.
-            error = _remove(self.path, self.run) if held is not None and _is(kept, self.path, held, self.root) else ""
+            error = (
+                _remove(self.path, self.run)
+                if held is not None and _is(kept, self.path, held, self.root)
+                else ""
+            )
         except PveguardError as failed:
             error = str(failed)
         if error:
@@ -147,7 +151,9 @@ class Lock:
         error = _call(["mkdir", str(self.path)], self.run)
         if error and not self.path.parent.is_dir():
             # Proxmox VE makes it with its first lock; a fresh or a restored state may not have it yet.
-            error = _call(["mkdir", "-p", str(self.path.parent)], self.run) or _call(["mkdir", str(self.path)], self.run)
+            error = _call(["mkdir", "-p", str(self.path.parent)], self.run) or _call(
+                ["mkdir", str(self.path)], self.run
+            )
         if error and error not in _ANSWERS:
             self._unanswered.append((begun, time.time()))
         return error
@@ -165,8 +171,10 @@ class Lock:
     def _refusal(self, error: str, held: int | None, wait: _Wait, now: float) -> str:
         path, waited = _shown(self.path, self.root), now - wait.begun
         if held is None:
-            why = "this node has no quorum ('corosync-quorumtool -s'), bring the other members back" if error in _NO_QUORUM else (
-                "see 'journalctl -u pve-cluster' and 'corosync-quorumtool -s'"
+            why = (
+                "this node has no quorum ('corosync-quorumtool -s'), bring the other members back"
+                if error in _NO_QUORUM
+                else ("see 'journalctl -u pve-cluster' and 'corosync-quorumtool -s'")
             )
             return f"{path} could not be made for {waited:.0f} s: {error}: {why}. Nothing was changed"
         age = wait.age_s(now)
@@ -346,11 +354,14 @@ def _row(path: Path, root: Path) -> tuple[int, int] | None:
         if not Path(f"{database}-shm").exists():
             return None
         # An ordinary open of the live database can kill the daemon; this one leaves its shared memory alone.
-        with closing(sqlite3.connect(f"file:{database}?mode=ro&readonly_shm=1", uri=True, timeout=5)) as connection:
+        with closing(
+            sqlite3.connect(f"file:{database}?mode=ro&readonly_shm=1", uri=True, timeout=5)
+        ) as connection:
             row = (0, 0)
             for part in parts:
                 found = connection.execute(
-                    "SELECT inode, writer FROM tree WHERE parent = ? AND name = ? AND inode != 0", (row[0], part)
+                    "SELECT inode, writer FROM tree WHERE parent = ? AND name = ? AND inode != 0",
+                    (row[0], part),
                 ).fetchone()
                 if found is None:
                     return None

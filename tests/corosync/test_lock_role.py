@@ -21,7 +21,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 
-MODULE = '''#!/usr/bin/python
+MODULE = """#!/usr/bin/python
 import json, pathlib
 from ansible.module_utils.basic import AnsibleModule
 KNOWN = ("state cluster_name nodes node_name node_id links authkey authkey_sha256 conf program deadline_seconds expected_ids src "
@@ -35,22 +35,26 @@ if "NAME" == "node_info":
 if "NAME" == "key_of_the_seed":
     module.exit_json(changed=False, content="a2V5")
 step = {"cluster_member": "join", "pve_lock": "give back"}.get("NAME")
-step = step or ("restore" if "restore" in given else "see" if "expected_ids" in given else "unlist" if "state" in given else "list")
+change = "restore" if "restore" in given else "see" if "expected_ids" in given else "unlist" if "state" in given else "list"
+step = step or change
 key = f"{step} {place.name}"
 if module.check_mode:
     module.exit_json(changed=False, steps=1, config_version=5, restart_needed=[], live_member_ids=[1])
 with open(place.parent / "calls", "a") as calls:
     calls.write(key + "\\n")
-result = {} if step in ("join", "give back") else {"lock_kept": [{"path": "LOCK", "reason": "x"}] if key in answers["left"] else []}
+kept = [{"path": "LOCK", "reason": "x"}] if key in answers["left"] else []
+result = {} if step in ("join", "give back") else {"lock_kept": kept}
 if key in answers["fail"]:
     module.fail_json(msg=f"{key} went wrong", **result)
 module.exit_json(changed=step not in ("see", "give back"), text="new", before="old", steps=1, config_version=5, restart_needed=[],
                  live_member_ids=[1], **result)
-'''
+"""
 MODULES = ("node_info", "cluster_member", "corosync_conf", "corosync_restart", "pve_lock", "key_of_the_seed")
 
 
-def play(tmp_path: Path, action: str, left: tuple[str, ...] = (), fail: tuple[str, ...] = (), **more: Any) -> tuple[int, str, list[str]]:
+def play(
+    tmp_path: Path, action: str, left: tuple[str, ...] = (), fail: tuple[str, ...] = (), **more: Any
+) -> tuple[int, str, list[str]]:
     """Exit code, output and the calls, ``step host``, of the role on pve2 (``join``; the seed is pve1) or on pve1."""
     corosync = {
         "cluster_name": "lab", "copies_equal": True, "running": True, "quorate": True, "two_node": False, "node_id": 1,
@@ -82,7 +86,9 @@ def play(tmp_path: Path, action: str, left: tuple[str, ...] = (), fail: tuple[st
         # The key is read from the machine the tests run on otherwise.
         text = (role / "tasks/join.yml").read_text()
         (role / "tasks/join.yml").write_text(text.replace("ansible.builtin.slurp:", "key_of_the_seed:"))
-    (tmp_path / "answers").write_text(json.dumps({"left": left, "fail": fail, "node": {"corosync": corosync}}))
+    (tmp_path / "answers").write_text(
+        json.dumps({"left": left, "fail": fail, "node": {"corosync": corosync}})
+    )
     (tmp_path / "calls").write_text("")
     tasks = [{"name": "Include", "ansible.builtin.include_role": {"name": "corosync"}}]
     target = "pve2" if action == "join" else "pve1"
@@ -98,13 +104,22 @@ def play(tmp_path: Path, action: str, left: tuple[str, ...] = (), fail: tuple[st
     }
     corosync["node_id"] = 2
     done = subprocess.run(
-        [Path(sys.executable).parent / "ansible-playbook", "-i", tmp_path / "hosts.yml", tmp_path / "play.yml"],
+        [
+            Path(sys.executable).parent / "ansible-playbook",
+            "-i",
+            tmp_path / "hosts.yml",
+            tmp_path / "play.yml",
+        ],
         capture_output=True,
         text=True,
         env=environment,
         cwd=ROOT,
     )
-    return done.returncode, " ".join((done.stdout + done.stderr).split()), (tmp_path / "calls").read_text().splitlines()
+    return (
+        done.returncode,
+        " ".join((done.stdout + done.stderr).split()),
+        (tmp_path / "calls").read_text().splitlines(),
+    )
 
 
 JOINED = ["list pve1", "join pve2", "see pve1"]
@@ -124,7 +139,9 @@ def test_a_join_gives_back_what_the_listing_left_on_the_seed(tmp_path: Path) -> 
     assert (code, calls) == (0, [*JOINED, "give back pve1"]), output
     # Where quorum does not come back the run says so.
     code, output, calls = play(tmp_path, "join", left, fail=("give back pve1",))
-    assert code == 2 and calls == [*JOINED, "give back pve1"] and "give back pve1 went wrong" in output, output
+    assert code == 2 and calls == [*JOINED, "give back pve1"] and "give back pve1 went wrong" in output, (
+        output
+    )
 
 
 @pytest.mark.parametrize(
@@ -132,8 +149,16 @@ def test_a_join_gives_back_what_the_listing_left_on_the_seed(tmp_path: Path) -> 
     [
         # Taking the node off gave it back, or did not, or failed itself.
         (("list pve1",), ("join pve2",), ["list pve1", "join pve2", "unlist pve1"]),
-        (("list pve1", "unlist pve1"), ("join pve2",), ["list pve1", "join pve2", "unlist pve1", "give back pve1"]),
-        (("unlist pve1",), ("join pve2", "unlist pve1"), ["list pve1", "join pve2", "unlist pve1", "give back pve1"]),
+        (
+            ("list pve1", "unlist pve1"),
+            ("join pve2",),
+            ["list pve1", "join pve2", "unlist pve1", "give back pve1"],
+        ),
+        (
+            ("unlist pve1",),
+            ("join pve2", "unlist pve1"),
+            ["list pve1", "join pve2", "unlist pve1", "give back pve1"],
+        ),
         # The listing itself failed; and the look from the seed did.
         (("list pve1", "unlist pve1"), ("list pve1",), ["list pve1", "unlist pve1", "give back pve1"]),
         (("see pve1", "unlist pve1"), ("see pve1",), [*JOINED, "unlist pve1", "give back pve1"]),

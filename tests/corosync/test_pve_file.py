@@ -123,6 +123,8 @@ def test_a_file_is_written_and_removed_when_quorum_is_back(tmp_path: Path, monke
 def test_a_daemon_that_never_answers_is_an_error() -> None:
     with pytest.raises(OSError, match="no answer from the daemon within 0.2 s"):
         pve_file.answered(lambda: time.sleep(3600), 0.2)
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        pve_file.answered(lambda: 1 / 0)
 
 
 @pytest.fixture

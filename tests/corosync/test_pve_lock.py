@@ -57,7 +57,11 @@ class Daemon:
                 return failed(self.utime_error)
             if self.from_request and self.since is None:
                 self.since = self.now
-            begun = self.since if self.from_request and self.since is not None else path.stat().st_mtime - self.begun
+            begun = (
+                self.since
+                if self.from_request and self.since is not None
+                else path.stat().st_mtime - self.begun
+            )
             if self.now - begun >= 120:
                 path.rmdir()
             return Result(0, "", "")
@@ -88,7 +92,9 @@ class Daemon:
         database.unlink(missing_ok=True)
         make_database(database, {PATH.removeprefix("/etc/pve/"): ""})
         with closing(sqlite3.connect(database)) as connection, connection:
-            connection.execute("UPDATE tree SET writer = ?, inode = ? WHERE name = ?", (writer, inode, self.path.name))
+            connection.execute(
+                "UPDATE tree SET writer = ?, inode = ? WHERE name = ?", (writer, inode, self.path.name)
+            )
         Path(f"{database}-shm").touch()
         nodes = {f"pve{number}": {"id": number, "online": 1} for number in (1, 2, 3)}
         members = {"nodename": "pve1", "version": 3, "cluster": {"quorate": 1}, "nodelist": nodes}
@@ -147,7 +153,12 @@ def test_it_is_taken_and_given_back(daemon: Daemon) -> None:
 def test_a_fresh_one_is_awaited_and_named_with_its_age_and_writer(daemon: Daemon) -> None:
     daemon.held(20, by=2)
     said = refused(daemon, deadline_s=30)
-    for part in (f"{PATH} is held", "made 50 s ago by node id 2 (pve2)", "30 s were waited", "stale 120 s after it was made"):
+    for part in (
+        f"{PATH} is held",
+        "made 50 s ago by node id 2 (pve2)",
+        "30 s were waited",
+        "stale 120 s after it was made",
+    ):
         assert part in said, said
     assert daemon.now == 30 and daemon.asked() == [] and daemon.path.is_dir()
     # Where the database does not tell.
@@ -188,7 +199,12 @@ def test_one_that_cannot_be_broken_is_told_with_the_last_error_and_stays(daemon:
     daemon.held(400, by=3)
     daemon.utime_error = "Device or resource busy"
     said = refused(daemon, deadline_s=5)
-    for part in ("made 550 s ago by node id 3", "asked for 150 s", "last error was: Device or resource busy", f"'rmdir {PATH}'"):
+    for part in (
+        "made 550 s ago by node id 3",
+        "asked for 150 s",
+        "last error was: Device or resource busy",
+        f"'rmdir {PATH}'",
+    ):
         assert part in said, said
     assert daemon.path.is_dir() and ("rmdir" not in {program for _, program in daemon.calls})
 
@@ -220,7 +236,10 @@ def test_quorum_that_comes_back_is_awaited(daemon: Daemon) -> None:
 def test_a_lack_of_quorum_is_told_at_the_deadline(daemon: Daemon) -> None:
     daemon.quorate = False
     said = refused(daemon, deadline_s=30)
-    assert f"{PATH} could not be made for 30 s: Permission denied: this node has no quorum" in said and daemon.now == 30
+    assert (
+        f"{PATH} could not be made for 30 s: Permission denied: this node has no quorum" in said
+        and daemon.now == 30
+    )
 
 
 def test_a_daemon_that_never_answers_is_told(daemon: Daemon) -> None:
@@ -257,7 +276,11 @@ def test_what_cannot_be_given_back_is_noted_and_told(daemon: Daemon) -> None:
     assert kept.shown() == {"path": PATH, "reason": "Permission denied"}
     assert [each.path for each in pve_lock.noted(daemon.root)] == [PATH]
     warning = kept.warning()
-    assert os.uname().nodename in warning and "corosync-quorumtool -s" in warning and f"'rmdir {PATH}'" in warning
+    assert (
+        os.uname().nodename in warning
+        and "corosync-quorumtool -s" in warning
+        and f"'rmdir {PATH}'" in warning
+    )
     assert daemon.give_back().left == [kept] and daemon.now == 0, "0 tries once"
 
 
@@ -348,7 +371,9 @@ def test_the_module(daemon: Daemon, run_module: RunModule, monkeypatch: pytest.M
     module = load_module("pve_lock")
     real, noted = pve_lock.give_back, pve_lock.noted
     monkeypatch.setattr(
-        pve_lock, "give_back", lambda deadline_s: real(deadline_s, daemon.run, daemon.root, daemon.sleep, lambda: daemon.now)
+        pve_lock,
+        "give_back",
+        lambda deadline_s: real(deadline_s, daemon.run, daemon.root, daemon.sleep, lambda: daemon.now),
     )
     monkeypatch.setattr(pve_lock, "noted", lambda root=daemon.root: noted(root))
     left(daemon)
@@ -358,7 +383,11 @@ def test_the_module(daemon: Daemon, run_module: RunModule, monkeypatch: pytest.M
     assert snapshot(daemon.root) == before
     result = run_module(module, deadline_seconds=3)
     assert result["failed"] and result["lock_kept"] == [{"path": PATH, "reason": "Permission denied"}]
-    assert PATH in result["msg"] and os.uname().nodename in result["msg"] and "By hand, with quorum" in result["msg"]
+    assert (
+        PATH in result["msg"]
+        and os.uname().nodename in result["msg"]
+        and "By hand, with quorum" in result["msg"]
+    )
     daemon.quorate = True
     result = run_module(module)
     assert (result["changed"], result["given_back"], result["lock_kept"]) == (False, [PATH], [])

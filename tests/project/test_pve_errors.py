@@ -35,7 +35,8 @@ ALLOWED = {
 
 #: Modules that change /etc/pve, and programs that a task may start for it.
 MODULES = frozenset(
-    "corosync_conf corosync_recover cluster_member node_traces probe_home pve_file pve_lock pmxcfs_writes write_amplification".split()
+    "corosync_conf corosync_recover cluster_member ha_services node_traces probe_home pve_file pve_lock pmxcfs_writes "
+    "write_amplification".split()
 )
 #: ``file: task`` -> why nobody looks at what it said.
 ALLOWED_TASKS = {
@@ -49,7 +50,11 @@ def programs() -> list[Path]:
         *ROOT.glob("module_utils/pveguard/**/*.py"), *ROOT.glob("library/*.py"), *ROOT.glob("filter_plugins/*.py"),
         *ROOT.glob("bench/*.py"), *ROOT.glob("molecule/**/*.py"),
     ]  # fmt: skip
-    found += [path for path in ROOT.glob("roles/*/files/*") if path.is_file() and path.read_bytes().startswith(b"#!/usr/bin/python3")]
+    found += [
+        path
+        for path in ROOT.glob("roles/*/files/*")
+        if path.is_file() and path.read_bytes().startswith(b"#!/usr/bin/python3")
+    ]
     return sorted(found)
 
 
@@ -58,7 +63,13 @@ def called(tree: ast.AST) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             target = node.func
-            name = target.attr if isinstance(target, ast.Attribute) else target.id if isinstance(target, ast.Name) else ""
+            name = (
+                target.attr
+                if isinstance(target, ast.Attribute)
+                else target.id
+                if isinstance(target, ast.Name)
+                else ""
+            )
             names.add(name.lstrip("_"))
     return names
 
@@ -99,9 +110,12 @@ def swallowed(source: str) -> Iterator[tuple[str, int]]:
                     name.id for name in ast.walk(item.context_expr) if isinstance(name, ast.Name)
                 }:
                     yield function, node.lineno
-        if isinstance(node, ast.Call) and "rmtree" in called(node) and any(
-            keyword.arg == "ignore_errors" for keyword in node.keywords
-        ) and PVE.search(ast.unparse(node)):
+        if (
+            isinstance(node, ast.Call)
+            and "rmtree" in called(node)
+            and any(keyword.arg == "ignore_errors" for keyword in node.keywords)
+            and PVE.search(ast.unparse(node))
+        ):
             yield function, node.lineno
         for child in ast.iter_child_nodes(node):
             yield from walk(child, function)
@@ -117,12 +131,16 @@ def test_no_program_passes_over_an_error_of_a_change(path: Path) -> None:
 
 
 def test_what_is_allowed_is_there() -> None:
-    found = {f"{path.relative_to(ROOT)}: {function}" for path in programs() for function, _ in swallowed(path.read_text())}
+    found = {
+        f"{path.relative_to(ROOT)}: {function}"
+        for path in programs()
+        for function, _ in swallowed(path.read_text())
+    }
     assert set(ALLOWED) <= found
 
 
 def test_it_sees_what_it_is_for() -> None:
-    lock = "PVE = '/etc/pve'\ndef leave(path):\n    try:\n        path.rmdir()\n    except OSError:\n        pass  # quorum lost\n"
+    lock = "PVE = '/etc/pve'\ndef leave(path):\n    try:\n        path.rmdir()\n    except OSError:\n        pass  # no quorum\n"
     assert list(swallowed(lock)) == [("leave", 5)]
     assert list(swallowed(lock.replace("except OSError", "except FileNotFoundError"))) == []
     assert list(swallowed(lock.replace("pass  #", "raise  #"))) == []
@@ -135,7 +153,9 @@ def test_it_sees_what_it_is_for() -> None:
 
 
 def task_files() -> list[Path]:
-    return sorted([*ROOT.glob("playbooks/**/*.yml"), *ROOT.glob("roles/*/tasks/*.yml"), *ROOT.glob("molecule/**/*.yml")])
+    return sorted(
+        [*ROOT.glob("playbooks/**/*.yml"), *ROOT.glob("roles/*/tasks/*.yml"), *ROOT.glob("molecule/**/*.yml")]
+    )
 
 
 def tasks(value: Any) -> Iterator[dict[str, Any]]:
@@ -152,13 +172,16 @@ class Loader(yaml.SafeLoader):
     """With Ansible's own tags as plain text."""
 
 
-Loader.add_multi_constructor("!", lambda loader, _suffix, node: loader.construct_scalar(node))  # type: ignore[no-untyped-call]
+Loader.add_multi_constructor("!", lambda loader, _suffix, node: loader.construct_scalar(node))
 
 
 def changes_pve(task: dict[str, Any]) -> bool:
     if any(name in task for name in MODULES):
         return True
-    command = next((task[name] for name in task if name.rpartition(".")[2] in ("command", "shell", "script", "raw")), None)
+    command = next(
+        (task[name] for name in task if name.rpartition(".")[2] in ("command", "shell", "script", "raw")),
+        None,
+    )
     return command is not None and ("/etc/pve" in str(command) or "pvecm" in str(command))
 
 
