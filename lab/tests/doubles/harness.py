@@ -24,6 +24,7 @@ from typing import Any
 
 PACKAGE = Path(__file__).resolve().parents[2] / "packages" / "pve-cluster"
 DOUBLE = PACKAGE / "root/usr/bin/pmxcfs"
+LIVE_DATABASE = PACKAGE.parents[2] / "module_utils/pveguard/live_database.py"
 PMXCFS = Path(os.environ.get("PMXCFS") or DOUBLE).resolve()
 IS_DOUBLE = PMXCFS == DOUBLE
 PVECM = PACKAGE / "root/usr/bin/pvecm"
@@ -34,7 +35,7 @@ SETUP = """
 set -e
 mount --make-rprivate /
 mount -t tmpfs -o mode=755 node /run
-mkdir -p /run/n/etc /run/n/dev /run/n/ssh /run/double
+mkdir -p /run/n/etc /run/n/dev /run/n/ssh /run/double /run/harness
 mount --bind "$TREE" /run/double
 for f in passwd group nsswitch.conf ld.so.cache ld.so.conf alternatives ssl protocols services; do
     [ ! -e /etc/$f ] || cp -a /etc/$f /run/n/etc/
@@ -59,14 +60,18 @@ exec sleep infinity
 """
 
 
+# An ordinary opener of the live database kills the daemon. Names need not be UTF-8.
 READER = """
 import pickle, sqlite3, sys
+sys.path.insert(0, "/run/harness")
+import live_database
+def rows(connection):
+    connection.text_factory = lambda name: name.decode("utf-8", "surrogateescape")
+    return connection.execute(line).fetchall()
 for line in sys.stdin:
     try:
-        c = sqlite3.connect("file:/var/lib/pve-cluster/config.db?mode=ro", uri=True, timeout=10)
-        result = c.execute(line).fetchall()
-        c.close()
-    except sqlite3.Error as error:
+        result = live_database.look("/var/lib/pve-cluster/config.db", rows)
+    except (sqlite3.Error, live_database.Unreadable) as error:
         result = str(error)
     pickle.dump(result, sys.stdout.buffer)
     sys.stdout.flush()
@@ -196,6 +201,7 @@ class Node:
         self.database = self.state / "config.db"
         self.host_conf = self.root / "etc/corosync/corosync.conf"
         self.cluster_conf = self.pve / "corosync.conf"
+        shutil.copy(LIVE_DATABASE, self.root / "run/harness")
 
     # commands
 
@@ -253,7 +259,7 @@ class Node:
     # observation
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
-        """Rows of the live database, read as another process would.
+        """Rows of the live database, read by another process without any effect on the daemon.
 
         In a process in the node, because SQLite resolves /proc/PID/root to a path of this machine.
         """
@@ -273,6 +279,10 @@ class Node:
         return self.query(
             "SELECT inode, parent, version, writer, mtime, type, name, data FROM tree ORDER BY inode"
         )
+
+    def shared_rows(self) -> list[tuple[Any, ...]]:
+        """`rows` without what may differ between equal members: the type of the root's row."""
+        return [row if row[0] else (*row[:5], None, *row[6:]) for row in self.rows()]
 
     def version(self) -> int:
         return int(self.query("SELECT version FROM tree WHERE inode = 0")[0][0])

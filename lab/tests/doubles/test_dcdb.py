@@ -277,6 +277,18 @@ def test_only_differing_rows_travel(bus: Bus, monkeypatch: pytest.MonkeyPatch) -
     assert sum(sent) < 3 * 52 * 16 + 2500
 
 
+def test_names_that_are_not_utf8_travel(bus: Bus) -> None:
+    bus.members[2].local(Op.MKDIR, "d\udcff")
+    bus.partition({1, 2, 3})
+    bus.settle()
+    bus.members[1].submit(Op.CREATE, "d\udcff/f\udcfc")
+    bus.settle()
+    assert bus.members[1].results == [0]
+    assert equal(bus) and bus.members[3].names() == ["d\udcff", "d\udcff/f\udcfc"]
+    stored = MemDB(str(bus.folder / "3.db"), Quiet())
+    assert sorted(stored.rows()) == sorted(bus.members[3].memdb.rows())
+
+
 def test_large_states_travel_in_pieces(bus: Bus) -> None:
     for number in range(4):
         bus.members[2].local(Op.CREATE, f"big{number}", data=bytes([number]) * 1_000_000)

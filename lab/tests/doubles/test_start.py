@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import signal
 import threading
@@ -124,7 +125,8 @@ def test_imports_corosync_conf_of_the_host_at_the_first_start_only(empty_node: N
     ):
         assert error_of(action) == errno.EACCES
     assert not os.lstat(node.pve / "local").st_mode & 0o222
-    assert '"quorate": 0' in (node.pve / ".members").read_text()
+    members = json.loads((node.pve / ".members").read_text())
+    assert members.keys() == {"nodename", "version"}, "no cluster before corosync has run"
     node.stop()
     node.sh("rm /var/lib/pve-cluster/config.db")
     node.host_conf.unlink()
@@ -202,18 +204,21 @@ def test_a_damaged_page_is_refused(node: Node) -> None:
     refuses(node, "[database] crit:", "memdb_open failed")
 
 
+def change(node: Node, sql: str) -> None:
+    """Change the database of a node whose daemon does not run."""
+    script = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).executescript(sys.argv[2])"
+    result = node.run("/usr/bin/python3", "-c", script, "/var/lib/pve-cluster/config.db", sql)
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize(
     ("sql", "text"),
     [
         ("insert into tree values (50, 0, 50, 0, 0, 8, 'f', null)", "duplicate"),
         ("insert into tree values (50, 77, 50, 0, 0, 8, 'g', null)", "parent"),
         ("insert into tree select 50, inode, 50, 0, 0, 8, 'g', null from tree where name = 'f'", "parent"),
-        (
-            "insert into tree select 50, inode, 50, 0, 0, 8, '100.conf', null from tree where name = 'lxc'",
-            "VMID 100",
-        ),
-        ("delete from tree where name = '__version__'", ""),
         ("update tree set inode = 99 where name = 'nodes'", "parent"),
+        ("update tree set data = x'00' where name = 'nodes'", "data"),
     ],
 )
 def test_a_database_that_contradicts_itself_is_refused(node: Node, sql: str, text: str) -> None:
@@ -221,20 +226,103 @@ def test_a_database_that_contradicts_itself_is_refused(node: Node, sql: str, tex
         "cd /etc/pve; touch f; mkdir -p nodes/pve1/qemu-server nodes/pve2/lxc; touch qemu-server/100.conf"
     )
     node.stop()
-    node.sh(
-        f"/usr/bin/python3 -c \"import sqlite3; c = sqlite3.connect('/var/lib/pve-cluster/config.db');"
-        f'c.execute(\\"{sql}\\"); c.commit()"'
+    change(node, sql)
+    said = refuses(node, "[database] crit:", text if IS_DOUBLE else "", "[main] crit: memdb_open failed")
+    assert said.index("[database] crit:") < said.index("[main] crit: memdb_open failed")
+
+
+def test_a_duplicate_guest_is_refused_by_its_id(node: Node) -> None:
+    node.sh("cd /etc/pve; mkdir -p nodes/pve1/qemu-server nodes/pve2/lxc; touch qemu-server/100.conf")
+    node.stop()
+    change(
+        node, "insert into tree select 50, inode, 50, 0, 0, 8, '100.conf', null from tree where name = 'lxc'"
     )
-    refuses(node, "[database] crit:", text if IS_DOUBLE else "", "memdb_open failed")
+    said = refuses(node, "[status] crit: detected duplicate VMID 100", "[main] crit: memdb_open failed")
+    assert said.index("[status] crit") < said.index("[main] crit: memdb_open failed")
+    assert "[database] crit" not in said
+
+
+# As the real daemon writes it, with a copy of a node's folder made by hand at /etc/pve/backup/pve1.
+COPY_OUTSIDE_NODES = """
+INSERT INTO tree VALUES(0,0,11,1,1700000011,4,'__version__',NULL);
+INSERT INTO tree VALUES(2,0,2,1,1700000002,8,'storage.cfg',x'6469723a206c6f63616c0a');
+INSERT INTO tree VALUES(3,0,3,1,1700000003,4,'nodes',NULL);
+INSERT INTO tree VALUES(4,3,4,1,1700000004,4,'pve1',NULL);
+INSERT INTO tree VALUES(5,4,5,1,1700000005,4,'qemu-server',NULL);
+INSERT INTO tree VALUES(6,5,6,1,1700000006,8,'100.conf',x'6e616d653a20610a');
+INSERT INTO tree VALUES(7,0,7,1,1700000007,4,'backup',NULL);
+INSERT INTO tree VALUES(8,7,8,1,1700000008,4,'pve1',NULL);
+INSERT INTO tree VALUES(9,8,9,1,1700000009,4,'qemu-server',NULL);
+INSERT INTO tree VALUES(10,9,11,1,1700000011,8,'100.conf',x'6e616d653a20610a');
+"""
+
+
+def test_copies_of_guests_outside_the_nodes_folders_do_not_count(node: Node) -> None:
+    node.stop()
+    change(node, f"DELETE FROM tree; {COPY_OUTSIDE_NODES}")
+    node.start()
+    node.sh(
+        "cd /etc/pve; mkdir -p nodes/pve1.old/qemu-server lxc2/lxc; cd nodes; "
+        "for f in pve1.old/qemu-server/100.conf ../lxc2/lxc/100.conf pve1/qemu-server/0100.conf; do "
+        "cp pve1/qemu-server/100.conf $f; done"
+    )
+    for _ in range(2):
+        found = node.sh("cd /etc/pve; find . -name '*100.conf' | sort; cat $(find . -name '*100.conf')")
+        assert found == (
+            "./backup/pve1/qemu-server/100.conf\n./lxc2/lxc/100.conf\n./nodes/pve1.old/qemu-server/100.conf\n"
+            "./nodes/pve1/qemu-server/0100.conf\n./nodes/pve1/qemu-server/100.conf\n" + 5 * "name: a\n"
+        )
+        guests = json.loads((node.pve / ".vmlist").read_text())["ids"]
+        assert {number: guest["node"] for number, guest in guests.items()} == {"100": "pve1"}
+        node.restart()
+    node.sh("mkdir -p /etc/pve/nodes/pve2/lxc")
+    assert error_of(lambda: (node.pve / "nodes/pve2/lxc/100.conf").touch()) == errno.EEXIST
+
+
+def test_a_database_without_version_row_loads_and_the_first_write_makes_it(node: Node) -> None:
+    (node.pve / "a").write_text("t")
+    node.stop()
+    change(node, "delete from tree where inode = 0")
+    node.start()
+    assert (node.pve / "a").read_text() == "t"
+    assert node.query("SELECT count(*) FROM tree WHERE inode = 0") == [(0,)]
+    (node.pve / "d").mkdir()
+    assert node.version() == 1
+
+
+def test_names_that_are_not_utf8_are_loaded_served_and_written_back(node: Node) -> None:
+    node.stop()
+    change(
+        node,
+        "insert into tree values (50, 0, 50, 0, 0, 8, cast(x'66fc' as text), x'61');"
+        f"insert into tree values (51, 0, 51, 0, 0, 8, '{'n' * 300}', 'text');"
+        "update tree set version = 60 where inode = 0",
+    )
+    node.start()
+    folder = os.fsencode(node.pve)
+
+    def read(name: bytes) -> bytes:
+        with open(folder + b"/" + name, "rb") as stream:
+            return stream.read()
+
+    assert read(b"f\xfc") == b"a"
+    assert read(b"n" * 300) == b"text"
+    with open(folder + b"/f\xfc", "ab") as stream:
+        stream.write(b"b")
+    os.mkdir(folder + b"/d\xff")
+    os.rename(folder + b"/f\xfc", folder + b"/d\xff/g\xfc")
+    for _ in range(2):
+        assert {b"n" * 300, b"d\xff"} <= set(os.listdir(folder))
+        assert read(b"d\xff/g\xfc") == b"ab"
+        stored = node.query("SELECT hex(name), typeof(name), typeof(data) FROM tree WHERE inode IN (50, 62)")
+        assert stored == [("67FC", "text", "blob"), ("64FF", "text", "null")]
+        node.restart()
 
 
 def test_a_root_version_below_an_inode_lets_later_writes_replace_files(node: Node) -> None:
     node.sh("cd /etc/pve; echo victim > a; echo other > b")
     node.stop()
-    node.sh(
-        "/usr/bin/python3 -c \"import sqlite3; c = sqlite3.connect('/var/lib/pve-cluster/config.db');"
-        "c.execute('update tree set version = 1 where inode = 0'); c.commit()\""
-    )
+    change(node, "update tree set version = 1 where inode = 0")
     node.start()
     (node.pve / "new").touch()  # takes inode 2, which is a's
     node.restart()
@@ -247,7 +335,8 @@ def test_a_plain_copy_of_a_live_database_is_not_a_copy(node: Node) -> None:
     node.sh("cp /var/lib/pve-cluster/config.db /run/copy.db; ls -s /run/copy.db")
     assert (node.root / "run/copy.db").stat().st_size == 4096
     node.sh(
-        "/usr/bin/python3 -c \"import sqlite3; a = sqlite3.connect('/var/lib/pve-cluster/config.db');"
+        "/usr/bin/python3 -c \"import sys; sys.path.insert(0, '/run/harness'); import live_database, sqlite3;"
+        "a = live_database.snapshot('/var/lib/pve-cluster/config.db');"
         "b = sqlite3.connect('/run/good.db'); a.backup(b)\""
     )
     node.stop()
@@ -360,8 +449,10 @@ def test_version_rules_of_the_copy(node: Node, cluster: str, host: str | None, c
         node.wait_for_log("local corosync.conf is newer")
 
 
-def test_a_reader_does_not_disturb_the_daemon(node: Node) -> None:
+def test_a_pinned_reader_makes_the_log_grow(node: Node) -> None:
+    """One that was there before the daemon: opened beside it, it may kill it."""
     (node.pve / "x").write_text("t")
+    node.stop()
     reader = node.spawn(
         "/usr/bin/python3",
         "-c",
@@ -369,11 +460,103 @@ def test_a_reader_does_not_disturb_the_daemon(node: Node) -> None:
         "c.execute('select * from tree').fetchall(); open('/run/reading', 'w'); time.sleep(60)",
     )
     wait_for("the reader", lambda: (node.root / "run/reading").exists())
+    node.start()
     for number in range(8):
         (node.pve / "x").write_bytes(bytes([number]) * 1048576)
-    assert (node.state / "config.db-wal").stat().st_size > 8 << 20  # a pinned reader makes the WAL grow
+    assert (node.state / "config.db-wal").stat().st_size > 8 << 20
     reader.kill()
     assert node.alive()
+
+
+# Runs a daemon as its init would: the exit code of the start is the first line, how the daemon ended the second.
+INIT = """
+import ctypes, os, subprocess, sys
+PR_SET_CHILD_SUBREAPER = 36
+assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1) == 0
+print(subprocess.call(sys.argv[1:]), flush=True)
+print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+"""
+
+# What any program with SQLite does, again and again until the daemon is dead.
+OPENER = """
+import os, random, sqlite3, sys, time
+for opens in range(1, 2001):
+    time.sleep(random.random() / 1000)  # so that the two do not run in step
+    if not os.path.exists(f"/proc/{sys.argv[1]}"):
+        break
+    connection = sqlite3.connect("file:/var/lib/pve-cluster/config.db?mode=ro", uri=True, timeout=10)
+    try:
+        connection.execute("select version from tree where inode = 0").fetchall()
+    except sqlite3.Error:
+        pass
+    connection.close()
+print(opens)
+"""
+
+WRITER = """
+import os
+descriptor = os.open("/etc/pve/x", os.O_WRONLY | os.O_CREAT)
+while True:
+    os.pwrite(descriptor, b"t", 0)
+"""
+
+
+def test_ordinary_openers_of_the_live_database_kill_the_daemon(empty_node: Node) -> None:
+    node = empty_node
+    init = node.spawn("/usr/bin/python3", "-c", INIT, node.daemon_path, log="/run/init")
+
+    def said() -> list[str]:
+        lines = (node.root / "run/init").read_text().splitlines()
+        return [line for line in lines if line.lstrip("-").isdigit()]
+
+    wait_for("the start", lambda: said() == ["0"])
+    node.pid_of_daemon = int((node.root / "run/pve-cluster.pid").read_text())
+    node.spawn("/usr/bin/python3", "-c", WRITER)
+    before = node.version()
+    wait_for("a thousand writes", lambda: node.version() > before + 1000)
+    assert node.alive(), "one who reads without an effect does no harm"
+    opener = node.run("/usr/bin/python3", "-c", OPENER, str(node.pid_of_daemon))
+    assert opener.returncode == 0, opener.stderr
+    wait_for(f"the end of the daemon after {opener.stdout.strip()} opens", lambda: init.poll() is not None)
+    assert said() == ["0", str(-signal.SIGBUS)]
+    assert error_of(lambda: os.listdir(node.pve)) == errno.ENOTCONN
+    node.start()
+    assert (node.pve / "x").read_text() == "t"
+
+
+def locks_on(node: Node, path: Path) -> list[str]:
+    status = path.stat()
+    place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return [line[1] for line in lines if line[4:6] == [str(node.pid_of_daemon), place]]
+
+
+def test_after_its_fork_the_daemon_holds_none_of_sqlites_locks(node: Node) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        assert "POSIX" not in locks_on(node, node.state / f"config.db{suffix}")
+    (node.pve / "x").write_text("t")
+    assert "POSIX" not in locks_on(node, node.state / "config.db-shm"), "nor after a transaction"
+
+
+def test_its_own_lock_survives_the_fork(node: Node) -> None:
+    lock = node.state / ".pmxcfs.lockfile"
+    with open(lock) as stream, pytest.raises(BlockingIOError):
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    descriptors = Path(f"/proc/{node.pid_of_daemon}/fd").iterdir()
+    assert any(os.path.samestat(descriptor.stat(), lock.stat()) for descriptor in descriptors)
+    node.stop()
+    with open(lock) as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.skipif(not IS_DOUBLE, reason="a way of the double")
+def test_in_the_foreground_sqlites_locks_are_held(empty_node: Node) -> None:
+    node = empty_node
+    node.spawn(node.daemon_path, "-f")
+    wait_for("the mount", lambda: (node.pve / ".version").exists())
+    wait_for("the PID file", lambda: (node.root / "run/pve-cluster.pid").exists())
+    node.pid_of_daemon = int((node.root / "run/pve-cluster.pid").read_text())
+    assert "POSIX" in locks_on(node, node.state / "config.db-shm"), "kinder than what runs on a node"
 
 
 def test_foreground_and_wrong_arguments(empty_node: Node) -> None:

@@ -11,4 +11,9 @@ dcdb        ordered updates and state synchronisation between members, over any 
 corosync    the transport over libcpg and libquorum
 hostconf    the two copies of corosync.conf
 daemon      start, event loop, stop
+
+Like the real one it opens its database and then forks, so it holds no lock that another process could see, and the
+next process that opens the live database through SQLite in the ordinary way (also with mode=ro) truncates the file
+config.db-shm that the daemon has mapped: it dies of SIGBUS. With `-f` there is no fork and the locks are held: that is
+kinder than what runs on a node, so tests and units start it without.
 """

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 from . import fuse, hostconf
 from .corosync import CorosyncError, Cpg, Quorum
@@ -32,7 +33,9 @@ DATABASE = f"{STATE_DIR}/config.db"
 LOCK_FILE = f"{STATE_DIR}/.pmxcfs.lockfile"
 PID_FILE = "/run/pve-cluster.pid"
 LOCK_SECONDS = 10.0
-RELOAD_DELAY = 1.0  # corosync-cfgtool -R fires this long after a write of corosync.conf
+RELOAD_DELAY = 1.02  # from a change of corosync.conf to corosync-cfgtool -R, which is before the answer
+RELOAD_SECONDS = 5.0  # how long the answer waits for that command
+RELOAD_POLL = 0.02
 RECONNECT_SECONDS = 1.0
 RESEND_SECONDS = 0.005
 GROUP = "www-data"
@@ -68,6 +71,25 @@ def resolve(name: str) -> str:
     )
 
 
+class Reload:
+    """A change of corosync.conf that was made on this node and is not answered yet."""
+
+    def __init__(self, answer: Callable[[], None]) -> None:
+        self.answer = answer
+        self.due = time.monotonic() + RELOAD_DELAY
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Run the command. Raises OSError."""
+        self.due = time.monotonic() + RELOAD_SECONDS
+        null = subprocess.DEVNULL
+        self.process = subprocess.Popen(["corosync-cfgtool", "-R"], stdin=null, stdout=null, stderr=null)
+
+    def over(self) -> bool:
+        """Whether the command, once started, has ended or had its time."""
+        return self.process is not None and (self.process.poll() is not None or time.monotonic() >= self.due)
+
+
 class Daemon:
     def __init__(self, log: Log, *, local: bool) -> None:
         self.log = log
@@ -84,8 +106,8 @@ class Daemon:
         self._cpg: Cpg | None = None
         self._cpg_joined = False
         self._host_written = False
-        self._reload_at: float | None = None
-        self._reloads: list[subprocess.Popen[bytes]] = []
+        self._reloads: list[Reload] = []
+        self._followed = False
         self._connect_at = 0.0
         self._connect_failed: set[str] = set()
         self._resend = False
@@ -93,8 +115,8 @@ class Daemon:
 
     # start
 
-    def start(self) -> None:
-        """Everything up to a served mount point. Raises StartFailure."""
+    def open(self) -> None:
+        """Everything up to a loaded database, before the fork. Raises StartFailure."""
         resolve(self.name)
         try:
             self.group = grp.getgrnam(GROUP).gr_gid
@@ -103,6 +125,9 @@ class Daemon:
         os.makedirs(STATE_DIR, exist_ok=True)
         self._take_lock()
         self.memdb = self._open_database()
+
+    def start(self) -> None:
+        """Everything from there to a served mount point, after the fork. Raises StartFailure."""
         entry = self.memdb.lookup(hostconf.NAME)
         if entry is not None:
             self._read_config()
@@ -139,7 +164,7 @@ class Daemon:
         try:
             memdb = MemDB(DATABASE, self.log, reserved=self._virtual())
         except DatabaseFailure as failure:
-            self.log.crit("database", str(failure))
+            self.log.crit(failure.domain, str(failure))
             raise StartFailure(
                 "main", f"memdb_open failed - unable to open database '{DATABASE}'"
             ) from failure
@@ -212,7 +237,7 @@ class Daemon:
     def _members_file(self) -> bytes:
         version = self.info_version if self.cluster_mode else 0
         content: dict[str, object] = {"nodename": self.name, "version": version}
-        if self.cluster_mode:
+        if self.cluster_mode and self._followed:
             content["cluster"] = {
                 "name": self.config.cluster,
                 "version": self.config.version,
@@ -279,19 +304,30 @@ class Daemon:
         if entry is not None and entry.type != DIRECTORY and self.cluster_mode and self._quorate:
             self._host_written = hostconf.copy_to_host(entry.data, self.log)
 
-    def _own_update(self, update: Update) -> None:
-        if self._host_written:
-            self._host_written = False
-            self._reload_at = time.monotonic() + RELOAD_DELAY
+    def _own_update(self, update: Update, answer: Callable[[], None]) -> None:
+        if not self._host_written:
+            answer()
+            return
+        self._host_written = False
+        self._reloads.append(Reload(answer))
 
     def _reload_corosync(self) -> None:
-        self._reload_at = None
-        null = subprocess.DEVNULL
-        try:
-            command = ["corosync-cfgtool", "-R"]
-            self._reloads.append(subprocess.Popen(command, stdin=null, stdout=null, stderr=null))
-        except OSError as error:
-            self.log.crit("dcdb", f"corosync-cfgtool -R failed: {error.strerror}")
+        """Go on with changes of corosync.conf: wait, reload, answer. Everything else is served meanwhile."""
+        for reload in self._reloads[:]:
+            if reload.process is None and time.monotonic() >= reload.due:
+                try:
+                    reload.start()
+                except OSError as error:
+                    self.log.crit("dcdb", f"corosync-cfgtool -R failed: {error.strerror}")
+                    self._answer(reload)
+            elif reload.over():
+                self._answer(reload)
+
+    def _answer(self, reload: Reload) -> None:
+        self._reloads.remove(reload)
+        # What the reload has done to quorum comes first: the caller's next request is judged by it.
+        self._dispatch({self._quorum.fd} if self._quorum is not None else set())
+        reload.answer()
 
     # corosync
 
@@ -318,6 +354,7 @@ class Daemon:
             if self._quorum is None:
                 self._quorum = Quorum()
                 self._poll.register(self._quorum.fd, select.POLLIN)
+                self._followed = True
                 self._dispatch_quorum()
             if self._cpg is None and not self.dcdb.broken:
                 self._cpg = Cpg()
@@ -403,10 +440,8 @@ class Daemon:
                 break
             if dcdb is not None and not self._resend:
                 self._flush()
-            if self._reload_at is not None and time.monotonic() >= self._reload_at:
-                self._reload_corosync()
             if self._reloads:
-                self._reloads = [process for process in self._reloads if process.poll() is None]
+                self._reload_corosync()
 
     def _flush(self) -> None:
         """Send what file operations queued; what the transport refuses is tried again soon."""
@@ -425,10 +460,8 @@ class Daemon:
                 waits.append(RESEND_SECONDS)
             if self._missing():
                 waits.append(max(0.0, self._connect_at - time.monotonic()))
-        if self._reload_at is not None:
-            waits.append(max(0.0, self._reload_at - time.monotonic()))
-        if self._reloads:
-            waits.append(0.5)
+        for reload in self._reloads:
+            waits.append(RELOAD_POLL if reload.process else max(0.0, reload.due - time.monotonic()))
         return min(waits) * 1000 + 1 if waits else None
 
     def stop(self) -> None:
@@ -449,11 +482,16 @@ class Daemon:
         self.log.notice("main", "exit proxmox configuration filesystem (0)")
 
 
-def serve(log: Log, *, local: bool, on_ready: Callable[[], None]) -> int:
-    """Start, run and stop. Returns the exit code."""
+def serve(daemon: Daemon, *, detach: Callable[[], Callable[[], None]] | None = None) -> int:
+    """Start, run and stop. Returns the exit code.
+
+    `detach` forks, returns in the child, and what it returns is called once the daemon is ready.
+    """
+    log = daemon.log
     log.notice("main", BANNER)
-    daemon = Daemon(log, local=local)
     try:
+        daemon.open()
+        on_ready = detach() if detach else lambda: None
         daemon.start()
     except StartFailure as failure:
         log.crit(*failure.args)
@@ -467,6 +505,45 @@ def serve(log: Log, *, local: bool, on_ready: Callable[[], None]) -> int:
     finally:
         daemon.stop()
     return 0
+
+
+def leave(code: int) -> NoReturn:
+    """End this process and nothing else: the database, which it shares with another one, is not closed."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def fork(log: Log) -> Callable[[], None]:
+    """Go on in a child. The parent waits until what is returned has been called, or the child has ended.
+
+    The database is open by then, and the child goes on with the connection of its parent. SQLite's manual forbids
+    that, and it is what the real daemon does: POSIX locks do not survive a fork, so the child holds none, and the
+    next ordinary opener of the database believes to be the first.
+    """
+    ready_read, ready_write = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(ready_write)
+        if os.read(ready_read, 1):
+            leave(0)
+        _, status = os.waitpid(child, 0)
+        leave(os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 255)
+
+    os.close(ready_read)
+    os.setsid()
+    os.chdir("/")
+
+    def on_ready() -> None:
+        log.stderr = False
+        null = os.open("/dev/null", os.O_RDWR)
+        for number in (0, 1, 2):
+            os.dup2(null, number)
+        os.close(null)
+        os.write(ready_write, b"1")
+        os.close(ready_write)
+
+    return on_ready
 
 
 def main(argv: list[str]) -> int:
@@ -485,34 +562,12 @@ def main(argv: list[str]) -> int:
     log = Log()
     log.debugging = "-d" in flags
     os.umask(0o027)
+    daemon = Daemon(log, local="-l" in flags)
     if "-f" in flags:
-        return serve(log, local="-l" in flags, on_ready=lambda: None)
-
-    ready_read, ready_write = os.pipe()
-    child = os.fork()
-    if child:
-        os.close(ready_write)
-        if os.read(ready_read, 1):
-            return 0
-        _, status = os.waitpid(child, 0)
-        return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 255
-
-    os.close(ready_read)
-    os.setsid()
-    os.chdir("/")
-
-    def on_ready() -> None:
-        log.stderr = False
-        null = os.open("/dev/null", os.O_RDWR)
-        for number in (0, 1, 2):
-            os.dup2(null, number)
-        os.close(null)
-        os.write(ready_write, b"1")
-        os.close(ready_write)
-
+        return serve(daemon)
     try:
-        code = serve(log, local="-l" in flags, on_ready=on_ready)
+        code = serve(daemon, detach=lambda: fork(log))
     except Exception as error:
         log.crit("main", f"unexpected error: {error!r}")
         code = 255
-    os._exit(code)
+    leave(code)

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from .log import Log
-from .memdb import MemDB, Row, Update
+from .memdb import MemDB, Row, Update, decode, encode
 
 Member = tuple[int, int]  # node id, process id
 
@@ -62,7 +62,7 @@ class Pending(NamedTuple):
 def pack_rows(rows: list[Row]) -> bytes:
     parts: list[bytes] = []
     for row in rows:
-        name, data = row[6].encode(), row[7]
+        name, data = encode(row[6]), row[7]
         parts += (_ROW.pack(*row[:6], len(name), NO_DATA if data is None else len(data)), name, data or b"")
     return b"".join(parts)
 
@@ -73,7 +73,7 @@ def unpack_rows(message: bytes) -> list[Row]:
     while position < len(message):
         inode, parent, version, writer, mtime, kind, name_size, size = _ROW.unpack_from(message, position)
         position += _ROW.size
-        name = message[position : position + name_size].decode()
+        name = decode(message[position : position + name_size])
         position += name_size
         data = None
         if size != NO_DATA:
@@ -94,7 +94,8 @@ class Dcdb:
         self.log = log
         self.is_quorate = is_quorate
         self.on_synced: Callable[[], None] = lambda: None
-        self.on_own_update: Callable[[Update], None] = lambda update: None
+        #: Gets an update of this member that was carried out, and what answers it: now or later.
+        self.on_own_update: Callable[[Update, Callable[[], None]], None] = lambda update, answer: answer()
         self.transport: Transport | None = None
         self.members: list[Member] = []
         self.synced = False
@@ -273,10 +274,11 @@ class Dcdb:
         error = self.memdb.apply(update, sender[0])
         if self.memdb.failed:
             self._break()
-        elif pending is not None:
-            if not error:
-                self.on_own_update(update)
+        elif pending is not None and error:
             pending.done(error)
+        elif pending is not None:
+            done = pending.done
+            self.on_own_update(update, lambda: done(0))
 
     def _break(self) -> None:
         self.log.crit("dcdb", "serious internal error - stop cluster connection")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from . import fuse
-from .memdb import DIRECTORY, FILE, FILE_MAX, Entry, MemDB, Op, Update
+from .memdb import DIRECTORY, FILE, FILE_MAX, LOCK, LOCK_SECONDS, Entry, MemDB, Op, Update, encode
 
 BLOCKS = 128 * 1024 * 1024 // 4096
 INODES = 262144
@@ -151,6 +151,9 @@ class FileSystem:
             if change.size > FILE_MAX:
                 raise OSError(errno.EFBIG, "truncate")
             update = Update(Op.TRUNCATE, entry.path(), int(time.time()), change.size)
+        elif change.mtime == 0 and entry.type == DIRECTORY and LOCK.fullmatch(entry.path()):
+            self._unlock(unique, node, entry)
+            return None
         elif change.mtime is not None:
             mtime = int(time.time()) if change.mtime == -1 else change.mtime
             if mtime >= 1 << 63:
@@ -160,6 +163,13 @@ class FileSystem:
             return self.getattr(node)
         self._submit(unique, update, lambda: self.getattr(node))
         return None
+
+    def _unlock(self, unique: int, node: int, entry: Entry) -> None:
+        """Somebody asks for a lock that its holder may have forgotten: the daemon removes none unasked."""
+        # The answer has attributes, of a lock that may be gone by then, so the kernel must not remember them.
+        before = fuse.attr_reply(self._attributes(node), 0)
+        update = Update(Op.UNLOCK, entry.path(), int(time.time()), LOCK_SECONDS)
+        self._submit(unique, update, lambda: before)
 
     def readlink(self, node: int) -> bytes:
         item = self.by_handle.get(node)
@@ -217,8 +227,6 @@ class FileSystem:
         if item is None:
             self._entry(node)
             return fuse.open_reply()
-        if flags & os.O_ACCMODE != os.O_RDONLY and not item.mode & 0o200:
-            raise OSError(errno.EACCES, "virtual file")
         return fuse.open_reply(self._remember(item.content()), fuse.OPEN_DIRECT_IO)
 
     def _remember(self, content: list[bytes] | bytes) -> int:
@@ -236,6 +244,8 @@ class FileSystem:
 
     def write(self, unique: int, node: int, offset: int, data: bytes) -> bytes | None:
         if node in self.by_handle:
+            if not self.by_handle[node].mode & 0o200:
+                raise OSError(errno.EIO, "virtual file")
             if offset or data not in (b"0\n", b"1\n"):
                 raise OSError(errno.EIO, "expected 0 or 1 and a newline")
             self.control.log_debugging = data == b"1\n"
@@ -263,7 +273,7 @@ class FileSystem:
             raise OSError(errno.ENOTDIR, "opendir")
         parent = entry.parent or entry
         found = [(node, DIRECTORY, b"."), (parent.handle, DIRECTORY, b"..")]
-        found += [(child.handle, child.type, name.encode()) for name, child in entry.children.items()]
+        found += [(child.handle, child.type, encode(name)) for name, child in entry.children.items()]
         if node == 1:
             for name, item in self.virtual.items():
                 found.append((item.handle, stat.S_IFMT(item.mode) >> 12, name.encode()))

@@ -16,6 +16,8 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
+from .memdb import decode
+
 MAX_WRITE = 131072
 BUFFER_SIZE = MAX_WRITE + 4096
 BIG_WRITES = 1 << 5
@@ -100,13 +102,7 @@ class Session:
         """Route operations to `fs` (see filesystem.FileSystem)."""
 
         def text(raw: memoryview | bytes) -> str:
-            name = bytes(raw).rstrip(b"\0")
-            if len(name) > 255:
-                raise OSError(errno.ENAMETOOLONG, "name")
-            try:
-                return name.decode()
-            except UnicodeDecodeError as error:
-                raise OSError(errno.EINVAL, "name") from error
+            return decode(bytes(raw).rstrip(b"\0"))  # the kernel has the only limit of its length
 
         def two(raw: memoryview) -> tuple[str, str]:
             first, second, *_ = bytes(raw).split(b"\0")

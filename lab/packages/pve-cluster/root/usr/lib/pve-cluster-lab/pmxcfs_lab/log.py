@@ -23,7 +23,8 @@ class Log:
         syslog.openlog("pmxcfs", syslog.LOG_PID, syslog.LOG_DAEMON)
 
     def write(self, level: str, domain: str, text: str) -> None:
-        line = f"[{domain}] {level}: {text}"
+        # A name in it need not be UTF-8.
+        line = f"[{domain}] {level}: {text}".replace("\0", "\\0").encode(errors="backslashreplace").decode()
         syslog.syslog(PRIORITY[level], line)
         if self.stderr:
             print(line, file=sys.stderr, flush=True)

@@ -23,8 +23,14 @@ DIRECTORY = 4
 FILE = 8
 FILE_MAX = 1024 * 1024
 ROOT_NAME = "__version__"
-GUEST = re.compile(r"^nodes/([^/]+)/(qemu-server|lxc|openvz)/([1-9][0-9]*)\.conf$")
 GUEST_TYPE = {"qemu-server": "qemu", "lxc": "lxc", "openvz": "openvz"}
+NODE = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
+#: The file of a guest; no other file counts, whatever it is called and wherever it lies.
+GUEST = re.compile(rf"nodes/({NODE})/({'|'.join(GUEST_TYPE)})/([1-9][0-9]*)\.conf")
+#: The directory of a lock.
+LOCK = re.compile(r"priv/lock/[^/]+")
+#: A lock may be taken from its holder at this age. The variable is for tests of this double.
+LOCK_SECONDS = int(os.environ.get("PMXCFS_LAB_LOCK_SECONDS", "120"))
 
 COLUMNS = ("inode", "parent", "version", "writer", "mtime", "type")
 SCHEMA = (
@@ -34,16 +40,38 @@ SCHEMA = (
     + "  name TEXT NOT NULL,"
     "  data BLOB)"
 )
-SELECT = "SELECT inode, parent, version, writer, mtime, type, name, data FROM tree"
-WRITE = "INSERT OR REPLACE INTO tree VALUES (?,?,?,?,?,?,?,?)"
+# Whatever SQLite keeps as name or data is read as text and bytes. Names are bound as bytes, because they need not be
+# UTF-8, and stored as text.
+READ = "SELECT inode, parent, version, writer, mtime, type, CAST(name AS TEXT), CAST(data AS BLOB) FROM tree"
+WRITE = "INSERT OR REPLACE INTO tree VALUES (?,?,?,?,?,?,CAST(? AS TEXT),?)"
 DELETE = "DELETE FROM tree WHERE inode = ?"
 
 # inode, parent, version, writer, mtime, type, name, data
 Row = tuple[int, int, int, int, int, int, str, "bytes | None"]
 
 
+def encode(name: str) -> bytes:
+    """The bytes of a name or path, which need not be UTF-8."""
+    return name.encode("utf-8", "surrogateescape")
+
+
+def decode(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
+
+
+def stored(row: Row, kind: int) -> tuple[object, ...]:
+    """The parameters of WRITE."""
+    return (*row[:5], kind, encode(row[6]), row[7])
+
+
 class DatabaseFailure(Exception):
     """The database cannot be used; the text is for the log."""
+
+    domain = "database"
+
+
+class DuplicateGuest(DatabaseFailure):
+    domain = "status"
 
 
 class Op:
@@ -54,13 +82,17 @@ class Op:
     UTIMENS = 5
     RENAME = 6
     DELETE = 7
+    UNLOCK = 8
 
 
 _UPDATE = struct.Struct("<BxHHqq")
 
 
 class Update(NamedTuple):
-    """One change of the tree. `number` is the offset of a write or the size of a truncate."""
+    """One change of the tree.
+
+    `number` is the offset of a write, the size of a truncate, or the age from which a lock is removed.
+    """
 
     op: int
     path: str
@@ -70,7 +102,7 @@ class Update(NamedTuple):
     data: bytes = b""
 
     def pack(self) -> bytes:
-        path, target = self.path.encode(), self.target.encode()
+        path, target = encode(self.path), encode(self.target)
         head = _UPDATE.pack(self.op, len(path), len(target), self.mtime, self.number)
         return b"".join((head, path, target, self.data))
 
@@ -80,9 +112,8 @@ class Update(NamedTuple):
         start = _UPDATE.size
         middle = start + path_length
         end = middle + target_length
-        return Update(
-            op, message[start:middle].decode(), mtime, number, message[middle:end].decode(), message[end:]
-        )
+        path, target = decode(message[start:middle]), decode(message[middle:end])
+        return Update(op, path, mtime, number, target, message[end:])
 
 
 class Entry:
@@ -138,7 +169,7 @@ class Entry:
 
 def digest(row: Row) -> bytes:
     """8 bytes that differ when any field of the row differs."""
-    name = row[6].encode()
+    name = encode(row[6])
     head = struct.pack("<qqqqqqI", *row[:6], len(name))
     return hashlib.blake2b(b"".join((head, name, row[7] or b"")), digest_size=8).digest()
 
@@ -158,14 +189,15 @@ class MemDB:
         old_umask = os.umask(0o077)
         try:
             self._db = sqlite3.connect(path, isolation_level=None, timeout=10)
+            self._db.text_factory = decode
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute("PRAGMA wal_autocheckpoint=1000")
             self._db.execute(SCHEMA)
-            rows = self._db.execute(SELECT).fetchall()
+            rows = self._db.execute(READ).fetchall()
             if not rows:
                 rows = [(0, 0, 1, 0, 0, DIRECTORY, ROOT_NAME, None)]
-                self._db.execute(WRITE, rows[0])
+                self._db.execute(WRITE, stored(rows[0], FILE))
         except sqlite3.Error as error:
             raise DatabaseFailure(f"unable to open database '{path}': {error}") from error
         finally:
@@ -242,11 +274,11 @@ class MemDB:
         if row is not None and row[0]:
             if debugging:
                 self._debug_write(row)
-            execute(WRITE, row)
+            execute(WRITE, stored(row, row[5]))
         root_row: Row = (0, 0, version, writer, update.mtime, DIRECTORY, ROOT_NAME, None)
         if debugging:
             self._debug_write(root_row)
-        execute(WRITE, root_row)
+        execute(WRITE, stored(root_row, FILE))
         execute("COMMIT")
         root.load(root_row)
 
@@ -270,7 +302,7 @@ class MemDB:
         if name in parent.children or (parent is self.root and name in self.reserved):
             return errno.EEXIST
         kind = FILE if update.op == Op.CREATE else DIRECTORY
-        guest = GUEST.match(update.path) if kind == FILE else None
+        guest = GUEST.fullmatch(update.path) if kind == FILE else None
         if guest and int(guest[3]) in self.guests:
             return errno.EEXIST
         version = self.root.version + 1
@@ -305,7 +337,7 @@ class MemDB:
                 gap = bytes(max(0, offset - len(old)))
                 data = b"".join((old[:offset], gap, update.data, old[end:]))
         self._store(entry, update, writer, data)
-        guest = GUEST.match(update.path)
+        guest = GUEST.fullmatch(update.path)
         if guest:
             self._set_guest(guest)
         self.on_update(update)
@@ -347,7 +379,9 @@ class MemDB:
                 return errno.ENOTDIR
             if old.children:
                 return errno.ENOTEMPTY
-        source, target = GUEST.match(update.path), GUEST.match(update.target)
+        if entry.children:
+            return errno.ENOTEMPTY
+        source, target = GUEST.fullmatch(update.path), GUEST.fullmatch(update.target)
         if entry.type == FILE and target and int(target[3]) in self.guests:
             replaces_itself = source is not None and source[3] == target[3]
             if not replaces_itself and old is None:
@@ -371,8 +405,8 @@ class MemDB:
         entry.load(row)
         entry.parent = parent
         parent.children[name] = entry
-        if source or target or entry.type == DIRECTORY:
-            self._find_guests()
+        if entry.type == FILE and (source or target):
+            self._find_guests(self.root)
         self.on_update(update)
         return 0
 
@@ -386,12 +420,21 @@ class MemDB:
             return errno.ENOTEMPTY
         self._commit(update, writer, None, deleted=entry.inode)
         self._remove(entry)
-        guest = GUEST.match(update.path) if entry.type == FILE else None
+        guest = GUEST.fullmatch(update.path) if entry.type == FILE else None
         if guest:
             self.guests.pop(int(guest[3]), None)
             self.guests_version += 1
         self.on_update(update)
         return 0
+
+    def _unlock(self, update: Update, writer: int) -> int:
+        """Remove the directory of a stale lock. What is no stale lock stays as it is, and that is no error."""
+        entry = self.lookup(update.path)
+        if entry is None:
+            return errno.ENOENT
+        if entry.type != DIRECTORY or entry.children or update.mtime - entry.mtime <= update.number:
+            return 0
+        return self._delete(update, writer)
 
     _apply = {
         Op.CREATE: _make,
@@ -401,6 +444,7 @@ class MemDB:
         Op.UTIMENS: _utimens,
         Op.RENAME: _rename,
         Op.DELETE: _delete,
+        Op.UNLOCK: _unlock,
     }
 
     def replace(self, rows: Iterable[Row], deleted: Iterable[int]) -> int:
@@ -418,7 +462,7 @@ class MemDB:
             root = self._build(list(merged.values()))
             self._execute("BEGIN")
             self._db.executemany(DELETE, ((inode,) for inode in deleted))
-            self._db.executemany(WRITE, rows)
+            self._db.executemany(WRITE, [stored(row, row[5]) for row in rows])
             self._execute("COMMIT")
         except (sqlite3.Error, DatabaseFailure) as error:
             self.guests, self.handles = before
@@ -433,27 +477,33 @@ class MemDB:
     # the tree in memory
 
     def _build(self, rows: list[Row]) -> Entry:
-        """A tree from rows. Entries keep the handle of the entry with the same inode and type."""
+        """A tree from rows, by the rules of a load. Raises DatabaseFailure when they are no tree.
+
+        Entries keep the handle of the entry with the same inode and type. Not looked at: how the root's version
+        compares with those of the rows, and what bytes a name is made of. Without a root row the version is 0.
+        """
         known = {(entry.inode, entry.type): handle for handle, entry in self.handles.items()}
         entries: dict[int, Entry] = {}
         handles: dict[int, Entry] = {}
+        if not any(row[0] == 0 for row in rows):
+            rows = [(0, 0, 0, 0, 0, DIRECTORY, ROOT_NAME, None), *rows]
         for row in rows:
-            inode, kind = row[0], row[5]
+            inode, kind, name = row[0], row[5], row[6]
             if inode == 0:
                 handle = 1
-                if row[6] != ROOT_NAME:
-                    raise DatabaseFailure(f"inode 0 has name '{row[6]}', not '{ROOT_NAME}'")
+                if name != ROOT_NAME:
+                    raise DatabaseFailure(f"inode 0 has name '{name}', not '{ROOT_NAME}'")
                 row = (*row[:5], DIRECTORY, ROOT_NAME, None)
             else:
                 if kind not in (FILE, DIRECTORY):
-                    raise DatabaseFailure(f"inode {inode:016X} '{row[6]}' has unknown type {kind}")
+                    raise DatabaseFailure(f"inode {inode:016X} '{name}' has unknown type {kind}")
+                if kind == DIRECTORY and row[7]:
+                    raise DatabaseFailure(f"inode {inode:016X} '{name}' is a directory with data")
                 handle = known.get((inode, kind), 0)
                 if not handle:
                     handle = self._next_handle
                     self._next_handle += 1
             entries[inode] = handles[handle] = Entry(handle, row, None)
-        if 0 not in entries:
-            raise DatabaseFailure(f"no row '{ROOT_NAME}' (inode 0)")
         root = entries[0]
         for row in rows:
             inode, parent_inode, name = row[0], row[1], row[6]
@@ -482,23 +532,21 @@ class MemDB:
         self.handles = handles
         return root
 
-    def _find_guests(self, root: Entry | None = None) -> None:
+    def _find_guests(self, root: Entry) -> None:
+        """Find the guests' files anew. Raises DuplicateGuest."""
         guests: dict[int, tuple[str, str, int]] = {}
-        nodes = (root or self.root).children.get("nodes")
+        nodes = root.children.get("nodes")
         self.guests_version += 1
         for node in nodes.children.values() if nodes else ():
-            for folder, kind in GUEST_TYPE.items():
-                files = node.children.get(folder)
-                for name, entry in files.children.items() if files else ():
-                    if entry.type != FILE or not re.fullmatch(r"[1-9][0-9]*\.conf", name):
+            for folder in node.children.values():
+                for entry in folder.children.values():
+                    match = GUEST.fullmatch(entry.path()) if entry.type == FILE else None
+                    if match is None:
                         continue
-                    guest_id = int(name[:-5])
+                    guest_id = int(match[3])
                     if guest_id in guests:
-                        other = guests[guest_id][0]
-                        raise DatabaseFailure(
-                            f"detected duplicate VMID {guest_id} on nodes {other} and {node.name}"
-                        )
-                    guests[guest_id] = (node.name, kind, self.guests_version)
+                        raise DuplicateGuest(f"detected duplicate VMID {guest_id}")
+                    guests[guest_id] = (match[1], GUEST_TYPE[match[2]], self.guests_version)
         self.guests = guests
 
     def _set_guest(self, match: re.Match[str]) -> None:
