@@ -20,12 +20,11 @@ import socket
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import pmxcfs, pve_file
+from . import live_database, pmxcfs, pve_file
 from .atomic import write_atomic
 from .errors import PveguardError
 from .run import Result, Run
@@ -348,26 +347,22 @@ def _is(kept: Kept, path: Path, held: int, root: Path) -> bool:
 
 def _row(path: Path, root: Path) -> tuple[int, int] | None:
     """(number, node id of the writer) of a path's row in the database; None where that cannot be told."""
-    database = root / pmxcfs.DATABASE
+    parts = path.relative_to(root / pmxcfs.MOUNT).parts
+
+    def find(connection: sqlite3.Connection) -> tuple[int, int] | None:
+        inode, writer = 0, 0
+        for part in parts:
+            found = connection.execute(
+                "SELECT inode, writer FROM tree WHERE parent = ? AND name = ? AND inode != 0", (inode, part)
+            ).fetchone()
+            if found is None:
+                return None
+            inode, writer = int(found[0]), int(found[1])
+        return inode, writer
+
     try:
-        parts = path.relative_to(root / pmxcfs.MOUNT).parts
-        if not Path(f"{database}-shm").exists():
-            return None
-        # An ordinary open of the live database can kill the daemon; this one leaves its shared memory alone.
-        with closing(
-            sqlite3.connect(f"file:{database}?mode=ro&readonly_shm=1", uri=True, timeout=5)
-        ) as connection:
-            row = (0, 0)
-            for part in parts:
-                found = connection.execute(
-                    "SELECT inode, writer FROM tree WHERE parent = ? AND name = ? AND inode != 0",
-                    (row[0], part),
-                ).fetchone()
-                if found is None:
-                    return None
-                row = found
-            return int(row[0]), int(row[1])
-    except (OSError, ValueError, sqlite3.Error):
+        return live_database.look(str(root / pmxcfs.DATABASE), find, 2.0)
+    except (live_database.Unreadable, sqlite3.Error):
         return None
 
 

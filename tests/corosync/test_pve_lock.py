@@ -95,7 +95,6 @@ class Daemon:
             connection.execute(
                 "UPDATE tree SET writer = ?, inode = ? WHERE name = ?", (writer, inode, self.path.name)
             )
-        Path(f"{database}-shm").touch()
         nodes = {f"pve{number}": {"id": number, "online": 1} for number in (1, 2, 3)}
         members = {"nodename": "pve1", "version": 3, "cluster": {"quorate": 1}, "nodelist": nodes}
         (self.root / "etc/pve/.members").write_text(json.dumps(members))
@@ -162,7 +161,7 @@ def test_a_fresh_one_is_awaited_and_named_with_its_age_and_writer(daemon: Daemon
         assert part in said, said
     assert daemon.now == 30 and daemon.asked() == [] and daemon.path.is_dir()
     # Where the database does not tell.
-    (daemon.root / "var/lib/pve-cluster/config.db-shm").unlink()
+    (daemon.root / "var/lib/pve-cluster/config.db").unlink()
     assert "its node cannot be told" in refused(daemon, deadline_s=1)
 
 
