@@ -33,7 +33,7 @@ ALLOWED = {
     "roles/ram_state/files/pve-state: put_stock_back": "a folder of systemd's drop-ins, which may hold others'",
 }
 
-#: Modules that change /etc/pve, and programs that a task may start for it.
+#: Modules that change /etc/pve. run_lock does too, and warns by itself of what it could not give back.
 MODULES = frozenset(
     "corosync_conf corosync_recover cluster_member ha_services node_traces probe_home pve_file pve_lock pmxcfs_writes "
     "write_amplification".split()
