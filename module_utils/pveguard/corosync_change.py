@@ -316,7 +316,7 @@ def _apply(
         info = corosync_info.collect(run=run, root=root)
     _refuse_state(info, wanted)
     keys = _refuse_at_once(info, before, texts, wanted, run, root)
-    pve_file.require_writable(root)
+    pve_file.await_writable(root, sleep, clock)
     for text in texts:
         validate(text, run, root / "run/pveguard")
     outcome = Outcome(True, before, texts[-1], info=info, warnings=warnings, restart_needed=keys, steps=len(texts))
@@ -785,7 +785,7 @@ def publish(
             raise PveguardError(
                 f"config_version {new.config_version} of the text is not above {highest}, which this node sees by now: run again"
             )
-        pve_file.require_writable(root)
+        pve_file.await_writable(root, sleep, clock)
         validate(text, run, root / "run/pveguard")
     if check_mode:
         return outcome

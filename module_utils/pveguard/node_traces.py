@@ -96,7 +96,7 @@ def remove_directory(
         raise PveguardError(f"/etc/pve/nodes/{name} holds files that were not shown before: {', '.join(new[:8])}; run again")
     if check:
         return True
-    pve_file.require_writable(root)
+    pve_file.await_writable(root, sleep, clock)
     target = root / "etc/pve/nodes" / name
     try:
         pve_file.patiently(lambda: _remove(target), root, sleep, clock)

@@ -95,6 +95,19 @@ def require_writable(root: Path = Path("/")) -> None:
         )
 
 
+def await_writable(
+    root: Path = Path("/"),
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+    deadline_s: float = PATIENCE_S,
+) -> None:
+    """As :func:`require_writable`, but a lack of quorum may be over within ``deadline_s`` seconds."""
+    end = clock() + deadline_s
+    while is_mounted(root) and not has_quorum(root) and clock() < end:
+        sleep(0.5)
+    require_writable(root)
+
+
 def resolve(path: str) -> str:
     """The path relative to /etc/pve. Raises PveguardError for anything outside it or not writable by
     nature."""
@@ -138,7 +151,7 @@ def apply(
     not mounted, has no quorum, or the file reads back differently.
     """
     change = plan(path, content, root)
-    require_writable(root)
+    await_writable(root, sleep, clock)
     if not change.changed:
         return change
     target = root / MOUNT.lstrip("/") / resolve(path)

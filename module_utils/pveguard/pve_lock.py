@@ -110,7 +110,10 @@ class Lock:
         wait = _Wait(begun, begun + self.deadline_s)
         while True:
             error = self._make()
-            held = _mtime_ns(self.path)
+            try:
+                held = _mtime_ns(self.path)
+            except PveguardError as unseen:
+                held, error = None, error or str(unseen)
             if not error or is_made_here(self.path, self._unanswered, self.root):
                 self._made = held, (_row(self.path, self.root) or (None,))[0]
                 return self
@@ -120,7 +123,7 @@ class Lock:
             wait.see(held, now)
             if held is not None and wait.age_s(now) >= STALE_AFTER_S:
                 wait.ask(now, _call(["touch", "-c", "-d", "@0", str(self.path)], self.run))
-                if _mtime_ns(self.path) is None:
+                if not self.path.exists():
                     continue
             if now >= wait.end:
                 raise PveguardError(self._refusal(error, held, wait, now))
@@ -131,12 +134,9 @@ class Lock:
         kept = Kept(_shown(self.path, self.root), "", mtime_ns, row)
         try:
             held = _mtime_ns(self.path)
-            # Gone, or broken as stale and held by somebody else by now: nothing of ours is left.
-            error = (
-                _remove(self.path, self.run)
-                if held is not None and _is(kept, self.path, held, self.root)
-                else ""
-            )
+            # Else gone, or broken as stale and held by somebody else by now: nothing of ours is left.
+            ours = self._made == (None, None) or (held is not None and _is(kept, self.path, held, self.root))
+            error = _remove(self.path, self.run) if held is not None and ours else ""
         except PveguardError as failed:
             error = str(failed)
         if error:
@@ -173,7 +173,7 @@ class Lock:
             why = (
                 "this node has no quorum ('corosync-quorumtool -s'), bring the other members back"
                 if error in _NO_QUORUM
-                else ("see 'journalctl -u pve-cluster' and 'corosync-quorumtool -s'")
+                else "see 'journalctl -u pve-cluster' and 'corosync-quorumtool -s'"
             )
             return f"{path} could not be made for {waited:.0f} s: {error}: {why}. Nothing was changed"
         age = wait.age_s(now)
@@ -268,9 +268,13 @@ def give_back(
             if not pve_file.is_mounted(root):
                 left.append(_because(kept, "/etc/pve is not mounted"))
                 continue
-            held = _mtime_ns(path)
-            ours = held is not None and _is(kept, path, held, root)
-            if ours and (error := _remove(path, run)):
+            try:
+                held = _mtime_ns(path)
+                ours = held is not None and _is(kept, path, held, root)
+                error = _remove(path, run) if ours else ""
+            except PveguardError as failed:
+                error = str(failed)
+            if error:
                 left.append(_because(kept, error))
                 continue
             _forget(kept, root)

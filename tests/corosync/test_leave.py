@@ -224,7 +224,7 @@ def test_what_names_a_node_is_found(root: Path) -> None:
 
 
 def test_the_directory_goes_only_as_it_was_shown(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pve_file, "require_writable", lambda _root: None)
+    monkeypatch.setattr(pve_file, "await_writable", lambda *_: None)
     monkeypatch.setattr(pve_file, "is_mounted", lambda _root: True)
     before = snapshot(root)
     shown = ["nodes/pve3/pve-ssl.pem", "nodes/pve3/qemu-server/301.conf"]
@@ -242,7 +242,7 @@ def test_the_directory_goes_only_as_it_was_shown(root: Path, monkeypatch: pytest
 
 
 def test_the_removal_of_the_directory_outlasts_a_passing_loss_of_quorum(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pve_file, "require_writable", lambda _root: None)
+    monkeypatch.setattr(pve_file, "await_writable", lambda *_: None)
     monkeypatch.setattr(pve_file, "is_mounted", lambda _root: True)
     monkeypatch.setattr(node_traces, "lists", lambda *_: False)
     shown = ["nodes/pve3/pve-ssl.pem", "nodes/pve3/qemu-server/301.conf"]

@@ -120,6 +120,26 @@ def test_a_file_is_written_and_removed_when_quorum_is_back(tmp_path: Path, monke
     assert not (tmp_path / "etc/pve/a/b.cfg").exists()
 
 
+def test_a_lack_of_quorum_is_awaited_then_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pve_file, "is_mounted", lambda _root: True)
+    now, until = [0.0], [6.0]
+    monkeypatch.setattr(pve_file, "has_quorum", lambda _root: now[0] >= until[0])
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    pve_file.await_writable(tmp_path, sleep, lambda: now[0])
+    assert now[0] == 6
+    until[0] = 1e9
+    with pytest.raises(PveguardError, match="read-only because this node has no quorum"):
+        pve_file.await_writable(tmp_path, sleep, lambda: now[0])
+    assert now[0] == 6 + pve_file.PATIENCE_S
+    monkeypatch.setattr(pve_file, "is_mounted", lambda _root: False)
+    with pytest.raises(PveguardError, match="not mounted"):
+        pve_file.await_writable(tmp_path, sleep, lambda: now[0])
+    assert now[0] == 6 + pve_file.PATIENCE_S
+
+
 def test_a_daemon_that_never_answers_is_an_error() -> None:
     with pytest.raises(OSError, match="no answer from the daemon within 0.2 s"):
         pve_file.answered(lambda: time.sleep(3600), 0.2)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sqlite3
@@ -361,6 +362,27 @@ def test_a_note_that_cannot_be_read_or_written_is_told(daemon: Daemon) -> None:
     with daemon.lock() as lock:
         daemon.quorate = False
     assert lock.kept is not None and "nor could it be noted in /run/pveguard/kept-locks" in lock.kept.reason
+
+
+def test_a_file_system_that_does_not_answer_a_look_is_awaited(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As while the daemon is restarted by an upgrade."""
+    left(daemon)
+    real = os.lstat
+
+    def lstat(path: Any, **more: Any) -> os.stat_result:
+        if daemon.now < 6 and Path(path) == daemon.path:
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+        return real(path, **more)
+
+    monkeypatch.setattr(os, "lstat", lstat)
+    (kept,) = daemon.give_back().left
+    assert "Transport endpoint is not connected" in kept.reason
+    daemon.later.append((6, lambda: setattr(daemon, "quorate", True)))
+    with daemon.lock(deadline_s=30):
+        assert daemon.now >= 6
+    assert not daemon.path.exists()
 
 
 # The module
