@@ -24,6 +24,10 @@ description:
     Where that cannot be written, because quorum is lost, the message says what to do. The removal of a node
     is not undone.
   - A node that is listed already with the same id and addresses needs no quorum, nothing is written.
+  - Writes under the lock that C(pvecm) takes too, C(/etc/pve/priv/lock/file-corosync_conf). One that somebody holds is
+    awaited until it is stale (120 s after it was made), then the daemon is asked to drop it. One that cannot be given
+    back, because the change costs the quorum for a while, is noted, warned of and returned as RV(lock_kept); the next
+    call on this node or the module pve_lock gives it back.
   - Refuses, with nothing changed, without quorum; while both copies differ; while a QDevice is configured when
     a node is added or removed; another cluster's name; a change of the encryption of a live cluster unless
     O(allow_crypto_change); the replacement of all links at once, or of one while no other is up; votes that
@@ -237,6 +241,16 @@ restart_needed:
   returned: success
   type: list
   elements: str
+lock_kept:
+  description: >-
+    Locks on C(/etc/pve) that could not be given back, each with its path and the reason. The module pve_lock gives them
+    back once there is quorum.
+  returned: always, but for a failure that comes before anything is looked at
+  type: list
+  elements: dict
+  contains:
+    path: {description: Path of the lock., type: str}
+    reason: {description: Why it could not be removed., type: str}
 rolled_back:
   description: Whether the former text is in force again.
   returned: when a change was written and did not arrive
@@ -257,7 +271,7 @@ journal:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.pveguard import corosync_change, corosync_conf
+from ansible.module_utils.pveguard import corosync_change, corosync_conf, pve_lock
 from ansible.module_utils.pveguard.errors import PveguardError
 
 
@@ -346,9 +360,10 @@ def main() -> None:
             before=shown(error.before),
             after=shown(error.after),
             journal=error.journal,
+            lock_kept=pve_lock.report(module.warn),
         )
     except (PveguardError, OSError) as error:
-        module.fail_json(msg=str(error))
+        module.fail_json(msg=str(error), lock_kept=pve_lock.report(module.warn))
     for warning in outcome.warnings:
         module.warn(f"/etc/pve/corosync.conf: {warning}")
     module.exit_json(
@@ -359,6 +374,7 @@ def main() -> None:
         live_member_ids=outcome.info["live_member_ids"],
         reloaded=outcome.reloaded,
         steps=outcome.steps,
+        lock_kept=pve_lock.report(module.warn, outcome.lock_kept),
         restart_needed=outcome.restart_needed,
         diff={
             "before_header": "/etc/pve/corosync.conf",

@@ -98,13 +98,21 @@ directory:
   description: Where the state of the node is kept.
   returned: with O(step=save)
   type: str
+lock_kept:
+  description: Locks on C(/etc/pve) that could not be given back (module pve_lock), each with its path and the reason.
+  returned: with O(step=publish) and on failure
+  type: list
+  elements: dict
+  contains:
+    path: {description: Path of the lock., type: str}
+    reason: {description: Why it could not be removed., type: str}
 arrived:
   description: Whether every live member runs the C(config_version) of the file; a restart is needed where not.
   returned: with O(step=reload)
   type: bool
 """
 
-from ansible.module_utils.pveguard import corosync_repair
+from ansible.module_utils.pveguard import corosync_repair, pve_lock
 from ansible.module_utils.pveguard.errors import PveguardError
 from ansible.module_utils.pveguard.node_module import NodeModule
 
@@ -161,7 +169,9 @@ def main() -> None:
     try:
         result = corosync_repair.carry_out(request, module.check_mode)
     except (PveguardError, OSError) as error:
-        module.fail_json(msg=str(error))
+        module.fail_json(msg=str(error), lock_kept=pve_lock.report(module.warn))
+    if request.step == "publish":
+        result["lock_kept"] = pve_lock.report(module.warn)
     before, after = (corosync_repair.masked(result.pop(key)) for key in ("before", "after"))
     if module._diff and result["changed"] and (before or after):
         result["diff"] = {"before": before, "after": after}

@@ -55,6 +55,9 @@ node:
         member_addresses (by node name), error (why something of this is not known; that is never taken for local mode).
       type: dict
     corosync: {description: 'Both copies of corosync.conf, membership, quorum, links, effective token in ms.', type: dict}
+    locks_kept:
+      description: Locks on /etc/pve that a change on this node had to leave (module pve_lock), each with path and reason.
+      type: list
     ha: {description: 'HA resources, services, watchdog and whether a client holds it.', type: dict}
     ram_state: {description: 'Output of pve-state status, or state absent.', type: dict}
     counters:

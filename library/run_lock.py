@@ -10,6 +10,8 @@ short_description: Keep two controllers from working on one cluster at once
 description:
   - Takes or gives back the lock of a run on this node (C(/run/pveguard/run.lock)) and, where the cluster file system takes
     writes, the lock of the whole cluster (C(/etc/pve/priv/lock/pveguard)).
+  - What fails while a membership forms anew is tried again for 15 s, and to give a lock back for 30 s. A lock of the
+    cluster that cannot be given back is a failure and a warning, which say what frees it.
   - A lock held by another run is not a failure of the module; RV(acquired) is false and RV(holder) says who has it.
 attributes:
   check_mode:
@@ -84,7 +86,12 @@ def main() -> None:
     try:
         if module.params["state"] == "released":
             if not module.check_mode:
-                run_lock.release(holder["run_id"])
+                try:
+                    run_lock.release(holder["run_id"])
+                except PveguardError as error:
+                    # Also where the task does not fail for it, because a node may be gone.
+                    module.warn(str(error))
+                    raise
             module.exit_json(changed=False, acquired=False, holder={})
         outcome = run_lock.acquire(
             holder, module.params["takeover"], check=module.check_mode, cluster=module.params["cluster"]

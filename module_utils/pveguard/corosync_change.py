@@ -9,18 +9,18 @@ still higher config_version.
 from __future__ import annotations
 
 import difflib
-import errno
 import hashlib
 import os
 import re
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import corosync_conf, corosync_edit, corosync_info, ha_info, pve_file
+from . import corosync_conf, corosync_edit, corosync_info, ha_info, pve_file, pve_lock
 from .atomic import read_or_none, write_atomic
 from .corosync_conf import Document
 from .errors import PveguardError
@@ -88,7 +88,8 @@ class Wanted:
 @dataclass
 class Outcome:
     """``before`` and ``after`` are the texts, ``steps`` how many were written to get there; ``restart_needed`` the
-    changed keys that a running Corosync takes only at its next start; ``info`` what corosync_info says at the end."""
+    changed keys that a running Corosync takes only at its next start; ``info`` what corosync_info says at the end;
+    ``lock_kept`` the locks on /etc/pve that this node could not give back yet (module pve_lock)."""
 
     changed: bool
     before: str
@@ -98,6 +99,7 @@ class Outcome:
     warnings: list[str] = field(default_factory=list)
     restart_needed: list[str] = field(default_factory=list)
     steps: int = 0
+    lock_kept: list[pve_lock.Kept] = field(default_factory=list)
 
 
 class ChangeFailed(PveguardError):
@@ -280,6 +282,21 @@ def apply(
     awaited as long, and :class:`ChangeFailed` is raised. The removal of a node is not undone: a node that is not
     there must not get its vote back.
     """
+    with _giving_back(run, root, sleep, clock) as kept:
+        outcome = _apply(wanted, deadline_s, expected_ids, run, root, sleep, clock)
+    outcome.lock_kept = kept
+    return outcome
+
+
+def _apply(
+    wanted: Wanted,
+    deadline_s: float,
+    expected_ids: Sequence[int],
+    run: Run,
+    root: Path,
+    sleep: Callable[[float], None],
+    clock: Callable[[], float],
+) -> Outcome:
     info = corosync_info.collect(run=run, root=root)
     if info["cluster"] is None:
         raise PveguardError(
@@ -299,7 +316,7 @@ def apply(
         info = corosync_info.collect(run=run, root=root)
     _refuse_state(info, wanted)
     keys = _refuse_at_once(info, before, texts, wanted, run, root)
-    pve_file.require_writable(root)
+    pve_file.await_writable(root, sleep, clock)
     for text in texts:
         validate(text, run, root / "run/pveguard")
     outcome = Outcome(True, before, texts[-1], info=info, warnings=warnings, restart_needed=keys, steps=len(texts))
@@ -310,11 +327,11 @@ def apply(
     started = time.time()
     try:
         for text in texts:
-            with _Lock(root / "etc/pve" / LOCK, deadline_s, sleep, clock):
+            with _lock(deadline_s, run, root, sleep, clock):
                 if _refuse_last_link(corosync_conf.parse(former), corosync_conf.parse(text)):
                     # The lock may have been long in coming.
                     _refuse_cut(corosync_info.collect(run=run, root=root), former, text)
-                _replace(target, former, text, before if former == before else None)
+                _replace(target, former, text, before if former == before else None, root, sleep, clock)
             written.append(text)
             links = _new_links(former, text)
             _converge(outcome, text, deadline_s, sorted(live | set(expected_ids)), links, run, root, sleep, clock)
@@ -552,22 +569,59 @@ def _lower_expected(
     raise PveguardError("no quorum although every remaining node is here ('corosync-quorumtool -s')")
 
 
-def _replace(target: Path, former: str, text: str, backup: str | None) -> None:
-    """Rename ``text`` over ``target`` when that is still ``former``; ``backup`` is kept beside it as .bak."""
+def _replace(
+    target: Path,
+    former: str,
+    text: str,
+    backup: str | None,
+    root: Path,
+    sleep: Callable[[float], None],
+    clock: Callable[[], float],
+) -> None:
+    """Rename ``text`` over ``target`` when that is still ``former``; ``backup`` is kept beside it as .bak.
+
+    An error of the daemon does not say that it was not done, so the file is looked at.
+    """
     if (read_or_none(target) or b"") != _bytes(former):
         raise PveguardError("/etc/pve/corosync.conf was changed by someone else in the meantime; run again")
     new = target.with_name(target.name + ".new")
+
+    def rename() -> None:
+        try:
+            os.rename(new, target)
+        except FileNotFoundError:
+            if read_or_none(target) != _bytes(text):
+                raise
+
     try:
         if backup is not None:
-            pve_file.write_in_place(target.with_name(target.name + ".bak"), _bytes(backup))
-        pve_file.write_in_place(new, _bytes(text))
+            bak = target.with_name(target.name + ".bak")
+            pve_file.patiently(lambda: pve_file.write_in_place(bak, _bytes(backup)), root, sleep, clock)
+        pve_file.patiently(lambda: pve_file.write_in_place(new, _bytes(text)), root, sleep, clock)
         if new.read_bytes() != _bytes(text):
-            raise PveguardError(f"{new} reads back differently from what was written; nothing was changed")
-        os.rename(new, target)
+            raise PveguardError(f"{new} reads back differently from what was written; nothing was changed{_unwritten(new, root)}")
+        pve_file.patiently(rename, root, sleep, clock)
     except OSError as error:
+        try:
+            if read_or_none(target) == _bytes(text):
+                return
+        except OSError as second:
+            raise PveguardError(
+                f"{target}: {error.strerror}, and it is not known whether it was changed: {second.strerror}: see "
+                "'systemctl status pve-cluster'"
+            ) from error
         raise PveguardError(
-            f"{target}: {error.strerror}: quorum may have been lost ('corosync-quorumtool -s')"
+            f"{target}: {error.strerror}: quorum may have been lost ('corosync-quorumtool -s'){_unwritten(new, root)}"
         ) from error
+
+
+def _unwritten(new: Path, root: Path) -> str:
+    """Remove the candidate beside the file; words for a message when it stays."""
+    try:
+        pve_file.patiently(lambda: new.unlink(missing_ok=True), root, deadline_s=0)
+    except OSError as error:
+        return f". {new} was left ({error.strerror}): it has no effect, and the next change replaces it"
+    return ""
 
 
 def _roll_back(
@@ -608,8 +662,8 @@ def _roll_back(
     for text in texts:
         try:
             _await_writable(before, now, info, deadline_s, run, root, sleep, clock)
-            with _Lock(root / "etc/pve" / LOCK, deadline_s, sleep, clock):
-                _replace(target, now, text, None)
+            with _lock(deadline_s, run, root, sleep, clock):
+                _replace(target, now, text, None, root, sleep, clock)
         except PveguardError as second:
             raise fail(_by_hand(texts[-1], second, root), False) from error
         try:
@@ -678,23 +732,27 @@ def restore(
         )
     new.set("totem", "config_version", old.config_version or 0)
     if new.text() == now:
+        texts = []
         outcome = Outcome(False, now, now, info=info)
-        if not check_mode:
-            _converge(outcome, now, deadline_s, expected_ids, (), run, root, sleep, clock)
-        return outcome
-    texts = _higher(now, wanted, [], info)
-    keys = corosync_edit.restart_keys(old, new)
-    outcome = Outcome(True, now, texts[-1], info=info, restart_needed=keys, steps=len(texts))
+    else:
+        texts = _higher(now, wanted, [], info)
+        keys = corosync_edit.restart_keys(old, new)
+        outcome = Outcome(True, now, texts[-1], info=info, restart_needed=keys, steps=len(texts))
     if check_mode:
         return outcome
-    validate(wanted, run, root / "run/pveguard")
-    for text in texts:
-        _await_writable(wanted, now, outcome.info, deadline_s, run, root, sleep, clock)
-        with _Lock(root / "etc/pve" / LOCK, deadline_s, sleep, clock):
-            _replace(root / "etc/pve/corosync.conf", now, text, None)
-        links = _new_links(now, text)
-        _converge(outcome, text, deadline_s, expected_ids, links, run, root, sleep, clock)
-        now = text
+    with _giving_back(run, root, sleep, clock) as kept:
+        if not texts:
+            _converge(outcome, now, deadline_s, expected_ids, (), run, root, sleep, clock)
+        else:
+            validate(wanted, run, root / "run/pveguard")
+        for text in texts:
+            _await_writable(wanted, now, outcome.info, deadline_s, run, root, sleep, clock)
+            with _lock(deadline_s, run, root, sleep, clock):
+                _replace(root / "etc/pve/corosync.conf", now, text, None, root, sleep, clock)
+            links = _new_links(now, text)
+            _converge(outcome, text, deadline_s, expected_ids, links, run, root, sleep, clock)
+            now = text
+    outcome.lock_kept = kept
     return outcome
 
 
@@ -727,14 +785,16 @@ def publish(
             raise PveguardError(
                 f"config_version {new.config_version} of the text is not above {highest}, which this node sees by now: run again"
             )
-        pve_file.require_writable(root)
+        pve_file.await_writable(root, sleep, clock)
         validate(text, run, root / "run/pveguard")
     if check_mode:
         return outcome
-    if outcome.changed:
-        with _Lock(root / "etc/pve" / LOCK, deadline_s, sleep, clock):
-            _replace(root / "etc/pve/corosync.conf", now, text, now)
-    _converge(outcome, text, deadline_s, expected_ids, (), run, root, sleep, clock)
+    with _giving_back(run, root, sleep, clock) as kept:
+        if outcome.changed:
+            with _lock(deadline_s, run, root, sleep, clock):
+                _replace(root / "etc/pve/corosync.conf", now, text, now, root, sleep, clock)
+        _converge(outcome, text, deadline_s, expected_ids, (), run, root, sleep, clock)
+    outcome.lock_kept = kept
     return outcome
 
 
@@ -900,38 +960,31 @@ def _int(value: str | None) -> int:
     return int(value) if value is not None and value.isascii() and value.isdigit() else 0
 
 
-class _Lock:
-    """pvecm's lock on corosync.conf. Anything held longer than the deadline is reported, never taken over."""
+def _lock(
+    deadline_s: float, run: Run, root: Path, sleep: Callable[[float], None], clock: Callable[[], float]
+) -> pve_lock.Lock:
+    """pvecm's lock on corosync.conf. Whoever held it when he died holds it no longer than the daemon's rule says."""
+    return pve_lock.Lock(root / "etc/pve" / LOCK, max(deadline_s, pve_lock.WAIT_S), run, root, sleep, clock)
 
-    def __init__(
-        self, path: Path, deadline_s: float, sleep: Callable[[float], None], clock: Callable[[], float]
-    ) -> None:
-        self.path, self.deadline_s, self.sleep, self.clock = path, deadline_s, sleep, clock
 
-    def __enter__(self) -> None:
-        end = self.clock() + self.deadline_s
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            try:
-                self.path.mkdir()
-                return
-            except FileExistsError:
-                if self.clock() > end:
-                    raise PveguardError(
-                        f"{self.path} is held: another change of corosync.conf is under way, or was "
-                        "interrupted; if none "
-                        f"is running, remove it with 'rmdir {self.path}'"
-                    ) from None
-                self.sleep(0.5)
-            except OSError as error:
-                if error.errno not in (errno.EACCES, errno.EROFS):
-                    raise
-                raise PveguardError(
-                    f"{self.path}: {error.strerror}: quorum was lost, nothing was changed"
-                ) from error
+@contextmanager
+def _giving_back(
+    run: Run, root: Path, sleep: Callable[[float], None], clock: Callable[[], float]
+) -> Iterator[list[pve_lock.Kept]]:
+    """Around a change: give back what an earlier one left, and at the end, also of a failure, what this one leaves.
 
-    def __exit__(self, *_: object) -> None:
+    Without quorum that is tried once only: after a node was listed in a cluster of one it comes back when that node has
+    joined, which is for others to await. The list that is yielded is filled at the end.
+    """
+    kept: list[pve_lock.Kept] = []
+    pve_lock.give_back(0, run, root, sleep, clock)
+    try:
+        yield kept
+    finally:
         try:
-            self.path.rmdir()
-        except OSError:
-            pass  # gone, or quorum lost: the daemon drops stale locks
+            if pve_lock.noted(root):
+                patience = pve_lock.GIVE_BACK_S if pve_file.has_quorum(root) else 0
+                kept += pve_lock.give_back(patience, run, root, sleep, clock).left
+        except PveguardError as error:
+            # It must not take the place of what the change has to say.
+            kept.append(pve_lock.Kept(f"/etc/pve/{LOCK}", str(error)))

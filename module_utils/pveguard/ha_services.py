@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import ha_fencing, ha_info
+from . import ha_fencing, ha_info, pve_file
 from .atomic import fsync_dir, write_atomic
 from .errors import PveguardError
 from .ha_info import CRM, LRM, MANAGERS, MUX
@@ -445,7 +445,7 @@ def _change_file(step: Step, node: _Node) -> None:
         return
     if step.units[0].startswith("etc/pve/"):
         try:
-            path.unlink(missing_ok=True)
+            pve_file.patiently(lambda: path.unlink(missing_ok=True), None, node.sleep, node.clock)
         except OSError as error:
             raise PveguardError(
                 f"/{step.units[0]} could not be removed: {error.strerror}. HA is off on {node.host}, but 'ha-manager status' "

@@ -9,7 +9,8 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from . import block_writes, corosync_info, ha_info, pmxcfs
+from . import block_writes, corosync_info, ha_info, pmxcfs, pve_lock
+from .errors import PveguardError
 from .run import CommandMissing, Run
 from .run import run as real_run
 from .systemd import unit_states
@@ -32,7 +33,7 @@ def collect(run: Run = real_run, root: Path = Path("/")) -> dict[str, Any]:
     """The facts of a node; never raises for software that is missing or stopped.
 
     Keys: hostname, resolved_address (str or None), boot_id, kernel, machine_codename, python, packages, units, pmxcfs,
-    corosync, ha, ram_state, login, counters (see the RETURN section of the module ``node_info``).
+    corosync, locks_kept, ha, ram_state, login, counters (see the RETURN section of the module ``node_info``).
     """
     hostname = socket.gethostname()
     tree = pmxcfs.collect(root)
@@ -47,6 +48,7 @@ def collect(run: Run = real_run, root: Path = Path("/")) -> dict[str, Any]:
         "units": unit_states(UNITS, run),
         "pmxcfs": tree,
         "corosync": corosync_info.collect(run=run, root=root),
+        "locks_kept": _locks_kept(root),
         "ha": ha_info.collect(run=run, root=root),
         "ram_state": ram_state(run, root),
         "login": {"authorized_keys_depends_on_pve": _depends_on_pve(root)},
@@ -78,6 +80,13 @@ def ram_state(run: Run = real_run, root: Path = Path("/")) -> dict[str, Any]:
     except ValueError:
         return {"state": "broken", "error": (result.stderr or result.stdout).strip()[-400:]}
     return status if isinstance(status, dict) else {"state": "broken", "error": "no JSON object"}
+
+
+def _locks_kept(root: Path) -> list[dict[str, str]]:
+    try:
+        return [kept.shown() for kept in pve_lock.noted(root)]
+    except PveguardError as error:
+        return [{"path": f"/{pve_lock.NOTES}", "reason": str(error)}]
 
 
 def _resolve(hostname: str) -> str | None:

@@ -6,10 +6,12 @@ needed by any of it.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +72,18 @@ def sections(text: str) -> list[tuple[str, dict[str, str]]]:
     return found
 
 
-def remove_directory(name: str, shown: Sequence[str], root: Path = Path("/"), check: bool = False) -> bool:
+def remove_directory(
+    name: str,
+    shown: Sequence[str],
+    root: Path = Path("/"),
+    check: bool = False,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> bool:
     """Remove /etc/pve/nodes/NAME; True when it was, or in ``check`` would be, there.
 
     ``shown``: the files that were named to whoever decided it. Raises PveguardError when others have come since, while
-    corosync.conf lists the node, or when /etc/pve takes no writes.
+    corosync.conf lists the node, or when /etc/pve takes no writes; what a passing loss of quorum explains is tried again.
     """
     traces = collect(name, root)
     if not traces["directory"]:
@@ -87,16 +96,30 @@ def remove_directory(name: str, shown: Sequence[str], root: Path = Path("/"), ch
         raise PveguardError(f"/etc/pve/nodes/{name} holds files that were not shown before: {', '.join(new[:8])}; run again")
     if check:
         return True
-    pve_file.require_writable(root)
+    pve_file.await_writable(root, sleep, clock)
     target = root / "etc/pve/nodes" / name
     try:
-        for directory, _, files in os.walk(target, topdown=False):
-            for file in files:
-                os.unlink(os.path.join(directory, file))
-            os.rmdir(directory)
+        pve_file.patiently(lambda: _remove(target), root, sleep, clock)
     except OSError as error:
-        raise PveguardError(f"{error.filename}: {error.strerror}: /etc/pve/nodes/{name} is removed in part; run again") from error
+        raise PveguardError(
+            f"/etc/pve/nodes/{name}: {error.strerror}: it is removed in part at most; run again when /etc/pve takes writes "
+            "('corosync-quorumtool -s')"
+        ) from error
     return True
+
+
+def _remove(target: Path) -> None:
+    def failed(error: OSError) -> None:
+        if error.errno != errno.ENOENT:
+            raise error
+
+    for directory, _, files in os.walk(target, topdown=False, onerror=failed):
+        for file in files:
+            Path(directory, file).unlink(missing_ok=True)
+        try:
+            os.rmdir(directory)
+        except FileNotFoundError:
+            pass  # an earlier try did it, and its answer was lost
 
 
 def _services(tree: Tree, name: str) -> list[str]:

@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import re
+import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ PVE = pve_file.MOUNT
 RUN_DIR = "/run/pveguard"
 #: The guard restores this long after the window at the latest, in seconds, should the process hang.
 GRACE_SECONDS = 60
+#: How long it is tried here before that is left to the guard, in seconds.
+RESTORE_SECONDS = 5.0
 
 _STATES = (b"0\n", b"1\n")
 _LOCK = "pmxcfs-debug.lock"
@@ -104,7 +107,13 @@ def switched_on(
             raise _Stopped(128 + interrupted.number) from None
         finally:
             fcntl.flock(lock, fcntl.LOCK_UN)
-        run(["systemctl", "stop", unit], timeout=30)
+        # With a note still there its end is the guard's turn, which tries for a minute.
+        run(["systemctl", "stop", unit], timeout=90 if state.exists() else 30)
+        if state.exists():
+            raise Unavailable(
+                f"the debug log of {socket.gethostname()} could not be switched back: {switch} takes no writes (see "
+                f"'journalctl -u pve-cluster'). When it does: 'cat {state} > {switch} && rm {state}'"
+            )
     finally:
         os.close(lock)
 
@@ -145,10 +154,16 @@ def _note_and_switch_on(state: Path, switch: Path, before: bytes) -> None:
 
 
 def _restore(state: Path, switch: Path, before: bytes) -> None:
-    try:
-        _write(switch, before)
-    except OSError:
-        return  # the note stays, and the guard tries for a minute
+    """Where that fails the note stays: the guard tries for a minute, and then it is said."""
+    end = time.monotonic() + RESTORE_SECONDS
+    while True:
+        try:
+            _write(switch, before)
+            break
+        except OSError:
+            if not switch.exists() or time.monotonic() >= end:
+                return
+        time.sleep(0.2)
     state.unlink(missing_ok=True)
 
 

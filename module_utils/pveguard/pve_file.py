@@ -10,9 +10,13 @@ from __future__ import annotations
 import errno
 import os
 import posixpath
+import time
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import supervised
 from .atomic import read_or_none
 from .errors import PveguardError
 
@@ -23,6 +27,12 @@ MAX_BYTES = 1024 * 1024
 VIRTUAL = frozenset({".version", ".members", ".vmlist", ".rrd", ".clusterlog"})
 #: What the daemon answers when there is no quorum.
 _READ_ONLY = (errno.EACCES, errno.EROFS, errno.EPERM)
+#: What a change of the membership explains, so that it may be over in a moment.
+_PASSING = (*_READ_ONLY, errno.EIO, errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT)
+#: Seconds that such a moment may last.
+PATIENCE_S = 20.0
+#: Seconds that one call may take. A daemon whose connection to the cluster broke never answers a write.
+ANSWER_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,19 @@ def require_writable(root: Path = Path("/")) -> None:
         )
 
 
+def await_writable(
+    root: Path = Path("/"),
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+    deadline_s: float = PATIENCE_S,
+) -> None:
+    """As :func:`require_writable`, but a lack of quorum may be over within ``deadline_s`` seconds."""
+    end = clock() + deadline_s
+    while is_mounted(root) and not has_quorum(root) and clock() < end:
+        sleep(0.5)
+    require_writable(root)
+
+
 def resolve(path: str) -> str:
     """The path relative to /etc/pve. Raises PveguardError for anything outside it or not writable by
     nature."""
@@ -120,35 +143,95 @@ def plan(path: str, content: bytes | None, root: Path = Path("/")) -> Change:
     return Change(path, read_or_none(target), content)
 
 
-def apply(path: str, content: bytes | None, root: Path = Path("/")) -> Change:
+def apply(
+    path: str,
+    content: bytes | None,
+    root: Path = Path("/"),
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> Change:
     """Bring a file to its content and return what changed. Parent directories are made.
 
-    Raises PveguardError when the file system is not mounted, has no quorum, or the file reads back
-    differently.
+    What fails for want of quorum is tried for :data:`PATIENCE_S` seconds. Raises PveguardError when the file system is
+    not mounted, has no quorum, or the file reads back differently.
     """
     change = plan(path, content, root)
-    require_writable(root)
+    await_writable(root, sleep, clock)
     if not change.changed:
         return change
     target = root / MOUNT.lstrip("/") / resolve(path)
-    try:
+
+    def write() -> None:
         if content is None:
-            target.unlink()
+            target.unlink(missing_ok=True)
         else:
             target.parent.mkdir(parents=True, exist_ok=True)
             write_in_place(target, content, change.before)
-            if target.read_bytes() != content:
-                raise PveguardError(
-                    f"{path} reads back differently from what was written; another node may write it too"
-                )
+
+    try:
+        patiently(write, root, sleep, clock)
+        if read_or_none(target) != content:
+            raise PveguardError(f"{path} reads back differently from what was written; another node may write it too")
     except OSError as error:
         if error.errno in _READ_ONLY:
             raise PveguardError(
                 f"{path}: {error.strerror}: quorum was lost, or the path cannot be written; see "
                 "'corosync-quorumtool -s'"
             ) from error
-        raise PveguardError(f"{path}: {error.strerror}") from error
+        raise PveguardError(f"{path}: {error.strerror}; see 'journalctl -u pve-cluster'") from error
     return change
+
+
+def patiently(
+    action: Callable[[], object],
+    root: Path | None = Path("/"),
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+    deadline_s: float = PATIENCE_S,
+) -> None:
+    """Do ``action``, which changes /etc/pve and may be done twice, again as long as a passing loss of quorum explains that
+    it fails, for ``deadline_s`` seconds. Raises the last OSError; ETIMEDOUT when the daemon does not answer. ``root`` is None
+    where the action makes nothing, so that the mount need not be looked at.
+    """
+    end = clock() + deadline_s
+    while True:
+        try:
+            # Beneath the mount point it would keep the daemon from starting.
+            if root is not None and not is_mounted(root):
+                raise OSError(errno.ENOTCONN, f"{MOUNT} is not mounted any more")
+            return answered(action)
+        except OSError as error:
+            if error.errno not in _PASSING or clock() >= end:
+                raise
+        sleep(0.5)
+
+
+def answered(action: Callable[[], object], answer_s: float = ANSWER_S) -> None:
+    """Do ``action`` in a process of its own, so that a daemon that never answers does not hang this one.
+
+    It may raise OSError, which is raised here again; ETIMEDOUT when it is not done after ``answer_s`` seconds.
+    """
+
+    def work(_caller: supervised.Caller) -> dict[str, str]:
+        try:
+            action()
+        except OSError:
+            raise
+        except Exception:  # it would die with that process, unseen
+            return {"mistake": traceback.format_exc()}
+        return {"done": "yes"}
+
+    try:
+        with supervised.endings() as signals:
+            done = supervised.Child(work, lambda: None).run(signals, answer_s, 5.0)
+    except supervised.Stalled:
+        raise OSError(errno.ETIMEDOUT, f"no answer from the daemon within {answer_s:g} s") from None
+    except supervised.Interrupted as interrupted:
+        raise SystemExit(128 + interrupted.number) from None
+    if "mistake" in done:
+        raise RuntimeError(done["mistake"])
+    if not done:
+        raise OSError(errno.EIO, "the process that was to write it was ended")
 
 
 def write_in_place(target: Path, content: bytes, before: bytes | None = None) -> None:

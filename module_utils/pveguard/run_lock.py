@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import daemon_mode, pmxcfs
+from . import daemon_mode, pmxcfs, pve_lock
 from .atomic import write_atomic
 from .errors import PveguardError
 from .run import Run
@@ -24,6 +25,10 @@ NODE_LOCK = Path("run/pveguard/run.lock")
 CLUSTER_LOCK = Path("etc/pve/priv/lock/pveguard")
 #: A write to /etc/pve on a member whose cluster connection broke can block for ever (the caller is a killable process).
 _WRITE_TIMEOUT = 20.0
+#: Seconds for which taking a lock, and giving it back, is tried: a membership that forms anew has no quorum meanwhile.
+_TAKE_S = 15.0
+_RELEASE_S = 30.0
+_POLL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -91,29 +96,38 @@ def acquire(
 
 def _acquire_cluster(text: str, mine: str, takeover: str | None, run: Run, root: Path) -> Outcome | None:
     """None when the cluster's lock is ours or cannot be had on this node (no mount, no quorum)."""
-    state = pmxcfs_state(root)
-    if not state:
+    if not pmxcfs_state(root):
         return None
     lock = root / CLUSTER_LOCK
     if takeover is not None:
         _remove_stale(lock, takeover, run)
-    if not lock.parent.is_dir():
-        # Proxmox makes it with its first lock; a fresh or a restored state may not have it yet.
-        run(["mkdir", "-p", str(lock.parent)], timeout=_WRITE_TIMEOUT)
-    made = run(["mkdir", str(lock)], timeout=_WRITE_TIMEOUT)
-    if made.ok:
-        written = run(["dd", f"of={lock}/holder", "bs=64K", "status=none"], input=text, timeout=_WRITE_TIMEOUT)
-        if not written.ok:
-            run(["rm", "-rf", str(lock)], timeout=_WRITE_TIMEOUT)
-            raise PveguardError(f"/{CLUSTER_LOCK}/holder could not be written: {written.stderr.strip()}")
-        return None
-    if not lock.is_dir():
-        if made.rc == 124:
+    begun = end = time.monotonic()
+    end += _TAKE_S
+    unanswered: list[tuple[float, float]] = []
+    while True:
+        if not lock.parent.is_dir():
+            # Proxmox makes it with its first lock; a fresh or a restored state may not have it yet.
+            run(["mkdir", "-p", str(lock.parent)], timeout=_WRITE_TIMEOUT)
+        tried = time.time()
+        made = run(["mkdir", str(lock)], timeout=_WRITE_TIMEOUT)
+        if made.ok:
+            _write_holder(lock, text, run)
+            return None
+        if pve_lock.is_unanswered(made):
+            unanswered.append((tried, time.time()))
+        if lock.is_dir():
+            break
+        if time.monotonic() >= end:
+            if made.rc == 124:
+                raise PveguardError(
+                    "/etc/pve does not answer a write within "
+                    f"{_WRITE_TIMEOUT:g} s: look at 'journalctl -u pve-cluster' and 'corosync-quorumtool -s' on this node"
+                )
             raise PveguardError(
-                "/etc/pve does not answer a write within "
-                f"{_WRITE_TIMEOUT:g} s: look at 'journalctl -u pve-cluster' and 'corosync-quorumtool -s' on this node"
+                f"/{CLUSTER_LOCK} could not be made for {time.monotonic() - begun:.0f} s: {made.stderr.strip()}: see "
+                "'corosync-quorumtool -s' and 'journalctl -u pve-cluster' on this node"
             )
-        raise PveguardError(f"/{CLUSTER_LOCK} could not be made: {made.stderr.strip()}")
+        time.sleep(_POLL_S)
     # Another node of the same run may have made it a moment ago and still be writing its name into it.
     end = time.monotonic() + 5.0
     while True:
@@ -122,40 +136,108 @@ def _acquire_cluster(text: str, mine: str, takeover: str | None, run: Run, root:
             break
         time.sleep(0.2)
     if other is None:
-        other = {"run_id": "unknown", "who": "a run that left no name", "since": _mtime(lock)}
-        if takeover == "unknown":
+        if takeover == "unknown" or pve_lock.is_made_here(lock, unanswered, root):
+            # Without a name in it nobody would ever give it back.
+            _write_holder(lock, text, run)
             return None
+        other = {"run_id": "unknown", "who": "a run that left no name", "since": _mtime(lock)}
     if other.get("run_id") == mine:
         return None
     return Outcome(False, False, other, f"/{CLUSTER_LOCK}")
 
 
+def _write_holder(lock: Path, text: str, run: Run) -> None:
+    end = time.monotonic() + _TAKE_S
+    while True:
+        written = run(["dd", f"of={lock}/holder", "bs=64K", "status=none"], input=text, timeout=_WRITE_TIMEOUT)
+        if written.ok or _read(lock / "holder") == json.loads(text):
+            return
+        if time.monotonic() >= end or not pve_lock.is_passing(written):
+            break
+        time.sleep(_POLL_S)
+    kept = _remove(lock, run, _RELEASE_S)
+    more = f". Nor could /{CLUSTER_LOCK} be removed again: {kept}; {_help('unknown')}" if kept else ""
+    raise PveguardError(f"/{CLUSTER_LOCK}/holder could not be written: {written.stderr.strip()}{more}")
+
+
+def _remove(lock: Path, run: Run, deadline_s: float) -> str:
+    """Remove a lock and what is in it; empty when it is gone, else why it is not after ``deadline_s`` seconds.
+
+    Half removed it bears no name, so it is told by its inode from one that somebody takes meanwhile.
+    """
+    try:
+        inode = os.lstat(lock).st_ino
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return str(error.strerror)
+    end = time.monotonic() + deadline_s
+    while True:
+        done = run(["rm", "-rf", str(lock)], timeout=_WRITE_TIMEOUT)
+        try:
+            if os.lstat(lock).st_ino != inode:
+                return ""
+        except FileNotFoundError:
+            return ""
+        except OSError as error:
+            return str(error.strerror)
+        if done.ok or time.monotonic() >= end:
+            # Where rm is content and it is there, another run has just taken it.
+            return "" if done.ok else " ".join(done.stderr.split()) or f"rm: code {done.rc}"
+        time.sleep(_POLL_S)
+
+
+def _help(run_id: str) -> str:
+    return (
+        "once /etc/pve takes writes ('corosync-quorumtool -s') the next run takes it over with "
+        f"-e pveguard_lock_takeover={run_id}"
+    )
+
+
 def _remove_stale(lock: Path, takeover: str, run: Run) -> None:
     """Remove the lock of ``takeover``. All nodes of a run do this at once, and none may remove the lock another just took:
-    a second directory lets one in at a time, and who is in looks again.
+    a second directory lets one in at a time, and who is in looks again. Raises PveguardError when it cannot be removed.
     """
-    gate = f"{lock}-takeover"
+    gate = Path(f"{lock}-takeover")
     end = time.monotonic() + 10.0
     while (_read(lock / "holder") or {}).get("run_id") == takeover:
-        entered = run(["mkdir", gate], timeout=_WRITE_TIMEOUT).ok
+        entered = run(["mkdir", str(gate)], timeout=_WRITE_TIMEOUT).ok
         if entered or time.monotonic() > end:  # nobody needs ten seconds: its owner died
+            kept = ""
             if (_read(lock / "holder") or {}).get("run_id") == takeover:
-                run(["rm", "-rf", str(lock)], timeout=_WRITE_TIMEOUT)
-            run(["rmdir", gate], timeout=_WRITE_TIMEOUT)
+                kept = _remove(lock, run, _TAKE_S)
+            left = _remove(gate, run, _TAKE_S)
+            if kept or left:
+                raise PveguardError(
+                    f"{socket.gethostname()}: the lock of {takeover} cannot be taken over: "
+                    + "; ".join(f"{path} could not be removed: {why}" for path, why in ((lock, kept), (gate, left)) if why)
+                    + ": see 'corosync-quorumtool -s' on this node, and run again"
+                )
             return
         time.sleep(0.2)
 
 
 def release(run_id: str, run: Run = real_run, root: Path = Path("/")) -> bool:
-    """Give the locks back if ``run_id`` holds them; True when something was removed."""
-    removed = False
+    """Give the locks back if ``run_id`` holds them; True when something was removed.
+
+    Raises PveguardError when that of the cluster could not be removed within 30 s; that of the node is gone then.
+    """
+    removed, kept = False, ""
     lock = root / CLUSTER_LOCK
-    if pmxcfs_state(root) and (_read(lock / "holder") or {}).get("run_id") == run_id:
-        removed = run(["rm", "-rf", str(lock)], timeout=_WRITE_TIMEOUT).ok
+    # It can be read without quorum; whoever of the cluster's nodes comes first removes it for all.
+    if (_read(lock / "holder") or {}).get("run_id") == run_id:
+        kept = _remove(lock, run, _RELEASE_S)
+        removed = not kept
     node_lock = root / NODE_LOCK
     if (_read(node_lock) or {}).get("run_id") == run_id:
         node_lock.unlink(missing_ok=True)
         removed = True
+    if kept:
+        who = run_id if (_read(lock / "holder") or {}).get("run_id") == run_id else "unknown"
+        raise PveguardError(
+            f"{socket.gethostname()}: the lock of this run, /{CLUSTER_LOCK}, could not be given back for {_RELEASE_S:g} s: "
+            f"{kept}. Unless another member has done it: {_help(who)}; a run of this controller does so by itself"
+        )
     return removed
 
 

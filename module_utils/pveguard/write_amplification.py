@@ -616,7 +616,7 @@ class _File:
         if self.hung:
             return
         try:
-            self.path.unlink(missing_ok=True)
+            pve_file.patiently(lambda: self.path.unlink(missing_ok=True), None)
         except OSError as error:
             raise PveguardError(
                 f"{self.name} cannot be removed: {error.strerror}; the next probe on this node removes it, or 'rm' does "

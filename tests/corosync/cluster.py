@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.pveguard import corosync_change, corosync_conf, corosync_edit, pve_file
 from ansible.module_utils.pveguard.corosync_change import Outcome, Wanted
-from ansible.module_utils.pveguard.run import Result
+from ansible.module_utils.pveguard.run import Result, run
 
 
 def text_of(nodes: int, links: int = 1, version: int = 4) -> str:
@@ -40,6 +40,7 @@ class Cluster:
         (root / "usr/sbin/corosync").touch()
         (root / "etc/corosync/authkey").write_bytes(b"k" * 128)
         self.now = 0.0
+        self.takes_locks: Callable[[], bool] = lambda: True  # whether the file system takes mkdir and rmdir
         self.live = set(range(1, nodes + 1))
         self.down: set[int] = set()
         self.accept: Callable[[str], bool] = lambda _text: True
@@ -158,6 +159,8 @@ class Cluster:
                 return Result(1, "", self.start_fails) if self.start_fails else self._restart()
             case ["systemctl", "show", *_] | ["ss" | "ha-manager", *_]:
                 return Result(0, "", "")
+            case ["mkdir" | "rmdir" | "touch", *_]:
+                return run(argv) if self.takes_locks() else Result(1, "", f"{argv[0]}: cannot do '{argv[-1]}': Permission denied")
         raise AssertionError(f"unexpected command: {' '.join(argv)}")
 
     def _restart(self) -> Result:

@@ -109,11 +109,21 @@ class Member(Node):
         return self.python(
             "from pveguard import corosync_change as c\n"
             "o = c.apply(c.Wanted(**args[0]), args[1])\n"
-            "result = {'changed': o.changed, 'after': o.after, 'live': o.info['live_member_ids'], 'restart': o.restart_needed}",
+            "result = {'changed': o.changed, 'after': o.after, 'live': o.info['live_member_ids'], 'restart': o.restart_needed,\n"
+            "          'kept': [each.shown() for each in o.lock_kept]}",
             wanted,
             timeout_s,
             # There and back, a lock and a ring that forms anew.
             timeout=3 * timeout_s + 60,
+        )
+
+    def give_back(self, deadline_s: float = 60) -> dict[str, Any]:
+        return self.python(
+            "from pveguard import pve_lock\n"
+            "o = pve_lock.give_back(args[0])\n"
+            "result = {'removed': o.removed, 'kept': [each.shown() for each in o.left]}",
+            deadline_s,
+            timeout=deadline_s + 60,
         )
 
     def member(self, deadline_s: float = 60, **request: Any) -> dict[str, Any]:

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import corosync_change, corosync_conf, corosync_edit
+from ansible.module_utils.pveguard import corosync_change, corosync_conf, corosync_edit, pve_file, pve_lock
 from ansible.module_utils.pveguard.corosync_change import ChangeFailed, Wanted
 from ansible.module_utils.pveguard.errors import PveguardError
 
@@ -624,3 +627,144 @@ def test_a_probe_that_dies_while_a_change_arrives_undoes_nothing(cluster: Make) 
     member.effect = lambda text: member.live.discard(3) if "token: 6000" in text else None
     with pytest.raises(ChangeFailed):
         member.change(token_ms=6000)
+
+
+# The lock on corosync.conf
+
+
+LOCK = "etc/pve/priv/lock/file-corosync_conf"
+
+
+def test_a_listing_that_costs_the_quorum_leaves_its_lock_for_later(cluster: Make) -> None:
+    """As on the real daemon, which answers the rename after a second: the new text runs by then."""
+    member = cluster(nodes=1)
+    member.takes_locks = lambda: member.quorate and "name: pve2" not in member.text
+    outcome = member.change(nodes=[node(2)])
+    (kept,) = outcome.lock_kept
+    assert outcome.changed and kept.shown() == {"path": f"/{LOCK}", "reason": "Permission denied"}
+    assert (member.root / LOCK).is_dir() and pve_lock.noted(member.root) == [kept]
+    # A look costs nothing more while it cannot be given back.
+    began = member.now
+    assert member.change().lock_kept == [kept] and member.now == began
+    # The node has joined: the next call here, which changes nothing, gives it back.
+    member.live.add(2)
+    member.takes_locks = lambda: True
+    again = member.change(nodes=[node(2)], expected_ids=[1, 2])
+    assert (again.changed, again.lock_kept) == (False, [])
+    assert not (member.root / LOCK).exists() and pve_lock.noted(member.root) == []
+
+
+def test_the_lock_of_a_listing_whose_node_never_came_goes_when_it_is_taken_off(cluster: Make) -> None:
+    member = cluster(nodes=1)
+    member.takes_locks = lambda: member.quorate and "name: pve2" not in member.text
+    assert member.change(nodes=[node(2)]).lock_kept
+    member.takes_locks = lambda: member.quorate
+    outcome = member.change(nodes=[{"name": "pve2"}], absent=True)
+    assert outcome.changed and outcome.lock_kept == [] and not (member.root / LOCK).exists()
+
+
+def test_a_failed_change_gives_its_lock_back_or_notes_it(cluster: Make) -> None:
+    member = cluster()
+    member.accept = lambda text: "token: 5000" not in text
+    failing = iter([True, False, False])  # mkdir, rmdir, rmdir at the end of the call ...
+    member.takes_locks = lambda: next(failing, True)
+    assert failed(member, token_ms=5000).rolled_back
+    assert not (member.root / LOCK).exists() and pve_lock.noted(member.root) == []
+
+    def effect(text: str) -> None:
+        if "token: 6000" in text:
+            member.live = {1}
+
+    member.effect, member.accept = effect, lambda _text: True
+    member.takes_locks = lambda: "token: 6000" not in member.text
+    assert failed(member, token_ms=6000).rolled_back is False
+    (kept,) = pve_lock.noted(member.root)
+    assert kept.reason == "Permission denied" and (member.root / LOCK).is_dir()
+
+
+def test_a_lock_of_a_dead_holder_holds_up_no_change(cluster: Make) -> None:
+    """A lock of a killed run, fresh or old: the daemon drops it when it is asked to, 120 s after it was made."""
+    member = cluster()
+    lock = member.root / LOCK
+    lock.mkdir(parents=True)
+    member.later.append((125, lock.rmdir))
+    assert member.change(token_ms=5000).changed and 125 <= member.now < 140
+    assert ["touch", "-c", "-d", "@0", str(lock)] in member.calls and not lock.exists()
+
+
+def test_check_mode_neither_takes_nor_gives_back(cluster: Make) -> None:
+    member = cluster(nodes=1)
+    member.takes_locks = lambda: member.quorate and "name: pve2" not in member.text
+    member.change(nodes=[node(2)])
+    member.live.add(2)
+    before = {path: path.stat().st_mtime_ns for path in member.root.rglob("*")}
+    member.calls.clear()
+    member.plan(token_ms=5000)
+    restore(member, text_of(2), check_mode=True)
+    corosync_change.publish(member.text, 20, check_mode=True, run=member.run, root=member.root)
+    assert {path: path.stat().st_mtime_ns for path in member.root.rglob("*") if "candidate" not in path.name} == before
+    assert not {"mkdir", "rmdir", "touch"} & {argv[0] for argv in member.calls}
+
+
+def test_an_error_of_the_rename_does_not_say_that_it_was_not_done(cluster: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    member = cluster()
+    real = os.rename
+
+    def lost(source: Any, target: Any) -> None:
+        real(source, target)
+        if str(target).endswith("etc/pve/corosync.conf"):
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "rename", lost)
+    assert member.change(token_ms=5000).changed and "token: 5000" in member.running
+
+
+def test_a_write_that_a_passing_loss_of_quorum_refuses_is_done_again(cluster: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    member = cluster()
+    real = os.rename
+    until = [3.0]
+
+    def refuse(source: Any, target: Any) -> None:
+        if str(target).endswith("etc/pve/corosync.conf") and member.now < until[0]:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    assert member.change(token_ms=5000).changed and member.now >= 3
+    # One that lasts is told, nothing stays beside the file.
+    until[0] = 1e9
+    before = member.text
+    with pytest.raises(PveguardError, match="corosync.conf: Permission denied: quorum may have been lost"):
+        member.change(token_ms=6000)
+    assert member.text == before and not member.pve.with_name("corosync.conf.new").exists()
+    assert not (member.root / LOCK).exists()
+
+
+def test_a_daemon_that_never_answers_a_write_does_not_hang_the_change(cluster: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    member = cluster()
+    monkeypatch.setattr(pve_file, "ANSWER_S", 0.2)
+    monkeypatch.setattr(pve_file.answered, "__defaults__", (0.2,))
+    monkeypatch.setattr(pve_file, "write_in_place", lambda *_: time.sleep(3600))
+    with pytest.raises(PveguardError, match="no answer from the daemon within"):
+        member.change(token_ms=5000)
+
+
+def test_the_module_says_which_lock_it_left(run_module: RunModule, monkeypatch: pytest.MonkeyPatch, cluster: Make) -> None:
+    member = cluster(nodes=1)
+    member.takes_locks = lambda: member.quorate and "name: pve2" not in member.text
+    real, noted = corosync_change.apply, pve_lock.noted
+    monkeypatch.setattr(
+        corosync_change,
+        "apply",
+        lambda wanted, deadline, expected: real(
+            wanted, deadline, expected, member.run, member.root, member.sleep, lambda: member.now
+        ),
+    )
+    monkeypatch.setattr(pve_lock, "noted", lambda root=member.root: noted(root))
+    result = run_module("corosync_conf", nodes=[node(2)], deadline_seconds=5)
+    expected = [{"path": f"/{LOCK}", "reason": "Permission denied"}]
+    assert result["changed"] and result["lock_kept"] == expected, result
+    assert f"/{LOCK} could not be given back: Permission denied" in str(result["warnings"])
+    # Also where the call fails.
+    result = run_module("corosync_conf", nodes=[node(2)], expected_ids=[1, 2], deadline_seconds=5)
+    assert result["failed"] and result["lock_kept"] == expected, result

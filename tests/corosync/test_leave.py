@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +224,8 @@ def test_what_names_a_node_is_found(root: Path) -> None:
 
 
 def test_the_directory_goes_only_as_it_was_shown(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pve_file, "require_writable", lambda _root: None)
+    monkeypatch.setattr(pve_file, "await_writable", lambda *_: None)
+    monkeypatch.setattr(pve_file, "is_mounted", lambda _root: True)
     before = snapshot(root)
     shown = ["nodes/pve3/pve-ssl.pem", "nodes/pve3/qemu-server/301.conf"]
     with pytest.raises(PveguardError, match="corosync.conf lists pve3"):
@@ -236,6 +239,30 @@ def test_the_directory_goes_only_as_it_was_shown(root: Path, monkeypatch: pytest
     assert node_traces.remove_directory("pve3", shown, root)
     gone = set(before) - set(snapshot(root))
     assert gone and all(path.startswith("etc/pve/nodes/pve3") for path in gone)
+
+
+def test_the_removal_of_the_directory_outlasts_a_passing_loss_of_quorum(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pve_file, "await_writable", lambda *_: None)
+    monkeypatch.setattr(pve_file, "is_mounted", lambda _root: True)
+    monkeypatch.setattr(node_traces, "lists", lambda *_: False)
+    shown = ["nodes/pve3/pve-ssl.pem", "nodes/pve3/qemu-server/301.conf"]
+    now, until, real = [0.0], [4.0], os.rmdir
+
+    def rmdir(path: Any, **more: Any) -> None:
+        if now[0] < until[0]:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        real(path, **more)
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(os, "rmdir", rmdir)
+    assert node_traces.remove_directory("pve3", shown, root, sleep=sleep, clock=lambda: now[0]) and now[0] == 4
+    assert not (root / "etc/pve/nodes/pve3").exists()
+    (root / "etc/pve/nodes/pve3").mkdir()
+    until[0] = 1e9
+    with pytest.raises(PveguardError, match="/etc/pve/nodes/pve3: Permission denied: it is removed in part at most; run again"):
+        node_traces.remove_directory("pve3", shown, root, sleep=sleep, clock=lambda: now[0])
 
 
 def test_what_names_the_node_forbids_it_or_is_said() -> None:

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
+import time
+from collections.abc import Callable
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -38,6 +41,7 @@ class Host:
         self.local = root / "root/.ssh/authorized_keys2"
         make_database(self.node.database, {"nodes/pve2/qemu-server/100.conf": "memory: 512\n"})
         monkeypatch.setattr(program, "systemctl", self.systemctl)
+        self.command = program.command
         monkeypatch.setattr(
             program, "command", lambda *argv, **_: program.subprocess.CompletedProcess(argv, 0)
         )
@@ -45,8 +49,10 @@ class Host:
         monkeypatch.setattr(program, "is_mounted", lambda _node: self.mounted)
         monkeypatch.setattr(program, "missing", lambda *_: [] if self.quorate else ["no quorum"])
         monkeypatch.setattr(program, "quorum", lambda: (True, [1, 2]))
+        self.prove_writable = program.prove_writable
+        self.sleep: Callable[[], object] = lambda: None
         monkeypatch.setattr(program, "prove_writable", lambda *_: None)
-        monkeypatch.setattr(program.time, "sleep", lambda _s: None)
+        monkeypatch.setattr(program.time, "sleep", lambda _s: self.sleep())
         monkeypatch.setattr(program.signal, "signal", lambda *_: None)
 
     def systemctl(self, *argv: str, must: bool = True) -> str:
@@ -213,3 +219,62 @@ def test_a_leave_that_cannot_end_is_undone(host: Host, monkeypatch: pytest.Monke
     assert (host.root / "etc/corosync/corosync.conf").read_text() == CONF
     assert host.program.read_tree(host.node.database) == before
     assert ("start", host.program.COROSYNC) in host.units
+
+
+# /etc/pve refuses a write while the members form anew
+
+
+def test_the_proof_that_it_takes_writes_outlasts_a_passing_loss_of_quorum(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = ["mkdir", "mkdir", "rmdir"]
+
+    def command(*argv: str, **more: Any) -> Any:
+        if refused and argv[0] == refused[0]:
+            refused.pop(0)
+            return host.program.subprocess.CompletedProcess(argv, 1, "", "Permission denied")
+        return host.command(*argv, **more)
+
+    monkeypatch.setattr(host.program, "command", command)
+    host.prove_writable(host.node, "pve2", time.monotonic() + 60)
+    assert refused == [] and not (host.node.pve / "pveguard-pve2").exists()
+    # What an interrupted run left is no obstacle, and is removed.
+    (host.node.pve / "pveguard-pve2").mkdir()
+    host.prove_writable(host.node, "pve2", time.monotonic() + 60)
+    assert not (host.node.pve / "pveguard-pve2").exists()
+    refused[:] = ["mkdir"] * 100
+    with pytest.raises(host.program.Failure, match="cannot be written although the node is quorate: Permission denied"):
+        host.prove_writable(host.node, "pve2", time.monotonic() - 1)
+
+
+def test_a_write_is_done_again_until_the_deadline(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, refusals = host.program.write_in_place, [0]
+
+    def refusing(path: Path, data: bytes) -> None:
+        if refusals[0]:
+            refusals[0] -= 1
+            raise OSError(errno.EACCES, "Permission denied")
+        real(path, data)
+
+    monkeypatch.setattr(host.program, "write_in_place", refusing)
+    refusals[0] = 3
+    assert host.perform(state="bootstrapped", deadline_s=60).get("error") is None
+    refusals[0] = 10**9
+    (host.node.pve / "corosync.conf").unlink()
+    for file in ("authkey", "corosync.conf"):
+        (host.root / "etc/corosync" / file).unlink()
+    assert "Permission denied" in host.perform(state="bootstrapped")["error"]
+
+
+def test_the_keys_of_a_node_that_leaves_are_kept_when_it_takes_writes(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, refusals = host.program.write_in_place, [3]
+
+    def refusing(path: Path, data: bytes) -> None:
+        if refusals[0]:
+            refusals[0] -= 1
+            raise OSError(errno.EACCES, "Permission denied")
+        real(path, data)
+
+    monkeypatch.setattr(host.program, "write_in_place", refusing)
+    change = host.program.Change(host.node, {"deadline_s": 60, "node_name": "pve2"})
+    host.keys.unlink()
+    change._keep_keys()
+    assert host.keys.read_text() == f"{SHARED}\n{OWN}\n" and refusals == [0]

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -55,6 +58,93 @@ def test_check_mode_without_the_file_system(run_module: RunModule) -> None:
     assert "diff" not in result
     result = run_module("pve_file", path="/etc/pve/a.cfg", content="x\n")
     assert result["failed"] and "not mounted" in result["msg"]
+
+
+class Flaky:
+    """An action that is refused until ``until`` seconds have been slept."""
+
+    def __init__(self, until: float, number: int) -> None:
+        self.now, self.until, self.number = 0.0, until, number
+
+    def __call__(self) -> None:
+        if self.now < self.until:
+            raise OSError(self.number, os.strerror(self.number))
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def try_it(self, root: Path) -> float:
+        pve_file.patiently(self, root, self.sleep, lambda: self.now)
+        return self.now
+
+
+def test_what_a_passing_loss_of_quorum_explains_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pve_file, "is_mounted", lambda _root: True)
+    for number in (errno.EACCES, errno.EROFS, errno.EIO):
+        assert Flaky(7, number).try_it(tmp_path) == 7
+        with pytest.raises(OSError) as caught:
+            (lasting := Flaky(1e9, number)).try_it(tmp_path)
+        assert caught.value.errno == number and lasting.now == pve_file.PATIENCE_S
+    # What it does not explain is an error at once.
+    with pytest.raises(OSError) as caught:
+        (at_once := Flaky(7, errno.ENOSPC)).try_it(tmp_path)
+    assert caught.value.errno == errno.ENOSPC and at_once.now == 0
+    # Nothing is written beneath the mount point when the daemon goes meanwhile.
+    monkeypatch.setattr(pve_file, "is_mounted", lambda _root: False)
+    with pytest.raises(OSError, match="not mounted any more"):
+        Flaky(0, errno.EACCES).try_it(tmp_path)
+
+
+def test_a_file_is_written_and_removed_when_quorum_is_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "etc/pve").mkdir(parents=True)
+    monkeypatch.setattr(pve_file, "is_mounted", lambda _root: True)
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    def refusing(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **more: Any) -> Any:
+            if now[0] < 5:
+                raise PermissionError(errno.EACCES, "Permission denied")
+            return real(*arguments, **more)
+
+        return call
+
+    monkeypatch.setattr(pve_file, "write_in_place", refusing(pve_file.write_in_place))
+    assert pve_file.apply("/etc/pve/a/b.cfg", b"x\n", tmp_path, sleep, lambda: now[0]).changed and now[0] == 5
+    assert (tmp_path / "etc/pve/a/b.cfg").read_bytes() == b"x\n"
+    now[0] = 0.0
+    monkeypatch.setattr(Path, "unlink", refusing(Path.unlink))
+    assert pve_file.apply("/etc/pve/a/b.cfg", None, tmp_path, sleep, lambda: now[0]).changed and now[0] == 5
+    assert not (tmp_path / "etc/pve/a/b.cfg").exists()
+
+
+def test_a_lack_of_quorum_is_awaited_then_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pve_file, "is_mounted", lambda _root: True)
+    now, until = [0.0], [6.0]
+    monkeypatch.setattr(pve_file, "has_quorum", lambda _root: now[0] >= until[0])
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    pve_file.await_writable(tmp_path, sleep, lambda: now[0])
+    assert now[0] == 6
+    until[0] = 1e9
+    with pytest.raises(PveguardError, match="read-only because this node has no quorum"):
+        pve_file.await_writable(tmp_path, sleep, lambda: now[0])
+    assert now[0] == 6 + pve_file.PATIENCE_S
+    monkeypatch.setattr(pve_file, "is_mounted", lambda _root: False)
+    with pytest.raises(PveguardError, match="not mounted"):
+        pve_file.await_writable(tmp_path, sleep, lambda: now[0])
+    assert now[0] == 6 + pve_file.PATIENCE_S
+
+
+def test_a_daemon_that_never_answers_is_an_error() -> None:
+    with pytest.raises(OSError, match="no answer from the daemon within 0.2 s"):
+        pve_file.answered(lambda: time.sleep(3600), 0.2)
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        pve_file.answered(lambda: 1 / 0)
 
 
 @pytest.fixture

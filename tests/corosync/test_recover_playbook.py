@@ -48,7 +48,8 @@ if not module.check_mode:
     after = place.parent / f"after-{step}"
     for host, facts in (json.loads(after.read_text()) if after.exists() else {}).items():
         (place.parent / host / "facts").write_text(json.dumps(facts))
-module.exit_json(changed=True, directory="/var/lib/pveguard/recover/20261121T164000Z")
+kept = [{"path": "LOCK", "reason": "x"}] if step == "publish" and (place / "left").exists() else []
+module.exit_json(changed=True, directory="/var/lib/pveguard/recover/20261121T164000Z", lock_kept=kept)
 """
 
 
@@ -56,7 +57,7 @@ class Site:
     def __init__(self, folder: Path, nodes: Mapping[str, Any]) -> None:
         self.folder, self.hosts = folder, {}
         (folder / "library").mkdir()
-        for name in ("node_info", "run_lock", "corosync_recover", "ram_state_restore"):
+        for name in ("node_info", "run_lock", "corosync_recover", "ram_state_restore", "pve_lock"):
             (folder / f"library/{name}.py").write_text(MODULE.replace("NAME", name))
         for name, facts in nodes.items():
             (folder / name).mkdir()
@@ -112,7 +113,11 @@ class Site:
     def calls(self) -> list[str]:
         """``HOST STEP`` of every call that changes something."""
         found = [json.loads(line) for line in (self.folder / "calls").read_text().splitlines()]
-        steps = [f"{host} {given.get('step') or given.get('state')}" for host, kind, _, given in found if kind != "run_lock"]
+        steps = [
+            f"{host} {'give back' if kind == 'pve_lock' else given.get('step') or given.get('state')}"
+            for host, kind, _, given in found
+            if kind != "run_lock"
+        ]
         return [step for step in steps if not step.endswith("None")]
 
 
@@ -159,6 +164,14 @@ def test_shown_refused_and_done_by_its_word(tmp_path: Path) -> None:
     assert code == 0 and site.calls()[-1] == "pve1 publish", text
     code, text = site.play()
     assert code == 0 and changed(text) == 0 and "nothing to recover" in text
+
+
+def test_a_lock_that_a_step_had_to_leave_is_given_back_there(tmp_path: Path) -> None:
+    site = Site(tmp_path, same_version())
+    site.after("publish", published())
+    (tmp_path / "pve1/left").touch()
+    code, text = site.play("-e", f"recover_confirm=publish:{NAME}")
+    assert code == 0 and site.calls()[-2:] == ["pve1 publish", "pve1 give back"], text
 
 
 def test_a_person_is_asked_before_each_step(tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import corosync_repair, ha_info, pmxcfs
+from ansible.module_utils.pveguard import corosync_repair, ha_info, pmxcfs, pve_lock
+from ansible.module_utils.pveguard import node as node_facts
 from ansible.module_utils.pveguard.corosync_repair import Node, Request, carry_out
 from ansible.module_utils.pveguard.errors import PveguardError
 from ansible.module_utils.pveguard.run import Result
@@ -231,3 +233,25 @@ def test_a_key_is_masked_wherever_it_stands() -> None:
     assert corosync_repair.masked(text) == (
         "totem {\n  key: (not shown)\n  keyfile: /etc/corosync/authkey\n  Secret:(not shown)\n}\nkey:   \n"
     )
+
+
+def test_a_lock_that_was_left_is_returned_also_by_a_failure(
+    run_module: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kept = pve_lock.Kept("/etc/pve/priv/lock/file-corosync_conf", "Permission denied", 1, 2)
+    pve_lock._note(kept, tmp_path)
+    noted = pve_lock.noted
+    monkeypatch.setattr(pve_lock, "noted", lambda root=tmp_path: noted(root))
+    monkeypatch.setattr(corosync_repair, "carry_out", lambda *_: {"changed": True, "before": "", "after": ""})
+    arguments: dict[str, Any] = {"step": "publish", "text": "totem {\n}\n"}
+    result = run_module("corosync_recover", **arguments)
+    assert result["lock_kept"] == [kept.shown()] and kept.path in str(result["warnings"]), result
+
+    def fails(*_: Any) -> dict[str, Any]:
+        raise PveguardError("it has not arrived")
+
+    monkeypatch.setattr(corosync_repair, "carry_out", fails)
+    result = run_module("corosync_recover", **arguments)
+    assert result["failed"] and result["lock_kept"] == [kept.shown()], result
+    # The next run of any playbook knows of it by the facts of the node.
+    assert node_facts._locks_kept(tmp_path) == [kept.shown()] and node_facts._locks_kept(tmp_path / "none") == []

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 from collections.abc import Callable
@@ -225,6 +226,28 @@ def test_of_two_nodes_at_once_the_last_removes_the_managers_status(tmp_path: Pat
     result = node.apply("disabled", "watchdog")
     assert result["steps"][-2:] == ["remove /etc/pve/nodes/pve1/lrm_status", "remove /etc/pve/ha/manager_status"]
     assert status_files(node) == []
+
+
+def test_a_status_is_removed_when_a_passing_loss_of_quorum_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node(tmp_path)
+    node.pve("ha/manager_status", "{}")
+    real, until = Path.unlink, [6.0]
+    began = node.now
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "manager_status" and node.now - began < until[0]:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        real(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    node.apply("disabled", "managers")
+    assert "remove /etc/pve/ha/manager_status" in node.apply("disabled", "watchdog")["steps"]
+    assert status_files(node) == []
+    # One that lasts is told.
+    node.pve("ha/manager_status", "{}")
+    until[0] = 1e12
+    with pytest.raises(PveguardError, match="/etc/pve/ha/manager_status could not be removed: Permission denied.*run again"):
+        node.apply("disabled", "watchdog")
 
 
 def test_with_resources_no_status_is_touched(tmp_path: Path) -> None:

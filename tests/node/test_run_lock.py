@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import run_lock
+from ansible.module_utils.pveguard import pve_lock, run_lock
 from ansible.module_utils.pveguard.errors import PveguardError
 from ansible.module_utils.pveguard.run import Result, run
 
@@ -116,3 +118,107 @@ def test_a_failed_write_leaves_no_lock_behind(root: Path) -> None:
         run_lock.acquire(ONE, root=root, run=full)
     assert not (root / "run/pveguard/run.lock").exists()
     assert not (root / "etc/pve/priv/lock/pveguard").exists()
+
+
+# What /etc/pve refuses
+
+
+class Refusing:
+    """/etc/pve refuses ``programs`` until ``until`` seconds have been slept; ``done`` ones happen all the same."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *programs: str, until: float = 1e9, done: bool = False) -> None:
+        self.programs, self.until, self.done, self.now = programs, until, done, 0.0
+        # Its own clock only: that of the processes it starts is real.
+        own = SimpleNamespace(sleep=self.sleep, monotonic=lambda: self.now, time=time.time)
+        monkeypatch.setattr(run_lock, "time", SimpleNamespace(**{**vars(time), **vars(own)}))
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def __call__(self, argv: Sequence[str], **more: Any) -> Result:
+        if argv[0] not in self.programs or self.now >= self.until:
+            return run(argv, **more)
+        if self.done:
+            run(argv, **more)
+            return Result(1, "", f"{argv[0]}: cannot do '{argv[-1]}': Input/output error")
+        if argv[0] == "rm" and self.programs == ("rm",):
+            # As rm does where the first unlink succeeds and quorum is lost then.
+            (Path(argv[-1]) / "holder").unlink(missing_ok=True)
+        return Result(1, "", f"{argv[0]}: cannot do '{argv[-1]}': Permission denied")
+
+
+def test_giving_back_waits_for_a_passing_loss_of_quorum(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_lock.acquire(ONE, root=root)
+    refusing = Refusing(monkeypatch, "rm", until=12)
+    assert run_lock.release("one", refusing, root)
+    assert not (root / "etc/pve/priv/lock/pveguard").exists() and 12 <= refusing.now < 14
+
+
+def test_a_lock_that_cannot_be_given_back_is_told_with_what_frees_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_lock.acquire(ONE, root=root)
+    refusing = Refusing(monkeypatch, "rm", "rmdir")
+    with pytest.raises(PveguardError) as caught:
+        run_lock.release("one", refusing, root)
+    for part in (os.uname().nodename, "/etc/pve/priv/lock/pveguard", "Permission denied", "pveguard_lock_takeover=one"):
+        assert part in str(caught.value), caught.value
+    assert refusing.now >= 30 and not (root / "run/pveguard/run.lock").exists(), "that of the node is given back"
+    # It can be recovered as before.
+    assert not run_lock.acquire(TWO, root=root).acquired
+    assert run_lock.acquire(TWO, takeover="one", root=root).acquired
+
+
+def test_a_lock_that_was_removed_in_part_is_told_with_the_id_it_has_now(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_lock.acquire(ONE, root=root)
+    with pytest.raises(PveguardError, match="pveguard_lock_takeover=unknown"):
+        run_lock.release("one", Refusing(monkeypatch, "rm"), root)
+    assert run_lock.acquire(TWO, takeover="unknown", root=root).acquired
+
+
+def test_a_taken_over_lock_without_a_name_gets_ours_and_is_given_back(root: Path, quick_sleep: None) -> None:
+    (root / "etc/pve/priv/lock/pveguard").mkdir()
+    assert run_lock.acquire(TWO, takeover="unknown", root=root).acquired
+    assert json.loads((root / "etc/pve/priv/lock/pveguard/holder").read_text())["run_id"] == "two"
+    assert run_lock.release("two", root=root)
+    assert not (root / "etc/pve/priv/lock/pveguard").exists()
+
+
+def test_an_error_although_it_was_removed_is_none(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_lock.acquire(ONE, root=root)
+    assert run_lock.release("one", Refusing(monkeypatch, "rm", done=True), root)
+
+
+def test_taking_waits_for_a_passing_loss_of_quorum(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing = Refusing(monkeypatch, "mkdir", "dd", until=6)
+    assert run_lock.acquire(ONE, root=root, run=refusing).acquired and 6 <= refusing.now < 8
+    assert json.loads((root / "etc/pve/priv/lock/pveguard/holder").read_text())["run_id"] == "one"
+    run_lock.release("one", root=root)
+    refusing = Refusing(monkeypatch, "mkdir")
+    with pytest.raises(PveguardError, match="could not be made for 15 s.*Permission denied.*corosync-quorumtool"):
+        run_lock.acquire(ONE, root=root, run=refusing)
+    assert not (root / "run/pveguard/run.lock").exists()
+
+
+def test_a_lock_that_was_made_although_the_answer_was_an_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pve_lock, "_row", lambda *_: (7, 1))
+    monkeypatch.setattr(pve_lock, "_node_ids", lambda *_: (1, {1: "pve1"}))
+    assert run_lock.acquire(ONE, root=root, run=Refusing(monkeypatch, "mkdir", done=True)).acquired
+    assert json.loads((root / "etc/pve/priv/lock/pveguard/holder").read_text())["run_id"] == "one"
+
+
+def test_a_takeover_that_cannot_remove_the_lock_is_told(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_lock.acquire(ONE, root=root)
+    with pytest.raises(PveguardError, match="the lock of one cannot be taken over: .*pveguard could not be removed: "):
+        run_lock.acquire(TWO, takeover="one", root=root, run=Refusing(monkeypatch, "rm", "mkdir"))
+
+
+def test_the_module_warns_of_what_it_could_not_give_back(
+    root: Path, run_module: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(_run_id: str) -> bool:
+        raise PveguardError("pve1: the lock could not be given back")
+
+    monkeypatch.setattr(run_lock, "release", failing)
+    result = run_module("run_lock", state="released", holder=ONE)
+    # Where a task does not fail for it the warning is shown all the same.
+    assert result["failed"] and "could not be given back" in result["msg"] and "given back" in str(result["warnings"])
+    assert "failed" not in run_module("run_lock", state="released", holder=ONE, _ansible_check_mode=True)

@@ -291,9 +291,54 @@ def test_a_failure_half_way_says_what_was_written(
 
     with monkeypatch.context() as patch:
         patch.setattr(ps.os, "rename", rename)
+        patch.setattr(ps, "PASSING_SECONDS", 0)
         error = pve("latest", "firewall", "--yes", rc=ps.EXIT_ERROR)["error"]
     assert "Permission denied" in error and "written before that: firewall/100.fw." in error
     assert pve.files()["firewall/cluster.fw"] == b"[OTHER]\n" and not list(pve.folder.rglob("*.tmp.*"))
+
+
+def test_a_passing_loss_of_quorum_is_outlasted(ps: ModuleType, pve: Pve, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, refusals = os.rename, [2]
+
+    def rename(source: str, target: str) -> None:
+        if target.endswith("storage.cfg") and refusals[0]:
+            refusals[0] -= 1
+            raise PermissionError(13, "Permission denied", source)
+        real(source, target)
+
+    monkeypatch.setattr(ps.os, "rename", rename)
+    pve("latest", "storage.cfg", "--yes")
+    assert refusals == [0] and pve.files()["storage.cfg"] == b"dir: local\n" and not list(pve.folder.rglob("*.tmp.*"))
+
+
+def test_an_error_although_it_was_written_is_none(ps: ModuleType, pve: Pve, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.rename
+
+    def rename(source: str, target: str) -> None:
+        real(source, target)
+        if target.endswith("storage.cfg"):
+            raise OSError(5, "Input/output error", source)
+
+    monkeypatch.setattr(ps.os, "rename", rename)
+    monkeypatch.setattr(ps, "PASSING_SECONDS", 0)
+    pve("latest", "storage.cfg", "--yes")
+    assert pve.files()["storage.cfg"] == b"dir: local\n"
+
+
+def test_a_file_that_was_left_half_written_is_named(ps: ModuleType, pve: Pve, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused_by_pve(real: Any) -> Any:
+        def call(path: str, *rest: Any) -> Any:
+            if ".tmp." in str(path) and os.path.exists(path):
+                raise PermissionError(13, "Permission denied", path)
+            return real(path, *rest)
+
+        return call
+
+    monkeypatch.setattr(ps.os, "unlink", refused_by_pve(os.unlink))
+    monkeypatch.setattr(ps.os, "rename", refused_by_pve(os.rename))
+    monkeypatch.setattr(ps, "PASSING_SECONDS", 0)
+    error = pve("latest", "storage.cfg", "--yes", rc=ps.EXIT_REFUSED)["error"]
+    assert f"storage.cfg.tmp.{os.getpid()} was left (Permission denied)" in error, error
 
 
 def test_a_hanging_daemon_does_not_hang_us(ps: ModuleType) -> None:

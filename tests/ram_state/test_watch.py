@@ -302,6 +302,32 @@ def test_a_directory_left_by_the_advance_is_no_obstacle(
         ps.one_pair(str(lock))
     assert not lock.exists()
 
+    def refused(path: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(ps.os, "rmdir", refused)
+    with pytest.raises(PermissionError, match="no quorum; removed again: Permission denied"):
+        ps.one_pair(str(lock))
+
+
+def test_an_advance_that_others_finished_leaves_no_directory(
+    ps: ModuleType, ram_node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ram_node.power_cut()
+    assert ram_node.run(["systemctl", "start", "pve-cluster.service"]).rc == 0
+    watcher = ps.Watcher(ram_node.paths, ram_node.config)
+    lock = Path(f"{ram_node.paths.pve}/priv/lock/pveguard-{os.uname().nodename}")
+    lock.mkdir(parents=True)  # of a pair that was cut in two
+    watcher.members.state = (True, True, frozenset())
+    watcher.live_root = 10**9  # others raised it
+    with monkeypatch.context() as patch:
+        patch.setattr(ps.os, "rmdir", lambda path: (_ for _ in ()).throw(PermissionError(13, "no quorum")))
+        with pytest.raises(PermissionError):
+            watcher._advance()
+        assert watcher.advancing
+    watcher._advance()
+    assert not lock.exists() and not watcher.advancing
+
 
 # -- the real thing, on a real tmpfs
 

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import pmxcfs_journal
+from ansible.module_utils.pveguard import pmxcfs_journal, pve_file
 from ansible.module_utils.pveguard.pmxcfs_journal import Line, Row, Transaction
 from ansible.module_utils.pveguard.run import Result
 
@@ -188,3 +190,44 @@ def test_dropped_lines(text: str, count: int) -> None:
 def test_cost_is_the_text_of_the_daemon() -> None:
     lines = [Line("pmxcfs", 1, "ä"), Line("pmxcfs", 2, "bc"), Line("systemd-journald", 3, "not counted")]
     assert pmxcfs_journal.cost(lines) == {"lines": 2, "bytes": 4}
+
+
+# The way back of the switch
+
+
+@pytest.mark.parametrize(("refusals", "by_the_guard"), [(3, False), (10**6, True), (10**6, False)])
+def test_a_switch_that_does_not_go_back_at_once_is_tried_again_then_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusals: int, by_the_guard: bool
+) -> None:
+    switch, folder = tmp_path / "pve/.debug", tmp_path / "run"
+    switch.parent.mkdir()
+    switch.write_bytes(b"0\n")
+    monkeypatch.setattr(pve_file, "is_mounted_at", lambda _mount: True)
+    monkeypatch.setattr(pmxcfs_journal, "RESTORE_SECONDS", 2.0 if refusals < 10 else 0.3)
+    real, left = pmxcfs_journal._write, [refusals]
+
+    def write(path: Path, state: bytes) -> None:
+        if state == b"0\n" and left[0]:
+            left[0] -= 1
+            raise PermissionError(13, "Permission denied")
+        real(path, state)
+
+    def run(argv: Sequence[str], **_: Any) -> Result:
+        if argv[:2] == ["systemctl", "stop"] and by_the_guard:
+            for note in folder.glob("pmxcfs-debug.*.before"):
+                switch.write_bytes(note.read_bytes())
+                note.unlink()
+        return Result(0, "", "")
+
+    monkeypatch.setattr(pmxcfs_journal, "_write", write)
+
+    def measure() -> None:
+        with pmxcfs_journal.switched_on(1, pve=str(switch.parent), run_dir=str(folder), run=run):
+            assert switch.read_bytes() == b"1\n"
+
+    if refusals == 3 or by_the_guard:
+        measure()
+        assert switch.read_bytes() == b"0\n" and not list(folder.glob("*.before"))
+    else:
+        with pytest.raises(pmxcfs_journal.Unavailable, match=r"could not be switched back: .*\.debug takes no writes"):
+            measure()

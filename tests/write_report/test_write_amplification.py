@@ -229,6 +229,25 @@ def test_a_file_system_that_takes_no_file(fake: Fake, monkeypatch: pytest.Monkey
     assert fake.files() == before
 
 
+def test_the_file_is_removed_when_a_passing_loss_of_quorum_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write_amplification._File(tmp_path / "probe.tmp.1")
+    file.path.write_text("x")
+    refuse = tmp_path / "refuse"
+    refuse.write_text("xx")
+    real = Path.unlink
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        # In a process of its own, so it counts on the disk.
+        if path == file.path and (left := refuse.read_text()):
+            refuse.write_text(left[1:])
+            raise PermissionError(13, "Permission denied")
+        real(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    file.remove()
+    assert not file.path.exists()
+
+
 def test_what_is_left_is_nothing(fake: Fake) -> None:
     before = fake.files()
     result = fake.measure(cases=[SMALL, {"file_bytes": 1, "block_bytes": 1}])
