@@ -81,7 +81,7 @@ def _identity(path: str) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _content(path: str) -> tuple[int, int] | None:
+def _size_and_time(path: str) -> tuple[int, int] | None:
     try:
         found = os.stat(path)
     except FileNotFoundError:
@@ -109,7 +109,7 @@ class _Files:
         self.identity = _identity(path), _identity(log)
         if self.identity[0] is None:
             raise Unreadable(f"{path} does not exist")
-        self.content = _content(path), _content(log)
+        self.content = _size_and_time(path), _size_and_time(log)
         self.header = _head(log, _LOG_HEADER)
         shared = _head(index, _INDEX_BYTES)
         #: The index's header, b"" where it is missing, in the making or that of another program.

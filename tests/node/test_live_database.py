@@ -468,3 +468,12 @@ def test_programs_open_only_files_of_their_own_for_writing(program: str) -> None
     own = text[: text.index("# --- live_database: from here")] + text[text.index("# --- live_database: its end") :]
     calls = [line.strip() for line in own.splitlines() if "connect(" in line and "def connect" not in line]
     assert calls and not [line for line in calls if "live_db" in line or "node.database" in line]
+
+
+@pytest.mark.parametrize("program", ["roles/ram_state/files/pve-state", "roles/corosync/files/cluster-member"])
+def test_no_name_of_the_carried_code_is_used_again(program: str) -> None:
+    """The later definition would take the place of the former."""
+    text = (ROOT / program).read_text()
+    names = re.findall(r"^(?:def |class )?(\w+)(?:\(| =|: Any =|:.* = )", text, re.MULTILINE)
+    names = [name for name in names if name not in ("if", "for", "with", "from", "import")]
+    assert "look" in names and sorted({name for name in names if names.count(name) > 1}) == []
