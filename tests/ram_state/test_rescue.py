@@ -55,6 +55,13 @@ def empty(node: Node) -> None:
     node.w.db.execute("COMMIT")
 
 
+def make_member(node: Node) -> None:
+    """The host has a cluster's corosync.conf."""
+    conf = Path(node.paths.corosync_conf)
+    conf.parent.mkdir(parents=True)
+    conf.write_text("totem {\n config_version: 3\n}\n")
+
+
 def corosync_conf_alone(node: Node) -> None:
     empty(node)
     node.w.write("corosync.conf", b"totem {\n config_version: 3\n}\n")
@@ -195,6 +202,29 @@ def test_the_older_state_can_be_taken_and_single_files_after_it(
     assert json.loads(capsys.readouterr().out)["files"] == len(wanted)
 
 
+@pytest.mark.parametrize("choice", ["--replica", "--rescued"])
+@pytest.mark.parametrize("state", STATES)
+def test_a_daemon_that_ends_in_the_same_boot(
+    ps: ModuleType, clock: Clock, ram_node: Node, state: str, choice: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It cannot start again from what it left, or must not: nothing is mounted anew, and the unit has restored already."""
+    good = saved(ram_node)
+    STATES[state][0](ram_node)
+    clock.run(3)
+    served = config_rows(ram_node)
+    ram_node.stop_daemon()
+    if "corosync" in state and choice == "--rescued":
+        make_member(ram_node)
+    found = status(ram_node, capsys)
+    assert found["state"] == "failed" and "pve-state restore --replica" in found["fix"]
+    assert ram_node.command("restore", choice, "--unsound", "--peers-down", "--json") == 0, capsys.readouterr().out
+    assert config_rows(ram_node) == (good if choice == "--replica" else served)
+    assert status(ram_node, capsys)["rescue"] is None
+    # What was not taken is kept.
+    kept = [*Path(ram_node.paths.rescue).glob("*.db"), *Path(ram_node.paths.generations).glob("*.db")]
+    assert (served if choice == "--replica" else good) in [config_rows(ram_node, left(path)) for path in kept]
+
+
 @pytest.mark.parametrize("state", ["emptied", "corosync.conf alone"])
 def test_the_state_that_was_served_last_can_be_taken(
     ps: ModuleType, clock: Clock, ram_node: Node, state: str, capsys: pytest.CaptureFixture[str]
@@ -204,9 +234,7 @@ def test_the_state_that_was_served_last_can_be_taken(
     clock.run(3)
     served = config_rows(ram_node)
     if "corosync" in state:
-        conf = Path(ram_node.paths.corosync_conf)
-        conf.parent.mkdir(parents=True)
-        conf.write_text("totem {\n config_version: 3\n}\n")
+        make_member(ram_node)
     ram_node.power_cut()
     assert ram_node.boot_restore() == ps.EXIT_RESTORE
     capsys.readouterr()
