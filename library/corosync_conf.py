@@ -26,8 +26,8 @@ description:
   - A node that is listed already with the same id and addresses needs no quorum, nothing is written.
   - Writes under the lock that C(pvecm) takes too, C(/etc/pve/priv/lock/file-corosync_conf). One that somebody holds is
     awaited until it is stale (120 s after it was made), then the daemon is asked to drop it. One that cannot be given
-    back, because the change costs the quorum for a while, is noted, warned of and returned as RV(lock_kept); the next
-    call on this node or the module pve_lock gives it back.
+    back, because the change costs the quorum for a while, is noted and returned as RV(lock_kept), and where the call
+    fails warned of; the next call on this node or the module pve_lock gives it back.
   - Refuses, with nothing changed, without quorum; while both copies differ; while a QDevice is configured when
     a node is added or removed; another cluster's name; a change of the encryption of a live cluster unless
     O(allow_crypto_change); the replacement of all links at once, or of one while no other is up; votes that
@@ -374,7 +374,8 @@ def main() -> None:
         live_member_ids=outcome.info["live_member_ids"],
         reloaded=outcome.reloaded,
         steps=outcome.steps,
-        lock_kept=pve_lock.report(module.warn, outcome.lock_kept),
+        # No warning: on a cluster of one that lists a second node it is so each time, and whoever lists it gives it back.
+        lock_kept=[each.shown() for each in outcome.lock_kept],
         restart_needed=outcome.restart_needed,
         diff={
             "before_header": "/etc/pve/corosync.conf",
