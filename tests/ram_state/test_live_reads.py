@@ -2,7 +2,7 @@
 """Every reader of ours beside a daemon that writes: it lives, and nothing wrong is read.
 
 The daemon is the double (or the one named by PMXCFS), started as its unit starts it: it opens its database before it forks,
-so that an ordinary opener kills it. 2,000 reads and 20 restarts of the watcher in CI, 100,000 and 200 in `make campaign`.
+so that an ordinary opener kills it (lab/tests/doubles/test_start.py shows that). 2,000 reads and 20 restarts of the watcher in CI, 100,000 and 200 in `make campaign`.
 """
 
 from __future__ import annotations
@@ -193,22 +193,6 @@ def test_reads_of_every_kind_beside_a_writer(node: Any) -> None:
     # The daemon still writes where others read.
     (node.pve / "load/last").write_text("said at the end\n")
     assert node.tree()["load/last"] == b"said at the end\n"
-
-
-def test_an_ordinary_opener_would_have_killed_it(node: Any) -> None:
-    """What the test above is worth."""
-    node.start()
-    begin(node)
-    opener = (
-        "import sqlite3\n"
-        "for _ in range(2000):\n"
-        " c = sqlite3.connect('file:/var/lib/pve-cluster/config.db?mode=ro', uri=True, timeout=1)\n"
-        " try: c.execute('SELECT count(*) FROM tree').fetchone()\n"
-        " except sqlite3.Error: pass\n"
-        " c.close()\n"
-    )
-    node.run(PYTHON, "-c", opener)
-    harness.wait_for("the daemon's death", lambda: not node.alive())
 
 
 def test_restarts_of_the_watcher_and_commands_under_writes(node: Any) -> None:
