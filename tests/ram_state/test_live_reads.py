@@ -2,7 +2,8 @@
 """Every reader of ours beside a daemon that writes: it lives, and nothing wrong is read.
 
 The daemon is the double (or the one named by PMXCFS), started as its unit starts it: it opens its database before it forks,
-so that an ordinary opener kills it (lab/tests/doubles/test_start.py shows that). 2,000 reads and 20 restarts of the watcher in CI, 100,000 and 200 in `make campaign`.
+so that an ordinary opener kills it (lab/tests/doubles/test_start.py shows that). 2,000 reads and 20 restarts of the watcher in
+CI, 100,000 and 200 in `make campaign`.
 """
 
 from __future__ import annotations
