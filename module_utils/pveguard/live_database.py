@@ -62,11 +62,15 @@ _INDEX = struct.Struct("=3I2BH2I8s8s8s")
 _INDEX_VERSION = 3007000
 _INDEX_BYTES = 136
 _OPEN_READONLY, _OPEN_READWRITE, _OPEN_CREATE, _OPEN_MAIN_DB, _OPEN_WAL = 0x1, 0x2, 0x4, 0x100, 0x80000
-_CANTOPEN = 14
+_CANTOPEN, _CANNOT_DELETE = 14, 10 | 10 << 8
 
 
 class Unreadable(Exception):
     """The database cannot be read; the text names the file and why."""
+
+
+class Busy(Unreadable):
+    """It could not be looked at this time; that says nothing of what it holds."""
 
 
 class _Torn(Exception):
@@ -182,13 +186,13 @@ def look(path: str, function: Callable[[sqlite3.Connection], Value], seconds: fl
             # Removed or replaced at this moment; missing for good is told by the next look.
             pass
         except OSError as error:
-            raise Unreadable(f"{path}: {error.strerror or error}") from error
+            raise Busy(f"{path}: {error.strerror or error}") from error
         except sqlite3.Error as error:
             failed += 1
             if failed >= LOOKS_BEFORE_COPY:
                 raise Unreadable(f"{path}: {error}") from error
         if time.monotonic() >= end:
-            raise Unreadable(f"{path} changed faster than it could be read for {seconds:g} s")
+            raise Busy(f"{path} changed faster than it could be read for {seconds:g} s")
         time.sleep(0.001)
 
 
@@ -246,9 +250,10 @@ def _copied(files: _Files, function: Callable[[sqlite3.Connection], Value]) -> V
     """A look at a checked copy of both files in memory."""
     size = sum(content[0] for content in files.content if content)
     folder = next((place for place in MEMORY if os.path.isdir(place)), "/tmp")
+    _sweep_copies(folder)
     room = os.statvfs(folder)
     if room.f_bavail * room.f_frsize < size + MEMORY_RESERVE:
-        raise Unreadable(f"{files.path}: {folder} has no room for a copy of {size} bytes")
+        raise Busy(f"{files.path}: {folder} has no room for a copy of {size} bytes")
     work = f"{folder}/pveguard-{os.getpid()}-{os.urandom(8).hex()}"
     os.mkdir(work, 0o700)
     connection = None
@@ -271,6 +276,18 @@ def _copied(files: _Files, function: Callable[[sqlite3.Connection], Value]) -> V
         if connection is not None:
             connection.close()
         _discard_copy(work)
+
+
+def _sweep_copies(folder: str) -> None:
+    """Remove copies whose makers were killed."""
+    for name in os.listdir(folder):
+        words = name.split("-")
+        if len(words) == 3 and words[0] == "pveguard" and words[1].isdigit() and not os.path.exists(f"/proc/{words[1]}"):
+            try:
+                _discard_copy(f"{folder}/{name}")
+            except FileNotFoundError:
+                # Somebody else sweeps as well.
+                continue
 
 
 def _discard_copy(work: str) -> None:
@@ -324,8 +341,10 @@ def _register() -> None:
         ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p
     )
 
+    deleter = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
+
     class Vfs(ctypes.Structure):
-        # struct sqlite3_vfs; what follows xOpen is copied as it is.
+        # struct sqlite3_vfs; what follows xDelete is copied as it is.
         _fields_ = (
             ("version", ctypes.c_int),
             ("file_bytes", ctypes.c_int),
@@ -334,7 +353,8 @@ def _register() -> None:
             ("name", ctypes.c_char_p),
             ("data", ctypes.c_void_p),
             ("open", opener),
-            ("others", ctypes.c_void_p * 15),
+            ("delete", deleter),
+            ("others", ctypes.c_void_p * 14),
         )
 
     library.sqlite3_vfs_find.restype = ctypes.POINTER(Vfs)
@@ -348,17 +368,23 @@ def _register() -> None:
     open_file = base.contents.open
 
     def read_only(this: int, name: int, file: int, flags: int, out: int) -> int:
-        if flags & _OPEN_WAL:
-            # As a database: of a log SQLite would set the owner.
-            flags = flags & ~_OPEN_WAL | _OPEN_MAIN_DB
-        if flags & _OPEN_MAIN_DB:
-            flags = flags & ~(_OPEN_READWRITE | _OPEN_CREATE) | _OPEN_READONLY
-        elif name:
+        try:
+            if flags & _OPEN_WAL:
+                # As a database: of a log SQLite would set the owner.
+                flags = flags & ~_OPEN_WAL | _OPEN_MAIN_DB
+            if flags & _OPEN_MAIN_DB:
+                flags = flags & ~(_OPEN_READWRITE | _OPEN_CREATE) | _OPEN_READONLY
+            elif name:
+                return _CANTOPEN
+            return int(open_file(this, name, file, flags, out))
+        except BaseException:
+            # An interrupt; without an answer SQLite would take the file for opened.
             return _CANTOPEN
-        return int(open_file(this, name, file, flags, out))
 
     vfs.name = _VFS.encode()
     vfs.open = opener(read_only)
+    # Beside an empty database SQLite removes the log.
+    vfs.delete = deleter(lambda this, name, sync: _CANNOT_DELETE)
     if library.sqlite3_vfs_register(ctypes.byref(vfs), 0):
         raise OSError("SQLite did not take the VFS")
     # SQLite has pointers to it for as long as the process lives, whatever becomes of this module.
@@ -377,7 +403,10 @@ def merge_log(path: str, seconds: float = MERGE_SECONDS) -> None:
     """
     lock = os.path.join(os.path.dirname(path), ".pmxcfs.lockfile")
     end = time.monotonic() + seconds
-    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise Unreadable(f"{lock}: {error.strerror}") from error
     try:
         while True:
             try:
