@@ -146,6 +146,32 @@ def test_an_empty_log_is_not_deleted_beneath_its_writer(path: Path, writer: Writ
     assert live_database.look(str(path), count) == 20
 
 
+def test_the_log_beside_an_emptied_database_is_not_deleted(path: Path, writer: Writer) -> None:
+    """All of the state is in it; SQLite takes it for a left-over."""
+    fill(writer)
+    os.truncate(path, 0)
+    before = traces(path)
+    with pytest.raises(live_database.Unreadable):
+        live_database.look(str(path), count, seconds=0.5)
+    assert traces(path) == before
+
+
+def test_copies_of_those_who_were_killed_are_swept(
+    path: Path, writer: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(writer)
+    monkeypatch.setattr(live_database, "_registered", False)
+    monkeypatch.setattr(live_database, "MEMORY", (str(tmp_path),))
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left, other = tmp_path / f"pveguard-{dead.pid}-00ff", tmp_path / f"pveguard-{os.getppid()}-00ff"
+    for folder in (left, other):
+        folder.mkdir()
+        (folder / "config.db").write_bytes(b"keys")
+    assert live_database.look(str(path), count) == 10
+    assert not left.exists() and other.exists()
+
+
 def test_a_log_that_is_missing_is_not_made(path: Path, writer: Writer) -> None:
     fill(writer)
     writer.close()

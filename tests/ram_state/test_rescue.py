@@ -409,3 +409,112 @@ def test_a_switch_to_ram_judges_by_the_same_rules(
     assert node.command("preflight", "--json", "--connection", "") == ps.EXIT_REFUSED
     told = json.loads(capsys.readouterr().out)
     assert "nodes/pve1/lxc/100.conf" in told["message"]
+
+
+def kept_aside(node: Node) -> list[Rows]:
+    """Every rescue copy, the pending one and those of former times."""
+    return [left(path) for path in Path(node.paths.rescue).rglob("*.db")]
+
+
+def test_a_pending_copy_is_not_overwritten_by_another_kind_of_state(clock: Clock, ram_node: Node) -> None:
+    """Days of work that the daemon would not load, and then a start on an empty database."""
+    plant_guest_twice(ram_node)
+    ram_node.w.write("days-of-work.cfg", b"x")
+    clock.run(3)
+    worked = config_rows(ram_node)
+    corosync_conf_alone(ram_node)
+    clock.run(3)
+    assert rescued(ram_node) == config_rows(ram_node) and worked in kept_aside(ram_node)
+    ram_node.w.write("storage.cfg", b"dir: anew\n")
+    clock.run(3)
+    assert clock.watcher.status["error"] is None and saved(ram_node) == config_rows(ram_node)
+    assert worked in kept_aside(ram_node)
+
+
+def test_a_resync_keeps_what_is_pending(ps: ModuleType, clock: Clock, ram_node: Node) -> None:
+    plant_guest_twice(ram_node)
+    clock.run(3)
+    served = config_rows(ram_node)
+    make_member(ram_node)
+    ram_node.power_cut()
+    assert ram_node.boot_restore() == ps.EXIT_RESTORE
+    assert ram_node.command("restore", "--resync", "--no-start", "--json") == 0
+    assert served in kept_aside(ram_node)
+
+
+def test_a_rescue_copy_of_a_low_version_among_many_generations(ps: ModuleType, clock: Clock, ram_node: Node) -> None:
+    """A database that began anew has one; what was cut of it must not be pruned as the oldest."""
+    for turn in range(ps.KEEP_AT_LEAST + 1):
+        ram_node.w.write("x", b"%d" % turn)
+        assert ram_node.command("save", "--generation", "--json") == 0
+    Path(ram_node.paths.config).write_text(json.dumps({"deadline_seconds": 5, "generations_keep": 5}))
+    ram_node.w.db.execute("DELETE FROM tree WHERE inode<>0")
+    ram_node.w.db.execute("UPDATE tree SET version=1 WHERE inode=0")
+    clock.run(3)
+    ram_node.power_cut()
+    assert ram_node.boot_restore() == ps.EXIT_RESTORE
+    assert ram_node.command("restore", "--rescued", "--json") == 0
+    assert set(config_rows(ram_node)) == {0}
+
+
+def test_a_damaged_rescue_copy_does_not_stop_saves(clock: Clock, ram_node: Node) -> None:
+    plant_guest_twice(ram_node)
+    clock.run(3)
+    path = Path(ram_node.paths.aside().replica)
+    Path(f"{path}-wal").unlink(missing_ok=True)
+    path.write_bytes(b"garbage" * 1000)
+    ram_node.w.delete("nodes/pve1/lxc/100.conf")
+    ram_node.w.write("datacenter.cfg", b"mended")
+    clock.run(3)
+    assert clock.watcher.status["error"] is None and saved(ram_node) == config_rows(ram_node)
+    assert any(file.read_bytes() == b"garbage" * 1000 for file in Path(ram_node.paths.rescue).rglob("config.db"))
+
+
+@pytest.mark.parametrize("harm", ["a damaged replica", "no state.json"])
+def test_what_is_pending_is_not_hidden(
+    ps: ModuleType, clock: Clock, ram_node: Node, harm: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if harm == "no state.json":
+        Path(ram_node.paths.state_file).unlink()
+    plant_guest_twice(ram_node)
+    clock.run(3)
+    if harm == "a damaged replica":
+        Path(ram_node.paths.replica + "-wal").unlink(missing_ok=True)
+        Path(ram_node.paths.replica).write_bytes(b"garbage" * 1000)
+    ram_node.power_cut()
+    capsys.readouterr()
+    assert ram_node.boot_restore() == ps.EXIT_RESTORE
+    assert "--rescued" in json.loads(capsys.readouterr().out)["error"]
+    assert status(ram_node, capsys)["rescue"] is not None
+
+
+def test_a_state_that_goes_bad_after_the_checks_of_the_way_back(
+    ps: ModuleType, ram_node: Node, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing knew of it yet; the daemon is not started from the older state, by no timer either."""
+    empty(ram_node)
+    served = config_rows(ram_node)
+    capsys.readouterr()
+    assert ram_node.command("retire", "--json", "--connection", "") == ps.EXIT_SWITCH
+    assert "rescue" in json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
+    assert ram_node.ram and config_rows(ram_node) == served and rescued(ram_node) == served
+    assert ram_node.command("rollback", "--json") == 0
+    assert ram_node.ram, "there is nothing to roll back"
+
+
+def test_a_look_that_fails_is_not_taken_for_damage(
+    ps: ModuleType, clock: Clock, ram_node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(ps.Store, "_damage", lambda store: None)
+
+        def busy(path: str, function: Any, seconds: float = 0) -> Any:
+            raise ps.Busy(f"{path} changed faster than it could be read")
+
+        patch.setattr(ps, "look", busy)
+        ram_node.w.write("datacenter.cfg", b"1")
+        clock.run(4)
+        assert "faster" in clock.watcher.status["error"]
+    assert not Path(ram_node.paths.rescue).exists()
+    clock.run(35)
+    assert clock.watcher.status["error"] is None and saved(ram_node) == config_rows(ram_node)
