@@ -117,7 +117,8 @@ def test_what_must_not_go_over_the_replica_is_kept_beside_it_and_followed(
     assert saved(ram_node) == good and rescued(ram_node) == config_rows(ram_node)
     found = status(ram_node, capsys)
     assert (found["state"], found["rescue"]["kind"]) == ("failed", kind) and why in found["reason"]
-    assert found["rescue"]["differs"] and found["would_lose"] is not None
+    # It is not in the replica, and yet not lost.
+    assert found["rescue"]["differs"] and found["would_lose"] == []
     assert "pveguard_state_rescue_pending 1" in ps.metrics_text(clock.watcher.facts(clock.now))
     if kind == "unloadable":
         # It follows every change, within the RPO, and costs what the change costs.
