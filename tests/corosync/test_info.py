@@ -286,3 +286,19 @@ def test_missing_files_and_a_stopped_corosync_are_named(root: Path) -> None:
         "/etc/corosync/corosync.conf: does not exist",
         "corosync does not run ('systemctl status corosync')",
     ]
+
+
+@pytest.mark.parametrize(
+    ("mode", "exposed"), [(0o400, False), (0o600, False), (0o644, True), (0o440, True), (0o402, True), (0o604, True)]
+)
+def test_a_key_that_others_can_read_is_told(root: Path, mode: int, exposed: bool) -> None:
+    key = root / "etc/corosync/authkey"
+    key.write_bytes(b"k" * 256)
+    key.chmod(mode)
+    info = corosync_info.collect(run=Tools(None), root=root)
+    assert (info["authkey_mode"], info["authkey_exposed"]) == (f"{mode:04o}", exposed or key.stat().st_uid != 0)
+
+
+def test_without_a_key_nothing_is_exposed(root: Path) -> None:
+    info = corosync_info.collect(run=Tools(None), root=root)
+    assert (info["authkey_mode"], info["authkey_exposed"]) == (None, False)
