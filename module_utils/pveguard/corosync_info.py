@@ -36,8 +36,9 @@ def collect(run: Run = real_run, root: str | Path = "/", statistics: bool = Fals
     example of Debian's package); running_config_version; member_config_versions (``{node id: version}`` as
     each live member runs it); members (``[{id, name, addresses}]`` of the nodelist); live_member_ids; quorate
     (bool, None when it is not running); expected_votes, total_votes; authkey_sha256; authkey_mode (octal text, None
-    without a key), authkey_exposed (whether others than root may read or change it); qdevice, two_node (bool); token_ms (effective, with the coefficient); configured_token_ms (of the file); node_id (of this
-    node); restart_pending (settings that wait for a restart, see :mod:`corosync_pending`); links (``[{link,
+    without a key), authkey_exposed (whether others than root may read or change it); qdevice, two_node
+    (bool); token_ms (effective, with the coefficient); configured_token_ms (of the file); node_id (of this node);
+    restart_pending (settings that wait for a restart, see :mod:`corosync_pending`); links (``[{link,
     address, peers: {node id: state}}]``); link_statistics (None unless asked for, see :func:`parse_statistics`);
     errors (texts of what is unreadable).
     """
