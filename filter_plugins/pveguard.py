@@ -49,7 +49,11 @@ PLAYBOOK_VARIABLES: dict[str, dict[str, Any]] = {
     # Given to a playbook by the one that imports it.
     "pveguard_gate_alone": {"type": "bool"},
     "pveguard_part_of_run": {"type": "bool"},
-    # Registered or set by the playbooks while they run.
+    # Registered or set by the playbooks while they run; they are there when another playbook follows in the same command.
+    "fsync_gate_power_cut_result": {"type": "raw"},
+    "fsync_gate_result": {"type": "raw"},
+    "link_gate_result": {"type": "raw"},
+    "ram_state_result": {"type": "raw"},
     "pveguard_authkey": {"type": "raw"},
     "pveguard_counters": {"type": "raw"},
     "pveguard_leave": {"type": "raw"},

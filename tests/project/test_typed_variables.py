@@ -9,6 +9,7 @@ whether it is set, or part of a message.
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,9 @@ def every_option() -> dict[str, dict[str, Any]]:
     """Every variable of every role and of the playbooks."""
     filters = load_filters("pveguard")
     found = {name: spec for role in filters._specs().values() for name, spec in role.items()}
-    return {**found, **filters.PLAYBOOK_VARIABLES}
+    # Ansible's loader tags what it reads.
+    plain: dict[str, dict[str, Any]] = json.loads(json.dumps({**found, **filters.PLAYBOOK_VARIABLES}))
+    return plain
 
 
 OPTIONS = every_option()
@@ -153,6 +156,18 @@ def test_no_switch_and_no_number_is_taken_as_it_is(file: Path) -> None:
         for mistake in mistakes(path, text)
     ]
     assert found == []
+
+
+def test_what_a_playbook_leaves_is_no_unknown_variable_for_the_next_in_the_same_command() -> None:
+    left = set()
+    for file in yaml_files():
+        for path, text in texts(yaml.safe_load(file.read_text())):
+            if path[-1] == "register":
+                left.add(text)
+            elif len(path) > 1 and path[-2] == "ansible.builtin.set_fact":
+                left.add(path[-1])
+    public = {name for name in left if not name.startswith("__")}
+    assert public and {name for name in public if OPTIONS.get(name, {}).get("type") != "raw"} == set()
 
 
 @pytest.mark.parametrize(
