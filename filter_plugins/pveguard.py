@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Filters that decide on the controller: inventory mistakes, the cluster plan, the holder of a run's lock."""
+"""Filters that decide on the controller: inventory mistakes, typed variables, the cluster plan, the holder of a run's lock."""
 
 from __future__ import annotations
 
 import getpass
 import hashlib
 import os
+import re
 import socket
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +22,40 @@ if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
 
 from ansible.errors import AnsibleFilterError
-from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-from ansible.module_utils.pveguard import assess, corosync_compare, inventory, plan, probe
+from ansible.module_utils.pveguard import assess, corosync_compare, inventory, plan, probe, variables
+from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.host_variables import HostVariables, rendered
 from ansible.parsing.yaml.loader import AnsibleLoader
 
 #: Variables of the playbooks themselves; those of roles come from their argument_specs.
 PLAYBOOK_VARIABLES: dict[str, dict[str, Any]] = {
-    "pveguard_gate_enforce": {"type": "str", "choices": ["joining", "always", "never"]},
-    "pveguard_gate_on_failure": {"type": "str", "choices": ["exclude", "stop"]},
+    "pveguard_gate_enforce": {"type": "str", "choices": ["joining", "always", "never"], "default": "joining"},
+    "pveguard_gate_on_failure": {"type": "str", "choices": ["exclude", "stop"], "default": "exclude"},
     "pveguard_reports_dir": {"type": "path"},
     "pveguard_lock_takeover": {"type": "str"},
+    "authkey_cluster": {"type": "str"},
+    "authkey_confirm": {"type": "str"},
+    "export_overwrite": {"type": "bool"},
+    "export_path": {"type": "path"},
+    "leave_confirm": {"type": "str"},
+    "leave_dead": {"type": "bool"},
+    "leave_node": {"type": "str"},
+    "leave_remove_directory": {"type": "bool"},
     "probe_host": {"type": "str"},
-    # Registered or set by the playbooks while they run.
-    "pveguard_gate_alone": {"type": "raw"},
+    # Words with commas between them, or a list.
+    "recover_confirm": {"type": "raw"},
+    "recover_deadline_seconds": {"type": "float"},
+    "recover_survivor": {"type": "str"},
+    # Given to a playbook by the one that imports it.
+    "pveguard_gate_alone": {"type": "bool"},
+    "pveguard_part_of_run": {"type": "bool"},
+    # Registered or set by the playbooks while they run; they are there when another playbook follows in the same command.
+    "fsync_gate_power_cut_result": {"type": "raw"},
+    "fsync_gate_result": {"type": "raw"},
+    "link_gate_result": {"type": "raw"},
+    "ram_state_result": {"type": "raw"},
     "pveguard_authkey": {"type": "raw"},
-    "pveguard_part_of_run": {"type": "raw"},
+    "pveguard_counters": {"type": "raw"},
     "pveguard_leave": {"type": "raw"},
     "pveguard_node": {"type": "raw"},
     "pveguard_plan": {"type": "raw"},
@@ -54,15 +74,6 @@ def _specs() -> dict[str, dict[str, dict[str, Any]]]:
             options.update(entry.get("options") or {})
         found[path.parent.parent.name] = options
     return found
-
-
-def _checkable(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a documented option that the validator knows; required is judged by the role itself, per host."""
-    keys = ("type", "choices", "elements", "options")
-    out = {key: spec[key] for key in keys if key in spec}
-    if "options" in out:
-        out["options"] = {name: _checkable(sub) for name, sub in out["options"].items()}
-    return out
 
 
 def _origin(value: Any) -> str:
@@ -104,21 +115,20 @@ def _plain_secrets(variables: Mapping[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
-def _group_clusters(hostvars: Any) -> tuple[dict[str, str], dict[str, list[str]]]:
+def _group_clusters(hosts: HostVariables) -> tuple[dict[str, str], dict[str, list[str]]]:
     """Which groups set corosync_cluster_name themselves (in the inventory or in group_vars), and each host's groups."""
     from ansible.vars.plugins import get_vars_from_inventory_sources
 
-    manager = getattr(hostvars, "_inventory", None)
-    loader = getattr(hostvars, "_loader", None)
+    manager = hosts.manager
     if manager is None:
         return {}, {}
     clusters: dict[str, str] = {}
     for name, group in manager.groups.items():
-        variables = dict(group.get_vars())
+        own = dict(group.get_vars())
         sources = [str(source) for source in getattr(manager, "_sources", ()) if source]
-        variables.update(get_vars_from_inventory_sources(loader, sources, [group], "all"))
-        if variables.get("corosync_cluster_name"):
-            clusters[name] = str(variables["corosync_cluster_name"])
+        own.update(get_vars_from_inventory_sources(hosts.loader, sources, [group], "all"))
+        if own.get("corosync_cluster_name"):
+            clusters[name] = own["corosync_cluster_name"]
     # A child group may refine its parent's value: only groups on different branches contradict each other.
     refined = {
         ancestor.name
@@ -128,19 +138,21 @@ def _group_clusters(hostvars: Any) -> tuple[dict[str, str], dict[str, list[str]]
     }
     for name in refined:
         clusters.pop(name)
-    return clusters, {host.name: [group.name for group in host.get_groups()] for host in _hosts(manager)}
+    groups = {}
+    for host in hosts:
+        names = [group.name for group in manager.get_host(host).get_groups()]
+        # Templates that come to the same name for this host do not contradict each other.
+        found = [hosts.value(host, clusters[name]) for name in names if name in clusters]
+        several = len({str(each) for each in found if each is not variables.UNKNOWN}) > 1
+        groups[host] = [name for name in names if several or name not in clusters]
+    return {name: _text_of(value) for name, value in clusters.items()}, groups
 
 
-def _hosts(manager: Any) -> list[Any]:
-    """Every host of the inventory, also those that --limit or serial leaves out."""
-    return list(manager.get_hosts("all", ignore_limits=True, ignore_restrictions=True))
-
-
-def _all_hosts(hostvars: Any) -> list[str]:
-    manager = getattr(hostvars, "_inventory", None)
-    if manager is not None:
-        return [host.name for host in _hosts(manager)]
-    return list(hostvars)
+def _text_of(value: Any) -> str:
+    try:
+        return str(value)
+    except Exception:
+        return "a vaulted value"
 
 
 def inventory_errors(hostvars: Any, play_hosts: Collection[str] = ()) -> list[str]:
@@ -151,37 +163,54 @@ def inventory_errors(hostvars: Any, play_hosts: Collection[str] = ()) -> list[st
     specs = _specs()
     options = {name: spec for role in specs.values() for name, spec in role.items()}
     options.update(PLAYBOOK_VARIABLES)
-    names = _all_hosts(hostvars) or list(play_hosts)
+    hosts = rendered(hostvars)
     raw: dict[str, dict[str, Any]] = {}
     values: dict[str, dict[str, Any]] = {}
     errors: list[str] = []
     wrong: dict[str, list[str]] = {}
-    for host in names:
-        raw[host] = dict(hostvars.raw_get(host)) if hasattr(hostvars, "raw_get") else dict(hostvars[host])
+    for host in list(hosts) or list(play_hosts):
+        raw[host] = dict(hosts.raw(host))
         values[host] = {name: value for name, value in raw[host].items() if name not in options}
-        rendered = hostvars[host]
-        checked: dict[str, Any] = {}
-        for name in options:
-            if name not in raw[host] or name in ("pveguard_node", "pveguard_plan", "pveguard_run"):
+        for name, spec in options.items():
+            if name not in raw[host] or spec.get("type") == "raw":
                 continue
-            try:
-                checked[name] = values[host][name] = rendered[name]
-            except Exception as error:
-                errors.append(f"{host}: {name} cannot be rendered: {error}")
-        result = ArgumentSpecValidator({name: _checkable(options[name]) for name in checked}).validate(checked)
-        for message in result.error_messages:
-            wrong.setdefault(message, []).append(host)
-    errors += [f"{inventory._join(hosts)}: {message}" for message, hosts in wrong.items()]
-    clusters, groups = _group_clusters(hostvars)
+            value, broken = hosts.render(host, name)
+            where = _from(raw[host][name])
+            for place, reason in broken:
+                if spec.get("no_log") and not re.search("undefined|vault", reason):
+                    reason = "the reason is not shown, because it may hold the secret"
+                errors.append(f"{host}: {place} cannot be rendered: {reason}{where}")
+            found = variables.problems(name, value, spec)
+            for problem in found:
+                wrong.setdefault(problem + where, []).append(host)
+            values[host][name] = variables.UNKNOWN if found else value
+    errors += [f"{inventory._join(same)}: {message}" for message, same in wrong.items()]
+    clusters, groups = _group_clusters(hosts)
     errors += inventory.inventory_errors(
         values,
         group_clusters=clusters,
         host_groups=groups,
         known_variables=options,
         prefixes=[f"{role}_" for role in specs] + ["pveguard_"],
-        plain_secrets={host: _plain_secrets(variables) for host, variables in raw.items()},
+        plain_secrets={host: _plain_secrets(each) for host, each in raw.items()},
     )
     return errors
+
+
+def _from(value: Any) -> str:
+    where = _origin(value)
+    return f" ({where})" if where else ""
+
+
+def cluster_name(hostvars: Any, host: str) -> str:
+    """``corosync_cluster_name`` of a host, empty where it has none."""
+    return str(rendered(hostvars)[host].get("corosync_cluster_name") or "")
+
+
+def variables_of(hostvars: Any, host: str, names: Collection[str]) -> dict[str, Any]:
+    """Those of ``names`` that are set for a host, with their values."""
+    own = rendered(hostvars)[host]
+    return {name: own[name] for name in names if name in own}
 
 
 def cluster_plan(
@@ -189,65 +218,76 @@ def cluster_plan(
 ) -> dict[str, plan.Plan]:
     """The plan of membership for every host; see the core ``plan``."""
     hosts = {}
-    for host in _all_hosts(hostvars):
-        variables = hostvars[host]
-        gathered = variables.get("pveguard_node") or {}
+    for host, own in rendered(hostvars).items():
         hosts[host] = {
-            "cluster": variables.get("corosync_cluster_name") or None,
-            "node": gathered.get("node"),
-            "probe": _is_probe(variables),
+            "cluster": own.get("corosync_cluster_name") or None,
+            "node": (own.get("pveguard_node") or {}).get("node"),
+            "probe": _is_probe(own),
         }
     return plan.cluster_plan(hosts, list(play_hosts), bootstrap or None, joining_probe or None)
 
 
 def assessment(hostvars: Any, play_hosts: Collection[str]) -> str:
     """What is there on each host and what site.yml would change, as text for a terminal."""
-    plans = cluster_plan(hostvars, play_hosts)
+    hosts = rendered(hostvars)
+    plans = cluster_plan(hosts, play_hosts)
     parts = []
-    for host in _all_hosts(hostvars):
-        variables = hostvars[host]
-        node = (variables.get("pveguard_node") or {}).get("node")
+    for host, own in hosts.items():
+        node = (own.get("pveguard_node") or {}).get("node")
         if node is None:
             if host in play_hosts:
                 parts.append(f"{host}: could not be asked")
             continue
-        parts.append(assess.render(host, node, plans[host], _wishes(variables), variables.get("pveguard_writes")))
-    return "\n\n".join(parts + assess.render_clusters(_compared(hostvars, _all_hosts(hostvars))))
+        parts.append(assess.render(host, node, plans[host], _wishes(own), own.get("pveguard_writes")))
+    return "\n\n".join(parts + assess.render_clusters(_compared(hosts)))
 
 
-def _compared(hostvars: Any, hosts: Collection[str]) -> list[dict[str, Any]]:
+def _compared(hosts: HostVariables) -> list[dict[str, Any]]:
     """What the nodes of each cluster say, side by side."""
-    nodes = {host: (hostvars[host].get("pveguard_node") or {}).get("node") for host in hosts}
-    wanted = {host: hostvars[host].get("corosync_cluster_name") or None for host in hosts}
+    nodes = {host: (own.get("pveguard_node") or {}).get("node") for host, own in hosts.items()}
+    wanted = {host: own.get("corosync_cluster_name") or None for host, own in hosts.items()}
     return corosync_compare.compare(nodes, wanted)
 
 
 def assessments(hostvars: Any, play_hosts: Collection[str]) -> dict[str, dict[str, Any]]:
     """The same as data: ``{host: {findings: [{level, text}], changes: [text]}}`` of hosts that could be asked."""
-    plans = cluster_plan(hostvars, play_hosts)
-    clusters = _compared(hostvars, _all_hosts(hostvars))
+    hosts = rendered(hostvars)
+    plans = cluster_plan(hosts, play_hosts)
+    clusters = _compared(hosts)
     found = {}
     for host in play_hosts:
-        node = (hostvars[host].get("pveguard_node") or {}).get("node")
+        node = (hosts[host].get("pveguard_node") or {}).get("node")
         if node is not None:
             findings = assess.across(host, clusters) + assess.findings(node, plans[host])
             found[host] = {
                 "findings": [{"level": each.level, "text": each.text} for each in findings],
-                "changes": assess.changes(node, plans[host], _wishes(hostvars[host])),
+                "changes": assess.changes(node, plans[host], _wishes(hosts[host])),
             }
     return found
 
 
-def _wishes(variables: Mapping[str, Any]) -> assess.Wishes:
+def _wishes(own: Mapping[str, Any]) -> assess.Wishes:
     return assess.Wishes(
-        ha_state=str(variables.get("ha_state") or "auto"),
+        ha_state=str(own.get("ha_state") or "auto"),
         # What a probe stores is nobody's.
-        ram_state=bool(variables.get("ram_state_enabled", True)) and not _is_probe(variables),
+        ram_state=variables.as_bool(own.get("ram_state_enabled", True)) and not _is_probe(own),
     )
 
 
-def _is_probe(variables: Mapping[str, Any]) -> bool:
-    return probe.GROUP in (variables.get("group_names") or ())
+def _is_probe(own: Mapping[str, Any]) -> bool:
+    return probe.GROUP in (own.get("group_names") or ())
+
+
+def _typed(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A conversion as a filter: what cannot be converted ends the task, it is never taken for false or 0."""
+
+    def typed(value: Any) -> Any:
+        try:
+            return convert(value)
+        except PveguardError as error:
+            raise AnsibleFilterError(str(error)) from error
+
+    return typed
 
 
 def run_holder(playbook_dir: str) -> dict[str, Any]:
@@ -338,9 +378,14 @@ class FilterModule:
 
     def filters(self) -> dict[str, Any]:
         return {
+            "pveguard_bool": _typed(variables.as_bool),
+            "pveguard_int": _typed(variables.as_int),
+            "pveguard_float": _typed(variables.as_float),
             "pveguard_inventory_errors": inventory_errors,
             "pveguard_assessment": assessment,
             "pveguard_assessments": assessments,
+            "pveguard_cluster_name": cluster_name,
+            "pveguard_variables_of": variables_of,
             "pveguard_cluster_plan": cluster_plan,
             "pveguard_run_holder": run_holder,
             "pveguard_holder_is_gone": holder_is_gone,

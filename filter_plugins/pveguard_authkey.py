@@ -16,6 +16,7 @@ if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
 
 from ansible.module_utils.pveguard import corosync_authkey, plan
 from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.host_variables import rendered
 
 
 def decision(hostvars: Any, play_hosts: Collection[str], cluster: str = "") -> dict[str, Any]:
@@ -25,8 +26,9 @@ def decision(hostvars: Any, play_hosts: Collection[str], cluster: str = "") -> d
     is judged, not returned.
     """
     facts = {host: (hostvars[host].get("pveguard_node") or {}).get("node") for host in play_hosts}
+    every = rendered(hostvars)
     keys = {
-        hostvars[host].get("corosync_authkey")
+        every[host].get("corosync_authkey")
         for host, node in facts.items()
         if node and (not cluster or plan.live_cluster(node) == cluster)
     } - {None, ""}

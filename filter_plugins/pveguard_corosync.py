@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,13 @@ if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
 
 from ansible.module_utils.pveguard import corosync_compare, corosync_export
+from ansible.module_utils.pveguard.host_variables import rendered
 
 
 def _facts(variables: Any) -> dict[str, Any] | None:
     """Facts of a host that was asked in this run, by node_info or by corosync_info alone."""
     node = (variables.get("pveguard_node") or {}).get("node")
     return node if isinstance(node, dict) else None
-
-
-def _all_hosts(hostvars: Any, hosts: Collection[str]) -> Iterable[str]:
-    """Every host of the inventory, also those that --limit leaves out."""
-    manager = getattr(hostvars, "_inventory", None)
-    if manager is None:
-        return dict.fromkeys([*hosts, *hostvars])
-    return [host.name for host in manager.get_hosts("all", ignore_limits=True, ignore_restrictions=True)]
 
 
 def differences(hostvars: Any, hosts: Collection[str] = ()) -> list[dict[str, Any]]:
@@ -39,9 +32,9 @@ def differences(hostvars: Any, hosts: Collection[str] = ()) -> list[dict[str, An
     ``corosync_compare``. Hosts that --limit leaves out are there as not asked.
     """
     nodes, wanted = {}, {}
-    for host in _all_hosts(hostvars, hosts):
-        nodes[host] = _facts(hostvars[host])
-        wanted[host] = hostvars[host].get("corosync_cluster_name") or None
+    for host, own in rendered(hostvars).items():
+        nodes[host] = _facts(own)
+        wanted[host] = own.get("corosync_cluster_name") or None
     return corosync_compare.compare(nodes, wanted)
 
 
@@ -55,7 +48,8 @@ def export(
     when empty. A file that is there with another text is an error unless ``overwrite``.
     """
     nodes = {host: _facts(hostvars[host]) for host in hosts}
-    wanted = {host: {name: hostvars[host].get(name) for name in corosync_export.CONNECTION} for host in hosts}
+    every = rendered(hostvars)
+    wanted = {host: {name: every[host].get(name) for name in corosync_export.CONNECTION} for host in hosts}
     found = corosync_export.inventory(nodes, wanted)
     text = corosync_export.render(found)
     target = _target(path, found, reports_dir)

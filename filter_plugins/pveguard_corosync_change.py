@@ -1,23 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Filter of the role corosync for changes to a cluster that exists."""
+"""Filters of the role corosync for changes to a cluster that exists."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+import ansible.module_utils
 from ansible.errors import AnsibleFilterError
+
+_ROOT = Path(__file__).resolve().parent.parent
+# Filters are loaded by the controller, which does not know this project's module_utils as modules do.
+if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
+    ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
+
+from ansible.module_utils.pveguard import variables
+from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.host_variables import rendered
 
 
 def corosync_nodes(hostvars: Mapping[str, Mapping[str, Any]], members: Iterable[str]) -> list[dict[str, Any]]:
     """Members as the module corosync_conf takes them: ``{name, node_id, links}``, from inventory and facts."""
     nodes = []
+    every = rendered(hostvars)
     for host in members:
-        variables = hostvars[host]
+        own = every[host]
         try:
-            name = variables["pveguard_node"]["node"]["hostname"].split(".")[0]
-            node = {"name": name, "node_id": int(variables["corosync_node_id"]), "links": list(variables["corosync_links"])}
-        except (KeyError, TypeError, ValueError) as error:
+            name = own["pveguard_node"]["node"]["hostname"].split(".")[0]
+            node_id = variables.as_int(own["corosync_node_id"])
+            node = {"name": name, "node_id": node_id, "links": list(own["corosync_links"])}
+        except (KeyError, TypeError, ValueError, PveguardError) as error:
             raise AnsibleFilterError(
                 f"{host}: its address in corosync.conf cannot be updated, because {error} is missing: it needs "
                 "corosync_node_id and corosync_links, and to be asked in this run"
@@ -26,6 +39,12 @@ def corosync_nodes(hostvars: Mapping[str, Mapping[str, Any]], members: Iterable[
     return nodes
 
 
+def node_ids(hostvars: Mapping[str, Mapping[str, Any]], hosts: Iterable[str]) -> list[int]:
+    """``corosync_node_id`` of those of ``hosts`` that have one, in their order."""
+    every = rendered(hostvars)
+    return [variables.as_int(every[host]["corosync_node_id"]) for host in hosts if "corosync_node_id" in every[host]]
+
+
 class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
-        return {"pveguard_corosync_nodes": corosync_nodes}
+        return {"pveguard_corosync_nodes": corosync_nodes, "pveguard_corosync_node_ids": node_ids}

@@ -19,6 +19,9 @@ if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
 
 from ansible.module_utils.pveguard import gate_page, gate_report
+from ansible.module_utils.pveguard import variables as typed
+from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.host_variables import rendered
 
 Hosts = Mapping[str, Mapping[str, Any]]
 
@@ -47,8 +50,8 @@ def _thresholds(
     found: dict[str, float | None] = {}
     for key, name in names.items():
         try:
-            found[key] = float(variables.get(name, defaults.get(name)))  # type: ignore[arg-type]
-        except (TypeError, ValueError):
+            found[key] = typed.as_float(variables.get(name, defaults.get(name)))
+        except PveguardError:
             found[key] = None
     return found
 
@@ -83,8 +86,9 @@ def report(
     disk_defaults, link_defaults = _defaults("fsync_gate"), _defaults("link_gate")
     present = set(in_run)
     nodes = {}
+    every = rendered(hostvars)
     for host in hosts:
-        variables = hostvars[host]
+        variables = every[host]
         nodes[host] = gate_report.entry(
             now=now,
             in_run=host in present,

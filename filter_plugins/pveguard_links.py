@@ -14,48 +14,40 @@ _ROOT = Path(__file__).resolve().parent.parent
 if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
 
-from ansible.module_utils.pveguard import corosync_conf, link_gate, plan, token_advice
+from ansible.module_utils.pveguard import corosync_conf, link_gate, plan, token_advice, variables
 from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.host_variables import HostVariables, rendered
 
 #: Where the role registers what its module measured, and keeps the result.
 MEASURED = "__link_gate_measured"
 RESULT = "link_gate_result"
 
 
-def _hosts(hostvars: Any) -> list[str]:
-    """Every host of the inventory, also those that --limit or serial leaves out."""
-    manager = getattr(hostvars, "_inventory", None)
-    if manager is None:
-        return list(hostvars)
-    return [host.name for host in manager.get_hosts("all", ignore_limits=True, ignore_restrictions=True)]
-
-
 def _action(variables: Mapping[str, Any]) -> str | None:
     return (variables.get("pveguard_plan") or {}).get("action")
 
 
-def _nodes(hostvars: Any) -> dict[str, link_gate.Node]:
+def _nodes(hosts: HostVariables) -> dict[str, link_gate.Node]:
     nodes = {}
-    for host in _hosts(hostvars):
-        variables = hostvars[host]
-        cluster = variables.get("corosync_cluster_name")
-        links = variables.get("corosync_links")
+    for host, own in hosts.items():
+        cluster = own.get("corosync_cluster_name")
+        links = own.get("corosync_links")
         nodes[host] = link_gate.Node(
             cluster=str(cluster) if cluster else None,
             links=[str(link) for link in links] if isinstance(links, list) else [],
-            action=_action(variables),
+            action=_action(own),
         )
     return nodes
 
 
 def link_pairs(hostvars: Any, host: str, max_peers: int = link_gate.DEFAULT_MAX_PEERS) -> list[dict[str, Any]]:
     """``{{ hostvars | pveguard_link_pairs(inventory_hostname, link_gate_max_peers) }}``: the module's ``pairs``."""
-    return link_gate.pairs(_nodes(hostvars), host, int(max_peers))
+    return link_gate.pairs(_nodes(rendered(hostvars)), host, variables.as_int(max_peers))
 
 
 def link_result(hostvars: Any, host: str, check_mode: bool = False) -> dict[str, Any]:
     """The role's ``link_gate_result`` of a host, from what all hosts of the play measured."""
-    nodes = _nodes(hostvars)
+    nodes = _nodes(rendered(hostvars))
     measured = {
         name: {key: value for key, value in result.items() if key in _RESULT_KEYS}
         for name in nodes
@@ -86,12 +78,13 @@ def token(hostvars: Any, hosts: list[str]) -> dict[str, dict[str, Any]]:
     that of a live member; without one, what pveguard would found the cluster with; ``corosync_token`` goes before both.
     """
     clusters: dict[str, list[str]] = {}
+    every = rendered(hostvars)
     for host in hosts:
-        variables = hostvars[host]
-        name = variables.get("corosync_cluster_name") or plan.live_cluster(_facts(variables))
+        own = every[host]
+        name = own.get("corosync_cluster_name") or plan.live_cluster(_facts(own))
         if name:
             clusters.setdefault(str(name), []).append(host)
-    return {name: _advice(hostvars, members) for name, members in clusters.items()}
+    return {name: _advice(every, members) for name, members in clusters.items()}
 
 
 def _facts(variables: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -102,12 +95,12 @@ def _advice(hostvars: Any, hosts: list[str]) -> dict[str, Any]:
     ring, rtts, fsyncs, listed = [], [], {}, 0
     token_ms, coefficient_ms = corosync_conf.DEFAULT_TOKEN_MS, corosync_conf.DEFAULT_TOKEN_COEFFICIENT_MS
     for host in hosts:
-        variables = hostvars[host]
-        result = variables.get(RESULT) or {}
-        if _action(variables) not in (None, *link_gate.IN_RING) or result.get("verdict") == "fail":
+        own = hostvars[host]
+        result = own.get(RESULT) or {}
+        if _action(own) not in (None, *link_gate.IN_RING) or result.get("verdict") == "fail":
             continue
         ring.append(host)
-        fsyncs[host] = (variables.get("fsync_gate_result") or {}).get("p99_ms")
+        fsyncs[host] = (own.get("fsync_gate_result") or {}).get("p99_ms")
         # A link to a refused node is not going to be part of the ring.
         rtts += [
             figures["rtt_p99_ms"]
@@ -116,14 +109,14 @@ def _advice(hostvars: Any, hosts: list[str]) -> dict[str, Any]:
             for figures in (link, link.get("load") or {})
             if figures.get("rtt_p99_ms") is not None
         ]
-        facts = _facts(variables)
+        facts = _facts(own)
         if plan.live_cluster(facts):
             corosync = (facts or {}).get("corosync") or {}
             listed = max(listed, len(corosync.get("members") or []))
             token_ms, coefficient_ms = _configured(corosync)
     # What the run is going to configure.
-    wanted = [value for host in hosts if (value := hostvars[host].get("corosync_token"))]
-    token_ms = int(wanted[0]) if wanted else token_ms
+    wanted = [token for host in hosts if (token := variables.as_int(hostvars[host].get("corosync_token") or 0))]
+    token_ms = wanted[0] if wanted else token_ms
     joining = sum(_action(hostvars[host]) == "join" for host in ring)
     # Members that the inventory does not name are in the ring all the same.
     nodes = max(len(ring), listed + joining if listed else 0)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
 
 from ansible.module_utils.pveguard import corosync_recover, corosync_repair
+from ansible.module_utils.pveguard.host_variables import rendered
 
 
 def _facts(variables: Any) -> dict[str, Any] | None:
@@ -35,9 +36,9 @@ def recover(
     """
     if not isinstance(asked, (list, tuple)) or not isinstance(hosts, (list, tuple)):
         raise AnsibleFilterError("pveguard_recover takes the hosts that answered and all hosts of the play")
-    names = _all_hosts(hostvars, hosts)
-    nodes = {host: _facts(hostvars[host]) if host in asked else None for host in names}
-    wanted = {host: hostvars[host].get("corosync_cluster_name") or None for host in names}
+    every = rendered(hostvars)
+    nodes = {host: _facts(own) if host in asked else None for host, own in every.items()}
+    wanted = {host: own.get("corosync_cluster_name") or None for host, own in every.items()}
     found = corosync_recover.plan(nodes, wanted, done, choice)
     steps = [step for cluster in found for step in cluster["steps"]]
     return {
@@ -48,14 +49,6 @@ def recover(
         "lines": [line for cluster in found for line in cluster["lines"]],
         "hosts": [host for cluster in found if not cluster["healthy"] for host in cluster["hosts"]],
     }
-
-
-def _all_hosts(hostvars: Any, hosts: Collection[str]) -> Iterable[str]:
-    """Every host of the inventory, also those that --limit leaves out."""
-    manager = getattr(hostvars, "_inventory", None)
-    if manager is None:
-        return dict.fromkeys([*hosts, *hostvars])
-    return [host.name for host in manager.get_hosts("all", ignore_limits=True, ignore_restrictions=True)]
 
 
 def recover_words(confirm: Any) -> list[str]:

@@ -15,6 +15,7 @@ if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
 
 from ansible.module_utils.pveguard import restore_plan
+from ansible.module_utils.pveguard.host_variables import rendered
 
 
 def target(hosts: Collection[str], wanted: str = "") -> dict[str, str]:
@@ -40,13 +41,9 @@ def target(hosts: Collection[str], wanted: str = "") -> dict[str, str]:
 
 def peer_hosts(hostvars: Any, node: Mapping[str, Any], host: str) -> list[str]:
     """Hosts of the inventory that may be the other members of the cluster of ``host``, --limit or not."""
-    manager = getattr(hostvars, "_inventory", None)
-    if manager is None:
-        names = list(hostvars)
-    else:
-        names = [h.name for h in manager.get_hosts("all", ignore_limits=True, ignore_restrictions=True)]
     wanted = ("ansible_host", "corosync_links")
-    return restore_plan.peer_hosts(node, {n: {k: hostvars[n].get(k) for k in wanted} for n in names}, host)
+    every = rendered(hostvars)
+    return restore_plan.peer_hosts(node, {name: {k: own.get(k) for k in wanted} for name, own in every.items()}, host)
 
 
 def proposal(

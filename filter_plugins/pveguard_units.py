@@ -27,7 +27,9 @@ from ansible.module_utils.pveguard import (
     report_table,
     ring_events,
     units,
+    variables,
 )
+from ansible.module_utils.pveguard.host_variables import rendered
 
 Hosts = Mapping[str, Mapping[str, Any]]
 
@@ -58,12 +60,13 @@ def next_peers(hostvars: Hosts, hosts: Iterable[str], host: str, done: Iterable[
 
     ``done`` are the states of ``ram_state`` of nodes that are not switched any more. Empty where ``host`` is alone.
     """
-    peers = cluster_peers(hostvars, hosts, host)
+    every = rendered(hostvars)
+    peers = cluster_peers(every, hosts, host)
     at, states, found = peers.index(host), set(done), []
     for peer in peers[at + 1 :] + peers[:at]:
         found.append(peer)
-        state = ((_node(hostvars, peer) or {}).get("ram_state") or {}).get("state", "absent")
-        if state not in states and _get(hostvars, peer, "ram_state_enabled") not in (False, "false", "no"):
+        state = ((_node(every, peer) or {}).get("ram_state") or {}).get("state", "absent")
+        if state not in states and variables.as_bool(every[peer].get("ram_state_enabled", True)):
             break
     return found
 

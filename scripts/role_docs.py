@@ -19,6 +19,10 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "module_utils"))
+
+from pveguard.variables import limits_text  # noqa: E402
+
 START = "<!-- variables -->"
 END = "<!-- /variables -->"
 #: Ansible's markup of a code word, option, value or environment variable.
@@ -72,6 +76,7 @@ def table(specs: dict[str, Any]) -> str:
         kind = option.get("type", "str")
         if option.get("elements"):
             kind += f" of {option['elements']}"
+        kind += limits_text(name, ", ")
         cells = (f"`{name}`", kind, _default(option), _meaning(option))
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     if not rows:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from . import probe
+from .variables import UNKNOWN
 
 #: Variables of former releases: name -> what to set instead. A run that still sets one fails and names it.
 REMOVED_VARIABLES: dict[str, str] = {}
@@ -41,10 +42,10 @@ def inventory_errors(
 ) -> list[str]:
     """Every mistake as one line of text, in a stable order; an empty list when there is none.
 
-    ``hosts``: host name -> its variables. ``group_clusters``: group -> the ``corosync_cluster_name`` the group itself
-    sets. ``host_groups``: host -> its groups. ``known_variables``: every documented variable; a variable that starts
-    with one of ``prefixes`` and is not known is a mistake. ``plain_secrets``: host -> (variable, where) of secrets found
-    in plain text.
+    ``hosts``: host name -> its variables, ``UNKNOWN`` for a value of which a mistake is known already. ``group_clusters``:
+    group -> the ``corosync_cluster_name`` the group itself sets. ``host_groups``: host -> its groups. ``known_variables``:
+    every documented variable; a variable that starts with one of ``prefixes`` and is not known is a mistake.
+    ``plain_secrets``: host -> (variable, where) of secrets found in plain text.
     """
     errors: list[str] = []
     errors += _cluster_errors(hosts)
@@ -65,6 +66,9 @@ def _cluster_errors(hosts: Mapping[str, Mapping[str, Any]]) -> list[str]:
     clusters: dict[str, list[str]] = defaultdict(list)
     for host, variables in hosts.items():
         name = variables.get("corosync_cluster_name")
+        if name is UNKNOWN:
+            errors += _node_errors(host, variables)
+            continue
         if not name:
             for variable in ("corosync_node_id", "corosync_links"):
                 if variables.get(variable) is not None:
@@ -113,6 +117,8 @@ def _cluster_errors(hosts: Mapping[str, Mapping[str, Any]]) -> list[str]:
             links = hosts[host].get("corosync_links")
             if isinstance(links, list):
                 for number, address in enumerate(links):
+                    if address is UNKNOWN:
+                        continue
                     addresses[str(address)].append(f"{host} (link {number})")
     for address, users in addresses.items():
         if address and len(users) > 1:
@@ -123,14 +129,18 @@ def _cluster_errors(hosts: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _node_errors(host: str, variables: Mapping[str, Any]) -> list[str]:
     errors: list[str] = []
     node_id = variables.get("corosync_node_id")
-    if node_id is None:
+    if node_id is UNKNOWN:
+        pass
+    elif node_id is None:
         errors.append(f"{host}: corosync_cluster_name is set but corosync_node_id is missing; give each node a number from 1")
     else:
         number = _as_int(node_id)
         if number is None or not 1 <= number <= MAX_NODE_ID:
             errors.append(f"{host}: corosync_node_id {node_id!r} is not a whole number from 1 to {MAX_NODE_ID}")
     links = variables.get("corosync_links")
-    if links is None or links == []:
+    if links is UNKNOWN:
+        pass
+    elif links is None or links == []:
         errors.append(
             f"{host}: corosync_links is missing; list the node's address on each corosync link, e.g. corosync_links: [10.0.0.1]"
         )
@@ -149,6 +159,8 @@ def _node_errors(host: str, variables: Mapping[str, Any]) -> list[str]:
 def _address_problem(address: Any) -> str:
     import ipaddress
 
+    if address is UNKNOWN:
+        return ""
     if address is None or str(address).strip() == "":
         return "is empty; give the node's address on this link"
     text = str(address)
@@ -182,12 +194,14 @@ def _probe_errors(hosts: Mapping[str, Mapping[str, Any]], host_groups: Mapping[s
     for host in probes:
         cluster = hosts[host].get("corosync_cluster_name")
         number = _as_int(hosts[host].get("corosync_node_id"))
+        if cluster is UNKNOWN:
+            continue
         if not cluster:
             errors.append(
                 f"{host}: is in the group {probe.GROUP} but corosync_cluster_name is not set: name the cluster that it is to "
                 "watch. Nodes by themselves have no ring that a probe could watch"
             )
-        elif str(cluster) not in watched:
+        elif str(cluster) not in watched and str(UNKNOWN) not in watched:
             errors.append(f"{host}: is a probe of the cluster {cluster}, of which the inventory has no node")
         if cluster and number is not None and not probe.is_id(number):
             errors.append(

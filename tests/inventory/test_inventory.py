@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ansible.module_utils.pveguard.inventory import inventory_errors, is_secret_name
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,14 +75,18 @@ def test_secret_names() -> None:
     assert not is_secret_name("ansible_ssh_private_key_file") and not is_secret_name("password_policy")
 
 
-def playbook(inventory: str, tmp_path: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def playbook(
+    inventory: str, tmp_path: Path, *more: str, playbook: str = "playbooks/validate.yml", **environment: str
+) -> subprocess.CompletedProcess[str]:
     """validate.yml on hosts that no connection could reach: any attempt would show as unreachable."""
     path = tmp_path / "hosts.yml"
     path.write_text(inventory)
+    source = ("-i", str(path)) if inventory else ()
+    settings = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", "COLUMNS": "200"}
     return subprocess.run(
-        [str(Path(sys.executable).with_name("ansible-playbook")), "-i", str(path), "playbooks/validate.yml", *more],
+        [str(Path(sys.executable).with_name("ansible-playbook")), *source, playbook, *more],
         cwd=ROOT,
-        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", "COLUMNS": "200"},
+        env={**os.environ, **settings, **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -150,3 +155,168 @@ def test_a_vaulted_secret_passes(tmp_path: Path) -> None:
     right = f"all:\n  hosts:\n    a:\n      ansible_password: !vault |\n{lines}\n"
     done = playbook(right, tmp_path, "--vault-password-file", str(key))
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def mistakes(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """The mistakes that the run named, without their numbers."""
+    assert "Traceback" not in done.stdout + done.stderr and "unreachable=0" in done.stdout, done.stdout + done.stderr
+    text = done.stdout.split("fatal: [", 1)[-1].split("PLAY RECAP", 1)[0]
+    return [line.split(". ", 1)[1] for line in map(str.strip, text.splitlines()) if line[:1].isdigit()]
+
+
+def test_variables_of_hosts_are_rendered_with_hostvars(tmp_path: Path) -> None:
+    """Also of hosts outside the limit, through several hosts, and where a template makes a list or a mapping."""
+    right = """
+all:
+  vars: {ansible_host: 192.0.2.1, ansible_ssh_timeout: 1}
+  children:
+    c:
+      vars:
+        corosync_cluster_name: "{{ site }}"
+        site: alpha
+        corosync_links: ["{{ hostvars[inventory_hostname]['ring0'] }}"]
+        corosync_node_id: "{{ groups['c'].index(inventory_hostname) + 1 }}"
+        corosync_token: "{{ hostvars['pve1'].wanted }}"
+        corosync_crypto: "{{ {'cipher': 'aes256'} }}"
+        fsync_gate_reports_dir: "{{ playbook_dir }}/{{ inventory_hostname }}"
+        ram_state_enabled: "{{ hostvars['pve1'].wanted == 4000 }}"
+      hosts:
+        pve1: {ring0: 192.0.2.1, wanted: "{{ hostvars['pve2']['base'] * 2 }}"}
+        pve2: {ring0: "{{ lookup('env', 'RING') }}", base: 2000, corosync_links: "{{ [hostvars['pve2'].ring0] }}"}
+        pve3: {ring0: "{{ hostvars['pve1'].ring0 | replace('.1', '.3') }}"}
+"""
+    for more in ((), ("--limit", "pve2")):
+        done = playbook(right, tmp_path, *more, RING="192.0.2.2")
+        assert done.returncode == 0, done.stdout + done.stderr
+    # What is wrong with a rendered value is found.
+    done = playbook(right, tmp_path, "--limit", "pve1", RING="192.0.2.1")
+    (found,) = mistakes(done)
+    assert found.startswith("address 192.0.2.1 of corosync_links is used by pve1 (link 0) and pve2 (link 0)")
+
+
+def test_what_cannot_be_rendered_is_named_beside_all_other_mistakes(tmp_path: Path) -> None:
+    wrong = """
+all:
+  vars: {ansible_host: 192.0.2.1, ansible_ssh_timeout: 1, loop_a: "{{ loop_b }}", loop_b: "{{ loop_a }}"}
+  children:
+    cluster:
+      vars: {corosync_cluster_name: one}
+      hosts:
+        a: {corosync_node_id: "{{ nothing }}", corosync_links: [10.0.0.1, 10.0.0.300]}
+        b: {corosync_node_id: 2, corosync_links: ["{{ ansible_default_ipv4.address }}", 10.1.0.2]}
+        c: {corosync_node_id: 2, corosync_links: "{{ hostvars['gone'].links }}", corosync_token: "{{ loop_a }}"}
+        d: {corosync_node_id: 4, corosync_links: [10.0.0.4, 10.1.0.2], corosync_totem: {x: "{{ 1 | no_such_filter }}"}}
+        e: {corosync_node_id: 5, corosync_links: ["{{ 10.0.0.5", 10.1.0.5], corosync_token: "{{ omit }}"}
+        f:
+          corosync_node_id: "{{ hostvars['f'].corosync_node_id }}"
+          corosync_links: [10.0.0.6, "{{ lookup('file', '/nowhere/at/all') }}"]
+          corosync_authkey: !vault |
+            $ANSIBLE_VAULT;1.1;AES256
+            3031
+        g: {corosync_cluster_name: "{{ nothing }}", corosync_node_id: 0, corosync_links: [127.0.0.1], ram_state_enabld: 1}
+        h: {corosync_node_id: 8, corosync_links: [10.0.0.8, 10.1.0.8], ram_state_enabled: maybe, corosync_token: 5s}
+"""
+    done = playbook(wrong, tmp_path)
+    found = mistakes(done)
+    assert done.returncode != 0
+    for part in (
+        "a: corosync_node_id cannot be rendered: 'nothing' is undefined (",
+        "a: corosync_links[1] '10.0.0.300' is not a valid IP address",
+        "b: corosync_links[0] cannot be rendered: 'ansible_default_ipv4' is undefined (the playbooks gather no facts",
+        "c: corosync_links cannot be rendered: hostvars['gone'] is undefined: the inventory has no such host (",
+        "c: corosync_token cannot be rendered: Recursive loop detected",
+        "d: corosync_totem.x cannot be rendered: Syntax error in template: No filter named 'no_such_filter'",
+        "e: corosync_links[0] cannot be rendered: Syntax error in template",
+        "e: corosync_token cannot be rendered: omit means something in the arguments of a module only",
+        "f: corosync_node_id cannot be rendered: Recursive loop detected",
+        "f: corosync_links[1] cannot be rendered: ",
+        "f: corosync_authkey cannot be rendered: Attempt to use undecryptable variable",
+        "g: corosync_cluster_name cannot be rendered: 'nothing' is undefined",
+        "g: corosync_node_id 0 is not",
+        "g: corosync_links[0] '127.0.0.1' is not an address that other nodes can reach",
+        "h: ram_state_enabled 'maybe' is not true or false (",
+        "h: corosync_token '5s' is not a whole number from 0 to 2147483647; write the number alone",
+        "cluster one: corosync_node_id 2 is set for b and c",
+        "address 10.1.0.2 of corosync_links is used by b (link 1) and d (link 1)",
+        "ram_state_enabld is not a variable of pveguard; did you mean ram_state_enabled?",
+    ):
+        assert sum(part in each for each in found) == 1, (part, found)
+    assert len(found) == 19, found
+    assert all("hosts.yml:" in each for each in found if "rendered" in each and "Syntax" not in each)
+
+
+@pytest.mark.slow
+def test_values_on_the_command_line_and_in_an_ini_inventory_are_judged_before_any_connection(tmp_path: Path) -> None:
+    ini = tmp_path / "hosts"
+    ini.write_text(
+        "[c]\n"
+        "pve1 ansible_host=192.0.2.1 corosync_node_id=1 corosync_links=\"['10.0.0.1']\" link_gate_load=maybe\n"
+        "pve2 ansible_host=192.0.2.1 corosync_node_id=2 corosync_links=10.0.0.2,10.1.0.2 link_gate_load=False\n"
+        "[c:vars]\n"
+        "corosync_cluster_name=one\n"
+        "ram_state_enabled=no\n"
+        "fsync_gate_min_fsyncs= 2.5\n"
+        "ram_state_tmpfs_mib=64M\n"
+        "write_report_disks=\n"
+        "fsync_gate_methods=commit\n"
+    )
+    given = "ram_state_allow_ha=nope leave_dead=yess link_gate_duration=1e9"
+    done = playbook("", tmp_path, "-i", str(ini), "-e", given)
+    found = mistakes(done)
+    assert done.returncode != 0
+    for part in (
+        "pve1: link_gate_load 'maybe' is not true or false",
+        "pve2: corosync_links '10.0.0.2,10.1.0.2' is text, not a list: write corosync_links: [VALUE, VALUE]",
+        "pve1 and pve2: ram_state_tmpfs_mib '64M' is not a whole number from 0 to 16777216; write the number alone",
+        "pve1 and pve2: write_report_disks is empty, wanted true or false; leave it out for the default (True)",
+        "pve1 and pve2: fsync_gate_methods 'commit' is text, not a list",
+        "pve1 and pve2: ram_state_allow_ha 'nope' is not true or false",
+        "pve1 and pve2: leave_dead 'yess' is not true or false",
+        "pve1 and pve2: link_gate_duration '1e9' is not a number from 1 to 300",
+    ):
+        assert sum(part in each for each in found) == 1, (part, found)
+    assert len(found) == 8, found
+
+
+@pytest.mark.parametrize("file", sorted([ROOT / "site.yml", *(ROOT / "playbooks").glob("*.yml")]), ids=lambda file: file.stem)
+def test_each_playbook_judges_the_values_first(file: Path) -> None:
+    first = yaml.safe_load(file.read_text())[0]
+    if file.stem == "validate":
+        return
+    # export makes the inventory that may be wrong still; unlock ends what others began.
+    imported = first.get("ansible.builtin.import_playbook", "")
+    assert imported.endswith("validate.yml") is (file.stem not in ("export", "unlock"))
+    assert first.get("when") in (None, "not pveguard_part_of_run | default(false, true) | pveguard_bool")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gate", "cluster", "protect", "revert", "../site"])
+def test_no_playbook_connects_before_the_values_are_judged(name: str, tmp_path: Path) -> None:
+    hosts = "all: {hosts: {pve1: {ansible_host: 192.0.2.1, ansible_ssh_timeout: 1}}}"
+    done = playbook(hosts, tmp_path, "-e", "ram_state_deadline_seconds=5m", playbook=f"playbooks/{name}.yml")
+    assert done.returncode != 0
+    assert ["ram_state_deadline_seconds '5m'" in each for each in mistakes(done)] == [True]
+
+
+@pytest.mark.slow
+def test_a_secret_is_not_shown_with_the_reason(tmp_path: Path) -> None:
+    hosts = "all: {hosts: {a: {corosync_authkey: \"{{ 'hunter2' | pveguard_int }}\"}, b: {corosync_authkey: 2718281828}}}"
+    done = playbook(hosts, tmp_path)
+    assert "hunter2" not in done.stdout + done.stderr and "2718281828" not in done.stdout
+    assert len(mistakes(done)) == 2 and "may hold the secret" in done.stdout and "(not shown) is a number" in done.stdout
+
+
+@pytest.mark.slow
+def test_group_names_that_are_templates_and_come_to_the_same_are_one_cluster(tmp_path: Path) -> None:
+    hosts = """
+all:
+  children:
+    g: {vars: {corosync_cluster_name: "{{ site }}"}, hosts: {a: {site: one}, b: {site: two}}}
+    h:
+      vars: {corosync_cluster_name: one}
+      hosts:
+        a: {corosync_node_id: 1, corosync_links: [10.0.0.1]}
+        b: {corosync_node_id: 2, corosync_links: [10.0.0.2]}
+"""
+    found = mistakes(playbook(hosts, tmp_path))
+    assert len(found) == 1 and found[0].startswith("b: is in the groups of several clusters"), found

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each switch and each number given as text does the same as the value: the playbooks run to their end, and ask the modules
+for the same.
+
+The real playbooks and roles run under ansible-playbook; action plugins of the modules' names answer in the place of two
+members and a probe. They take arguments as the modules declare them and note every call.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.corosync.cluster_facts import NAME, conf, node
+from tests.ha.systemd import Node
+from tests.project.test_typed_variables import OPTIONS, SPECS, TYPES
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow
+
+PLUGIN = '''
+import json, os
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible.plugins.action import ActionBase
+
+NAME = "MODULE"
+with open(os.environ["STUBS"] + "/known.json") as file:
+    KNOWN = json.load(file)
+
+class ActionModule(ActionBase):
+    _supports_check_mode = True
+
+    def run(self, tmp=None, task_vars=None):
+        host = task_vars["inventory_hostname"]
+        given = ArgumentSpecValidator(KNOWN["specs"][NAME]).validate(dict(self._task.args))
+        if given.error_messages:
+            return {"failed": True, "msg": "; ".join(given.error_messages)}
+        taken = given.validated_parameters
+        # Another process each time, another time in each file.
+        taken.pop("holder", None)
+        for each in taken.get("files") or []:
+            each.pop("content", None)
+        with open(os.environ["STUBS"] + "/calls", "a") as calls:
+            calls.write(json.dumps([host, NAME, self._task.check_mode, taken], sort_keys=True, default=str) + "\\n")
+        answer = {"changed": False, **KNOWN["answers"].get(NAME, {})}
+        if NAME in ("node_info", "ha_info"):
+            facts = KNOWN["nodes"][host]
+            answer.update({"node": facts, "ha": facts["ha"]})
+        return answer
+'''
+
+
+def facts(folder: Path) -> dict[str, dict[str, Any]]:
+    """Two members with HA on and the database on disk, and a probe."""
+    live = (1, 2, 1000)
+    text = conf(nodes=2)
+    more: dict[str, Any] = {
+        "units": {"pve-cluster.service": {"active": "active", "enabled": "enabled"}},
+        "ha": Node(folder).facts(),
+        "counters": {"time": "2026-11-20T08:00:00Z", "machine": "m"},
+        "locks_kept": [],
+    }
+    found = {f"pve{n}": node(n, text, text, live=live, **more) for n in (1, 2)}
+    found["watch1"] = node(1000, text, text, live=live, **more)
+    found["watch1"]["hostname"] = "watch1"
+    return found
+
+
+ANSWERS: dict[str, Any] = {
+    "run_lock": {"acquired": True, "holder": {}, "where": "/run/pveguard/lock"},
+    "fsync_bench": {"verdict": "pass", "reason": "ok", "message": "fine", "cached": False},
+    "link_bench": {"verdict": "pass", "reason": "ok", "message": "fine", "links": []},
+    "ha_services": {"watchdog_until_reboot": False},
+    "ram_state": {"switched": True, "pmxcfs": {}},
+    "pmxcfs_writes": {"msg": "not measured here"},
+    "corosync_conf": {"steps": 1, "config_version": 6, "restart_needed": [], "live_member_ids": [1, 2], "text": "new",
+                      "before": "old"},
+    "ring_events": {"mark": "m", "ring": None},
+    "node_traces": {"traces": {"guests": [], "replication": [], "ha_services": [], "ha_rules": [], "storages": [],
+                               "backup_jobs": [], "files": [], "directory": False}},
+    "ram_state_restore": {"restore": {"generation": None, "refusals": [], "shown": ""}},
+}  # fmt: skip
+
+
+def as_text(value: Any) -> str:
+    """A switch or a number as an operator types it."""
+    if isinstance(value, bool):
+        return {True: "yes", False: "off"}[value]
+    return f" {value} " if isinstance(value, int) else str(value)
+
+
+def other(name: str) -> Any:
+    """Another value than the default of a variable."""
+    default = OPTIONS[name].get("default")
+    kind = TYPES[name]
+    if kind == "bool":
+        return not default
+    if name == "probe_votes":
+        return 1
+    number = (default or 0) + 4
+    return number if kind == "int" else number + 0.5
+
+
+RUN = ("site.yml", "playbooks/corosync.yml", "playbooks/observe.yml", "playbooks/revert.yml")
+HOSTS = {"pve1": 1, "pve2": 2, "watch1": 1000}
+
+
+class Playbooks:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "action").mkdir()
+        for name in SPECS:
+            (folder / f"action/{name}.py").write_text(PLUGIN.replace("MODULE", name))
+        (folder / "known.json").write_text(json.dumps({"specs": SPECS, "answers": ANSWERS, "nodes": facts(folder)}))
+
+    def run(self, of_hosts: dict[str, dict[str, Any]], *arguments: str) -> list[Any]:
+        """The calls of the modules in a run of all of RUN; ``of_hosts``: host -> its variables."""
+        hosts = {
+            name: {
+                "ansible_connection": "local",
+                "ansible_python_interpreter": sys.executable,
+                "corosync_cluster_name": NAME,
+                "corosync_links": [f"10.0.0.{number % 250}", f"10.1.0.{number % 250}"],
+                "pveguard_reports_dir": str(self.folder / "reports"),
+                "pveguard_gate_enforce": "always",
+                **of_hosts[name],
+            }
+            for name, number in HOSTS.items()
+        }
+        inventory = self.folder / "hosts.yml"
+        inventory.write_text(yaml.safe_dump({"all": {"hosts": hosts, "children": {"pve_probe": {"hosts": {"watch1": None}}}}}))
+        (self.folder / "calls").write_text("")
+        done = subprocess.run(
+            [Path(sys.executable).with_name("ansible-playbook"), "-i", inventory, *RUN, *arguments],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+                "ANSIBLE_ACTION_PLUGINS": str(self.folder / "action"),
+                "ANSIBLE_NOCOLOR": "1",
+                "ANSIBLE_FORKS": "1",
+                "STUBS": str(self.folder),
+            },
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return [json.loads(line) for line in (self.folder / "calls").read_text().splitlines()]
+
+
+@pytest.fixture
+def playbooks(tmp_path: Path) -> Playbooks:
+    return Playbooks(tmp_path)
+
+
+DEFAULTS = {name: OPTIONS[name]["default"] for name in TYPES if OPTIONS[name].get("default") is not None}
+OTHERS = {name: other(name) for name in TYPES if name != "corosync_node_id"}
+
+
+def test_an_inventory_of_text_does_what_one_of_values_does(playbooks: Playbooks) -> None:
+    """One host has other values than the defaults, the others have the defaults as text."""
+    values: dict[str, dict[str, Any]] = {
+        name: {"corosync_node_id": number, **(OTHERS if name == "pve1" else DEFAULTS)} for name, number in HOSTS.items()
+    }
+    texts = {name: {key: as_text(value) for key, value in each.items()} for name, each in values.items()}
+    wanted = playbooks.run(values)
+    modules = {call[1] for call in wanted}
+    assert {"fsync_bench", "link_bench", "ha_services", "ram_state", "pmxcfs_writes", "disk_wear", "corosync_conf"} <= modules
+    assert playbooks.run(texts) == wanted
+
+
+def test_text_on_the_command_line_does_what_values_do_in_a_dry_run(playbooks: Playbooks) -> None:
+    ids = {name: {"corosync_node_id": number} for name, number in HOSTS.items()}
+    wanted = playbooks.run(ids, "--check", "-e", json.dumps(OTHERS))
+    assert not [call for call in wanted if call[:2] == ["pve1", "ram_state"] and call[3]["state"] == "enabled"]
+    given = " ".join(f"{name}='{as_text(value)}'" for name, value in OTHERS.items())
+    assert playbooks.run(ids, "--check", "-e", given) == wanted
