@@ -219,7 +219,7 @@ def _compared(hostvars: Any, hosts: Collection[str]) -> list[dict[str, Any]]:
     """What the nodes of each cluster say, side by side."""
     nodes = {host: (hostvars[host].get("pveguard_node") or {}).get("node") for host in hosts}
     wanted = {host: hostvars[host].get("corosync_cluster_name") or None for host in hosts}
-    return corosync_compare.compare(nodes, wanted)
+    return corosync_compare.compare(nodes, wanted, [host for host in hosts if _is_probe(hostvars[host])])
 
 
 def assessments(hostvars: Any, play_hosts: Collection[str]) -> dict[str, dict[str, Any]]:

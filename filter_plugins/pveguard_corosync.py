@@ -15,7 +15,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
 
-from ansible.module_utils.pveguard import corosync_compare, corosync_export
+from ansible.module_utils.pveguard import corosync_compare, corosync_export, probe
 
 
 def _facts(variables: Any) -> dict[str, Any] | None:
@@ -42,7 +42,8 @@ def differences(hostvars: Any, hosts: Collection[str] = ()) -> list[dict[str, An
     for host in _all_hosts(hostvars, hosts):
         nodes[host] = _facts(hostvars[host])
         wanted[host] = hostvars[host].get("corosync_cluster_name") or None
-    return corosync_compare.compare(nodes, wanted)
+    probes = [host for host in nodes if probe.GROUP in (hostvars[host].get("group_names") or ())]
+    return corosync_compare.compare(nodes, wanted, probes)
 
 
 def export(

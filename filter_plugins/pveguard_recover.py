@@ -16,7 +16,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
 
-from ansible.module_utils.pveguard import corosync_recover, corosync_repair
+from ansible.module_utils.pveguard import corosync_recover, corosync_repair, probe
 
 
 def _facts(variables: Any) -> dict[str, Any] | None:
@@ -38,7 +38,8 @@ def recover(
     names = _all_hosts(hostvars, hosts)
     nodes = {host: _facts(hostvars[host]) if host in asked else None for host in names}
     wanted = {host: hostvars[host].get("corosync_cluster_name") or None for host in names}
-    found = corosync_recover.plan(nodes, wanted, done, choice)
+    probes = [host for host in names if probe.GROUP in (hostvars[host].get("group_names") or ())]
+    found = corosync_recover.plan(nodes, wanted, done, choice, probes)
     steps = [step for cluster in found for step in cluster["steps"]]
     return {
         "healthy": all(cluster["healthy"] for cluster in found),

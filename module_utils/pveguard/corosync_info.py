@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import corosync_conf, corosync_pending
+from . import corosync_conf, corosync_pending, probe_home
 from .atomic import read_or_none
 from .corosync_conf import CorosyncConfError, Document
 from .run import CommandMissing, Run
@@ -32,7 +32,8 @@ def collect(run: Run = real_run, root: str | Path = "/", statistics: bool = Fals
     Keys: installed, running (bool); cluster_name; host and cluster (``{sha256, config_version, text}`` of
     each copy or None); copies_equal (bool, None unless both exist); example_conf (the host copy is the
     example of Debian's package); running_config_version; member_config_versions (``{node id: version}`` as
-    each live member runs it); members (``[{id, name, addresses}]`` of the nodelist); live_member_ids; quorate
+    each live member runs it); members (``[{id, name, addresses, votes, probe, is_node}]`` of the nodelist, see
+    :func:`_member`); live_member_ids; quorate
     (bool, None when it is not running); expected_votes, total_votes; authkey_sha256; qdevice, two_node
     (bool); token_ms (effective, with the coefficient); configured_token_ms (of the file); node_id (of this
     node); restart_pending (settings that wait for a restart, see :mod:`corosync_pending`); links (``[{link,
@@ -79,14 +80,7 @@ def collect(run: Run = real_run, root: str | Path = "/", statistics: bool = Fals
         info["qdevice"] = document.qdevice
         info["two_node"] = document.two_node
         info["configured_token_ms"] = document.token_ms
-        info["members"] = [
-            {
-                "id": node.node_id,
-                "name": node.name,
-                "addresses": [address for _, address in sorted(node.addresses.items())],
-            }
-            for node in document.nodes()
-        ]
+        info["members"] = [_member(node, root) for node in document.nodes()]
         info["example_conf"] = info["cluster"] is None and is_example(document)
     try:
         key_bytes = read_or_none(root / AUTHKEY)
@@ -189,10 +183,10 @@ def parse_quorum(output: str) -> dict[str, Any]:
         "node_id": _int(values.get("Node ID")),
         "expected_votes": _int(values.get("Expected votes")),
         "total_votes": _int(values.get("Total votes")),
-        # A line of a QDevice has node id 0.
+        # A line of a QDevice has node id 0. An id of ten digits fills its column: no blank stands before it.
         "live_member_ids": sorted(
             int(number)
-            for number in re.findall(r"^ +([0-9]+) +[0-9]+ ", membership, flags=re.MULTILINE)
+            for number in re.findall(r"^[ \t]*([0-9]+)[ \t]+[0-9]+[ \t]", membership, flags=re.MULTILINE)
             if int(number)
         ),
     }
@@ -282,6 +276,32 @@ def _runtime(info: dict[str, Any], run: Run, statistics: bool) -> None:
             _statistics(info, run)
     except CommandMissing as error:
         info["errors"].append(str(error))
+
+
+def _member(node: corosync_conf.Node, root: Path) -> dict[str, Any]:
+    """``{id, name, addresses, votes, probe, is_node}`` of a listed node.
+
+    ``is_node``: /etc/pve has a certificate of its own or the status of its LRM for it. ``probe``: it has the placeholder of
+    a certificate, or neither a vote nor anything of a node.
+    """
+    pem, status = None, False
+    if node.name and corosync_conf.is_host_name(node.name):
+        place = root / "etc/pve/nodes" / node.name
+        try:
+            pem = read_or_none(place / "pve-ssl.pem")
+            status = (place / "lrm_status").exists()
+        except OSError:
+            pass
+    placeholder = pem is not None and probe_home.is_placeholder(pem)
+    is_node = status or (pem is not None and not placeholder)
+    return {
+        "id": node.node_id,
+        "name": node.name,
+        "addresses": [address for _, address in sorted(node.addresses.items())],
+        "votes": node.votes,
+        "probe": not is_node and (placeholder or node.votes == 0),
+        "is_node": is_node,
+    }
 
 
 def _copy(root: Path, path: Path, errors: list[str]) -> tuple[dict[str, Any] | None, Document | None]:

@@ -10,7 +10,8 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from .corosync_conf import PROBE_NODE_IDS
+from . import probe
+from .corosync_conf import short_name
 
 Plan = dict[str, Any]
 
@@ -117,6 +118,11 @@ def live_cluster(node: Mapping[str, Any] | None) -> str | None:
     return str(name) if name else None
 
 
+def node_name(host: str, node: Mapping[str, Any] | None) -> str:
+    """The name of a host as a node: its own host name where it was asked, else that of the inventory, to the first dot."""
+    return short_name(str((node or {}).get("hostname") or host))
+
+
 def _holdings(node: Mapping[str, Any]) -> list[str]:
     """What a host's own database holds that a join would throw away."""
     pmxcfs = node.get("pmxcfs") or {}
@@ -173,7 +179,7 @@ def _group_plan(
         corosyncs = {host: (nodes[host] or {}).get("corosync") or {} for host in members}
         quorate = [host for host in members if corosyncs[host].get("quorate")]
         if not quorate:
-            quorate = _waiting_for(corosyncs, candidates)
+            quorate = _waiting_for(corosyncs, candidates, nodes)
         for host in candidates:
             held = _holdings(nodes[host] or {})
             if held:
@@ -232,7 +238,7 @@ def _removed(host: str, members: Collection[str], nodes: Mapping[str, Mapping[st
     """
     own = (nodes[host] or {}).get("corosync") or {}
     copy = own.get("cluster") or own.get("host") or {}
-    name = str((nodes[host] or {}).get("hostname") or host).split(".")[0]
+    name = node_name(host, nodes[host])
     number = next((member.get("id") for member in own.get("members") or [] if member.get("name") == name), None)
     for other in members:
         corosync = (nodes[other] or {}).get("corosync") or {}
@@ -249,19 +255,24 @@ def _removed(host: str, members: Collection[str], nodes: Mapping[str, Mapping[st
     return None
 
 
-def _waiting_for(corosyncs: Mapping[str, Mapping[str, Any]], candidates: Collection[str]) -> list[str]:
+def _waiting_for(
+    corosyncs: Mapping[str, Mapping[str, Any]],
+    candidates: Collection[str],
+    nodes: Mapping[str, Mapping[str, Any] | None],
+) -> list[str]:
     """Members without quorum that lack only nodes which are listed already and are to join now.
 
     A run that was interrupted between listing a node and its join leaves them so; the join itself brings the quorum.
     """
-    names = {host.split(".")[0] for host in candidates}
+    names = {node_name(host, nodes[host]) for host in candidates}
     found = []
     for host, corosync in corosyncs.items():
         live = set(corosync.get("live_member_ids") or [])
         away = {
             member.get("name")
             for member in corosync.get("members") or []
-            if member.get("id") not in live and member.get("id") not in PROBE_NODE_IDS
+            # Without a vote it keeps no quorum away.
+            if member.get("id") not in live and member.get("votes", 1) and not probe.is_listed(member)
         }
         if corosync.get("running") and away and away <= names:
             found.append(host)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
+from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.pveguard import corosync_conf, corosync_info
@@ -59,10 +60,7 @@ def node(
             continue
         if document.nodes():
             name = document.cluster_name
-            members = [
-                {"id": n.node_id, "name": n.name, "addresses": [a for _, a in sorted(n.addresses.items())]}
-                for n in document.nodes()
-            ]
+            members = [corosync_info._member(each, Path("/nowhere")) for each in document.nodes()]
     info = {
         "installed": True,
         "running": running,

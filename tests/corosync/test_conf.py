@@ -156,7 +156,7 @@ def test_an_edit_changes_one_line(text: str, key: str, value: int) -> None:
         ("a {\n  } }\n", 2, 3, "expected"),
         ("totem { version: 2\n}\n", 1, 9, "end of the line after '{'"),
         (" {\n}\n", 1, 2, "name of a section"),
-        ("  : 2\n", 1, 3, "name of a key"),
+        ("a {\n # \0\n}\n", 2, 4, "a NUL byte"),
         ("a {\n b {\n }\n", 1, 1, "never closed"),
     ],
 )
@@ -365,7 +365,7 @@ def messages(text: str, severity: str, **more: Any) -> list[str]:
         ("linknumber: 0", "linknumber: 3", "warning", "totem.interface 3 describes a link that no node has"),
         ("linknumber: 0", "linknumber: x", "error", "has the linknumber 'x'"),
         ("linknumber: 0", "knet_transport: tcp", "error", "knet_transport of link 0 is 'tcp', wanted udp or sctp"),
-        ("linknumber: 0", "knet_link_priority: 256", "error", "knet_link_priority of link 0 is '256', wanted 0 to 255"),
+        ("linknumber: 0", "knet_link_priority: 256", "error", "knet_link_priority of link 0 is '256', wanted a number from 0 to 255"),
         ("linknumber: 0", "knet_ping_timeout: 900", "warning", "knet_ping_timeout without its pair"),
         ("nodeid: 3", "nodeid: 4294967296", "error", "pve3 has no nodeid above 0"),
         ("quorum_votes: 1", "quorum_votes: one", "error", "quorum_votes of pve1 is 'one'"),

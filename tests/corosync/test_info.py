@@ -81,7 +81,9 @@ def test_a_quorate_member(root: Path) -> None:
     assert info["host"]["sha256"] == hashlib.sha256(CONF.encode()).hexdigest()
     assert info["copies_equal"] is True
     assert info["authkey_sha256"] == hashlib.sha256(b"k" * 256).hexdigest()
-    assert info["members"][1] == {"id": 2, "name": "pve2", "addresses": ["10.99.0.2"]}
+    assert info["members"][1] == {
+        "id": 2, "name": "pve2", "addresses": ["10.99.0.2"], "votes": 1, "probe": False, "is_node": False
+    }  # fmt: skip
     assert info["links"] == [
         {"link": 0, "address": "10.99.0.1", "peers": {"1": "localhost", "2": "connected"}}
     ]
@@ -286,3 +288,13 @@ def test_missing_files_and_a_stopped_corosync_are_named(root: Path) -> None:
         "/etc/corosync/corosync.conf: does not exist",
         "corosync does not run ('systemctl status corosync')",
     ]
+
+
+@pytest.mark.parametrize("width", [1, 5, 10])
+def test_an_id_as_wide_as_its_column_is_a_member(width: int) -> None:
+    text = (RECORDED / "quorumtool-two.txt").read_text()
+    node_id = "4" * width
+    # As corosync prints it: ten places, and no blank before an id that fills them.
+    text = text.replace("         2          1 pve2", f"{node_id:>10}          1 pve2-of-a-long-name.example.org")
+    assert corosync_info.parse_quorum(text)["live_member_ids"] == sorted([1, int(node_id)])
+    assert corosync_info.parse_quorum(text.replace(" 1 pve2-", "1234567890 pve2-"))["live_member_ids"] == sorted([1, int(node_id)])
