@@ -92,6 +92,8 @@ corosync:
     expected_votes: {description: Votes that Corosync expects., type: int}
     total_votes: {description: Votes that are there., type: int}
     authkey_sha256: {description: Hash of the key; the key is never returned., type: str}
+    authkey_mode: {description: 'Its permission bits as octal text, null without a key.', type: str}
+    authkey_exposed: {description: Whether others than root may read or change the key., type: bool}
     qdevice: {description: Whether a QDevice is configured., type: bool}
     two_node: {description: Whether quorum.two_node is set., type: bool}
     token_ms: {description: 'Effective token timeout in ms, with the coefficient.', type: int}

@@ -34,7 +34,7 @@ node:
   returned: always
   type: dict
   contains:
-    hostname: {description: Name of the host as the kernel knows it., type: str}
+    hostname: {description: 'Name of the node, the host name up to its first dot.', type: str}
     resolved_address:
       description: Address the name resolves to, a non-loopback one if there is any; null when it does not resolve.
       type: str
@@ -52,7 +52,9 @@ node:
         decides it: by corosync.conf in its database and the option -l), quorate (null where there is no cluster), met_corosync
         (false while a daemon in cluster mode has not met its Corosync, so that /etc/pve is read-only; null where that is not
         the question), root_version, tree_sha256 (noise aside), guests, storage, users, has_corosync_conf, database_bytes,
-        member_addresses (by node name), error (why something of this is not known; that is never taken for local mode).
+        member_addresses (by node name), left_nodes (directories below /etc/pve/nodes that belong to no node, each with name,
+        guests, files, private_key, authorized_key), error (why something of this is not known; that is never taken for local
+        mode).
       type: dict
     corosync: {description: 'Both copies of corosync.conf, membership, quorum, links, effective token in ms.', type: dict}
     locks_kept:

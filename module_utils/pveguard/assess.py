@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import ha_info, probe
+from . import ha_info, left_nodes, probe
 from .daemon_mode import NOT_MET
 from .units import bytes_text, duration_text, rate_text
 
@@ -56,6 +56,8 @@ def changes(node: Mapping[str, Any], plan: Mapping[str, Any], wishes: Wishes) ->
         todo.append(f"found the cluster {plan.get('cluster')!r} on this node")
     if action == "join":
         todo.append(f"join the cluster {plan.get('cluster')!r} through {plan.get('seed')}, after its database was saved")
+    if action == "adopt" and node["corosync"].get("authkey_exposed"):
+        todo.append("give /etc/corosync/authkey to root alone (mode 0400)")
     ha = node["ha"]
     resources = ha.get("resources") or []
     if wishes.ha_state in ("auto", "disabled") and ha.get("installed") and not resources:
@@ -110,6 +112,7 @@ def _filesystem(node: Mapping[str, Any]) -> list[Finding]:
         else:
             text = "no quorum: /etc/pve is read-only; look at 'corosync-quorumtool -s'"
         found.append(Finding(PROBLEM, text))
+    found += [Finding(WARNING, left_nodes.sentence(each)) for each in pmxcfs.get("left_nodes") or []]
     size = pmxcfs.get("database_bytes")
     shown = f", database {bytes_text(size)}" if size else ""
     guests = len(pmxcfs["guests"])
@@ -148,6 +151,15 @@ def _corosync(node: Mapping[str, Any]) -> list[Finding]:
         )
     if not corosync.get("running"):
         found.append(Finding(PROBLEM, "corosync does not run on a cluster member: look at 'journalctl -u corosync'"))
+    if corosync.get("authkey_exposed"):
+        found.append(
+            Finding(
+                PROBLEM,
+                f"/etc/corosync/authkey has mode {corosync.get('authkey_mode')} or another owner than root: whoever reads it can "
+                "join the traffic of the cluster. The role corosync sets 0400 (by hand: 'chown root:root /etc/corosync/authkey; "
+                "chmod 0400 /etc/corosync/authkey'); where others log in to the node, change the key too (playbooks/authkey.yml)",
+            )
+        )
     probes = probe.ids(corosync)
     members = sum(not probe.is_listed(each) for each in corosync.get("members") or [])
     live = sum(number not in probes for number in corosync.get("live_member_ids") or [])

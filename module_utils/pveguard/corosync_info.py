@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import stat
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,10 +35,10 @@ def collect(run: Run = real_run, root: str | Path = "/", statistics: bool = Fals
     each copy or None); copies_equal (bool, None unless both exist); example_conf (the host copy is the
     example of Debian's package); running_config_version; member_config_versions (``{node id: version}`` as
     each live member runs it); members (``[{id, name, addresses, votes, probe, is_node}]`` of the nodelist, see
-    :func:`_member`); live_member_ids; quorate
-    (bool, None when it is not running); expected_votes, total_votes; authkey_sha256; qdevice, two_node
-    (bool); token_ms (effective, with the coefficient); configured_token_ms (of the file); node_id (of this
-    node); restart_pending (settings that wait for a restart, see :mod:`corosync_pending`); links (``[{link,
+    :func:`_member`); live_member_ids; quorate (bool, None when it is not running); expected_votes, total_votes;
+    authkey_sha256; authkey_mode (octal text, None without a key), authkey_exposed (whether others than root may read or
+    change it); qdevice, two_node (bool); token_ms (effective, with the coefficient); configured_token_ms (of the file);
+    node_id (of this node); restart_pending (settings that wait for a restart, see :mod:`corosync_pending`); links (``[{link,
     address, peers: {node id: state}}]``); link_statistics (None unless asked for, see :func:`parse_statistics`);
     errors (texts of what is unreadable).
     """
@@ -57,6 +59,8 @@ def collect(run: Run = real_run, root: str | Path = "/", statistics: bool = Fals
         "expected_votes": None,
         "total_votes": None,
         "authkey_sha256": None,
+        "authkey_mode": None,
+        "authkey_exposed": False,
         "qdevice": False,
         "two_node": False,
         "token_ms": None,
@@ -84,6 +88,8 @@ def collect(run: Run = real_run, root: str | Path = "/", statistics: bool = Fals
         info["example_conf"] = info["cluster"] is None and is_example(document)
     try:
         key_bytes = read_or_none(root / AUTHKEY)
+        if key_bytes is not None:
+            _authkey_mode(info, os.stat(root / AUTHKEY))
     except OSError as error:
         key_bytes = None
         info["errors"].append(f"/{AUTHKEY}: {error.strerror}")
@@ -92,6 +98,12 @@ def collect(run: Run = real_run, root: str | Path = "/", statistics: bool = Fals
         _runtime(info, run, statistics)
         info["restart_pending"] = corosync_pending.waiting(run, root)
     return info
+
+
+def _authkey_mode(info: dict[str, Any], found: os.stat_result) -> None:
+    mode = stat.S_IMODE(found.st_mode)
+    info["authkey_mode"] = f"{mode:04o}"
+    info["authkey_exposed"] = bool(mode & 0o077) or found.st_uid != 0
 
 
 def wait(

@@ -29,6 +29,7 @@ from . import (
     corosync_restart,
     ha_info,
     live_database,
+    node_name,
     pmxcfs,
     pve_file,
     ram_state,
@@ -163,7 +164,7 @@ def _save(request: Request, check: bool, node: Node) -> dict[str, Any]:
                 write_atomic(work / file, data, 0o600)
         manifest = {
             "time": name,
-            "node": os.uname().nodename,
+            "node": node_name.own(),
             "holds": holds,
             "root_version": facts["root_version"],
             "mode": facts["mode"],

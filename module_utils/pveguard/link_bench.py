@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
-from . import stats
+from . import node_name, stats
 from .errors import PveguardError
 from .run import CommandMissing, Run
 from .run import run as real_run
@@ -541,7 +541,7 @@ def bench(
     """
     began = time.monotonic()
     thresholds = thresholds or Thresholds()
-    host = host or socket.gethostname()
+    host = host or node_name.own()
     interfaces = local_addresses(run)
     entries = [_entry(pair) for pair in pairs]
     resolved = resolve([name for pair in pairs for name in (pair.source, pair.target)], min(3.0, duration / 4))

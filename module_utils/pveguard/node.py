@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from . import block_writes, corosync_info, ha_info, pmxcfs, pve_lock
+from . import block_writes, corosync_info, ha_info, node_name, pmxcfs, pve_lock
 from .errors import PveguardError
 from .run import CommandMissing, Run
 from .run import run as real_run
@@ -35,7 +35,8 @@ def collect(run: Run = real_run, root: Path = Path("/")) -> dict[str, Any]:
     Keys: hostname, resolved_address (str or None), boot_id, kernel, machine_codename, python, packages, units, pmxcfs,
     corosync, locks_kept, ha, ram_state, login, counters (see the RETURN section of the module ``node_info``).
     """
-    hostname = socket.gethostname()
+    # The daemon resolves and uses the name up to its first dot.
+    hostname = node_name.own()
     tree = pmxcfs.collect(root)
     return {
         "hostname": hostname,

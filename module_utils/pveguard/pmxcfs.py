@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import daemon_mode, live_database
+from . import daemon_mode, left_nodes, live_database, node_name
 from .errors import PveguardError
 from .run import Run
 from .run import run as real_run
@@ -135,7 +135,8 @@ def collect(root: Path = Path("/"), run: Run = real_run) -> dict[str, Any]:
     quorate (bool, None when local or down); met_corosync (whether Corosync has run since a daemon in cluster mode started,
     None when local, down or unknown); root_version (int or None); tree_sha256 (str or None, noise aside); guests (list of
     int); storage, users, has_corosync_conf (bool); storages, extra_users (what they were judged by); database_bytes (int or
-    None); member_addresses (``{node: address}`` as the members tell each other); error.
+    None); member_addresses (``{node: address}`` as the members tell each other);
+    left_nodes (directories of nodes that are gone, see :mod:`left_nodes`); error.
     """
     facts: dict[str, Any] = {
         "mounted": mounted(root),
@@ -153,6 +154,7 @@ def collect(root: Path = Path("/"), run: Run = real_run) -> dict[str, Any]:
         "extra_users": [],
         "database_bytes": None,
         "member_addresses": {},
+        "left_nodes": [],
         "error": None,
     }
     _collect_database(facts, root)
@@ -186,6 +188,7 @@ def _collect_database(facts: dict[str, Any], root: Path) -> None:
     facts["storage"] = bool(facts["storages"])
     facts["users"] = bool(facts["extra_users"])
     facts["has_corosync_conf"] = "corosync.conf" in tree
+    facts["left_nodes"] = left_nodes.of_tree(tree, node_name.own())
 
 
 def _text(tree: Mapping[str, tuple[int, bytes]], path: str) -> str:

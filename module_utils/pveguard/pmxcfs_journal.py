@@ -13,7 +13,6 @@ import fcntl
 import json
 import os
 import re
-import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import pve_file, supervised, write_classes
+from . import node_name, pve_file, supervised, write_classes
 from .errors import PveguardError
 from .run import CommandMissing, Run
 from .run import run as real_run
@@ -111,7 +110,7 @@ def switched_on(
         run(["systemctl", "stop", unit], timeout=90 if state.exists() else 30)
         if state.exists():
             raise Unavailable(
-                f"the debug log of {socket.gethostname()} could not be switched back: {switch} takes no writes (see "
+                f"the debug log of {node_name.own()} could not be switched back: {switch} takes no writes (see "
                 f"'journalctl -u pve-cluster'). When it does: 'cat {state} > {switch} && rm {state}'"
             )
     finally:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import cluster_member, pve_file
+from . import cluster_member, node_name, pve_file
 from .atomic import read_or_none, write_atomic
 from .errors import PveguardError
 from .run import CommandMissing, Run
@@ -200,7 +200,7 @@ def choose_repository(wanted: Wanted, proxmox: bool, codename: str) -> Repositor
 
 def refuse_host(root: Path, resolve: Callable[[str], Sequence[str]]) -> None:
     """Raise PveguardError when the daemon could not start here."""
-    name = socket.gethostname().split(".")[0]
+    name = node_name.own()
     addresses = list(resolve(name))
     if not addresses or addresses[0].startswith("127.") or addresses[0] == "::1":
         seen = f"resolves to {addresses[0]}, a loopback address" if addresses else "does not resolve"

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import live_database, pmxcfs, pve_file
+from . import live_database, node_name, pmxcfs, pve_file
 from .atomic import write_atomic
 from .errors import PveguardError
 from .run import Result, Run
@@ -68,7 +67,7 @@ class Kept:
     def warning(self) -> str:
         """What it means, and what frees it."""
         return (
-            f"{socket.gethostname()}: the lock {self.path} could not be given back: {self.reason}. It is given back by the next "
+            f"{node_name.own()}: the lock {self.path} could not be given back: {self.reason}. It is given back by the next "
             f"change of corosync.conf on this node, or the next run, once /etc/pve takes writes here ('corosync-quorumtool "
             f"-s'); others can break it {STALE_AFTER_S:g} s after it was made. By hand, with quorum: 'rmdir {self.path}'"
         )

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import daemon_mode, pmxcfs, pve_lock
+from . import daemon_mode, node_name, pmxcfs, pve_lock
 from .atomic import write_atomic
 from .errors import PveguardError
 from .run import Run
@@ -209,7 +208,7 @@ def _remove_stale(lock: Path, takeover: str, run: Run) -> None:
             left = _remove(gate, run, _TAKE_S)
             if kept or left:
                 raise PveguardError(
-                    f"{socket.gethostname()}: the lock of {takeover} cannot be taken over: "
+                    f"{node_name.own()}: the lock of {takeover} cannot be taken over: "
                     + "; ".join(f"{path} could not be removed: {why}" for path, why in ((lock, kept), (gate, left)) if why)
                     + ": see 'corosync-quorumtool -s' on this node, and run again"
                 )
@@ -235,7 +234,7 @@ def release(run_id: str, run: Run = real_run, root: Path = Path("/")) -> bool:
     if kept:
         who = run_id if (_read(lock / "holder") or {}).get("run_id") == run_id else "unknown"
         raise PveguardError(
-            f"{socket.gethostname()}: the lock of this run, /{CLUSTER_LOCK}, could not be given back for {_RELEASE_S:g} s: "
+            f"{node_name.own()}: the lock of this run, /{CLUSTER_LOCK}, could not be given back for {_RELEASE_S:g} s: "
             f"{kept}. Unless another member has done it: {_help(who)}; a run of this controller does so by itself"
         )
     return removed

@@ -162,3 +162,16 @@ def test_the_filters_of_the_playbook_compare_the_nodes() -> None:
     assert text.split("\n\n")[-1].startswith("cluster production:\n") and "pve1: aaaaaaaa; pve2: bbbbbbbb" in text
     told = filters["pveguard_assessments"](variables, list(variables))
     assert told["pve1"]["findings"][0]["text"].startswith("hashes of /etc/corosync/authkey: ")
+
+
+def test_a_key_that_others_can_read_is_a_problem_that_the_role_mends() -> None:
+    exposed = node(corosync={"authkey_exposed": True, "authkey_mode": "0644"})
+    assert "authkey has mode 0644" in texts(PROBLEM, exposed) and "authkey.yml" in texts(PROBLEM, exposed)
+    assert any("mode 0400" in each for each in changes(exposed, ADOPT, Wishes()))
+    closed = node(corosync={"authkey_exposed": False, "authkey_mode": "0400"})
+    assert "authkey" not in texts(PROBLEM, closed) and not any("0400" in each for each in changes(closed, ADOPT, Wishes()))
+
+
+def test_what_is_left_of_a_node_is_a_warning() -> None:
+    left = {"name": "pve4", "guests": [], "files": 2, "private_key": True, "authorized_key": False}
+    assert "rm -r /etc/pve/nodes/pve4" in texts(WARNING, node(pmxcfs={"left_nodes": [left]}))

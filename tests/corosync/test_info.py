@@ -298,3 +298,19 @@ def test_an_id_as_wide_as_its_column_is_a_member(width: int) -> None:
     text = text.replace("         2          1 pve2", f"{node_id:>10}          1 pve2-of-a-long-name.example.org")
     assert corosync_info.parse_quorum(text)["live_member_ids"] == sorted([1, int(node_id)])
     assert corosync_info.parse_quorum(text.replace(" 1 pve2-", "1234567890 pve2-"))["live_member_ids"] == sorted([1, int(node_id)])
+
+
+@pytest.mark.parametrize(
+    ("mode", "exposed"), [(0o400, False), (0o600, False), (0o644, True), (0o440, True), (0o402, True), (0o604, True)]
+)
+def test_a_key_that_others_can_read_is_told(root: Path, mode: int, exposed: bool) -> None:
+    key = root / "etc/corosync/authkey"
+    key.write_bytes(b"k" * 256)
+    key.chmod(mode)
+    info = corosync_info.collect(run=Tools(None), root=root)
+    assert (info["authkey_mode"], info["authkey_exposed"]) == (f"{mode:04o}", exposed or key.stat().st_uid != 0)
+
+
+def test_without_a_key_nothing_is_exposed(root: Path) -> None:
+    info = corosync_info.collect(run=Tools(None), root=root)
+    assert (info["authkey_mode"], info["authkey_exposed"]) == (None, False)
