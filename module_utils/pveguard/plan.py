@@ -172,6 +172,11 @@ def _group_plan(
         # Heard, but refused by a gate or failed since.
         if host not in plans and host not in candidates:
             plans[host] = _plan("refuse", cluster=cluster, members=members, reason="left the play before (see above)")
+    for name, same in _namesakes([*members, *candidates], nodes).items():
+        # Each would be listed under this name, and /etc/pve/nodes has one directory for both.
+        reason = f"{' and '.join(same)} are both called {name}: give each node a host name of its own"
+        plans.update({host: _plan("refuse", cluster=cluster, members=members, reason=reason) for host in same if host in candidates})
+    candidates = [host for host in candidates if host not in plans]
     if not candidates:
         return plans
 
@@ -229,6 +234,15 @@ def _group_plan(
         else:
             plans[host] = _plan("join", cluster=cluster, seed=seed, reason="not a member yet")
     return plans
+
+
+def _namesakes(hosts: Collection[str], nodes: Mapping[str, Mapping[str, Any] | None]) -> dict[str, list[str]]:
+    """Hosts that have the same host name, by it. A host that did not say its own is left out."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for host in hosts:
+        if (nodes[host] or {}).get("hostname"):
+            names[node_name(host, nodes[host])].append(host)
+    return {name: same for name, same in names.items() if len(same) > 1}
 
 
 def _removed(host: str, members: Collection[str], nodes: Mapping[str, Mapping[str, Any] | None]) -> str | None:

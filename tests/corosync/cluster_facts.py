@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
-from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.pveguard import corosync_conf, corosync_info
@@ -60,7 +59,7 @@ def node(
             continue
         if document.nodes():
             name = document.cluster_name
-            members = [corosync_info._member(each, Path("/nowhere")) for each in document.nodes()]
+            members = [corosync_info._member(each, (False, False)) for each in document.nodes()]
     info = {
         "installed": True,
         "running": running,
@@ -77,6 +76,8 @@ def node(
         "expected_votes": 3,
         "total_votes": len(live),
         "authkey_sha256": authkey,
+        "authkey_mode": "0400" if authkey else None,
+        "authkey_exposed": False,
         "qdevice": False,
         "two_node": False,
         "token_ms": 3125,

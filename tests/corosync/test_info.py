@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -314,3 +315,19 @@ def test_a_key_that_others_can_read_is_told(root: Path, mode: int, exposed: bool
 def test_without_a_key_nothing_is_exposed(root: Path) -> None:
     info = corosync_info.collect(run=Tools(None), root=root)
     assert (info["authkey_mode"], info["authkey_exposed"]) == (None, False)
+
+
+def test_a_daemon_that_never_answers_is_said_and_holds_nobody(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(root / "etc/pve/corosync.conf")  # an open that does not come back
+    (root / "etc/corosync/corosync.conf").write_text(CONF)
+    monkeypatch.setattr(corosync_info, "ANSWER_S", 0.2)
+    monkeypatch.setattr(corosync_info.pmxcfs, "mounted", lambda _root: True)
+    info = corosync_info.collect(run=Tools(None), root=root)
+    assert info["cluster"] is None and info["errors"] == ["/etc/pve/corosync.conf: no answer from the daemon within 0.2 s"]
+    assert info["host"] is not None and [each["name"] for each in info["members"]] == ["pve1", "pve2"]
+    # One that answers is read as the plain files are.
+    (root / "etc/pve/corosync.conf").unlink()
+    (root / "etc/pve/corosync.conf").write_bytes(CONF.encode() + b"# caf\xe9\n")
+    through = corosync_info.collect(run=Tools(None), root=root)
+    monkeypatch.setattr(corosync_info.pmxcfs, "mounted", lambda _root: False)
+    assert through == corosync_info.collect(run=Tools(None), root=root) and through["cluster"] is not None

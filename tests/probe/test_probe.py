@@ -42,7 +42,7 @@ def conf(nodes: int = 3, probe_votes: int | None = None, extra: str = "") -> str
 
 def members(text: str, placeholder: bool = True) -> list[dict[str, Any]]:
     """As corosync_info has them on a cluster where the probe has its place on /etc/pve."""
-    found = [corosync_info._member(each, Path("/nowhere")) for each in corosync_conf.parse(text).nodes()]
+    found = [corosync_info._member(each, (False, False)) for each in corosync_conf.parse(text).nodes()]
     for each in found:
         if each["name"] == "watch1":
             each["probe"] = placeholder
@@ -231,7 +231,8 @@ def test_each_mistake_of_a_probe_is_named(entry: dict[str, Any], words: str) -> 
 
 
 def plan(nodes: dict[str, Any], watch: Any, joining: str | None = None) -> Any:
-    hosts: dict[str, Any] = {name: {"cluster": "c", "node": node} for name, node in nodes.items()}
+    named = {name: {**node, "hostname": name if node["hostname"] == "x" else node["hostname"]} for name, node in nodes.items()}
+    hosts: dict[str, Any] = {name: {"cluster": "c", "node": node} for name, node in named.items()}
     hosts = {"watch1": {"cluster": "c", "node": watch, "probe": True}, **hosts}
     return cluster_plan(hosts, list(hosts), joining_probe=joining)
 
