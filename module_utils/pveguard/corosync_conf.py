@@ -164,8 +164,8 @@ class Section:
 class Node:
     """A node of the nodelist. ``addresses`` maps link number to address; ``votes`` defaults to corosync's 1.
 
-    ``name``: where the file has none (clusters of Proxmox VE 4), that of ring0_addr up to its first dot; None where that is
-    an address. ``named``: whether the file has one. ``node_id``: without knet the one that corosync makes of an IPv4
+    ``name``: up to its first dot, as the cluster file system names a node. Where the file has none (clusters of Proxmox VE 4)
+    that of ring0_addr; None where that is an address. ``named``: whether the file has one. ``node_id``: without knet the one that corosync makes of an IPv4
     address where the file has none. ``sections``: where it is described, more than one where nodelists overwrite each other.
     """
 
@@ -448,6 +448,7 @@ def add_node(doc: Document, name: str, node_id: int, links: Sequence[str], votes
             "corosync.conf has a QDevice, which must not be there while a node is added: remove it with "
             "'pvecm qdevice remove' on a member, add the node, and set it up again"
         )
+    next_version(doc.config_version)
     before = doc.text()
     siblings = doc.node_sections()
     if siblings:
@@ -500,6 +501,7 @@ def remove_node(doc: Document, name: str) -> bool:
             "corosync.conf has a QDevice, which must not be there while a node is removed: remove it with "
             "'pvecm qdevice remove' on a member first"
         )
+    next_version(doc.config_version)
     for part in doc.root.sections("nodelist"):
         index = next((i for i, item in enumerate(part.items) if item is section), None)
         if index is not None:
@@ -857,9 +859,9 @@ def _node(sections: Sequence[Section], doc: Document) -> Node:
     if not node_id and doc.transport != "knet" and (parsed := address(first)) is not None and parsed.version == 4:
         # Corosync makes one of the address then.
         node_id = int(parsed) & (2**31 - 1 if doc.get("totem", "clear_node_high_bit") == "yes" else 2**32 - 1)
-    name = pairs.get("name") or (short_name(first) if is_host_name(first) and address(first) is None else None)
+    name = pairs.get("name") or (first if is_host_name(first) and address(first) is None else "")
     return Node(
-        name=name,
+        name=short_name(name) or None,
         node_id=node_id,
         addresses=addresses,
         votes=1 if votes is None else votes,

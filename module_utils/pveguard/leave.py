@@ -44,8 +44,8 @@ def decide(
         refusals.append("name the node that is to leave: -e leave_node=NAME")
         return found
     given = hosts.get(name)
-    node_name = plan.node_name(name, given)
     answers = {host: facts for host, facts in hosts.items() if facts and host in play_hosts}
+    node_name = _by_address(name, answers) if given is None else plan.node_name(name, given)
     same = [host for host, facts in answers.items() if plan.node_name(host, facts) == node_name]
     target = name if name in same else next(iter(same), None)
     found.update(node_name=node_name, host=target)
@@ -188,6 +188,19 @@ def _judge_quorum(
             f"{remain} members remain: an even number can split in halves of which neither has quorum; a QDevice helps "
             "('pvecm qdevice setup ADDRESS')"
         )
+
+
+def _by_address(name: str, answers: Mapping[str, Facts]) -> str:
+    """The name of a node that did not answer and may be given by its address, as the members know it."""
+    key = corosync_conf.address_key(name)
+    for facts in answers.values():
+        for member in facts["corosync"].get("members") or []:
+            if member.get("name") and key in {corosync_conf.address_key(str(each)) for each in member.get("addresses") or ()}:
+                return str(member["name"])
+        for member_name, address in (facts["pmxcfs"].get("member_addresses") or {}).items():
+            if corosync_conf.address_key(str(address)) == key:
+                return str(member_name)
+    return corosync_conf.short_name(name)
 
 
 def _clusters(node_name: str, answers: Mapping[str, Facts], target: str | None) -> list[str]:

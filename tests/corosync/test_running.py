@@ -210,7 +210,7 @@ def same_as_cmap(document: Document, cmap: dict[str, str]) -> None:
         said = {key.rpartition(".")[2]: value for key, value in cmap.items() if key.startswith(f"nodelist.node.{place}.")}
         assert str(node.node_id) == said["nodeid"]
         assert str(node.votes) == said.get("quorum_votes", "1")
-        assert node.named == ("name" in said) and (not said.get("name") or said["name"] == node.name)
+        assert node.named == ("name" in said) and (not said.get("name") or corosync_conf.short_name(said["name"]) == node.name)
         assert {f"ring{link}_addr": text for link, text in node.addresses.items()} == {
             key: value for key, value in said.items() if key.startswith("ring")
         }
