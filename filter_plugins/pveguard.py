@@ -246,7 +246,7 @@ def _compared(hosts: HostVariables) -> list[dict[str, Any]]:
     """What the nodes of each cluster say, side by side."""
     nodes = {host: (own.get("pveguard_node") or {}).get("node") for host, own in hosts.items()}
     wanted = {host: own.get("corosync_cluster_name") or None for host, own in hosts.items()}
-    return corosync_compare.compare(nodes, wanted)
+    return corosync_compare.compare(nodes, wanted, [host for host, own in hosts.items() if _is_probe(own)])
 
 
 def assessments(hostvars: Any, play_hosts: Collection[str]) -> dict[str, dict[str, Any]]:

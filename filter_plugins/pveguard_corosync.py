@@ -15,7 +15,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
 
-from ansible.module_utils.pveguard import corosync_compare, corosync_export
+from ansible.module_utils.pveguard import corosync_compare, corosync_export, probe
 from ansible.module_utils.pveguard.host_variables import rendered
 
 
@@ -32,10 +32,13 @@ def differences(hostvars: Any, hosts: Collection[str] = ()) -> list[dict[str, An
     ``corosync_compare``. Hosts that --limit leaves out are there as not asked.
     """
     nodes, wanted = {}, {}
+    probes = []
     for host, own in rendered(hostvars).items():
         nodes[host] = _facts(own)
         wanted[host] = own.get("corosync_cluster_name") or None
-    return corosync_compare.compare(nodes, wanted)
+        if probe.GROUP in (own.get("group_names") or ()):
+            probes.append(host)
+    return corosync_compare.compare(nodes, wanted, probes)
 
 
 def export(

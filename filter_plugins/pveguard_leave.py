@@ -14,7 +14,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
 
-from ansible.module_utils.pveguard import leave
+from ansible.module_utils.pveguard import leave, probe
 
 
 def decision(hostvars: Any, play_hosts: Collection[str], name: str, dead: bool = False) -> dict[str, Any]:
@@ -23,7 +23,8 @@ def decision(hostvars: Any, play_hosts: Collection[str], name: str, dead: bool =
     ``{{ hostvars | pveguard_leave_decision(ansible_play_hosts_all, leave_node, leave_dead) }}``
     """
     facts = {host: (hostvars[host].get("pveguard_node") or {}).get("node") for host in play_hosts}
-    return leave.decide(str(name), facts, list(play_hosts), dead)
+    probes = [host for host in play_hosts if probe.GROUP in (hostvars[host].get("group_names") or ())]
+    return leave.decide(str(name), facts, list(play_hosts), dead, probes)
 
 
 class FilterModule:

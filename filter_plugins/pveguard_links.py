@@ -134,7 +134,8 @@ def _configured(corosync: Mapping[str, Any]) -> tuple[int, int]:
         return token_advice.DEFAULT_TOKEN_MS, token_advice.DEFAULT_COEFFICIENT_MS
     token_ms, coefficient = document.token_ms, document.token_coefficient_ms
     return (
-        token_advice.DEFAULT_TOKEN_MS if token_ms is None else token_ms,
+        # 0 stands for the default.
+        token_ms or token_advice.DEFAULT_TOKEN_MS,
         token_advice.DEFAULT_COEFFICIENT_MS if coefficient is None else coefficient,
     )
 

@@ -35,9 +35,14 @@ def chosen(groups: Mapping[str, Collection[str]], play_hosts: Collection[str], n
     return {"host": host, "refusal": ""}
 
 
-def refusals(node: Mapping[str, Any], seed: Mapping[str, Any], name: str, votes: int) -> list[str]:
-    """``{{ node | pveguard_probe_refusals(seed, name, probe_votes) }}``: see the core ``probe``; both are facts."""
-    return probe.refusals(name, int(votes), node, seed)
+def refusals(
+    node: Mapping[str, Any], seed: Mapping[str, Any], name: str, votes: int, node_id: int | str | None = None
+) -> list[str]:
+    """``{{ node | pveguard_probe_refusals(seed, name, probe_votes, corosync_node_id) }}``: see the core ``probe``.
+
+    ``node`` and ``seed`` are facts.
+    """
+    return probe.refusals(name, int(votes), node, seed, None if node_id is None else int(node_id))
 
 
 def votes_differ(seed: Mapping[str, Any], name: str, votes: int) -> bool:

@@ -46,12 +46,18 @@ def _node(hostvars: Hosts, host: str) -> dict[str, Any] | None:
 
 def cluster_peers(hostvars: Hosts, hosts: Iterable[str], host: str) -> list[str]:
     """Those of ``hosts`` that are in the same cluster as ``host``, itself included. No step waits for a probe."""
-    corosync = {name: (_node(hostvars, name) or {}).get("corosync") or {} for name in hosts}
+    nodes = {name: _node(hostvars, name) or {} for name in hosts}
     cluster = ((_node(hostvars, host) or {}).get("corosync") or {}).get("cluster_name")
     return [
         name
-        for name, each in corosync.items()
-        if name == host or (cluster and each.get("cluster_name") == cluster and not probe.is_id(each.get("node_id")))
+        for name, node in nodes.items()
+        if name == host
+        or (
+            cluster
+            and (node.get("corosync") or {}).get("cluster_name") == cluster
+            and not probe.is_one(node)
+            and probe.GROUP not in (_get(hostvars, name, "group_names") or ())
+        )
     ]
 
 

@@ -86,7 +86,13 @@ corosync:
     example_conf: {description: Whether it is the example of Debian's package., type: bool}
     running_config_version: {description: config_version that Corosync runs., type: int}
     member_config_versions: {description: 'The same of every live member, by node id.', type: dict}
-    members: {description: 'Nodes of the nodelist as id, name and addresses.', type: list, elements: dict}
+    members:
+      description: >-
+        Nodes of the nodelist as id, name (null where the file has none and ring0_addr is an address), addresses, votes,
+        is_node (/etc/pve has a certificate of its own or the status of an LRM for it) and probe (it has the placeholder of a
+        certificate there, or neither a vote nor anything of a node).
+      type: list
+      elements: dict
     live_member_ids: {description: Node ids in the membership., type: list, elements: int}
     quorate: {description: Whether the node has quorum; null while Corosync does not run., type: bool}
     expected_votes: {description: Votes that Corosync expects., type: int}
@@ -97,7 +103,7 @@ corosync:
     qdevice: {description: Whether a QDevice is configured., type: bool}
     two_node: {description: Whether quorum.two_node is set., type: bool}
     token_ms: {description: 'Effective token timeout in ms, with the coefficient.', type: int}
-    configured_token_ms: {description: Token of the file in ms; null when it has none., type: int}
+    configured_token_ms: {description: 'Token of the file in ms, 0 for the default; null when it has none.', type: int}
     node_id: {description: Node id of this node., type: int}
     restart_pending:
       description: >-

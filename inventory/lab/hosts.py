@@ -40,7 +40,7 @@ def host_variables(about: dict[str, Any], node: dict[str, Any]) -> dict[str, Any
         "ansible_ssh_common_args": " ".join(f"-o {shlex.quote(option)}" for option in options),
         "ansible_host_key_checking": True,
         "ansible_control_path": f"%(directory)s/lab-{hashlib.sha256(generation.encode()).hexdigest()[:12]}",
-        # A plain machine beside the nodes is there to be a probe, whose ids begin at 1000.
+        # A plain machine beside the nodes is there to be a probe; its id keeps out of the way of the nodes'.
         "corosync_node_id": node["number"] + (1000 if node["plain"] else 0),
         "corosync_links": [node["ring_address"]],
     }

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import ha_info, left_nodes
-from .corosync_conf import PROBE_NODE_IDS
+from . import ha_info, left_nodes, probe
 from .daemon_mode import NOT_MET
 from .units import bytes_text, duration_text, rate_text
 
@@ -161,10 +160,10 @@ def _corosync(node: Mapping[str, Any]) -> list[Finding]:
                 "chmod 0400 /etc/corosync/authkey'); where others log in to the node, change the key too (playbooks/authkey.yml)",
             )
         )
-    listed = [each for each in corosync.get("members") or [] if each.get("id") not in PROBE_NODE_IDS]
-    members = len(listed)
-    live = sum(number not in PROBE_NODE_IDS for number in corosync.get("live_member_ids") or [])
-    if corosync.get("node_id") in PROBE_NODE_IDS:
+    probes = probe.ids(corosync)
+    members = sum(not probe.is_listed(each) for each in corosync.get("members") or [])
+    live = sum(number not in probes for number in corosync.get("live_member_ids") or [])
+    if probe.is_one(node):
         found.append(Finding(GOOD, f"a probe of {corosync.get('cluster_name')}: it watches, and nothing depends on it"))
     if live < members:
         found.append(Finding(WARNING, f"{members - live} of {members} members of {corosync.get('cluster_name')} are not up"))
@@ -217,7 +216,7 @@ def _ha(node: Mapping[str, Any]) -> list[Finding]:
 def _ram(node: Mapping[str, Any]) -> list[Finding]:
     state = node["ram_state"].get("state")
     if state in STOCK:
-        if node["pmxcfs"]["mounted"] and node["corosync"].get("node_id") not in PROBE_NODE_IDS:
+        if node["pmxcfs"]["mounted"] and not probe.is_one(node):
             return [Finding(WARNING, "the daemon's database is on disk: every transaction is written there")]
         return []
     if state == "enabled":

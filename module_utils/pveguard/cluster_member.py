@@ -287,7 +287,8 @@ def _conf_refusals(request: Request, conf: str) -> list[str]:
             f"{request.cluster_name!r}"
         ]
     node = document.node(request.node_name)
-    if node is None or node.node_id != request.node_id or node.addresses != dict(enumerate(request.links)):
+    links = dict(enumerate(request.links))
+    if node is None or node.node_id != request.node_id or not corosync_conf.same_addresses(node.addresses, links):
         return [
             f"the given corosync.conf does not list {request.node_name} with id {request.node_id} and these "
             "links"

@@ -74,7 +74,7 @@ def decide(
     except (PveguardError, TypeError) as error:
         refusals.append(f"{seed}: /etc/pve/corosync.conf cannot be used: {error}")
         return found
-    asked = {str(answers[host]["hostname"]).split(".")[0] for host in members}
+    asked = {corosync_conf.short_name(str(answers[host]["hostname"])) for host in members}
     away = [node.label for node in conf.nodes() if node.node_id not in info["live_member_ids"]]
     if away:
         refusals.append(f"{', '.join(away)} is away and could not come back with the old key: bring it back, or remove it first")

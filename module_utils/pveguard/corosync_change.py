@@ -14,13 +14,13 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import corosync_conf, corosync_edit, corosync_info, ha_info, pve_file, pve_lock
+from . import corosync_conf, corosync_edit, corosync_info, ha_info, probe, pve_file, pve_lock
 from .atomic import read_or_none, write_atomic
 from .corosync_conf import Document
 from .errors import PveguardError
@@ -121,20 +121,21 @@ def resolve_host(name: str) -> list[str]:
         return []
 
 
-def merge(text: str, wanted: Wanted) -> tuple[str, list[str]]:
+def merge(text: str, wanted: Wanted, probes: Collection[int] = ()) -> tuple[str, list[str]]:
     """The text with what is wanted merged in (config_version raised) and warnings. The same text if nothing differs.
 
     Raises PveguardError when it must not be done.
     """
-    texts, warnings = sequence(text, wanted)
+    texts, warnings = sequence(text, wanted, probes)
     return (texts[-1] if texts else text), warnings
 
 
-def sequence(text: str, wanted: Wanted) -> tuple[list[str], list[str]]:
+def sequence(text: str, wanted: Wanted, probes: Collection[int] = ()) -> tuple[list[str], list[str]]:
     """The texts to be written one after the other, each with a higher config_version, and warnings.
 
     No text when nothing differs; more than one where Corosync must first let a link go to take it with other
-    addresses. Raises PveguardError for what must not be done, whatever the state of the cluster.
+    addresses. ``probes``: node ids of those that have no vote on purpose. Raises PveguardError for what must not be done,
+    whatever the state of the cluster.
     """
     document = corosync_conf.parse(text, "/etc/pve/corosync.conf")
     before = corosync_conf.parse(text)
@@ -154,11 +155,13 @@ def sequence(text: str, wanted: Wanted) -> tuple[list[str], list[str]]:
         return [], []
     corosync_conf.refuse_problems(document, resolve=resolve_host, known=known)
     texts = []
-    for number, step in enumerate(corosync_edit.steps(before, document), 1):
+    for step in corosync_edit.steps(before, document):
         stepped = corosync_conf.parse(step)
-        stepped.set("totem", "config_version", version + number)
+        version = corosync_conf.next_version(version)
+        stepped.set("totem", "config_version", version)
         texts.append(stepped.text())
-    after = corosync_conf.problems(document)
+    listed = {int(node["node_id"]) for node in wanted.nodes if node.get("votes") == 0 and node.get("node_id")}
+    after = corosync_conf.problems(document, probes={*probes, *listed})
     found = [problem.message for problem in after if problem.severity == "warning"]
     # Mistakes of before do not hold up a change, but they are not passed over either.
     found += [problem.message for problem in known if problem.severity == "error" and problem in after]
@@ -220,7 +223,8 @@ def _refuse_namesake(document: corosync_conf.Document, node: dict[str, Any]) -> 
     if present is None:
         return
     links = {number: link for number, link in enumerate(node["links"]) if link} if node.get("links") else present.addresses
-    if int(node.get("node_id") or present.node_id or 0) != present.node_id or links != present.addresses:
+    same = corosync_conf.same_addresses(links, present.addresses)
+    if int(node.get("node_id") or present.node_id or 0) != (present.node_id or 0) or not same:
         raise PveguardError(
             f"corosync.conf lists {node['name']} with id {present.node_id} and addresses "
             f"{', '.join(present.addresses.values())}, not with those given: it is not removed"
@@ -251,7 +255,7 @@ def plan(wanted: Wanted, run: Run = real_run, root: Path = Path("/")) -> Outcome
     if info["cluster"] is None:
         return Outcome(not wanted.empty, "", "", info=info)
     before = _exact(info, root)
-    texts, warnings = sequence(before, wanted)
+    texts, warnings = sequence(before, wanted, probe.ids(info))
     if not texts:
         # As apply() would: a reload where this node's Corosync or a member's runs an older text than the copies here.
         lags = any("config_version" in text for text in _missing(info, info["cluster"]["sha256"], ()))
@@ -305,7 +309,7 @@ def _apply(
             "changed here"
         )
     before = _exact(info, root)
-    texts, warnings = sequence(before, wanted)
+    texts, warnings = sequence(before, wanted, probe.ids(info))
     if not texts:
         outcome = Outcome(False, before, before, info=info)
         if not wanted.absent:
@@ -323,7 +327,7 @@ def _apply(
     target, former, written = root / "etc/pve/corosync.conf", before, [before]
     # Who was live stays so, but for a node that is to go and came to life meanwhile.
     # Nor is a probe waited for: nothing depends on one, so one that dies meanwhile must undo nothing.
-    live = set() if wanted.absent else set(info["live_member_ids"]) - set(corosync_conf.PROBE_NODE_IDS)
+    live = set() if wanted.absent else set(info["live_member_ids"]) - probe.ids(info)
     started = time.time()
     try:
         for text in texts:
@@ -686,9 +690,10 @@ def _higher(now: str, wanted: str, written: Sequence[str], info: dict[str, Any])
     """The steps from ``now`` to ``wanted``, each with a config_version above any that was seen."""
     highest = max(_highest(info), *(corosync_conf.parse(text).config_version or 0 for text in [now, *written]))
     texts = []
-    for number, text in enumerate(corosync_edit.steps(corosync_conf.parse(now), corosync_conf.parse(wanted)), 1):
+    for text in corosync_edit.steps(corosync_conf.parse(now), corosync_conf.parse(wanted)):
         stepped = corosync_conf.parse(text)
-        stepped.set("totem", "config_version", highest + number)
+        highest = corosync_conf.next_version(highest)
+        stepped.set("totem", "config_version", highest)
         texts.append(stepped.text())
     return texts
 
@@ -957,7 +962,7 @@ def _converge(
 
 
 def _int(value: str | None) -> int:
-    return int(value) if value is not None and value.isascii() and value.isdigit() else 0
+    return corosync_conf.number(value) or 0
 
 
 def _lock(

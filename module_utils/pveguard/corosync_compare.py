@@ -11,12 +11,12 @@ different text are overwritten. When daemons meet, the state with the highest ro
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from . import corosync_conf, text_table
-from .corosync_conf import CorosyncConfError
+from . import corosync_conf, probe, text_table
+from .corosync_conf import CorosyncConfError, short_name
 
 PROBLEM, WARNING = "problem", "warning"
 CLUSTER_COPY, HOST_COPY = "/etc/pve/corosync.conf", "/etc/corosync/corosync.conf"
@@ -42,6 +42,8 @@ class Copy:
 class View:
     """What one node says. ``host``: its name in the inventory, None when it is not there. None is unknown.
 
+    ``addresses``: ``{address: name}`` of the members that it knows. ``probe``: it is one, by the inventory where that describes it, else by what the cluster says (probe.is_listed).
+
     ``cluster`` and ``local``: the copies on /etc/pve and in /etc/corosync. ``live``: node ids that its Corosync sees.
     ``mode``: of its daemon, ``cluster``, ``local`` (apart from any cluster) or ``down``. ``met_corosync``: False where its
     Corosync has not run since a daemon in cluster mode started. ``root_version``: of its database, or of its replica where
@@ -57,6 +59,9 @@ class View:
     local: Copy | None = None
     errors: tuple[str, ...] = ()
     listed: tuple[tuple[int | None, str], ...] = ()
+    probes: frozenset[int | None] = frozenset()
+    probe: bool = False
+    addresses: Mapping[str, str] = field(default_factory=dict)
     running: bool = False
     running_version: int | None = None
     member_versions: Mapping[int, int | None] = field(default_factory=dict)
@@ -116,17 +121,20 @@ class Survivor:
 
 
 def compare(
-    nodes: Mapping[str, Mapping[str, Any] | None], wanted: Mapping[str, str | None] | None = None
+    nodes: Mapping[str, Mapping[str, Any] | None],
+    wanted: Mapping[str, str | None] | None = None,
+    probes: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """Every cluster that the nodes belong to, in the order of the inventory.
 
     ``nodes``: host of the inventory -> facts of ``node_info`` (or ``{corosync: facts of corosync_info}``), None when it
-    could not be asked. ``wanted``: host -> the name of its cluster in the inventory. Each cluster is ``{cluster,
+    could not be asked. ``wanted``: host -> the name of its cluster in the inventory; ``probes``: hosts that are probes
+    there. Each cluster is ``{cluster,
     nodes: [what each has], findings: [{severity, kind, nodes, seen, means, helps}], survivor, agree, lines}``; ``lines``
     is the same for a terminal. ``agree``: nothing differs among the nodes that were asked.
     """
     found = []
-    for name, views in group(nodes, wanted or {}).items():
+    for name, views in group(nodes, wanted or {}, probes).items():
         finds = findings(name, views)
         best = survivor(name, views)
         found.append(
@@ -163,12 +171,12 @@ def compare(
 
 
 def group(
-    nodes: Mapping[str, Mapping[str, Any] | None], wanted: Mapping[str, str | None]
+    nodes: Mapping[str, Mapping[str, Any] | None], wanted: Mapping[str, str | None], probes: Collection[str] = ()
 ) -> dict[str, list[View]]:
     """``{cluster: what each of its nodes says}``; nodes that its corosync.conf lists and nobody asked are there too.
 
     A host that is to join is no member yet and is left out. A node that lost its configuration belongs to the cluster
-    that lists it.
+    that lists it. ``probes``: hosts that are probes in the inventory.
     """
     views = {host: _view(host, facts) for host, facts in nodes.items()}
     names = {host: wanted.get(host) or view.cluster_name for host, view in views.items() if view.cluster_name}
@@ -178,27 +186,46 @@ def group(
         for node_id, member in views[host].listed:
             if name and listed[name].get(member) is None:
                 listed[name][member] = node_id
+    known = {address: name for view in views.values() for address, name in view.addresses.items()}
     for host, view in views.items():
+        if not view.asked and view.name not in known.values():
+            # It may be in the inventory by its address.
+            view = views[host] = replace(view, name=known.get(corosync_conf.address_key(host), view.name))
         expected = names.get(host) or wanted.get(host)
         places = [expected] if expected in clusters else [] if expected else list(clusters)
         where = next((name for name in places if name and (host in names or view.name in listed[name])), None)
         if where is not None:
             node_id = listed[where].get(view.name) if view.node_id is None else view.node_id
-            clusters[where].append(replace(view, node_id=node_id))
+            if wanted.get(host):
+                is_probe = host in probes
+            else:
+                is_probe = view.probe if view.asked else _seen_as_probe(node_id, views, names, where)
+            clusters[where].append(replace(view, node_id=node_id, probe=is_probe))
     for name, found in clusters.items():
         there = {view.name for view in found}
-        found += [View(member, node_id=number) for member, number in listed[name].items() if member not in there]
+        found += [
+            View(member, node_id=number, probe=_seen_as_probe(number, views, names, name))
+            for member, number in listed[name].items()
+            if member not in there
+        ]
     return clusters
+
+
+def _seen_as_probe(node_id: int | None, views: Mapping[str, View], names: Mapping[str, str | None], cluster: str) -> bool:
+    """Whether the members of a cluster take a node for a probe; one that has its /etc/pve knows best."""
+    seen = [view for host, view in views.items() if names.get(host) == cluster and view.listed]
+    seen = [view for view in seen if view.counts] or seen
+    return bool(seen) and all(node_id in view.probes for view in seen)
 
 
 def _view(host: str, facts: Mapping[str, Any] | None) -> View:
     if not facts:
-        return View(host.split(".")[0], host)
+        return View(short_name(host), host)
     info = facts.get("corosync") or {}
     # Where the cluster file system is not installed there is no daemon that could be down.
     packages = facts.get("packages")
     pmxcfs = (facts.get("pmxcfs") or {}) if packages is None or packages.get("pve-cluster") else {}
-    name = str(facts.get("hostname") or host).split(".")[0]
+    name = short_name(str(facts.get("hostname") or host))
     member = not info.get("example_conf")
     cluster_name = info.get("cluster_name") if member else None
     return View(
@@ -211,6 +238,22 @@ def _view(host: str, facts: Mapping[str, Any] | None) -> View:
         local=_copy(info.get("host"), HOST_COPY) if member else None,
         errors=tuple(str(text) for text in info.get("errors") or ()),
         listed=tuple((m.get("id"), str(m["name"])) for m in info.get("members") or () if m.get("name")) if member else (),
+        probes=frozenset(probe.ids(info)) if member else frozenset(),
+        probe=probe.is_one(facts),
+        addresses={
+            **{
+                corosync_conf.address_key(str(address)): str(m["name"])
+                for m in info.get("members") or ()
+                for address in m.get("addresses") or ()
+                if m.get("name")
+            },
+            **{
+                corosync_conf.address_key(str(address)): str(member_name)
+                for member_name, address in (pmxcfs.get("member_addresses") or {}).items()
+            },
+        }
+        if member
+        else {},
         running=bool(info.get("running")),
         running_version=info.get("running_config_version"),
         member_versions={int(number): version for number, version in (info.get("member_config_versions") or {}).items()},
@@ -248,7 +291,7 @@ def unusable(text: str, path: str = CLUSTER_COPY) -> str:
         return f"{path}: totem.config_version is missing or 0, so no daemon copies it"
     nameless = [node.label for node in document.nodes() if not node.name]
     errors = [each.message for each in corosync_conf.problems(document, with_pmxcfs=False) if each.severity == "error"]
-    errors += [f"{label} has no name" for label in nameless]
+    errors += [f"{label} has no name, and its ring0_addr is an address, so its host is not known" for label in nameless]
     return f"{path}: {'; '.join(errors)}" if errors else ""
 
 
@@ -574,7 +617,7 @@ def _authkeys(views: Sequence[View]) -> Iterator[Finding]:
 def _silent(views: Sequence[View]) -> Iterator[Finding]:
     live = frozenset[int]().union(*(view.live for view in views if view.running))
     silent = [view for view in views if not view.asked]
-    members = [view for view in silent if not _is_probe(view)]
+    members = [view for view in silent if not view.probe]
     for (known, up), part in _by(members, lambda view: (view.host is not None, view.node_id in live)).items():
         yield Finding(
             WARNING,
@@ -585,7 +628,7 @@ def _silent(views: Sequence[View]) -> Iterator[Finding]:
             "nothing is known of its copies and of its state",
             "make it reachable, run without --limit" if known else "add it to the inventory",
         )
-    for view in (view for view in silent if _is_probe(view)):
+    for view in (view for view in silent if view.probe):
         yield Finding(
             WARNING,
             "not_asked",
@@ -595,10 +638,6 @@ def _silent(views: Sequence[View]) -> Iterator[Finding]:
             "bring it up when you want to observe; where it is gone for good, 'playbooks/probe.yml -e probe_state=absent -e "
             "leave_dead=true' takes it off corosync.conf",
         )
-
-
-def _is_probe(view: View) -> bool:
-    return view.node_id in corosync_conf.PROBE_NODE_IDS
 
 
 # Which copy should become that of all
@@ -779,7 +818,8 @@ def write_version(chosen: Copy, copies: Iterable[Copy], views: Sequence[View]) -
     runs = [version or 0 for view in views for version in (view.running_version, *view.member_versions.values())]
     if all(version < own for version in others) and all(version <= own for version in runs):
         return own
-    return 1 + max([own, *others, *runs])
+    # Above the highest there is none; whoever writes it refuses that.
+    return min(1 + max([own, *others, *runs]), corosync_conf.MAX_CONFIG_VERSION)
 
 
 # For a terminal

@@ -3,13 +3,19 @@
 The grammar is that of corosync.conf(5): one statement per line, ``section {``, ``key: value`` or ``}``; empty
 lines and lines that start with ``#`` are ignored. A document that was not edited serializes to the same
 bytes. Edits of options, addresses and links are in corosync_edit.
+
+What the man page does not say was seen on corosync 3.1.7 (tests/corosync/test_running.py): ``#`` after a value belongs to
+it; of a key given twice the last counts, also across sections of one name; a second ``nodelist`` counts its nodes from
+the first again, so that they overwrite those of the one before; an ``interface`` is of the link ``linknumber`` (0 where
+there is none), and ``ringnumber`` is not looked at; numbers may have a sign and leading zeros.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import socket
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .errors import PveguardError
@@ -21,13 +27,44 @@ DEFAULT_TOKEN_MS = 3000
 DEFAULT_TOKEN_COEFFICIENT_MS = 125
 #: knet carries at most eight links (corosync.conf(5), linknumber).
 MAX_LINKS = 8
-#: Node ids of probes (docs/probe.md). pvecm gives a new node the lowest free id from 1, so that the two never meet.
-PROBE_NODE_IDS = range(1000, 1100)
+#: The highest node id: knet has 16 bits for it ("Knet requires nodeid to be less than 65536"), the others have 32.
+MAX_NODE_ID = {"knet": 2**16 - 1, "udp": 2**32 - 1, "udpu": 2**32 - 1}
+#: config_version has 64 bits, without a sign (totem.config_version in cmap).
+MAX_CONFIG_VERSION = 2**64 - 1
 #: corosync refuses a longer line ("Line too long"): it reads 512 bytes with the newline and a NUL (coroparse.c).
 MAX_LINE_BYTES = 510
 #: corosync's own token_coefficient in ms where the file has none (corosync.conf(5)).
 COROSYNC_TOKEN_COEFFICIENT_MS = 650
 TRANSPORTS = ("knet", "udp", "udpu")
+#: The shortest token in ms that corosync takes; 0 stands for the default ("may not be less than (30 ms)").
+MIN_TOKEN_MS = 30
+#: Bytes of a key with the names of its sections before it (cmap takes 3 to 254; "makes total cmap path too long").
+KEY_BYTES = range(3, 255)
+#: Keys of which corosync wants a number (else it does not start), with the highest one; by their section.
+NUMBERS: dict[str, dict[str, int]] = {
+    "totem": dict.fromkeys(
+        "version nodeid threads token token_coefficient token_retransmit token_warning hold "
+        "token_retransmits_before_loss_const join send_join consensus merge downcheck fail_recv_const "
+        "seqno_unchanged_const heartbeat_failures_allowed max_network_delay window_size max_messages miss_count_const "
+        "netmtu knet_pmtud_interval knet_mtu knet_compression_threshold rrp_token_expired_timeout "
+        "rrp_problem_count_timeout rrp_problem_count_threshold rrp_problem_count_mcast_threshold "
+        "rrp_autorecovery_check_timeout".split(),
+        2**32 - 1,
+    ),
+    "totem.interface": {
+        **dict.fromkeys(("ttl", "knet_link_priority"), 2**8 - 1),
+        "mcastport": 2**16 - 1,
+        **dict.fromkeys(("knet_ping_interval", "knet_ping_timeout", "knet_ping_precision", "knet_pong_count"), 2**32 - 1),
+    },
+    "nodelist.node": dict.fromkeys(("nodeid", "quorum_votes"), 2**32 - 1),
+    "quorum": {
+        **dict.fromkeys(("expected_votes", "votes", "last_man_standing_window", "leaving_timeout"), 2**32 - 1),
+        **dict.fromkeys(
+            "two_node expected_votes_tracking allow_downscale wait_for_all auto_tie_breaker last_man_standing".split(), 2**8 - 1
+        ),
+    },
+    "quorum.device": {**dict.fromkeys(("timeout", "sync_timeout", "votes"), 2**32 - 1), "master_wins": 2**8 - 1},
+}
 LINK_TRANSPORTS = ("udp", "sctp")
 LINK_MODES = ("passive", "active", "rr")
 IP_VERSIONS = ("ipv4", "ipv6", "ipv4-6", "ipv6-4")
@@ -125,14 +162,20 @@ class Section:
 
 @dataclass(frozen=True)
 class Node:
-    """A node of the nodelist. ``addresses`` maps link number to address; ``votes`` defaults to corosync's
-    1."""
+    """A node of the nodelist. ``addresses`` maps link number to address; ``votes`` defaults to corosync's 1.
+
+    ``name``: up to its first dot, as the cluster file system names a node. Where the file has none (clusters of Proxmox VE 4)
+    that of ring0_addr; None where that is an address. ``named``: whether the file has one. ``node_id``: without knet the one that corosync makes of an IPv4
+    address where the file has none. ``sections``: where it is described, more than one where nodelists overwrite each other.
+    """
 
     name: str | None
     node_id: int | None
     addresses: dict[int, str]
     votes: int
     number: int
+    named: bool = True
+    sections: tuple[Section, ...] = ()
 
     @property
     def label(self) -> str:
@@ -201,25 +244,27 @@ class Document:
     def config_version(self) -> int | None:
         """totem.config_version, None when absent or not a number (the copy between both files then never
         happens)."""
-        return _number(self.get("totem", "config_version"))
+        value = number(self.get("totem", "config_version"), MAX_CONFIG_VERSION, -MAX_CONFIG_VERSION)
+        # strtoull: a minus sign is taken, and the number wraps.
+        return value if value is None else value % 2**64
 
     @property
     def token_ms(self) -> int | None:
-        """totem.token as configured, in ms; the effective value is larger with more than two nodes."""
-        return _number(self.get("totem", "token"))
+        """totem.token as configured, in ms, 0 for the default; the effective value is larger with more than two nodes."""
+        return number(self.get("totem", "token"))
 
     @property
     def token_coefficient_ms(self) -> int | None:
-        return _number(self.get("totem", "token_coefficient"))
+        return number(self.get("totem", "token_coefficient"))
 
     @property
     def effective_token_ms(self) -> int:
         """The token that corosync works with, in ms: with three nodes and more the coefficient is added
         (corosync.conf(5), token_coefficient)."""
-        token = DEFAULT_TOKEN_MS if self.token_ms is None else self.token_ms
         coefficient = self.token_coefficient_ms
+        # 0 is the default of the token, and no addition at all as a coefficient.
         coefficient = COROSYNC_TOKEN_COEFFICIENT_MS if coefficient is None else coefficient
-        return token + max(0, len(self.node_sections()) - 2) * coefficient
+        return (self.token_ms or DEFAULT_TOKEN_MS) + max(0, len(self.nodes()) - 2) * coefficient
 
     @property
     def transport(self) -> str:
@@ -235,7 +280,7 @@ class Document:
 
     @property
     def two_node(self) -> bool:
-        return self.get("quorum", "two_node") == "1"
+        return bool(number(self.get("quorum", "two_node")))
 
     @property
     def qdevice(self) -> bool:
@@ -251,15 +296,32 @@ class Document:
     def node_sections(self) -> list[Section]:
         return [node for part in self.root.sections("nodelist") for node in part.sections("node")]
 
+    @property
+    def nodelists(self) -> int:
+        """Sections with nodes. With more than one corosync counts the nodes from the first again in each."""
+        return sum(bool(part.sections("node")) for part in self.root.sections("nodelist"))
+
+    def require_one_nodelist(self) -> None:
+        """Raise PveguardError where nodes cannot be edited, as it is not known which of them are meant."""
+        if self.nodelists > 1:
+            raise PveguardError(f"corosync.conf has {self.nodelists} {_NODELISTS}")
+
     def nodes(self) -> list[Node]:
-        return [_node(section) for section in self.node_sections()]
+        """The nodes as corosync has them."""
+        places: list[list[Section]] = []
+        for part in self.root.sections("nodelist"):
+            for place, section in enumerate(part.sections("node")):
+                if place == len(places):
+                    places.append([])
+                places[place].append(section)
+        return [_node(sections, self) for sections in places]
 
     def node(self, name: str) -> Node | None:
         return next((node for node in self.nodes() if node.name == name), None)
 
     def bump(self) -> int:
         """Raise config_version by one and return it; without it no daemon copies the change."""
-        version = (self.config_version or 0) + 1
+        version = next_version(self.config_version)
         self.set("totem", "config_version", version)
         return version
 
@@ -268,7 +330,10 @@ class Document:
         return self.set("totem", "token", token_ms)
 
 
-_SECTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_NODELISTS = (
+    "nodelist sections, and corosync counts the nodes from the first again in each, so that they overwrite each other: write "
+    "all nodes into one nodelist"
+)
 #: What corosync takes for a blank (coroparse.c); a form feed is text to it, and so is a second carriage return.
 _BLANK = " \t"
 
@@ -281,17 +346,17 @@ def parse(text: str, source: str = "corosync.conf") -> Document:
         body = raw.removesuffix("\n").removesuffix("\r")
         stripped = body.strip(_BLANK)
         column = len(body) - len(body.lstrip(_BLANK)) + 1
+        if "\0" in body:
+            # Also in a comment: corosync takes the rest for a line without an end.
+            raise CorosyncConfError(number, body.index("\0") + 1, "a NUL byte; expected text", source)
         if not stripped or stripped.startswith("#"):
             stack[-1].items.append(Line(raw, number=number))
             continue
-        if "\0" in stripped:
-            raise CorosyncConfError(number, body.index("\0") + 1, "a NUL byte; expected text", source)
         if "{" in stripped:
             brace = body.index("{")
-            name = body[:brace].strip(_BLANK)
-            if not _SECTION_NAME.match(name):
-                wanted = "expected the name of a section before '{'"
-                raise CorosyncConfError(number, column, f"{wanted}, found {name!r}", source)
+            name = body[:brace].strip(_BLANK).rstrip(_BLANK + ":")
+            if not name:
+                raise CorosyncConfError(number, column, "expected the name of a section before '{', found ''", source)
             if body[brace + 1 :].strip(_BLANK):
                 extra = brace + 2 + len(body[brace + 1 :]) - len(body[brace + 1 :].lstrip(_BLANK))
                 raise CorosyncConfError(number, extra, "expected the end of the line after '{'", source)
@@ -300,9 +365,8 @@ def parse(text: str, source: str = "corosync.conf") -> Document:
             stack.append(section)
         elif ":" in stripped:
             colon = body.index(":")
-            key = body[:colon].strip(_BLANK)
-            if not key:
-                raise CorosyncConfError(number, column, "expected the name of a key before ':'", source)
+            # A colon by itself is a key to corosync.
+            key = body[:colon].strip(_BLANK) or ":"
             stack[-1].items.append(Line(raw, key, body[colon + 1 :].strip(_BLANK), number))
         elif stripped == "}":
             if len(stack) == 1:
@@ -367,11 +431,12 @@ def add_node(doc: Document, name: str, node_id: int, links: Sequence[str], votes
     Raises PveguardError when a node of that name or id is there with other values, when the result would be
     refused by :func:`problems`, or when a QDevice is configured (its votes depend on the number of nodes).
     """
+    doc.require_one_nodelist()
     for present in doc.nodes():
         if present.name != name and present.node_id != node_id:
             continue
         wanted = {number: address for number, address in enumerate(links) if address}
-        if present.name == name and present.node_id == node_id and present.addresses == wanted:
+        if present.name == name and present.node_id == node_id and same_addresses(present.addresses, wanted):
             return False
         raise PveguardError(
             f"corosync.conf already has {_describe(present.name, present.node_id, present.addresses)}, "
@@ -383,6 +448,7 @@ def add_node(doc: Document, name: str, node_id: int, links: Sequence[str], votes
             "corosync.conf has a QDevice, which must not be there while a node is added: remove it with "
             "'pvecm qdevice remove' on a member, add the node, and set it up again"
         )
+    next_version(doc.config_version)
     before = doc.text()
     siblings = doc.node_sections()
     if siblings:
@@ -423,9 +489,11 @@ def remove_node(doc: Document, name: str) -> bool:
 
     Raises PveguardError for the last node, and when a QDevice is configured.
     """
-    section = next((node for node in doc.node_sections() if node.get("name") == name), None)
-    if section is None:
+    node = doc.node(name)
+    if node is None:
         return False
+    doc.require_one_nodelist()
+    (section,) = node.sections
     if len(doc.node_sections()) == 1:
         raise PveguardError(f"corosync.conf has no other node than {name}; the last one stays")
     if doc.qdevice:
@@ -433,6 +501,7 @@ def remove_node(doc: Document, name: str) -> bool:
             "corosync.conf has a QDevice, which must not be there while a node is removed: remove it with "
             "'pvecm qdevice remove' on a member first"
         )
+    next_version(doc.config_version)
     for part in doc.root.sections("nodelist"):
         index = next((i for i, item in enumerate(part.items) if item is section), None)
         if index is not None:
@@ -453,14 +522,17 @@ class Problem:
     message: str
 
 
-def problems(doc: Document, with_pmxcfs: bool = True, resolve: Resolve | None = None) -> list[Problem]:
+def problems(
+    doc: Document, with_pmxcfs: bool = True, resolve: Resolve | None = None, probes: Collection[int] = ()
+) -> list[Problem]:
     """Semantic mistakes, most serious first.
 
     ``with_pmxcfs``: the cluster carries the cluster file system. ``resolve`` looks host names up; without it none
-    is looked up, so that the answer depends on the text alone.
+    is looked up, so that the answer depends on the text alone. ``probes``: ids of nodes that have no vote on purpose.
     """
-    found = [*_of_nodes(doc, with_pmxcfs), *_of_addresses(doc, resolve), *_of_links(doc), *_of_quorum(doc, with_pmxcfs)]
-    found += [*_of_totem(doc, with_pmxcfs), *_of_crypto(doc), *_of_lines(doc)]
+    found = [*_of_nodes(doc, with_pmxcfs), *_of_addresses(doc, resolve), *_of_links(doc)]
+    found += _of_quorum(doc, with_pmxcfs, probes)
+    found += [*_of_totem(doc, with_pmxcfs), *_of_crypto(doc), *_of_lines(doc), *_of_keys(doc.root)]
     return sorted(found, key=lambda problem: problem.severity)
 
 
@@ -494,7 +566,10 @@ def _of_totem(doc: Document, with_pmxcfs: bool) -> Iterator[Problem]:
         yield _error("totem.cluster_name is missing")
     if with_pmxcfs and not doc.config_version:
         yield _error("totem.config_version is missing or 0; the copy to the other nodes needs a number above 0")
-    if (version := doc.get("totem", "version")) != "2":
+    given = doc.get("totem", "config_version")
+    if given is not None and doc.config_version is None:
+        yield _error(f"totem.config_version is {given!r}, wanted a number up to {MAX_CONFIG_VERSION}; corosync ends at it")
+    if number(version := doc.get("totem", "version")) != 2:
         yield _error(f"totem.version is {version}, wanted 2")
     transport = doc.transport
     if transport not in TRANSPORTS:
@@ -507,12 +582,11 @@ def _of_totem(doc: Document, with_pmxcfs: bool) -> Iterator[Problem]:
         yield _error(f"totem.link_mode is {mode!r}, wanted {_or(LINK_MODES)}")
     if (version := doc.get("totem", "ip_version")) is not None and version not in IP_VERSIONS:
         yield _error(f"totem.ip_version is {version!r}, wanted {_or(IP_VERSIONS)}")
-    for key in ("token", "token_coefficient", "consensus"):
-        if (value := doc.get("totem", key)) is not None and _number(value) is None:
-            yield _error(f"totem.{key} is {value!r}, wanted a number of ms")
-    consensus, token = _number(doc.get("totem", "consensus")), doc.effective_token_ms
-    # corosync.conf(5): the minimum value for consensus must be 1.2 * token.
-    if consensus is not None and consensus * 10 < token * 12:
+    if doc.token_ms is not None and 0 < doc.token_ms < MIN_TOKEN_MS:
+        yield _error(f"totem.token is {doc.token_ms}, wanted {MIN_TOKEN_MS} ms at least (0 stands for {DEFAULT_TOKEN_MS})")
+    consensus, token = number(doc.get("totem", "consensus")), doc.effective_token_ms
+    # corosync.conf(5): the minimum value for consensus must be 1.2 * token. 0 is as if there were none.
+    if consensus and consensus * 10 < token * 12:
         yield _warning(
             f"totem.consensus is {consensus} ms, below 1.2 times the token of {token} ms; without it corosync takes "
             "the right value"
@@ -524,14 +598,23 @@ def _of_nodes(doc: Document, with_pmxcfs: bool) -> Iterator[Problem]:
     if not nodes:
         yield _error("nodelist has no node")
     yield from (_error(text) for text in _duplicates(nodes))
+    if doc.nodelists > 1:
+        yield _error(f"{doc.nodelists} {_NODELISTS}")
     links = {number for node in nodes for number in node.addresses}
-    for node, section in zip(nodes, doc.node_sections(), strict=True):
-        if node.node_id is None or not 0 < node.node_id < 2**32:
+    highest = MAX_NODE_ID.get(doc.transport, 2**32 - 1)
+    for node in nodes:
+        if not node.node_id:
             yield _error(f"{node.label} has no nodeid above 0")
+        elif node.node_id > highest:
+            yield _error(f"{node.label} has the nodeid {node.node_id}; {doc.transport} takes 1 to {highest}")
         if with_pmxcfs and not node.name:
-            yield _error(f"{node.label} has no name; the cluster file system finds a node by its host name")
-        if (votes := section.get("quorum_votes")) is not None and _number(votes) is None:
-            yield _error(f"quorum_votes of {node.label} is {votes!r}, wanted a number")
+            yield _error(
+                f"{node.label} has no name, and its ring0_addr is an address; the cluster file system finds a node by its host "
+                "name: add 'name: HOSTNAME'"
+            )
+        if not node.named and len(links) > 1 and doc.transport == "knet":
+            yield _error(f"{node.label} has no name; with more than one link corosync wants one of every node")
+        yield from _of_rings(node)
         missing = sorted(links - set(node.addresses))
         if not node.addresses:
             yield _error(f"{node.label} has no ring0_addr")
@@ -542,42 +625,54 @@ def _of_nodes(doc: Document, with_pmxcfs: bool) -> Iterator[Problem]:
         yield _error(f"link {max(links)} is beyond corosync's {MAX_LINKS} links (0 to {MAX_LINKS - 1})")
 
 
+def _of_rings(node: Node) -> Iterator[Problem]:
+    for section in node.sections:
+        for line in section.pairs():
+            if re.fullmatch(r"ring[0-9]+_addr", line.key or "", flags=re.ASCII):
+                if not line.value:
+                    yield _error(f"{line.key} of {node.label} is empty; corosync does not start with it")
+                elif link_of(line.key) is None:
+                    yield _error(f"{line.key} of {node.label}: the number of a link has no leading zeros")
+        for inner in (item for item in section.items if isinstance(item, Section)):
+            yield _error(f"{node.label} has a section {inner.name!r}, at whose end corosync takes the node to end")
+
+
 def _of_addresses(doc: Document, resolve: Resolve | None) -> Iterator[Problem]:
     wanted = {"ipv4": 4, "ipv6": 6}.get(doc.get("totem", "ip_version") or "")
     families: dict[int, tuple[int, str]] = {}
     owners: dict[str, str] = {}
     for node in doc.nodes():
-        for number, address in sorted(node.addresses.items()):
-            label = f"ring{number}_addr of {node.label}"
-            parsed = _address(address)
-            if parsed is None and not is_host_name(address):
-                yield _error(f"{label} is {address!r}, neither an address nor a host name")
+        for link, text in sorted(node.addresses.items()):
+            label = f"ring{link}_addr of {node.label}"
+            parsed = address(text)
+            if parsed is None and not is_host_name(text):
+                yield _error(f"{label} is {text!r}, neither an address nor a host name")
                 continue
             if parsed is None:
-                names = list(resolve(address)) if resolve else []
+                names = list(resolve(text)) if resolve else []
                 if resolve and not names:
-                    yield _error(f"{label} is the host name {address}, which does not resolve here")
-                looked_up = [found for name in names if (found := _address(name))]
+                    yield _error(f"{label} is the host name {text}, which does not resolve here")
+                looked_up = [found for name in names if (found := address(name))]
                 matching = [found for found in looked_up if wanted in (None, found.version)]
                 if looked_up and not matching:
-                    yield _error(f"{label}: {address} has no address that totem.ip_version ipv{wanted} allows")
-                if _is_loopback(address) or any(found.is_loopback for found in matching):
-                    yield _error(f"{label} is the loopback address {address}")
-                for name in sorted({str(found) for found in matching}):
+                    yield _error(f"{label}: {text} has no address that totem.ip_version ipv{wanted} allows")
+                if _is_loopback(text) or any(found.is_loopback for found in matching):
+                    yield _error(f"{label} is the loopback address {text}")
+                for name in sorted({address_key(str(found)) for found in matching}):
                     owner = owners.setdefault(name, label)
                     if owner != label:
-                        yield _error(f"{name} is both {owner} and {label} ({address})")
+                        yield _error(f"{name} is both {owner} and {label} ({text})")
                 continue
             if parsed.is_loopback:
-                yield _error(f"{label} is the loopback address {address}")
+                yield _error(f"{label} is the loopback address {text}")
             elif parsed.is_unspecified or parsed.is_multicast:
-                yield _error(f"{label} is {address}, which is not the address of one host")
+                yield _error(f"{label} is {text}, which is not the address of one host")
             elif wanted is not None and parsed.version != wanted:
-                yield _error(f"{label} is {address}, which totem.ip_version ipv{wanted} does not allow")
-            family, first = families.setdefault(number, (parsed.version, address))
+                yield _error(f"{label} is {text}, which totem.ip_version ipv{wanted} does not allow")
+            family, first = families.setdefault(link, (parsed.version, text))
             if family != parsed.version:
-                yield _error(f"link {number} has addresses of both families ({first} and {address}); take one")
-            owners.setdefault(str(parsed), label)
+                yield _error(f"link {link} has addresses of both families ({first} and {text}); take one")
+            owners.setdefault(address_key(text), label)
 
 
 def _of_links(doc: Document) -> Iterator[Problem]:
@@ -589,6 +684,8 @@ def _of_links(doc: Document) -> Iterator[Problem]:
         if number is None:
             yield _error(f"the interface section of line {section.number} has the linknumber {section.get('linknumber')!r}")
             continue
+        if number >= MAX_LINKS:
+            yield _error(f"the interface section of line {section.number} is of link {number}; corosync has 0 to {MAX_LINKS - 1}")
         if number in seen:
             yield _warning(f"link {number} has two interface sections; corosync takes the last value of each key")
         seen.add(number)
@@ -599,9 +696,11 @@ def _of_links(doc: Document) -> Iterator[Problem]:
             yield _error(f"knet_transport of link {number} is {transport!r}, wanted {_or(LINK_TRANSPORTS)}")
         elif doc.transport == "knet" and number in numbers:
             transports.add(transport or "udp")
-        priority = section.get("knet_link_priority")
-        if priority is not None and ((value := _number(priority)) is None or value > 255):
-            yield _error(f"knet_link_priority of link {number} is {priority!r}, wanted 0 to 255")
+        if section.get("ringnumber") not in (None, str(number)):
+            yield _warning(
+                f"the interface section of line {section.number} has ringnumber {section.get('ringnumber')}, which corosync does "
+                f"not look at: it is taken for link {number} (linknumber)"
+            )
         pings = [key for key in ("knet_ping_interval", "knet_ping_timeout") if section.get(key) is not None]
         if len(pings) == 1:
             yield _warning(f"link {number} has {pings[0]} without its pair; corosync wants both or none")
@@ -609,7 +708,7 @@ def _of_links(doc: Document) -> Iterator[Problem]:
         yield _warning(f"links use different transports ({', '.join(sorted(transports))}); their MTU and loss differ")
 
 
-def _of_quorum(doc: Document, with_pmxcfs: bool) -> Iterator[Problem]:
+def _of_quorum(doc: Document, with_pmxcfs: bool, probes: Collection[int]) -> Iterator[Problem]:
     nodes = doc.nodes()
     if doc.two_node and len(nodes) != 2:
         yield _error(f"quorum.two_node is 1 with {len(nodes)} nodes")
@@ -624,16 +723,15 @@ def _of_quorum(doc: Document, with_pmxcfs: bool) -> Iterator[Problem]:
     if nodes and votes % 2 == 0 and not doc.qdevice and not doc.two_node:
         yield _warning(f"an even number of votes ({votes}) and no QDevice: half of the nodes cannot go on alone")
     for node in nodes:
-        if node.votes == 0 and node.node_id in PROBE_NODE_IDS:
-            continue  # as it is meant to be
+        if node.votes == 0 and node.node_id in probes:
+            continue
         if node.votes == 0:
             yield _warning(f"{node.label} has no vote")
         elif len(nodes) > 2 and node.votes * 2 >= votes:
             yield _warning(f"{node.label} has {node.votes} of {votes} votes: without it the others have no quorum")
-    expected = doc.get("quorum", "expected_votes")
-    if expected is not None and _number(expected) is None:
-        yield _error(f"quorum.expected_votes is {expected!r}, wanted a number")
-    elif expected is not None and nodes and int(expected) < votes:
+    # 0 is as if there were none.
+    expected = number(doc.get("quorum", "expected_votes"))
+    if expected and nodes and expected < votes:
         yield _warning(
             f"quorum.expected_votes is {expected} and the nodes have {votes} votes: it overrides them, so that two parts "
             "may both have quorum"
@@ -674,8 +772,43 @@ def _of_lines(doc: Document) -> Iterator[Problem]:
     for name, label in (("totem", "totem."), ("quorum", "quorum."), ("logging", "logging.")):
         lines = [line for part in doc.root.sections(name) for line in part.pairs()]
         yield from _repeated(lines, label)
-    for node, section in zip(doc.nodes(), doc.node_sections(), strict=True):
-        yield from _repeated(section.pairs(), f"{node.label}: ")
+    for node in doc.nodes():
+        if len(node.sections) == 1:
+            yield from _repeated(node.sections[0].pairs(), f"{node.label}: ")
+
+
+def _of_keys(section: Section, path: str = "") -> Iterator[Problem]:
+    """What corosync cannot store, or takes for a key of another section: it joins the names with dots."""
+    numbers = NUMBERS.get(path.removesuffix("."), {})
+    for line in section.pairs():
+        key = line.key or ""
+        name = f"{path}{key}"
+        if not re.fullmatch(r"[A-Za-z0-9._/:-]+", name):
+            yield _error(f"line {line.number}: corosync takes only letters, digits and . _ - / : in the name of a key, not {name!r}")
+        elif len(name) not in KEY_BYTES:
+            yield _error(
+                f"line {line.number}: the key {name[:40]!r} has {len(name)} characters with its sections; corosync takes "
+                f"{KEY_BYTES[0]} to {KEY_BYTES[-1]}"
+            )
+        elif "." in key and name.startswith(("totem.", "nodelist.", "quorum.", "logging.")):
+            yield _warning(f"line {line.number}: corosync takes {name} for what the section and key of these names say")
+        if key in numbers and number(line.value, numbers[key]) is None:
+            whose = f"{key} of {_owner(path, section)}" if path in _OWNED else name
+            yield _error(f"{whose} is {line.value!r}, wanted a number from 0 to {numbers[key]}")
+    for inner in (item for item in section.items if isinstance(item, Section)):
+        if "." in inner.name:
+            yield _warning(f"line {inner.number}: corosync takes the section {inner.name!r} for sections in each other")
+        yield from _of_keys(inner, f"{path}{inner.name}.")
+
+
+#: Sections of which there are several, so that a message says which.
+_OWNED = ("nodelist.node.", "totem.interface.")
+
+
+def _owner(path: str, section: Section) -> str:
+    if path == "totem.interface.":
+        return f"link {section.get('linknumber') or 0}"
+    return section.get("name") or f"the node of line {section.number}"
 
 
 def _repeated(lines: Iterable[Line], label: str) -> Iterator[Problem]:
@@ -701,7 +834,7 @@ def _duplicates(nodes: Iterable[Node]) -> Iterator[str]:
             keys.append(("name", node.name))
         for number, address in node.addresses.items():
             # One address may be written in more than one way.
-            key: tuple[str, object] = ("address", str(_address(address) or address))
+            key: tuple[str, object] = ("address", address_key(address))
             if key in keys:
                 yield f"{node.label} has the address {address} twice (again as ring{number}_addr)"
             else:
@@ -712,19 +845,29 @@ def _duplicates(nodes: Iterable[Node]) -> Iterator[str]:
             seen[entry] = node
 
 
-def _node(section: Section) -> Node:
-    addresses = {}
-    for line in section.pairs():
-        match = re.fullmatch(r"ring([0-9]+)_addr", line.key or "")
-        if match and line.value:
-            addresses[int(match.group(1))] = line.value
-    votes = _number(section.get("quorum_votes"))
+def link_of(key: str | None) -> int | None:
+    """The link of a ``ringX_addr``."""
+    match = re.fullmatch(r"ring(0|[1-9][0-9]{0,8})_addr", key or "", flags=re.ASCII)
+    return int(match.group(1)) if match else None
+
+
+def _node(sections: Sequence[Section], doc: Document) -> Node:
+    pairs = {line.key: line.value for section in sections for line in section.pairs()}
+    addresses = {link: value for key, value in pairs.items() if (link := link_of(key)) is not None and value}
+    votes, node_id = number(pairs.get("quorum_votes")), number(pairs.get("nodeid"))
+    first = addresses.get(0, "")
+    if not node_id and doc.transport != "knet" and (parsed := address(first)) is not None and parsed.version == 4:
+        # Corosync makes one of the address then.
+        node_id = int(parsed) & (2**31 - 1 if doc.get("totem", "clear_node_high_bit") == "yes" else 2**32 - 1)
+    name = pairs.get("name") or (first if is_host_name(first) and address(first) is None else "")
     return Node(
-        name=section.get("name") or None,
-        node_id=_number(section.get("nodeid")),
+        name=short_name(name) or None,
+        node_id=node_id,
         addresses=addresses,
         votes=1 if votes is None else votes,
-        number=section.number,
+        number=sections[0].number,
+        named="name" in pairs,
+        sections=tuple(sections),
     )
 
 
@@ -760,8 +903,23 @@ def _end_with_newline(section: Section, newline: str) -> None:
         last.closing += newline
 
 
-def _number(value: str | None) -> int | None:
-    return int(value) if value is not None and re.fullmatch(r"[0-9]{1,18}", value, flags=re.ASCII) else None
+def number(value: str | None, highest: int = 2**32 - 1, lowest: int = 0) -> int | None:
+    """A number as corosync reads it (strtoll): a sign and leading zeros are taken. None for what it refuses."""
+    match = re.fullmatch(r"[ \t\n\v\f\r]*([+-]?)0*([0-9]{1,20})", value or "", flags=re.ASCII)
+    if match is None:
+        return None
+    found = int(match.group(2)) * (-1 if match.group(1) == "-" else 1)
+    return found if lowest <= found <= highest else None
+
+
+def next_version(version: int | None) -> int:
+    """The config_version after this one. Raises PveguardError where there is none."""
+    if (version or 0) >= MAX_CONFIG_VERSION:
+        raise PveguardError(
+            f"totem.config_version is {version}, the highest that corosync takes, so no change can be told from the present "
+            "text: set it to 1 on all nodes alike with corosync stopped"
+        )
+    return (version or 0) + 1
 
 
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
@@ -774,21 +932,53 @@ def is_host_name(text: str) -> bool:
 
 
 def interface_number(section: Section) -> int | None:
-    """The link of a totem.interface section: 0 without a linknumber; None when it is not a number."""
+    """The link of a totem.interface section: 0 without a linknumber; None when it is not a number.
+
+    The ``ringnumber`` of corosync 2 is not looked at by corosync 3.
+    """
     value = section.get("linknumber")
-    return 0 if value is None else _number(value)
+    return 0 if value is None else number(value, 2**8 - 1)
 
 
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def short_name(name: str) -> str:
+    """A host name up to its first dot, as the cluster file system names a node; an address as it is."""
+    return name if address(name) is not None else name.partition(".")[0]
+
+
+_OLD_IPV4 = re.compile(r"(?:0[xX][0-9a-fA-F]+|[0-9]+)(?:\.(?:0[xX][0-9a-fA-F]+|[0-9]+)){0,3}", flags=re.ASCII)
+
+
+def address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """An IP address, also in the forms of old that the resolver takes for one (``10.1``, ``10.0.0.01``); None for others."""
     try:
         return ipaddress.ip_address(text)
     except ValueError:
+        pass
+    if not _OLD_IPV4.fullmatch(text):
+        return None
+    try:
+        return ipaddress.IPv4Address(socket.inet_aton(text))
+    except (OSError, ValueError):
         return None
 
 
-def _is_loopback(address: str) -> bool:
-    parsed = _address(address)
-    return address == "localhost" if parsed is None else parsed.is_loopback
+def address_key(text: str) -> str:
+    """The same text for everything that is one address or host name, whatever the form in which it is written."""
+    parsed = address(text)
+    if parsed is None:
+        return text.lower().rstrip(".")
+    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
+    return str(mapped or parsed)
+
+
+def same_addresses(one: Mapping[int, str], other: Mapping[int, str]) -> bool:
+    """Whether these addresses by link are the same."""
+    return {link: address_key(text) for link, text in one.items()} == {link: address_key(text) for link, text in other.items()}
+
+
+def _is_loopback(text: str) -> bool:
+    parsed = address(text)
+    return address_key(text) == "localhost" if parsed is None else parsed.is_loopback
 
 
 def _check_value(key: str, value: str) -> None:

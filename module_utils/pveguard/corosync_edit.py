@@ -7,7 +7,6 @@ and was tried with two nodes of corosync 3.1.7.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from . import corosync_conf
@@ -62,18 +61,20 @@ RESERVED_QUORUM = {
     "provider": "it is always corosync_votequorum",
     "device": "use 'pvecm qdevice setup' and 'pvecm qdevice remove'",
 }
-_RING = re.compile(r"ring([0-9]+)_addr\Z")
 
 
 def set_options(doc: Document, section: str, options: Mapping[str, object]) -> bool:
     """Give keys of a top-level section their values; None takes a key off. True when the text changed.
 
-    Booleans become the words that corosync has for that key. Raises PveguardError for a key with an option of its own.
+    Booleans become the words that corosync has for that key. Raises PveguardError for a key with an option of its own,
+    unless it has that value already.
     """
     reserved = {"totem": RESERVED_TOTEM, "quorum": RESERVED_QUORUM}.get(section, {})
     changed = False
     for key, value in options.items():
         if key in reserved:
+            if value is not None and doc.get(section, key) == word(section, key, value):
+                continue
             raise PveguardError(f"{section}.{key} is not set this way: {reserved[key]}")
         if value is None:
             changed |= doc.unset(section, key)
@@ -125,11 +126,13 @@ def update_node(
     Raises PveguardError when the node is not listed.
     """
     section = _node_section(doc, name)
-    have = next(node for node in doc.nodes() if node.name == name)
+    have = next(node for node in doc.nodes() if node.sections == (section,))
     changed = False
     if addresses is not None:
         if not addresses:
             raise PveguardError(f"{name} needs an address on a link; to take it off the cluster, remove the node")
+        if not corosync_conf.same_addresses(have.addresses, addresses):
+            changed |= _keep_name(have)
         for number in have.addresses:
             if number not in addresses:
                 changed |= section.remove(f"ring{number}_addr")
@@ -155,7 +158,10 @@ def set_link(
         raise PveguardError(f"link {number}: knet has the links 0 to {corosync_conf.MAX_LINKS - 1}")
     changed = False
     for name, address in (addresses or {}).items():
-        changed |= _set_address(_node_section(doc, name), number, address)
+        section = _node_section(doc, name)
+        if _key(section.get(f"ring{number}_addr")) != _key(address):
+            changed |= _keep_name(next(node for node in doc.nodes() if node.sections == (section,)))
+        changed |= _set_address(section, number, address)
     keys: dict[str, object] = {}
     for option, value in (options or {}).items():
         if option not in LINK_KEYS:
@@ -179,8 +185,12 @@ def set_link(
 
 def remove_link(doc: Document, number: int) -> bool:
     """Take a link off every node, with its interface section. True when the text changed."""
+    doc.require_one_nodelist()
     changed = False
-    for section in doc.node_sections():
+    for node in doc.nodes():
+        section = node.sections[0]
+        if number in node.addresses:
+            changed |= _keep_name(node)
         for key in [line.key for line in section.pairs() if _link_of(line.key) == number]:
             changed |= section.remove(key or "")
     for totem in doc.root.sections("totem"):
@@ -220,7 +230,7 @@ def unchanged_links(before: Document, after: Document) -> set[int]:
     same = set()
     for number in old.keys() & new.keys():
         nodes = {node.label for node in before.nodes()} & {node.label for node in after.nodes()}
-        if all(old[number].get(name) == new[number].get(name) for name in nodes) and (
+        if all(_key(old[number].get(name)) == _key(new[number].get(name)) for name in nodes) and (
             _transport(before, number) == _transport(after, number)
         ):
             same.add(number)
@@ -330,21 +340,35 @@ def _value(values: Mapping[str, str], key: str) -> str | None:
     return values.get(key, _DEFAULTS.get(key))
 
 
+def _key(address: str | None) -> str | None:
+    return None if address is None else corosync_conf.address_key(address)
+
+
+def _keep_name(node: corosync_conf.Node) -> bool:
+    """Give a node without a name the one that its ring0_addr stands for, before that changes. True when it got one.
+
+    With a second link corosync wants a name of every node.
+    """
+    return not node.named and node.name is not None and node.sections[0].set("name", node.name)
+
+
 def _node_section(doc: Document, name: str) -> Section:
-    found = [section for section in doc.node_sections() if section.get("name") == name]
-    if not found:
+    doc.require_one_nodelist()
+    found = doc.node(name)
+    if found is None:
         listed = ", ".join(node.label for node in doc.nodes()) or "no node"
         raise PveguardError(f"corosync.conf lists no node {name!r}, it lists {listed}")
-    return found[0]
+    return found.sections[0]
 
 
-def _link_of(key: str | None) -> int | None:
-    match = _RING.match(key or "")
-    return int(match.group(1)) if match else None
+_link_of = corosync_conf.link_of
 
 
 def _set_address(section: Section, number: int, address: str) -> bool:
     key = f"ring{number}_addr"
+    # The same address in another form is no change.
+    if _key(section.get(key)) == _key(address):
+        return False
     before = [line for line in section.pairs() if (link := _link_of(line.key)) is not None and link < number]
     place = before[-1] if before else None
     return section.set(key, address, after=place)

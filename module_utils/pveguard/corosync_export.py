@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +53,8 @@ _KEYS: dict[str, dict[str, str | None]] = {
         "token_retransmit": None,
         "token_retransmits_before_loss_const": "4",
         "token_warning": "75",
+        # As it is: it cannot be changed this way.
+        "transport": "knet",
         "window_size": "50",
     },
     "logging": {
@@ -93,8 +95,8 @@ _CRYPTO = ("totem.secauth", "totem.crypto_cipher", "totem.crypto_hash")
 _NOT_SETTINGS = ("totem.config_version", "totem.cluster_name")
 
 
-def desired(text: str) -> dict[str, Any]:
-    """What the inventory would say of this corosync.conf.
+def desired(text: str, probes: Collection[int] = ()) -> dict[str, Any]:
+    """What the inventory would say of this corosync.conf. ``probes``: node ids of those members that are probes.
 
     ``cluster``: variables of the group: ``corosync_cluster_name``; ``corosync_token`` in ms where the file has one;
     ``corosync_token_coefficient`` in ms, ``corosync_link_options``, ``corosync_crypto``, ``corosync_totem``,
@@ -108,9 +110,9 @@ def desired(text: str) -> dict[str, Any]:
     document = corosync_conf.parse(text, "/etc/pve/corosync.conf")
     hosts: dict[str, dict[str, Any]] = {}
     notes: list[str] = []
-    for node, section in zip(document.nodes(), document.node_sections(), strict=True):
-        notes += _notes(node, section)
-        links = [address for _, address in sorted(node.addresses.items())]
+    for node in document.nodes():
+        notes += _notes(node, node.node_id in probes)
+        links = [_plain_address(address) for _, address in sorted(node.addresses.items())]
         if node.name:
             hosts[node.name] = {"corosync_node_id": node.node_id, "corosync_links": links}
     variables, left = _settings(document)
@@ -118,23 +120,41 @@ def desired(text: str) -> dict[str, Any]:
     return {"cluster": cluster, "hosts": hosts, "not_expressed": notes + left}
 
 
-def _notes(node: Node, section: Section) -> list[str]:
+def _plain_address(text: str) -> str:
+    """An address as it is, but for the forms of old that an inventory does not take (``10.0.0.01``)."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return str(corosync_conf.address(text) or text)
+    return text
+
+
+def _notes(node: Node, is_probe: bool) -> list[str]:
     notes = []
-    if not node.name:
-        notes.append(f"{node.label} has no name, by which the cluster file system finds it")
-    if sorted(node.addresses) != list(range(len(node.addresses))):
-        numbers = ", ".join(map(str, sorted(node.addresses)))
+    if not node.named:
         notes.append(
-            f"{node.label} has the links {numbers}, and the place of an address in corosync_links is the number of its link"
+            f"{node.label} has no name in corosync.conf; that of ring0_addr is taken"
+            if node.name
+            else f"{node.label} has no name, by which the cluster file system finds it"
         )
-    if node.votes != 1 and not (node.votes == 0 and probe.is_id(node.node_id)):
+    if gaps := _gaps(node):
+        notes.append(gaps)
+    if node.votes != 1 and not (node.votes == 0 and is_probe):
         notes.append(f"{node.label} has {node.votes} votes (quorum_votes)")
     known = {"name", "nodeid", "quorum_votes", *(f"ring{number}_addr" for number in node.addresses)}
     return notes + [
         f"{node.label} has {_shown(name, value)}"
-        for name, value in dict(_statements(section)).items()
+        for name, value in {key: value for section in node.sections for key, value in _statements(section)}.items()
         if name not in known
     ]
+
+
+def _gaps(node: Node) -> str:
+    """Why no list of addresses says what a node has; empty where one does."""
+    if sorted(node.addresses) == list(range(len(node.addresses))):
+        return ""
+    keys = ", ".join(f"ring{number}_addr" for number in sorted(node.addresses))
+    return f"{node.label} has {keys}, and the place of an address in corosync_links is the number of its link"
 
 
 def _settings(document: Document) -> tuple[dict[str, Any], list[str]]:
@@ -269,7 +289,7 @@ def of_info(info: Mapping[str, Any]) -> dict[str, Any] | None:
         copy = info.get(key)
         if copy:
             try:
-                return desired(copy["text"])
+                return desired(copy["text"], probe.ids(info))
             except corosync_conf.CorosyncConfError:
                 continue
     return None
@@ -364,7 +384,13 @@ def _cluster(
     if copy.error:
         found.errors.append(f"cluster {name}: {copy.error}")
         return
-    wanted = desired(copy.text)
+    members = corosync_conf.parse(copy.text).nodes()
+    gaps = [text for node in members if (text := _gaps(node))]
+    if gaps:
+        found.errors.append(f"cluster {name} cannot be described: {'; '.join(gaps)}")
+        return
+    is_probe = {view.node_id for view in views if view.probe and view.node_id is not None}
+    wanted = desired(copy.text, is_probe)
     hosts: dict[str, dict[str, Any]] = {}
     there = {host for group in found.groups.values() for host in group["hosts"]}
     by_name = {view.name: view for view in views}
@@ -372,7 +398,7 @@ def _cluster(
     for member, own in wanted["hosts"].items():
         view = by_name.get(member)
         given = view.host if view and view.host else None
-        host = given if given and given.split(".")[0] == member else member
+        host = given if given and corosync_conf.short_name(given) == member else member
         connection = _connection(variables.get(given, {})) if given else {}
         if given and given != host:
             connection = {"ansible_host": given, **connection}
@@ -392,15 +418,15 @@ def _cluster(
     if any((nodes[view.host] or {}).get("ha", {}).get("resources") for view in asked if view.host):
         group["ram_state_enabled"] = False
         found.notes.append(f"cluster {name} uses HA, so its state stays on disk (ram_state_enabled: false)")
-    group_of_probes = {host: own for host, own in hosts.items() if probe.is_id(own.get("corosync_node_id"))}
+    group_of_probes = {host: own for host, own in hosts.items() if own.get("corosync_node_id") in is_probe}
     hosts = {host: own for host, own in hosts.items() if host not in group_of_probes}
     group |= _shared(hosts, [view.host or "" for view in asked], variables)
     found.notes += [f"cluster {name}, left as it is (in no variable): {note}" for note in wanted["not_expressed"]]
     found.groups[_group_name(name, found.groups)] = {"vars": group, "hosts": hosts}
     # They are hosts of their own group: what is said of the members is not said of them.
-    votes = {node.name: node.votes for node in corosync_conf.parse(copy.text).nodes()}
+    votes = {node.node_id: node.votes for node in members}
     for host, own in group_of_probes.items():
-        vote = {"probe_votes": 1} if votes.get(host) else {}
+        vote = {"probe_votes": 1} if votes.get(own["corosync_node_id"]) else {}
         probes = found.groups.setdefault(probe.GROUP, {"hosts": {}})["hosts"]
         probes[host] = {"corosync_cluster_name": name, **own, **vote}
 

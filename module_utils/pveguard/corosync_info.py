@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import corosync_conf, corosync_pending
+from . import corosync_conf, corosync_pending, pmxcfs, probe_home, supervised
 from .atomic import read_or_none
 from .corosync_conf import CorosyncConfError, Document
 from .run import CommandMissing, Run
@@ -23,6 +23,8 @@ AUTHKEY = Path("etc/corosync/authkey")
 PROGRAM = Path("usr/sbin/corosync")
 #: Seconds between two looks of :func:`wait`; a look takes a few short commands.
 LOOK_EVERY_S = 0.5
+#: Seconds that the daemon of /etc/pve may take to answer.
+ANSWER_S = 20.0
 
 
 def collect(run: Run = real_run, root: str | Path = "/", statistics: bool = False) -> dict[str, Any]:
@@ -34,11 +36,11 @@ def collect(run: Run = real_run, root: str | Path = "/", statistics: bool = Fals
     Keys: installed, running (bool); cluster_name; host and cluster (``{sha256, config_version, text}`` of
     each copy or None); copies_equal (bool, None unless both exist); example_conf (the host copy is the
     example of Debian's package); running_config_version; member_config_versions (``{node id: version}`` as
-    each live member runs it); members (``[{id, name, addresses}]`` of the nodelist); live_member_ids; quorate
-    (bool, None when it is not running); expected_votes, total_votes; authkey_sha256; authkey_mode (octal text, None
-    without a key), authkey_exposed (whether others than root may read or change it); qdevice, two_node
-    (bool); token_ms (effective, with the coefficient); configured_token_ms (of the file); node_id (of this node);
-    restart_pending (settings that wait for a restart, see :mod:`corosync_pending`); links (``[{link,
+    each live member runs it); members (``[{id, name, addresses, votes, probe, is_node}]`` of the nodelist, see
+    :func:`_member`); live_member_ids; quorate (bool, None when it is not running); expected_votes, total_votes;
+    authkey_sha256; authkey_mode (octal text, None without a key), authkey_exposed (whether others than root may read or
+    change it); qdevice, two_node (bool); token_ms (effective, with the coefficient); configured_token_ms (of the file);
+    node_id (of this node); restart_pending (settings that wait for a restart, see :mod:`corosync_pending`); links (``[{link,
     address, peers: {node id: state}}]``); link_statistics (None unless asked for, see :func:`parse_statistics`);
     errors (texts of what is unreadable).
     """
@@ -72,10 +74,18 @@ def collect(run: Run = real_run, root: str | Path = "/", statistics: bool = Fals
         "errors": [],
     }
     documents: list[Document] = []
-    for key, path in (("cluster", CLUSTER_COPY), ("host", HOST_COPY)):
-        info[key], document = _copy(root, path, info["errors"])
-        if document:
-            documents.append(document)
+    data, places = _on_pve(root, info["errors"])
+    info["cluster"], document = _copy(data, CLUSTER_COPY, info["errors"])
+    if document:
+        documents.append(document)
+    try:
+        data = read_or_none(root / HOST_COPY)
+    except OSError as error:
+        data = None
+        info["errors"].append(f"/{HOST_COPY}: {error.strerror}")
+    info["host"], document = _copy(data, HOST_COPY, info["errors"])
+    if document:
+        documents.append(document)
     if info["host"] and info["cluster"]:
         info["copies_equal"] = info["host"]["sha256"] == info["cluster"]["sha256"]
     if documents:
@@ -84,14 +94,7 @@ def collect(run: Run = real_run, root: str | Path = "/", statistics: bool = Fals
         info["qdevice"] = document.qdevice
         info["two_node"] = document.two_node
         info["configured_token_ms"] = document.token_ms
-        info["members"] = [
-            {
-                "id": node.node_id,
-                "name": node.name,
-                "addresses": [address for _, address in sorted(node.addresses.items())],
-            }
-            for node in document.nodes()
-        ]
+        info["members"] = [_member(node, places.get(node.name or "", (False, False))) for node in document.nodes()]
         info["example_conf"] = info["cluster"] is None and is_example(document)
     try:
         key_bytes = read_or_none(root / AUTHKEY)
@@ -202,10 +205,10 @@ def parse_quorum(output: str) -> dict[str, Any]:
         "node_id": _int(values.get("Node ID")),
         "expected_votes": _int(values.get("Expected votes")),
         "total_votes": _int(values.get("Total votes")),
-        # A line of a QDevice has node id 0.
+        # A line of a QDevice has node id 0. An id of ten digits fills its column: no blank stands before it.
         "live_member_ids": sorted(
             int(number)
-            for number in re.findall(r"^ +([0-9]+) +[0-9]+ ", membership, flags=re.MULTILINE)
+            for number in re.findall(r"^[ \t]*([0-9]+)[ \t]+[0-9]+[ \t]", membership, flags=re.MULTILINE)
             if int(number)
         ),
     }
@@ -297,12 +300,75 @@ def _runtime(info: dict[str, Any], run: Run, statistics: bool) -> None:
         info["errors"].append(str(error))
 
 
-def _copy(root: Path, path: Path, errors: list[str]) -> tuple[dict[str, Any] | None, Document | None]:
+def _on_pve(root: Path, errors: list[str]) -> tuple[bytes | None, dict[str, tuple[bool, bool]]]:
+    """The cluster's corosync.conf, and of each node that it lists whether /etc/pve has the placeholder of a probe for it, and
+    whether it has something of a node. Where the file system is mounted it is read by a child, as a daemon that hangs would
+    hold this process too.
+    """
+
+    def work(_caller: Any = None) -> dict[str, Any]:
+        data = read_or_none(root / CLUSTER_COPY)
+        places = {}
+        for name in _names(data):
+            places[name] = _place(root / "etc/pve/nodes" / name)
+        return {"conf": None if data is None else data.decode("latin-1"), "places": places}
+
     try:
-        data = read_or_none(root / path)
+        if not pmxcfs.mounted(root):
+            said = work()
+        else:
+            with supervised.endings() as signals:
+                said = supervised.Child(work, lambda: None).run(signals, ANSWER_S, 5.0)
+    except supervised.Stalled:
+        said = {}
+        errors.append(f"/{CLUSTER_COPY}: no answer from the daemon within {ANSWER_S:g} s")
+    except supervised.Interrupted as interrupted:
+        raise SystemExit(128 + interrupted.number) from None
     except OSError as error:
-        errors.append(f"/{path}: {error.strerror}")
-        return None, None
+        said = {}
+        errors.append(f"/{CLUSTER_COPY}: {error.strerror}")
+    conf = said.get("conf")
+    places = {name: (bool(place[0]), bool(place[1])) for name, place in (said.get("places") or {}).items()}
+    return None if conf is None else conf.encode("latin-1"), places
+
+
+def _names(data: bytes | None) -> list[str]:
+    """Names of nodes that can be directories."""
+    try:
+        nodes = corosync_conf.parse((data or b"").decode("utf-8", "replace")).nodes()
+    except CorosyncConfError:
+        return []
+    return [node.name for node in nodes if node.name and corosync_conf.is_host_name(node.name)]
+
+
+def _place(path: Path) -> tuple[bool, bool]:
+    try:
+        pem = read_or_none(path / "pve-ssl.pem")
+        status = (path / "lrm_status").exists()
+    except OSError:
+        return False, False
+    placeholder = pem is not None and probe_home.is_placeholder(pem)
+    return placeholder, status or (pem is not None and not placeholder)
+
+
+def _member(node: corosync_conf.Node, place: tuple[bool, bool]) -> dict[str, Any]:
+    """``{id, name, addresses, votes, probe, is_node}`` of a listed node.
+
+    ``is_node``: /etc/pve has a certificate of its own or the status of its LRM for it. ``probe``: it has the placeholder of
+    a certificate, or neither a vote nor anything of a node. ``place``: whether it has the placeholder, and the other.
+    """
+    placeholder, is_node = place
+    return {
+        "id": node.node_id,
+        "name": node.name,
+        "addresses": [address for _, address in sorted(node.addresses.items())],
+        "votes": node.votes,
+        "probe": not is_node and (placeholder or node.votes == 0),
+        "is_node": is_node,
+    }
+
+
+def _copy(data: bytes | None, path: Path, errors: list[str]) -> tuple[dict[str, Any] | None, Document | None]:
     if data is None:
         return None, None
     text = data.decode("utf-8", "replace")

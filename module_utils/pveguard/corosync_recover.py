@@ -19,6 +19,7 @@ from typing import Any
 from . import corosync_compare, corosync_conf, text_table
 from .corosync_compare import CLUSTER_COPY, HOST_COPY, PROBLEM, Copy, Finding, Survivor, View
 from .corosync_conf import CorosyncConfError
+from .errors import PveguardError
 
 #: More steps than this are no plan but a mistake of the planner.
 MAX_STEPS = 200
@@ -66,16 +67,17 @@ def plan(
     wanted: Mapping[str, str | None] | None = None,
     done: Collection[str] = (),
     choice: str = "",
+    probes: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """For every cluster of the nodes what is to be done.
 
-    ``nodes`` and ``wanted`` as for ``corosync_compare.compare``; ``done``: words of the steps of this run; ``choice``:
+    ``nodes``, ``wanted`` and ``probes`` as for ``corosync_compare.compare``; ``done``: words of the steps of this run; ``choice``:
     ``NODE``, ``NODE:cluster`` or ``NODE:host``, the copy of corosync.conf that a person chose. Each cluster is ``{cluster,
     steps, open, healthy, lines, hosts}``: the steps in their order as dicts, what no step repairs in sentences, whether
     there is nothing at all, all of it as text, the hosts whose state is saved first.
     """
     found = []
-    for name, views in corosync_compare.group(nodes, wanted or {}).items():
+    for name, views in corosync_compare.group(nodes, wanted or {}, probes).items():
         extras = {view.name: _extra(nodes.get(view.host or "")) for view in views}
         steps, refused, after = _steps(name, views, extras, frozenset(done), choice)
         problems = [each for each in corosync_compare.findings(name, views) if each.severity == PROBLEM]
@@ -275,7 +277,10 @@ def _publish(
     if alike and corosync_compare.write_version(copy, _copies(views), views) == copy.config_version:
         return None
     # The daemons copy what is written, so also a text that is there already is written once more, as a new version.
-    version = 1 + _highest(views)
+    try:
+        version = corosync_conf.next_version(_highest(views))
+    except PveguardError as error:
+        return _refused("publish", cluster, "", what, str(error))
     new = _with_version(copy, version)
     by = next((view for view in members if view.name == keep.node), members[0])
     reason = keep.reason if keep.needed else f"Corosync runs a config_version above that of the files ({copy.config_version})"

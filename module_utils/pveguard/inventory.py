@@ -1,8 +1,9 @@
 """Mistakes in an inventory that can be seen without connecting to any host.
 
 The contract: a host is clustered when ``corosync_cluster_name`` is set for it; then it also has ``corosync_node_id``
-(1 to 4294967295) and ``corosync_links`` (a list of addresses, index = link number). Hosts without these stay stand-alone.
-A host of the group ``pve_probe`` watches such a cluster and has the same variables, with a node id from 1000 to 1099.
+(1 to 65535; 1 to 4294967295 where ``corosync_totem`` names the transport udp or udpu of the cluster) and ``corosync_links`` (a list of addresses, index = link number). Hosts without these stay stand-alone.
+A host of the group ``pve_probe`` watches such a cluster and has the same variables. A host may be named by its address:
+the node's name is then its own host name, which is known once it was asked.
 """
 
 from __future__ import annotations
@@ -13,14 +14,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from . import probe
+from . import corosync_conf, probe
 from .variables import UNKNOWN
 
 #: Variables of former releases: name -> what to set instead. A run that still sets one fails and names it.
 REMOVED_VARIABLES: dict[str, str] = {}
 
-#: corosync.conf(5): nodeid is a 32-bit unsigned integer above 0.
-MAX_NODE_ID = 2**32 - 1
 #: corosync.conf(5): knet carries at most 8 links.
 MAX_LINKS = 8
 
@@ -82,7 +81,7 @@ def _cluster_errors(hosts: Mapping[str, Mapping[str, Any]]) -> list[str]:
                 f"{host}: corosync_cluster_name {name!r} is not 1 to 15 letters, digits and hyphens (Proxmox's limit)"
             )
         clusters[str(name)].append(host)
-        if not _HOST_NAME.match(host.split(".")[0]):
+        if corosync_conf.address(host) is None and not _HOST_NAME.match(corosync_conf.short_name(host)):
             errors.append(f"{host}: is not a valid host name for a cluster node (letters, digits, hyphens)")
         errors += _node_errors(host, variables)
 
@@ -94,7 +93,7 @@ def _cluster_errors(hosts: Mapping[str, Mapping[str, Any]]) -> list[str]:
             node_id = _as_int(hosts[host].get("corosync_node_id"))
             if node_id is not None:
                 ids[node_id].append(host)
-            names[host.split(".")[0].lower()].append(host)
+            names[corosync_conf.address_key(corosync_conf.short_name(host))].append(host)
             links = hosts[host].get("corosync_links")
             if isinstance(links, list) and links:
                 link_counts[len(links)].append(host)
@@ -119,7 +118,7 @@ def _cluster_errors(hosts: Mapping[str, Mapping[str, Any]]) -> list[str]:
                 for number, address in enumerate(links):
                     if address is UNKNOWN:
                         continue
-                    addresses[str(address)].append(f"{host} (link {number})")
+                    addresses[corosync_conf.address_key(str(address))].append(f"{host} (link {number})")
     for address, users in addresses.items():
         if address and len(users) > 1:
             errors.append(f"address {address} of corosync_links is used by {_join(users)}; each link needs its own")
@@ -135,8 +134,12 @@ def _node_errors(host: str, variables: Mapping[str, Any]) -> list[str]:
         errors.append(f"{host}: corosync_cluster_name is set but corosync_node_id is missing; give each node a number from 1")
     else:
         number = _as_int(node_id)
-        if number is None or not 1 <= number <= MAX_NODE_ID:
-            errors.append(f"{host}: corosync_node_id {node_id!r} is not a whole number from 1 to {MAX_NODE_ID}")
+        totem = variables.get("corosync_totem")
+        transport = str(totem.get("transport") or "knet") if isinstance(totem, Mapping) else "knet"
+        highest = corosync_conf.MAX_NODE_ID.get(transport, corosync_conf.MAX_NODE_ID["knet"])
+        if number is None or not 1 <= number <= highest:
+            what = f"; that is what corosync's transport {transport} takes" if number is not None and number > highest else ""
+            errors.append(f"{host}: corosync_node_id {node_id!r} is not a whole number from 1 to {highest}{what}")
     links = variables.get("corosync_links")
     if links is UNKNOWN:
         pass
@@ -169,7 +172,7 @@ def _address_problem(address: Any) -> str:
     except ValueError:
         if _IPV4.match(text) or ":" in text:
             return f"{text!r} is not a valid IP address"
-        if not all(_HOST_NAME.match(part) for part in text.split(".")):
+        if not all(_HOST_NAME.match(part) for part in text.removesuffix(".").split(".")):
             return f"{text!r} is neither an IP address nor a host name"
         return ""
     if parsed.is_loopback or parsed.is_multicast or parsed.is_unspecified:
@@ -193,7 +196,6 @@ def _probe_errors(hosts: Mapping[str, Mapping[str, Any]], host_groups: Mapping[s
     watched = {str(variables.get("corosync_cluster_name")) for host, variables in hosts.items() if host not in probes}
     for host in probes:
         cluster = hosts[host].get("corosync_cluster_name")
-        number = _as_int(hosts[host].get("corosync_node_id"))
         if cluster is UNKNOWN:
             continue
         if not cluster:
@@ -203,11 +205,6 @@ def _probe_errors(hosts: Mapping[str, Mapping[str, Any]], host_groups: Mapping[s
             )
         elif str(cluster) not in watched and str(UNKNOWN) not in watched:
             errors.append(f"{host}: is a probe of the cluster {cluster}, of which the inventory has no node")
-        if cluster and number is not None and not probe.is_id(number):
-            errors.append(
-                f"{host}: corosync_node_id {number} is not one of a probe: give it one from {probe.NODE_IDS[0]} to "
-                f"{probe.NODE_IDS[-1]}, which no node gets"
-            )
     return errors
 
 

@@ -17,12 +17,17 @@ Facts = Mapping[str, Any]
 
 
 def decide(
-    name: str, hosts: Mapping[str, Facts | None], play_hosts: Collection[str], dead: bool = False
+    name: str,
+    hosts: Mapping[str, Facts | None],
+    play_hosts: Collection[str],
+    dead: bool = False,
+    probes: Collection[str] = (),
 ) -> dict[str, Any]:
     """Who leaves which cluster, through whom, and why it must not.
 
     ``name``: the node, by its name in corosync.conf or in the inventory. ``hosts``: every host of the inventory -> its facts
     (node_info), None where it was not asked or did not answer. ``dead``: the operator says that it is off for good.
+    ``probes``: hosts that are probes in the inventory.
 
     Keys: refusals; node_name; node_id (None where no member lists it); cluster; host (in the inventory, None where it did
     not answer); seed (the member that writes); members (the remaining ones, seed first); live_ids (of them); listed
@@ -39,9 +44,9 @@ def decide(
         refusals.append("name the node that is to leave: -e leave_node=NAME")
         return found
     given = hosts.get(name)
-    node_name = str(given["hostname"] if given else name).split(".")[0]
     answers = {host: facts for host, facts in hosts.items() if facts and host in play_hosts}
-    same = [host for host, facts in answers.items() if str(facts["hostname"]).split(".")[0] == node_name]
+    node_name = _by_address(name, answers) if given is None else plan.node_name(name, given)
+    same = [host for host, facts in answers.items() if plan.node_name(host, facts) == node_name]
     target = name if name in same else next(iter(same), None)
     found.update(node_name=node_name, host=target)
     clusters = _clusters(node_name, answers, target)
@@ -65,18 +70,24 @@ def decide(
     cluster = found["cluster"] = clusters[0]
     others = {host: facts for host, facts in answers.items() if host != target and plan.live_cluster(facts) == cluster}
     # A probe is written through only where nobody else answers.
-    others = dict(sorted(others.items(), key=lambda entry: probe.is_id(entry[1]["corosync"].get("node_id"))))
+    others = dict(sorted(others.items(), key=lambda entry: entry[0] in probes or probe.is_one(entry[1])))
     if not others:
         refusals.append(
             f"no other member of {cluster!r} was asked: it may be the last one, which cannot leave, or the run lacks the "
             "others (--limit)"
         )
         return found
-    _judge(found, answers, others, dead)
+    _judge(found, answers, others, dead, {name, target} & set(probes))
     return found
 
 
-def _judge(found: dict[str, Any], answers: Mapping[str, Facts], others: Mapping[str, Facts], dead: bool) -> None:
+def _judge(
+    found: dict[str, Any],
+    answers: Mapping[str, Facts],
+    others: Mapping[str, Facts],
+    dead: bool,
+    described: Collection[str | None],
+) -> None:
     refusals, node_name, target = found["refusals"], found["node_name"], found["host"]
     quorate = [host for host, facts in others.items() if facts["corosync"]["quorate"] and facts["pmxcfs"]["quorate"]]
     running = quorate or [host for host, facts in others.items() if facts["corosync"]["running"]]
@@ -93,10 +104,11 @@ def _judge(found: dict[str, Any], answers: Mapping[str, Facts], others: Mapping[
     live = set(info["live_member_ids"])
     node = conf.node(node_name)
     stay = [each for each in conf.nodes() if each.name != node_name]
-    by_name = {str(facts["hostname"]).split(".")[0]: host for host, facts in others.items()}
+    by_name = {plan.node_name(host, facts): host for host, facts in others.items()}
+    probes = probe.ids(info)
     found["listed"] = node is not None
     found["node_id"] = node.node_id if node else None
-    found["probe"] = probe.is_id(found["node_id"])
+    found["probe"] = node is not None and (bool(described) or node.node_id in probes)
     found["live_ids"] = sorted(each.node_id for each in stay if each.node_id in live and each.node_id is not None)
     asked = [by_name[each.name] for each in stay if each.node_id in live and each.name in by_name]
     found["members"] = [seed] + [host for host in asked if host != seed]
@@ -106,7 +118,7 @@ def _judge(found: dict[str, Any], answers: Mapping[str, Facts], others: Mapping[
     _judge_node(found, node, live, dead)
     if not node:
         return
-    if not any(not probe.is_id(each.node_id) for each in stay):
+    if all(each.node_id in probes for each in stay):
         refusals.append(f"{node_name} is the last member of {found['cluster']!r}: a cluster cannot be left by all")
         return
     missing = [each.label for each in stay if each.node_id in live and each.name not in by_name]
@@ -176,6 +188,19 @@ def _judge_quorum(
             f"{remain} members remain: an even number can split in halves of which neither has quorum; a QDevice helps "
             "('pvecm qdevice setup ADDRESS')"
         )
+
+
+def _by_address(name: str, answers: Mapping[str, Facts]) -> str:
+    """The name of a node that did not answer and may be given by its address, as the members know it."""
+    key = corosync_conf.address_key(name)
+    for facts in answers.values():
+        for member in facts["corosync"].get("members") or []:
+            if member.get("name") and key in {corosync_conf.address_key(str(each)) for each in member.get("addresses") or ()}:
+                return str(member["name"])
+        for member_name, address in (facts["pmxcfs"].get("member_addresses") or {}).items():
+            if corosync_conf.address_key(str(address)) == key:
+                return str(member_name)
+    return corosync_conf.short_name(name)
 
 
 def _clusters(node_name: str, answers: Mapping[str, Facts], target: str | None) -> list[str]:

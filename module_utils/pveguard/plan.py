@@ -10,7 +10,8 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from .corosync_conf import PROBE_NODE_IDS
+from . import probe
+from .corosync_conf import short_name
 
 Plan = dict[str, Any]
 
@@ -117,6 +118,11 @@ def live_cluster(node: Mapping[str, Any] | None) -> str | None:
     return str(name) if name else None
 
 
+def node_name(host: str, node: Mapping[str, Any] | None) -> str:
+    """The name of a host as a node: its own host name where it was asked, else that of the inventory, to the first dot."""
+    return short_name(str((node or {}).get("hostname") or host))
+
+
 def _holdings(node: Mapping[str, Any]) -> list[str]:
     """What a host's own database holds that a join would throw away."""
     pmxcfs = node.get("pmxcfs") or {}
@@ -166,6 +172,11 @@ def _group_plan(
         # Heard, but refused by a gate or failed since.
         if host not in plans and host not in candidates:
             plans[host] = _plan("refuse", cluster=cluster, members=members, reason="left the play before (see above)")
+    for name, same in _namesakes([*members, *candidates], nodes).items():
+        # Each would be listed under this name, and /etc/pve/nodes has one directory for both.
+        reason = f"{' and '.join(same)} are both called {name}: give each node a host name of its own"
+        plans.update({host: _plan("refuse", cluster=cluster, members=members, reason=reason) for host in same if host in candidates})
+    candidates = [host for host in candidates if host not in plans]
     if not candidates:
         return plans
 
@@ -173,7 +184,7 @@ def _group_plan(
         corosyncs = {host: (nodes[host] or {}).get("corosync") or {} for host in members}
         quorate = [host for host in members if corosyncs[host].get("quorate")]
         if not quorate:
-            quorate = _waiting_for(corosyncs, candidates)
+            quorate = _waiting_for(corosyncs, candidates, nodes)
         for host in candidates:
             held = _holdings(nodes[host] or {})
             if held:
@@ -225,6 +236,15 @@ def _group_plan(
     return plans
 
 
+def _namesakes(hosts: Collection[str], nodes: Mapping[str, Mapping[str, Any] | None]) -> dict[str, list[str]]:
+    """Hosts that have the same host name, by it. A host that did not say its own is left out."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for host in hosts:
+        if (nodes[host] or {}).get("hostname"):
+            names[node_name(host, nodes[host])].append(host)
+    return {name: same for name, same in names.items() if len(same) > 1}
+
+
 def _removed(host: str, members: Collection[str], nodes: Mapping[str, Mapping[str, Any] | None]) -> str | None:
     """Why a host that takes itself for a member is none: a quorate member with a newer corosync.conf does not list it.
 
@@ -232,7 +252,7 @@ def _removed(host: str, members: Collection[str], nodes: Mapping[str, Mapping[st
     """
     own = (nodes[host] or {}).get("corosync") or {}
     copy = own.get("cluster") or own.get("host") or {}
-    name = str((nodes[host] or {}).get("hostname") or host).split(".")[0]
+    name = node_name(host, nodes[host])
     number = next((member.get("id") for member in own.get("members") or [] if member.get("name") == name), None)
     for other in members:
         corosync = (nodes[other] or {}).get("corosync") or {}
@@ -249,19 +269,24 @@ def _removed(host: str, members: Collection[str], nodes: Mapping[str, Mapping[st
     return None
 
 
-def _waiting_for(corosyncs: Mapping[str, Mapping[str, Any]], candidates: Collection[str]) -> list[str]:
+def _waiting_for(
+    corosyncs: Mapping[str, Mapping[str, Any]],
+    candidates: Collection[str],
+    nodes: Mapping[str, Mapping[str, Any] | None],
+) -> list[str]:
     """Members without quorum that lack only nodes which are listed already and are to join now.
 
     A run that was interrupted between listing a node and its join leaves them so; the join itself brings the quorum.
     """
-    names = {host.split(".")[0] for host in candidates}
+    names = {node_name(host, nodes[host]) for host in candidates}
     found = []
     for host, corosync in corosyncs.items():
         live = set(corosync.get("live_member_ids") or [])
         away = {
             member.get("name")
             for member in corosync.get("members") or []
-            if member.get("id") not in live and member.get("id") not in PROBE_NODE_IDS
+            # Without a vote it keeps no quorum away.
+            if member.get("id") not in live and member.get("votes", 1) and not probe.is_listed(member)
         }
         if corosync.get("running") and away and away <= names:
             found.append(host)

@@ -1,7 +1,10 @@
 """A probe: a plain Debian machine that watches a cluster as corosync and the cluster file system only.
 
 Pure: whether one may join, by the cluster's votes and by what the machine is. It is a host of the inventory's group
-``pve_probe`` with the ``corosync_*`` variables of a node and a node id from a range of its own.
+``pve_probe`` with the ``corosync_*`` variables of a node.
+
+Which member is one: what the inventory says of a host that it describes. Of others what the cluster says, see
+:func:`is_listed`. A node id says nothing.
 """
 
 from __future__ import annotations
@@ -11,11 +14,11 @@ from typing import Any
 
 from . import corosync_conf
 from .cluster_member import QDEVICE
+from .corosync_conf import short_name
 from .errors import PveguardError
 
 #: The group of the inventory that makes a host a probe.
 GROUP = "pve_probe"
-NODE_IDS = corosync_conf.PROBE_NODE_IDS
 #: What makes a machine more than a probe, and what it would do on a cluster.
 FOREIGN = {
     "pve-manager": "its services would work on the cluster as those of a node",
@@ -23,9 +26,28 @@ FOREIGN = {
 }
 
 
-def is_id(node_id: object) -> bool:
-    """Whether a node id is one of a probe."""
-    return isinstance(node_id, int) and node_id in NODE_IDS
+def is_listed(member: Mapping[str, Any]) -> bool:
+    """Whether a member of corosync_info's ``members`` is a probe, as far as the cluster tells.
+
+    It has no vote, and nothing of a node of Proxmox VE on /etc/pve; or it has the placeholder of a certificate there.
+    """
+    return bool(member.get("probe"))
+
+
+def is_one(facts: Mapping[str, Any] | None) -> bool:
+    """Whether the node of these facts (node_info) is a member that is a probe. With Proxmox VE's services it is none."""
+    corosync, packages = (facts or {}).get("corosync") or {}, (facts or {}).get("packages") or {}
+    if any(packages.get(package) for package in FOREIGN):
+        return False
+    name = short_name(str((facts or {}).get("hostname") or ""))
+    members = corosync.get("members") or []
+    own = corosync.get("node_id")
+    return any(is_listed(each) for each in members if (each.get("id") == own if own is not None else each.get("name") == name))
+
+
+def ids(corosync: Mapping[str, Any]) -> set[int]:
+    """Node ids of the probes among the members of these facts of corosync_info."""
+    return {int(each["id"]) for each in corosync.get("members") or [] if is_listed(each) and each.get("id") is not None}
 
 
 def quorum_of(votes: int) -> int:
@@ -50,8 +72,13 @@ def arithmetic(others: int, votes: int) -> tuple[str, str]:
     ), meaning
 
 
-def refusals(name: str, votes: int, node: Mapping[str, Any], seed: Mapping[str, Any]) -> list[str]:
-    """Why ``name`` must not be the probe of a cluster. ``node`` and ``seed``: facts (node_info) of it and of a member."""
+def refusals(
+    name: str, votes: int, node: Mapping[str, Any], seed: Mapping[str, Any], node_id: int | None = None
+) -> list[str]:
+    """Why ``name`` must not be the probe of a cluster. ``node`` and ``seed``: facts (node_info) of it and of a member.
+
+    ``node_id``: the id that the probe has in the inventory.
+    """
     found = []
     for package, harm in FOREIGN.items():
         if (node.get("packages") or {}).get(package):
@@ -76,12 +103,24 @@ def refusals(name: str, votes: int, node: Mapping[str, Any], seed: Mapping[str, 
             "means that a member alone is not quorate any more; probe_votes: 1 then makes the probe the third vote"
         )
     listed = document.node(name)
-    if listed is not None and not is_id(listed.node_id):
+    if listed is not None and _is_other(listed, node_id, seed):
         found.append(f"the cluster has a member of this name already (id {listed.node_id}): give the probe another host name")
     refusal, _ = arithmetic(votes_of_others(document.nodes(), name), votes)
     if refusal:
         found.append(refusal)
     return found
+
+
+def _is_other(listed: corosync_conf.Node, node_id: int | None, seed: Mapping[str, Any]) -> bool:
+    """Whether a listed node of the probe's name is a member that has nothing to do with it.
+
+    One that was listed by a run that ended too early has no place on /etc/pve yet; it has the probe's id.
+    """
+    members = (seed.get("corosync") or {}).get("members") or []
+    seen = next((each for each in members if each.get("id") == listed.node_id), None)
+    if seen is not None and is_listed(seen):
+        return False
+    return listed.node_id != node_id or bool(seen and seen.get("is_node"))
 
 
 def votes_of_others(nodes: Sequence[corosync_conf.Node], name: str) -> int:

@@ -7,6 +7,8 @@ members send around (RRD) are stored by every daemon, which complains about each
 
 from __future__ import annotations
 
+import base64
+import binascii
 import re
 import tempfile
 from pathlib import Path
@@ -23,6 +25,8 @@ RRD = "var/lib/rrdcached/db"
 RRD_FOLDERS = ("pve2-node", "pve2-vm", "pve2-storage", "pve-node-9.0", "pve-vm-9.0", "pve-storage-9.0")
 #: Days that the placeholder is valid: longer than a probe stays.
 CERTIFICATE_DAYS = 3650
+#: The organisation in the placeholder, by which it is told from the certificate of a node.
+MARK = "pveguard probe, no service"
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----\s[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----")
 
 
@@ -43,6 +47,17 @@ def present(name: str, check_mode: bool = False, run: Run = real_run, root: Path
         if not check_mode:
             pve_file.apply(path, certificate(name, run), root)
     return {"changed": bool(made), "made": made}
+
+
+def is_placeholder(pem: bytes) -> bool:
+    """Whether a certificate is the placeholder of a probe."""
+    for match in re.finditer(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----", pem):
+        try:
+            if MARK.encode() in base64.b64decode(b"".join(match.group(1).split()), validate=True):
+                return True
+        except (binascii.Error, ValueError):
+            continue
+    return False
 
 
 def absent(check_mode: bool = False, root: Path = Path("/")) -> dict[str, Any]:
@@ -81,7 +96,7 @@ def certificate(name: str, run: Run = real_run) -> bytes:
     """A self-signed certificate for ``name``; its key is made in memory-backed storage and not kept."""
     with tempfile.TemporaryDirectory(prefix="pveguard-probe-", dir="/run" if Path("/run").is_dir() else None) as directory:
         argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", f"{directory}/key", "-sha256"]
-        argv += ["-days", str(CERTIFICATE_DAYS), "-subj", f"/O=pveguard probe, no service/CN={name}"]
+        argv += ["-days", str(CERTIFICATE_DAYS), "-subj", f"/O={MARK}/CN={name}"]
         try:
             made = run(argv, timeout=120)
         except CommandMissing as error:

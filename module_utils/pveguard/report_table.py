@@ -327,9 +327,9 @@ def _cluster(node: Mapping[str, Any] | None, plan: Mapping[str, Any] | None) -> 
         "quorate": _quorate(corosync, pmxcfs) if clustered else None,
         "met_corosync": pmxcfs.get("met_corosync"),
         # Probes are none of the cluster's members: nothing depends on them.
-        "members": sum(not probe.is_id(each.get("id")) for each in corosync.get("members") or []) if clustered else 0,
-        "live": sum(not probe.is_id(number) for number in corosync.get("live_member_ids") or []) if clustered else 0,
-        "probe": (clustered and probe.is_id(corosync.get("node_id"))) or (plan or {}).get("action") == "probe",
+        "members": sum(not probe.is_listed(each) for each in corosync.get("members") or []) if clustered else 0,
+        "live": sum(number not in probe.ids(corosync) for number in corosync.get("live_member_ids") or []) if clustered else 0,
+        "probe": (clustered and probe.is_one(node)) or (plan or {}).get("action") == "probe",
     }
 
 

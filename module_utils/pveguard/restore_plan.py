@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .corosync_conf import address_key, short_name
+
 #: What a restore does to a file, in the order of the list, by what happened to it since.
 WHOLE = {"added": "lost", "changed": "overwritten", "removed": "comes back"}
 PATH = {"changed": "overwritten", "removed": "comes back", "added": "stays"}
@@ -42,23 +44,30 @@ def peer_hosts(node: Mapping[str, Any], inventory: Mapping[str, Mapping[str, Any
     """Hosts of the inventory that may be the other members of ``node``'s cluster: by name or by address."""
     others = _others(node)
     names = {str(member["name"]) for member in others}
-    addresses = {str(address) for member in others for address in member["addresses"]}
+    addresses = {address_key(str(address)) for member in others for address in member["addresses"]}
     found = []
     for name, variables in inventory.items():
-        own = {str(variables.get("ansible_host") or name), *map(str, variables.get("corosync_links") or [])}
-        if name != host and (name in names or name.split(".")[0] in names or own & addresses):
+        own = {str(variables.get("ansible_host") or name), name, *_texts(variables.get("corosync_links"))}
+        if name != host and (name in names or short_name(name) in names or {address_key(each) for each in own} & addresses):
             found.append(name)
     return sorted(found)
+
+
+def _texts(links: Any) -> list[str]:
+    return [str(link) for link in links] if isinstance(links, (list, tuple)) else []
 
 
 def peers(node: Mapping[str, Any], answers: Mapping[str, Mapping[str, Any] | None]) -> list[Peer]:
     """The other members of ``node``'s cluster; ``answers`` are the facts of :func:`peer_hosts`, None for no answer."""
     corosync = node["corosync"]
-    by_name = {str(facts["hostname"]): (host, facts) for host, facts in answers.items() if facts}
-    silent = {host.split(".")[0]: host for host, facts in answers.items() if not facts}
+    by_name = {short_name(str(facts["hostname"])): (host, facts) for host, facts in answers.items() if facts}
+    silent = {short_name(host): host for host, facts in answers.items() if not facts}
     found = []
     for member in _others(node):
-        name = str(member["name"])
+        name = short_name(str(member["name"]))
+        # A host may be named by its address.
+        by_address = {address_key(str(address)) for address in member["addresses"]}
+        silent.update({name: host for host in list(silent.values()) if name not in silent and address_key(host) in by_address})
         up = member["id"] in corosync["live_member_ids"] if corosync["running"] else None
         if name not in by_name:
             found.append(Peer(name, silent.get(name), up=up))

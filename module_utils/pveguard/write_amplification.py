@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import block_writes, pmxcfs_writes, pve_file, supervised, text_table
-from .corosync_conf import PROBE_NODE_IDS
+from . import block_writes, pmxcfs_writes, probe, pve_file, supervised, text_table
 from .daemon_mode import NOT_MET
 from .detached import RESULT_DIR
 from .errors import PveguardError
@@ -335,7 +334,7 @@ def measuring_hosts(nodes: Mapping[str, Mapping[str, Any] | None]) -> list[str]:
     """
     chosen: dict[tuple[str, str], str] = {}
     for host, node in nodes.items():
-        if ((node or {}).get("corosync") or {}).get("node_id") in PROBE_NODE_IDS:
+        if probe.is_one(node):
             continue
         pmxcfs = (node or {}).get("pmxcfs") or {}
         if pmxcfs.get("mode") == "local":

@@ -59,10 +59,7 @@ def node(
             continue
         if document.nodes():
             name = document.cluster_name
-            members = [
-                {"id": n.node_id, "name": n.name, "addresses": [a for _, a in sorted(n.addresses.items())]}
-                for n in document.nodes()
-            ]
+            members = [corosync_info._member(each, (False, False)) for each in document.nodes()]
     info = {
         "installed": True,
         "running": running,
@@ -79,6 +76,8 @@ def node(
         "expected_votes": 3,
         "total_votes": len(live),
         "authkey_sha256": authkey,
+        "authkey_mode": "0400" if authkey else None,
+        "authkey_exposed": False,
         "qdevice": False,
         "two_node": False,
         "token_ms": 3125,

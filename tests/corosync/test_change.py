@@ -619,14 +619,25 @@ def test_the_module_fails_with_both_texts(
 
 def test_a_probe_that_dies_while_a_change_arrives_undoes_nothing(cluster: Make) -> None:
     member = cluster()
-    member.change(nodes=[{"name": "watch1", "node_id": 1000, "links": ["10.70.0.100"], "votes": 0}])
-    member.live.add(1000)
-    member.effect = lambda _text: member.live.discard(1000)
+    member.change(nodes=[{"name": "watch1", "node_id": 9, "links": ["10.70.0.100"], "votes": 0}])
+    member.live.add(9)
+    member.effect = lambda _text: member.live.discard(9)
     assert member.change(token_ms=5000).changed and "token: 5000" in member.text
-    # A member that is lost does.
+    # A member that is lost does, also without a vote; and so does one with the id that probes once had.
     member.effect = lambda text: member.live.discard(3) if "token: 6000" in text else None
     with pytest.raises(ChangeFailed):
         member.change(token_ms=6000)
+    member.live.add(3)
+    for node_id, votes in ((1000, 1), (12, 0)):
+        name = f"pve{node_id}"
+        member.change(nodes=[{"name": name, "node_id": node_id, "links": [f"10.70.0.{node_id % 255}"], "votes": votes}])
+        (member.root / "etc/pve/nodes" / name).mkdir(parents=True)
+        (member.root / "etc/pve/nodes" / name / "lrm_status").touch()
+        member.live.add(node_id)
+        member.effect = lambda text, lost=node_id: member.live.discard(lost) if "token: 7000" in text else None
+        with pytest.raises(ChangeFailed):
+            member.change(token_ms=7000)
+        member.live.add(node_id)
 
 
 # The lock on corosync.conf

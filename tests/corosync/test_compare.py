@@ -476,3 +476,38 @@ def test_a_minority_without_quorum_never_decides(nodes: dict[str, Any]) -> None:
     nodes |= {f"pve{n}": None for n in (3, 4, 5)}
     (cluster,) = corosync_compare.compare(nodes)
     assert cluster["survivor"]["needed"] and cluster["survivor"]["node"] is None
+
+
+# Hosts named by address
+
+
+@pytest.mark.parametrize("name", ["10.0.0.3", "192.0.2.3", "10.1.0.3"])
+def test_a_silent_host_named_by_its_address_is_the_member_that_has_it(name: str) -> None:
+    nodes: dict[str, Any] = healthy()
+    del nodes["pve3"]
+    nodes[name] = None
+    found = finding(nodes, "not_asked")
+    assert found["nodes"] == ["pve3"] and found["seen"].startswith("not asked in this run")
+    (row,) = [each for each in one(nodes)["nodes"] if not each["asked"]]
+    assert (row["node"], row["host"], row["node_id"]) == ("pve3", name, 3)
+
+
+def test_a_silent_host_with_an_unknown_address_is_nobody() -> None:
+    nodes: dict[str, Any] = {**healthy(), "10.0.0.99": None}
+    assert one(nodes)["agree"] and {each["host"] for each in one(nodes)["nodes"]} == {"pve1", "pve2", "pve3"}
+
+
+def test_an_asked_host_named_by_its_address_has_its_own_name() -> None:
+    nodes = {f"2001:db8::{number}": facts for number, facts in enumerate(healthy().values(), 1)}
+    assert [(each["node"], each["host"]) for each in one(nodes)["nodes"]] == [
+        (f"pve{number}", f"2001:db8::{number}") for number in (1, 2, 3)
+    ]
+
+
+def test_the_highest_config_version_is_not_raised() -> None:
+    highest = 2**64 - 1
+    nodes = healthy()
+    text = conf(highest)
+    nodes["pve1"] = node(1, text, text, runs=highest)
+    cluster = one(nodes)
+    assert cluster["survivor"]["write_version"] is None or cluster["survivor"]["write_version"] <= highest

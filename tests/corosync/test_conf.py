@@ -156,7 +156,7 @@ def test_an_edit_changes_one_line(text: str, key: str, value: int) -> None:
         ("a {\n  } }\n", 2, 3, "expected"),
         ("totem { version: 2\n}\n", 1, 9, "end of the line after '{'"),
         (" {\n}\n", 1, 2, "name of a section"),
-        ("  : 2\n", 1, 3, "name of a key"),
+        ("a {\n # \0\n}\n", 2, 4, "a NUL byte"),
         ("a {\n b {\n }\n", 1, 1, "never closed"),
     ],
 )
@@ -365,7 +365,7 @@ def messages(text: str, severity: str, **more: Any) -> list[str]:
         ("linknumber: 0", "linknumber: 3", "warning", "totem.interface 3 describes a link that no node has"),
         ("linknumber: 0", "linknumber: x", "error", "has the linknumber 'x'"),
         ("linknumber: 0", "knet_transport: tcp", "error", "knet_transport of link 0 is 'tcp', wanted udp or sctp"),
-        ("linknumber: 0", "knet_link_priority: 256", "error", "knet_link_priority of link 0 is '256', wanted 0 to 255"),
+        ("linknumber: 0", "knet_link_priority: 256", "error", "knet_link_priority of link 0 is '256', wanted a number from 0 to 255"),
         ("linknumber: 0", "knet_ping_timeout: 900", "warning", "knet_ping_timeout without its pair"),
         ("nodeid: 3", "nodeid: 4294967296", "error", "pve3 has no nodeid above 0"),
         ("quorum_votes: 1", "quorum_votes: one", "error", "quorum_votes of pve1 is 'one'"),
@@ -431,3 +431,99 @@ def test_the_token_that_corosync_works_with() -> None:
     assert corosync_conf.parse(text).effective_token_ms == 3125
     text = text.replace("  token: 3000\n", "").replace("  token_coefficient: 125\n", "")
     assert corosync_conf.parse(text).effective_token_ms == 3650
+
+
+@pytest.mark.parametrize(
+    ("totem", "nodes", "effective"),
+    [
+        ("", 1, 3000), ("", 4, 4300), ("  token: 0\n", 4, 4300), ("  token: +05000\n", 2, 5000),
+        ("  token: 4000\n  token_coefficient: 0\n", 6, 4000), ("  token: 0\n  token_coefficient: 125\n", 3, 3125),
+    ],
+)  # fmt: skip
+def test_the_token_in_force(totem: str, nodes: int, effective: int) -> None:
+    """As runtime.config.totem.token of corosync 3.1.7."""
+    listed = [{"name": f"pve{n}", "node_id": n, "links": [f"10.0.0.{n}"]} for n in range(1, nodes + 1)]
+    text = corosync_conf.render_new("c", listed).replace("  token: 3000\n  token_coefficient: 125\n", totem)
+    assert corosync_conf.parse(text).effective_token_ms == effective
+
+
+@pytest.mark.parametrize(
+    ("value", "version"),
+    [
+        ("7", 7), ("+7", 7), ("007", 7), ("\v7", 7), ("0", 0), ("-0", 0), (str(2**63), 2**63), (str(2**64 - 1), 2**64 - 1),
+        ("-1", 2**64 - 1), (str(2**64), None), ("9" * 400, None), ("0" * 400 + "7", 7), ("0x7", None), ("7.0", None), ("7 8", None),
+        ("", None), ("\u0667", None), ("--7", None),
+    ],
+)  # fmt: skip
+def test_a_config_version_is_what_corosync_makes_of_it(value: str, version: int | None) -> None:
+    text = corosync_conf.render_new("c", [{"name": "a", "node_id": 1, "links": ["10.0.0.1"]}])
+    document = corosync_conf.parse(text.replace("config_version: 1", f"config_version: {value}"))
+    assert document.config_version == version
+    errors = [each.message for each in corosync_conf.problems(document) if "config_version" in each.message]
+    assert bool(errors) is (not version)
+
+
+def test_the_highest_config_version_is_not_raised() -> None:
+    text = corosync_conf.render_new("c", [{"name": "a", "node_id": 1, "links": ["10.0.0.1"]}], config_version=2**64 - 1)
+    document = corosync_conf.parse(text)
+    with pytest.raises(PveguardError, match="18446744073709551615, the highest that corosync takes.*set it to 1 on all nodes"):
+        document.bump()
+    with pytest.raises(PveguardError, match="the highest"):
+        corosync_conf.add_node(document, "b", 2, ["10.0.0.2"])
+    assert document.text() == text
+
+
+@pytest.mark.parametrize("transport", ["knet", "udp", "udpu"])
+@pytest.mark.parametrize("node_id", [0, 1, 65535, 65536, 2**31, 2**32 - 1, 2**32])
+def test_ids_that_the_transport_cannot_carry_are_refused(transport: str, node_id: int) -> None:
+    text = corosync_conf.render_new("c", [{"name": "a", "node_id": 1, "links": ["10.0.0.1"]}]).replace("secauth: on", "secauth: off")
+    text = text.replace("nodeid: 1", f"nodeid: {node_id}").replace("transport: knet", f"transport: {transport}")
+    errors = [each.message for each in corosync_conf.problems(corosync_conf.parse(text)) if "nodeid" in each.message]
+    right = 1 <= node_id <= corosync_conf.MAX_NODE_ID[transport] or (node_id == 0 and transport != "knet")
+    assert bool(errors) is not right
+    with pytest.raises(PveguardError, match="nodeid 65536; knet takes 1 to 65535"):
+        corosync_conf.render_new("c", [{"name": "a", "node_id": 65536, "links": ["10.0.0.1"]}])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("2001:db8::1", "2001:DB8:0:0::1"), ("10.0.0.1", "::ffff:10.0.0.1"), ("10.0.0.1", "::FFFF:a00:1"), ("10.0.0.8", "10.0.0.010"),
+        ("10.0.0.1", "10.1"), ("10.0.0.1", "0xa000001"), ("10.0.0.1", "167772161"), ("pve1.example.org", "PVE1.Example.ORG."),
+        ("fe80::1%e0", "FE80:0::1%e0"),
+    ],
+)  # fmt: skip
+def test_one_address_in_two_forms(one: str, other: str) -> None:
+    assert corosync_conf.address_key(one) == corosync_conf.address_key(other)
+    text = corosync_conf.render_new("c", [{"name": "a", "node_id": 1, "links": ["192.0.2.1"]}, {"name": "b", "node_id": 2, "links": ["192.0.2.2"]}])
+    document = corosync_conf.parse(text.replace("192.0.2.1", one).replace("192.0.2.2", other))
+    assert any("belongs to both a and b" in each.message for each in corosync_conf.problems(document))
+
+
+@pytest.mark.parametrize(("one", "other"), [("10.0.0.1", "10.0.0.2"), ("pve1", "pve1.example.org"), ("fe80::1%e0", "fe80::1%e1"), ("10", "a")])
+def test_two_addresses(one: str, other: str) -> None:
+    assert corosync_conf.address_key(one) != corosync_conf.address_key(other)
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [("pve1", "pve1"), ("pve1.example.org", "pve1"), ("192.0.2.1", "192.0.2.1"), ("2001:db8::1", "2001:db8::1"), ("10.1", "10.1")],
+)
+def test_a_name_is_cut_at_its_first_dot_and_an_address_is_not(name: str, short: str) -> None:
+    assert corosync_conf.short_name(name) == short
+
+
+def test_a_full_host_name_in_the_nodelist_is_the_node_of_its_first_part() -> None:
+    text = corosync_conf.render_new("c", [{"name": f"{n}.example.org", "node_id": i, "links": [f"10.0.0.{i}"]} for i, n in enumerate("ab", 1)])
+    document = corosync_conf.parse(text)
+    assert [node.name for node in document.nodes()] == ["a", "b"] and document.node("b") is not None
+    assert not corosync_conf.add_node(document, "a", 1, ["10.0.0.1"])
+    assert corosync_conf.remove_node(document, "b") and "b.example.org" not in document.text()
+
+
+def test_a_node_whose_host_is_not_known_is_said() -> None:
+    text = corosync_conf.render_new("c", [{"name": "a", "node_id": 1, "links": ["10.0.0.1"]}]).replace("    name: a\n", "")
+    (node,) = corosync_conf.parse(text).nodes()
+    assert (node.name, node.label) == (None, "node id 1")
+    (error,) = [each.message for each in corosync_conf.problems(corosync_conf.parse(text)) if "has no name" in each.message]
+    assert "its ring0_addr is an address" in error and "add 'name: HOSTNAME'" in error

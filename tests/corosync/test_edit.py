@@ -16,7 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 FILES = sorted((Path(__file__).parent / "configurations").glob("*.conf"))
-NAMES = [path.name for path in FILES]
+#: Nodes in two nodelists cannot be edited.
+NAMES = [path.name for path in FILES if path.name != "nodelist_twice.conf"]
+#: A node without a name gets the one that its address stood for.
+NAMED = "name: pve[12]"
 TEXTS = {path.name: path.read_text() for path in FILES}
 SHAPES: dict[str, Callable[[str], str]] = {
     "lf": str,
@@ -117,7 +120,8 @@ def test_a_link_is_set_read_back_and_removed(name: str, shape: str, number: int,
     found = corosync_edit.link_options(read, number)
     assert (found["priority"], found["transport"]) == (str(priority), transport)
     gone, new = delta(before, after)
-    allowed = re.compile(rf"ring{number}_addr|knet_link_priority|knet_transport|interface|linknumber: {number}|\}}")
+    allowed = re.compile(rf"ring{number}_addr|knet_link_priority|knet_transport|interface|linknumber: {number}|\}}|{NAMED}")
+    assert name == "without_names.conf" or not any(line.startswith("name:") for line in new)
     assert all(allowed.match(line) for line in [*gone, *new])
     assert corosync_edit.set_link(read, number, addresses, options) is False and read.text() == after
     assert corosync_edit.remove_link(read, number) is True
@@ -146,7 +150,8 @@ def test_a_node_gets_the_addresses_and_votes_it_should_have(name: str, shape: st
         (n.name, n.node_id, n.addresses, n.votes) for n in others
     ]
     gone, new = delta(before, after)
-    assert all(re.match(r"ring[0-7]_addr|quorum_votes", line) for line in [*gone, *new])
+    assert all(re.match(rf"ring[0-7]_addr|quorum_votes|{NAMED}", line) for line in [*gone, *new])
+    assert name == "without_names.conf" or not any(line.startswith("name:") for line in new)
     assert corosync_edit.update_node(read, node, addresses, votes) is False and read.text() == after
 
 
@@ -386,3 +391,61 @@ def test_unknown_nodes_links_and_options_are_refused() -> None:
     with pytest.raises(PveguardError, match="needs an address on a link"):
         corosync_edit.update_node(document, "pve1", {})
     assert document.text() == TEXTS["pvecm.conf"]
+
+
+NAMELESS = (Path(__file__).parent / "configurations/without_names.conf").read_text()
+
+
+def test_a_node_without_a_name_keeps_the_one_of_its_address() -> None:
+    document = corosync_conf.parse(NAMELESS)
+    assert [(node.name, node.named) for node in document.nodes()] == [("pve1", False), ("pve2", False)]
+    assert corosync_edit.update_node(document, "pve1", votes=3) and " name:" not in document.text()
+    assert corosync_edit.update_node(document, "pve1", {0: "10.0.0.1"})
+    assert [(node.name, node.named) for node in document.nodes()] == [("pve1", True), ("pve2", False)]
+    # With a second link corosync wants a name of all.
+    document = corosync_conf.parse(NAMELESS)
+    corosync_edit.set_link(document, 1, {"pve1": "10.1.0.1", "pve2": "10.1.0.2"})
+    assert all(node.named for node in document.nodes())
+    assert corosync_edit.remove_link(document, 0) and [node.name for node in document.nodes()] == ["pve1", "pve2"]
+    document = corosync_conf.parse(NAMELESS)
+    assert corosync_conf.remove_node(document, "pve2") and [node.name for node in document.nodes()] == ["pve1"]
+
+
+def test_the_same_address_in_another_form_is_no_change() -> None:
+    text = corosync_conf.render_new("c", [{"name": "a", "node_id": 1, "links": ["2001:DB8:0:0::1", "Host.Example.org"]}])
+    for links in (["2001:db8::1", "host.example.org."], ["2001:0db8::0001", "HOST.example.ORG"]):
+        document = corosync_conf.parse(text)
+        assert not corosync_edit.update_node(document, "a", dict(enumerate(links)))
+        assert not corosync_conf.add_node(document, "a", 1, links)
+        assert not corosync_edit.set_link(document, 0, {"a": links[0]})
+        other = corosync_conf.parse(text.replace("2001:DB8:0:0::1", links[0]))
+        assert corosync_edit.unchanged_links(document, other) == {0, 1}
+    assert corosync_edit.update_node(corosync_conf.parse(text), "a", {0: "2001:db8::2", 1: "host.example.org"})
+
+
+def test_nodes_of_two_nodelists_are_not_edited() -> None:
+    text = TEXTS["nodelist_twice.conf"]
+    document = corosync_conf.parse(text)
+    # As corosync has them: the second list begins with the first node again.
+    assert [(node.name, node.node_id, node.addresses) for node in document.nodes()] == [
+        ("t2", 2, {0: "10.5.0.2"}),
+        ("t3", 3, {0: "10.5.0.3"}),
+    ]
+    for edit in (
+        lambda: corosync_edit.update_node(document, "t2", votes=2),
+        lambda: corosync_edit.set_link(document, 1, {"t2": "10.6.0.2"}),
+        lambda: corosync_edit.remove_link(document, 0),
+        lambda: corosync_conf.add_node(document, "t4", 4, ["10.5.0.4"]),
+        lambda: corosync_conf.remove_node(document, "t3"),
+    ):
+        with pytest.raises(PveguardError, match="2 nodelist sections.*write all nodes into one nodelist"):
+            edit()
+        assert document.text() == text
+    assert document.set_token(7000)
+
+
+def test_a_key_with_an_option_of_its_own_may_be_said_as_it_is() -> None:
+    document = corosync_conf.parse(TEXTS["udpu.conf"])
+    assert corosync_edit.set_options(document, "totem", {"transport": "udpu"}) is False
+    with pytest.raises(PveguardError, match="transport is not set this way"):
+        corosync_edit.set_options(document, "totem", {"transport": "knet"})

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -85,11 +86,11 @@ def test_what_no_variable_says_is_named() -> None:
     text = text.replace("corosync_votequorum\n", "corosync_votequorum\n  two_node: 1\n  expected_votes: 3\n")
     text = text.replace("  to_syslog: yes\n", "  to_syslog: yes\n  logfile: /var/log/caf\ufffd\n")
     found = corosync_export.desired(text)
-    assert list(found["cluster"]) == ["corosync_cluster_name"]
+    assert found["cluster"] == {"corosync_cluster_name": "production"}
     assert found["not_expressed"] == [
         "pve1 has 3 votes (quorum_votes)",
         "pve1 has rack: 4",
-        "pve3 has the links 0, 2, and the place of an address in corosync_links is the number of its link",
+        "pve3 has ring0_addr, ring2_addr, and the place of an address in corosync_links is the number of its link",
         "logging.logfile: /var/log/caf\ufffd",
         # Beside a join or a QDevice these would be brought back, and a new cluster refuses them.
         "quorum.two_node: 1",
@@ -207,7 +208,7 @@ def recorded(path: Path) -> str:
     return written(tree, "")
 
 
-TEXTS = {path.name: path.read_text() for path in sorted((HERE / "configurations").iterdir())} | {
+TEXTS = {path.name: path.read_text() for path in sorted((HERE / "configurations").iterdir()) if "nodelist" not in path.name} | {
     path.name: recorded(path) for path in sorted((HERE / "recorded").glob("cmapctl-[!s]*"))
 }
 
@@ -245,6 +246,11 @@ def test_the_inventory_of_a_cluster_is_valid_and_asks_for_what_is_there(
     assert rules.FilterModule().filters()["pveguard_inventory_errors"](hosts) == []
     wanted = asked_of(hosts)
     assert corosync_change.merge(text, wanted) == (text, [])
+    # Nor with corosync_update_nodes.
+    nodes = [
+        {"name": host, "node_id": int(own["corosync_node_id"]), "links": own["corosync_links"]} for host, own in hosts.items()
+    ]
+    assert corosync_change.sequence(text, dataclasses.replace(wanted, nodes=nodes, update_nodes=True)) == ([], [])
     assert corosync_change.sequence(text, wanted) == ([], [])
     for directory in ("pve", "corosync"):
         (tmp_path / "etc" / directory).mkdir(parents=True)
@@ -415,19 +421,98 @@ def test_what_yaml_would_misread_is_quoted(text: str) -> None:
 
 
 def test_a_probe_is_in_its_own_group_and_the_members_are_as_without_it() -> None:
-    probe_node = {"name": "watch1", "node_id": 1000, "links": ["10.0.0.9", "10.1.0.9"], "votes": 0}
+    # Whatever its id: it has no vote, or the placeholder of a certificate on /etc/pve.
+    probe_node = {"name": "watch1", "node_id": 7, "links": ["10.0.0.9", "10.1.0.9"], "votes": 0}
     for votes, more in ((0, {}), (1, {"probe_votes": 1})):
         text = corosync_conf.render_new("production", [*NODES[:2], {**probe_node, "votes": votes}], config_version=7)
-        facts = {"pve1": node(1, text, text, live=(1, 2, 1000))}
+        facts = {"pve1": node(1, text, text, live=(1, 2, 7))}
+        facts["pve1"]["corosync"]["members"][2]["probe"] = True
         found = corosync_export.inventory(facts, {"pve1": {"ansible_user": "admin"}})
         assert found.errors == [] and list(found.groups) == ["cluster_production", "pve_probe"]
         assert set(found.groups["cluster_production"]["hosts"]) == {"pve1", "pve2"}
         own = found.groups["pve_probe"]["hosts"]["watch1"]
         named = {key: value for key, value in own.items() if not key.startswith("ansible_")}
         assert named == {
-            "corosync_cluster_name": "production", "corosync_node_id": 1000, "corosync_links": ["10.0.0.9", "10.1.0.9"], **more,
+            "corosync_cluster_name": "production", "corosync_node_id": 7, "corosync_links": ["10.0.0.9", "10.1.0.9"], **more,
         }  # fmt: skip
         assert not any("votes" in note for note in found.notes)
         document = yaml.safe_load(corosync_export.render(found))
         groups = {host: [group] for group, each in document["all"]["children"].items() for host in each["hosts"]}
         assert inventory_errors(found.hosts(), host_groups=groups) == []
+
+
+def test_a_member_with_the_id_of_old_probes_is_a_member() -> None:
+    text = corosync_conf.render_new("production", [*NODES[:2], {**NODES[2], "node_id": 1000}], config_version=7)
+    found = exported({"pve1": node(1, text, text, live=(1, 2, 1000))})
+    assert found.errors == [] and list(found.groups) == ["cluster_production"]
+    assert found.hosts()["pve3"]["corosync_node_id"] == 1000
+
+
+def test_a_node_of_proxmox_ve_without_a_vote_is_a_member_whose_votes_stay_as_they_are() -> None:
+    text = corosync_conf.render_new("production", [*NODES[:2], {**NODES[2], "votes": 0}], config_version=7)
+    facts = node(1, text, text)
+    facts["corosync"]["members"][2].update(probe=False, is_node=True)
+    found = exported({"pve1": facts})
+    assert set(found.groups) == {"cluster_production"} and "pve3" in found.hosts()
+    assert any("pve3 has 0 votes (quorum_votes)" in note for note in found.notes)
+
+
+TWO = [{"name": f"pve{number}", "node_id": number, "links": [f"10.0.0.{number}", f"10.1.0.{number}"]} for number in (1, 2)]
+#: What exists on live clusters: the text, and the variable that says it or the note that it stays as it is.
+LIVE = {
+    "ids of addresses": (
+        lambda text: re.sub(r"    nodeid: .\n|    ring1.*\n|.*secauth.*\n", "", text).replace(
+            "transport: knet", "transport: udpu"
+        ).replace("  interface {\n    linknumber: 1\n  }\n", ""), "corosync_node_id: 167772162",
+    ),
+    "ipv6": (lambda text: text.replace("10.0.0.", "2001:DB8:0:0::"), "2001:DB8:0:0::1"),
+    "old ipv4": (lambda text: text.replace("10.0.0.2", "10.0.0.02"), "10.0.0.2"),
+    "names": (lambda text: re.sub(r"    name: .*\n|    ring1.*\n", "", text).replace("10.0.0.", "pve"), "that of ring0_addr"),
+    "a trailing dot": (lambda text: text.replace("10.0.0.1", "Pve1.example.org."), "Pve1.example.org."),
+    "ringnumber": (lambda text: text.replace("    linknumber: 1", "    linknumber: 1\n    ringnumber: 4"), "ringnumber: 4"),
+    "two sections of a link": (
+        lambda text: text.replace("  ip_version", "  interface {\n    knet_link_priority: 4\n  }\n  ip_version"), "priority: 4"
+    ),
+    "an unknown section": (lambda text: text + "my-own {\n  in {\n    a: 1\n  }\n}\n", "my-own.in.a: 1"),
+    "a key outside": (lambda text: "outer: 5\n" + text, "outer: 5"),
+    "token 0": (lambda text: text.replace("token: 3000", "token: 0"), "corosync_token: 0"),
+    "a sign": (lambda text: text.replace("token_coefficient: 125", "token_coefficient: +125"), "+125"),
+    "votes": (lambda text: text.replace("quorum_votes: 1", "quorum_votes: 2", 1), "2 votes"),
+    "a high version": (lambda text: text.replace("config_version: 7", f"config_version: {2**64 - 2}"), "production"),
+}
+
+
+@pytest.mark.parametrize("name", LIVE)
+def test_what_is_on_a_live_cluster_is_said_and_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corosync_change, "resolve_host", lambda host: [f"192.0.2.{sum(host.encode()) % 250}"])
+    change, says = LIVE[name]
+    plain = corosync_conf.render_new("production", TWO, config_version=7)
+    text = change(plain)
+    assert text != plain
+    document = corosync_conf.parse(text)
+    found = exported({"pve1": node(document.nodes()[0].node_id or 0, text, text)})
+    assert found.errors == []
+    rendered = corosync_export.render(found)
+    assert says in rendered
+    (content,) = yaml.safe_load(rendered)["all"]["children"].values()
+    hosts = {host: {**content["vars"], **own} for host, own in content["hosts"].items()}
+    assert load_filters("pveguard").FilterModule().filters()["pveguard_inventory_errors"](hosts) == []
+    nodes = [{"name": host, "node_id": own["corosync_node_id"], "links": own["corosync_links"]} for host, own in hosts.items()]
+    wanted = dataclasses.replace(asked_of(hosts), nodes=nodes, update_nodes=True)
+    assert corosync_change.sequence(text, wanted) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("ring1_addr", "ring2_addr", "pve1 has ring0_addr, ring2_addr"),
+        ("ring0_addr", "ring2_addr", "pve1 has ring1_addr, ring2_addr"),
+        ("    ring1_addr: 10.1.0.2\n", "", "pve2 has no ring1_addr, which other nodes have"),
+        ("    name: pve2\n", "", "has no name, and its ring0_addr is an address"),
+        ("quorum {", "nodelist {\n  node {\n    nodeid: 3\n  }\n}\nquorum {", "2 nodelist sections"),
+    ],
+)
+def test_what_no_inventory_can_say_is_refused_with_its_key(old: str, new: str, says: str) -> None:
+    text = corosync_conf.render_new("production", TWO, config_version=7).replace(old, new)
+    found = exported({"pve1": node(1, text, text)})
+    assert any(says in error for error in found.errors) and not found.hosts()

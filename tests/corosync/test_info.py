@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,9 @@ def test_a_quorate_member(root: Path) -> None:
     assert info["host"]["sha256"] == hashlib.sha256(CONF.encode()).hexdigest()
     assert info["copies_equal"] is True
     assert info["authkey_sha256"] == hashlib.sha256(b"k" * 256).hexdigest()
-    assert info["members"][1] == {"id": 2, "name": "pve2", "addresses": ["10.99.0.2"]}
+    assert info["members"][1] == {
+        "id": 2, "name": "pve2", "addresses": ["10.99.0.2"], "votes": 1, "probe": False, "is_node": False
+    }  # fmt: skip
     assert info["links"] == [
         {"link": 0, "address": "10.99.0.1", "peers": {"1": "localhost", "2": "connected"}}
     ]
@@ -288,6 +291,16 @@ def test_missing_files_and_a_stopped_corosync_are_named(root: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("width", [1, 5, 10])
+def test_an_id_as_wide_as_its_column_is_a_member(width: int) -> None:
+    text = (RECORDED / "quorumtool-two.txt").read_text()
+    node_id = "4" * width
+    # As corosync prints it: ten places, and no blank before an id that fills them.
+    text = text.replace("         2          1 pve2", f"{node_id:>10}          1 pve2-of-a-long-name.example.org")
+    assert corosync_info.parse_quorum(text)["live_member_ids"] == sorted([1, int(node_id)])
+    assert corosync_info.parse_quorum(text.replace(" 1 pve2-", "1234567890 pve2-"))["live_member_ids"] == sorted([1, int(node_id)])
+
+
 @pytest.mark.parametrize(
     ("mode", "exposed"), [(0o400, False), (0o600, False), (0o644, True), (0o440, True), (0o402, True), (0o604, True)]
 )
@@ -302,3 +315,19 @@ def test_a_key_that_others_can_read_is_told(root: Path, mode: int, exposed: bool
 def test_without_a_key_nothing_is_exposed(root: Path) -> None:
     info = corosync_info.collect(run=Tools(None), root=root)
     assert (info["authkey_mode"], info["authkey_exposed"]) == (None, False)
+
+
+def test_a_daemon_that_never_answers_is_said_and_holds_nobody(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(root / "etc/pve/corosync.conf")  # an open that does not come back
+    (root / "etc/corosync/corosync.conf").write_text(CONF)
+    monkeypatch.setattr(corosync_info, "ANSWER_S", 0.2)
+    monkeypatch.setattr(corosync_info.pmxcfs, "mounted", lambda _root: True)
+    info = corosync_info.collect(run=Tools(None), root=root)
+    assert info["cluster"] is None and info["errors"] == ["/etc/pve/corosync.conf: no answer from the daemon within 0.2 s"]
+    assert info["host"] is not None and [each["name"] for each in info["members"]] == ["pve1", "pve2"]
+    # One that answers is read as the plain files are.
+    (root / "etc/pve/corosync.conf").unlink()
+    (root / "etc/pve/corosync.conf").write_bytes(CONF.encode() + b"# caf\xe9\n")
+    through = corosync_info.collect(run=Tools(None), root=root)
+    monkeypatch.setattr(corosync_info.pmxcfs, "mounted", lambda _root: False)
+    assert through == corosync_info.collect(run=Tools(None), root=root) and through["cluster"] is not None

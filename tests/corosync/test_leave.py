@@ -287,3 +287,29 @@ def test_what_names_the_node_forbids_it_or_is_said() -> None:
     done = {**decision, "listed": False, "separate": False}
     assert leave.propose(done, traces)["change"] is False
     assert leave.propose(done, traces, remove_directory=True)["change"] is True
+
+
+@pytest.mark.parametrize("name", ["10.0.0.3", "10.1.0.3", "192.0.2.3", "::ffff:10.0.0.3"])
+def test_a_host_named_by_its_address_leaves_alive_and_dead(name: str) -> None:
+    """As the inventory has it; no part of an address is a name."""
+    alive = {name if host == "pve3" else f"2001:db8::{host[-1]}": facts for host, facts in cluster(3).items()}
+    found = decide(alive, name)
+    assert found["refusals"] == [] and (found["node_name"], found["host"], found["node_id"]) == ("pve3", name, 3)
+    gone: dict[str, Any] = {**{host: facts for host, facts in cluster(3, live=(1, 2)).items() if host != "pve3"}, name: None}
+    dead = decide(gone, name, dead=True)
+    assert dead["refusals"] == [] and (dead["node_name"], dead["host"], dead["node_id"]) == ("pve3", None, 3)
+    assert "no host of this run is a member" in refusal(gone, "10.0.0.33", dead=True)
+
+
+@pytest.mark.parametrize("votes", [0, 1])
+def test_a_probe_of_the_inventory_is_one_with_and_without_a_vote_and_an_id_makes_none(votes: int) -> None:
+    listed = [{"name": f"pve{n}", "node_id": 998 + n, "links": [f"10.0.0.{n}"]} for n in (1, 2)]
+    listed.append({"name": "watch", "node_id": 3, "links": ["10.0.0.3"], "votes": votes})
+    text = corosync_conf.render_new("production", listed, config_version=5)
+    hosts = {each["name"]: node(1, text, text, live=(999, 1000, 3), hostname=each["name"]) for each in listed}
+    for host, each in zip(hosts.values(), listed, strict=True):
+        host["corosync"]["node_id"] = each["node_id"]
+    found = leave.decide("watch", hosts, list(hosts), probes=["watch"])
+    assert found["probe"] and found["refusals"] == []
+    member = leave.decide("pve2", hosts, list(hosts), probes=["watch"])
+    assert not member["probe"] and member["node_id"] == 1000 and member["seed"] == "pve1"

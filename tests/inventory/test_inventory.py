@@ -45,10 +45,32 @@ def test_a_right_inventory_has_no_errors() -> None:
         ({"a": {"corosync_links": ["10.0.0.1"]}}, ("corosync_cluster_name is not",)),
         ({"a.x": host(1, "10.0.0.1"), "a.y": host(2, "10.0.0.2")}, ("share the node name",)),
         ({"a_b": host(1, "10.0.0.1")}, ("not a valid host name",)),
+        ({"A.x": host(1, "10.0.0.1"), "a": host(2, "10.0.0.2")}, ("share the node name",)),
+        ({"a": host(65536, "10.0.0.1")}, ("corosync_node_id 65536", "from 1 to 65535", "transport knet")),
+        ({"a": host(2**32, "10.0.0.1", corosync_totem={"transport": "udpu"})}, ("from 1 to 4294967295",)),
+        ({"a": host(70000, "10.0.0.1", corosync_totem={"transport": "tcp"})}, ("from 1 to 65535",)),
+        # One address in two forms.
+        ({"a": host(1, "2001:db8::1"), "b": host(2, "2001:DB8:0:0::1")}, ("2001:db8::1", "a (link 0)", "b (link 0)")),
+        ({"a": host(1, "10.0.0.1"), "b": host(2, "::ffff:10.0.0.1")}, ("10.0.0.1", "is used by")),
+        ({"a": host(1, "Pve1.Example.org"), "b": host(2, "pve1.example.org.")}, ("pve1.example.org", "is used by")),
+        ({"192.0.2.1": host(1, "10.0.0.1"), "192.0.2.2": host(1, "10.0.0.2")}, ("corosync_node_id 1",)),
     ],
 )
 def test_each_mistake_is_named(hosts: dict[str, Any], words: tuple[str, ...]) -> None:
     one(inventory_errors(hosts), *words)
+
+
+@pytest.mark.parametrize(
+    "names", [("192.0.2.1", "192.0.2.2"), ("2001:db8::1", "2001:db8::2"), ("192.0.2.1", "pve2.example.org"), ("10.0.0.1", "10.0.0.2")]
+)
+def test_hosts_may_be_named_by_their_address(names: tuple[str, str]) -> None:
+    """The node's own name is not known before it is asked, and no part of an address is one."""
+    assert inventory_errors({name: host(number, f"10.0.0.{number}") for number, name in enumerate(names, 1)}) == []
+
+
+def test_ids_of_addresses_are_right_where_the_transport_makes_them() -> None:
+    assert inventory_errors({"a": host(167772161, "10.0.0.1", corosync_totem={"transport": "udpu"})}) == []
+    assert inventory_errors({"a": host(65535, "10.0.0.1")}) == []
 
 
 def test_misspelt_variable_gets_the_nearest_name() -> None:

@@ -114,3 +114,25 @@ def test_a_second_cluster_of_the_inventory_is_planned_by_itself() -> None:
     plans = cluster_plan(hosts, ["a", "b", "c"])
     assert actions(plans) == {"a": "adopt", "b": "bootstrap", "c": "join"}
     assert plans["c"]["seed"] == "a"
+
+
+def test_a_host_in_the_inventory_by_its_address_is_the_node_of_its_own_name() -> None:
+    founder = {**node("c", quorate=False), "hostname": "pve1"}
+    members = [{"id": 1, "name": "pve1", "votes": 1}, {"id": 2, "name": "pve2", "votes": 1}]
+    founder["corosync"].update(running=True, live_member_ids=[1], members=members)
+    for second in ("192.0.2.2", "2001:db8::2", "other.example.org"):
+        plans = plan({"192.0.2.1": founder, second: {**node(), "hostname": "pve2"}})
+        assert actions(plans) == {"192.0.2.1": "adopt", second: "join"}, second
+        assert plans[second]["seed"] == "192.0.2.1"
+    # Another host is not the one that is waited for.
+    assert actions(plan({"192.0.2.1": founder, "pve2": {**node(), "hostname": "pve3"}}))["pve2"] == "refuse"
+
+
+def test_hosts_of_one_name_do_not_join_one_cluster() -> None:
+    nodes = {f"192.0.2.{n}": {**node(), "hostname": "debian" if n < 3 else f"pve{n}.example.org"} for n in (1, 2, 3, 4)}
+    plans = plan(nodes)
+    assert actions(plans) == {"192.0.2.1": "refuse", "192.0.2.2": "refuse", "192.0.2.3": "bootstrap", "192.0.2.4": "join"}
+    assert "192.0.2.1 and 192.0.2.2 are both called debian" in plans["192.0.2.1"]["reason"]
+    # A member keeps its place.
+    plans = plan({"pve1": {**node("c"), "hostname": "pve1"}, "192.0.2.9": {**node(), "hostname": "pve1.example.org"}})
+    assert actions(plans) == {"pve1": "adopt", "192.0.2.9": "refuse"}

@@ -3,15 +3,20 @@
 
 from __future__ import annotations
 
+import base64
+from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible.module_utils.pveguard import (
     assess,
+    corosync_change,
     corosync_compare,
     corosync_conf,
+    corosync_info,
     leave,
     probe,
+    probe_home,
     report_table,
     write_amplification,
 )
@@ -21,14 +26,29 @@ from ansible.module_utils.pveguard.plan import cluster_plan
 from filter_plugins import pveguard_units
 
 
+#: The id of the probe: any.
+NUMBER = 9
+
+
 def conf(nodes: int = 3, probe_votes: int | None = None, extra: str = "") -> str:
     listed: list[dict[str, Any]] = [
         {"name": f"pve{n}", "node_id": n, "links": [f"10.0.0.{n}"]} for n in range(1, nodes + 1)
     ]
     if probe_votes is not None:
-        listed.append({"name": "watch1", "node_id": 1000, "links": ["10.0.0.100"], "votes": probe_votes})
+        listed.append({"name": "watch1", "node_id": NUMBER, "links": ["10.0.0.100"], "votes": probe_votes})
     text = corosync_conf.render_new("c", listed, config_version=4)
     return text.replace("  provider: corosync_votequorum\n", f"  provider: corosync_votequorum\n{extra}")
+
+
+def members(text: str, placeholder: bool = True) -> list[dict[str, Any]]:
+    """As corosync_info has them on a cluster where the probe has its place on /etc/pve."""
+    found = [corosync_info._member(each, (False, False)) for each in corosync_conf.parse(text).nodes()]
+    for each in found:
+        if each["name"] == "watch1":
+            each["probe"] = placeholder
+        else:
+            each.update(is_node=True, probe=False)
+    return found
 
 
 def facts(text: str | None = None, quorate: bool = True, **more: Any) -> dict[str, Any]:
@@ -37,7 +57,7 @@ def facts(text: str | None = None, quorate: bool = True, **more: Any) -> dict[st
         "hostname": "x",
         "packages": {"pve-manager": None, "pve-ha-manager": None, "pve-cluster": None},
         "ha": {"watchdog_active": False},
-        "corosync": {"cluster": copy, "host": copy, "cluster_name": "c" if text else None, "quorate": quorate and bool(text)},
+        "corosync": {"cluster": copy, "host": copy, "cluster_name": "c" if text else None, "quorate": quorate and bool(text), "members": members(text) if text else []},
         "pmxcfs": {"guests": [], "storage": False, "users": False, "has_corosync_conf": bool(text)},
         **more,
     }
@@ -71,7 +91,7 @@ def test_the_refusal_names_both_thresholds_and_the_variable() -> None:
 def test_two_members_and_a_vote_are_three_votes() -> None:
     assert probe.refusals("watch1", 1, facts(), facts(conf(2))) == []
     # It is not counted twice once it is listed.
-    assert probe.refusals("watch1", 1, facts(), facts(conf(2, probe_votes=1))) == []
+    assert probe.refusals("watch1", 1, facts(), facts(conf(2, probe_votes=1)), NUMBER) == []
 
 
 @pytest.mark.parametrize("votes", [0, 1])
@@ -93,8 +113,19 @@ def test_a_machine_that_is_more_than_a_probe_is_refused() -> None:
 
 
 def test_the_name_of_a_member_is_refused() -> None:
-    (refusal,) = probe.refusals("pve2", 0, facts(), facts(conf(3)))
-    assert "member of this name already (id 2)" in refusal
+    for node_id in (NUMBER, 2, None):
+        (refusal,) = probe.refusals("pve2", 0, facts(), facts(conf(3)), node_id)
+        assert "member of this name already (id 2)" in refusal
+
+
+def test_a_probe_that_was_listed_by_a_run_that_ended_is_not_another_member() -> None:
+    """It has no place on /etc/pve yet. Its id in the inventory tells it, with and without a vote."""
+    for votes in (0, 1):
+        seed = facts(conf(2, probe_votes=votes))
+        seed["corosync"]["members"] = members(conf(2, probe_votes=votes), placeholder=False)
+        assert probe.refusals("watch1", votes, facts(), seed, NUMBER) == []
+        (refusal,) = probe.refusals("watch1", votes, facts(), seed, NUMBER + 1)
+        assert "member of this name already" in refusal
 
 
 @pytest.mark.parametrize(("listed", "wanted", "differs"), [(0, 0, False), (0, 1, True), (1, 0, True), (None, 1, False)])
@@ -102,12 +133,64 @@ def test_votes_are_changed_only_where_they_differ(listed: int | None, wanted: in
     assert probe.votes_to_change("watch1", wanted, facts(conf(2, probe_votes=listed))) is differs
 
 
-def test_a_probe_without_a_vote_is_no_mistake_in_corosync_conf_and_a_member_without_one_is() -> None:
-    def warnings(text: str) -> list[str]:
-        return [problem.message for problem in corosync_conf.problems(corosync_conf.parse(text))]
+# --- which member is one
 
-    assert warnings(conf(3, probe_votes=0)) == []
-    assert warnings(conf(3).replace("quorum_votes: 1", "quorum_votes: 0", 1)) != []
+
+def place(root: Path, name: str, certificate: bytes | None = None, lrm: bool = False) -> None:
+    folder = root / "etc/pve/nodes" / name
+    folder.mkdir(parents=True)
+    if certificate is not None:
+        (folder / "pve-ssl.pem").write_bytes(certificate)
+    if lrm:
+        (folder / "lrm_status").write_text("{}")
+
+
+def pem(subject: bytes) -> bytes:
+    return b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(b"\x30\x82" + subject) + b"-----END CERTIFICATE-----\n"
+
+
+@pytest.mark.parametrize("node_id", [1, 7, 1000, 1099, 65535])
+@pytest.mark.parametrize(
+    ("votes", "certificate", "lrm", "expected"),
+    [
+        (0, None, False, True),
+        (0, probe_home.MARK.encode(), False, True),
+        (1, probe_home.MARK.encode(), False, True),
+        # Nodes of Proxmox VE, with a vote and without.
+        (1, None, False, False),
+        (1, b"OU=PVE Cluster Node", True, False),
+        (0, b"OU=PVE Cluster Node", False, False),
+        (0, None, True, False),
+    ],
+)
+def test_the_votes_and_what_is_on_etc_pve_tell_a_probe_and_no_id_does(
+    tmp_path: Path, node_id: int, votes: int, certificate: bytes | None, lrm: bool, expected: bool
+) -> None:
+    listed = [
+        {"name": "pve1", "node_id": 2, "links": ["10.0.0.1"]},
+        {"name": "x", "node_id": node_id, "links": ["10.0.0.2"], "votes": votes},
+    ]
+    text = corosync_conf.render_new("c", listed, config_version=4)
+    (tmp_path / "etc/pve").mkdir(parents=True)
+    (tmp_path / "etc/pve/corosync.conf").write_text(text)
+    if certificate is not None or lrm:
+        place(tmp_path, "x", None if certificate is None else pem(certificate), lrm)
+    info = corosync_info.collect(root=tmp_path)
+    (found,) = [each for each in info["members"] if each["name"] == "x"]
+    assert (found["probe"], found["votes"]) == (expected, votes)
+    assert probe.ids(info) == ({node_id} if expected else set())
+    info["node_id"] = node_id
+    own = {"hostname": "x", "corosync": info, "packages": {"pve-manager": None}}
+    assert probe.is_one(own) is expected
+    # A machine with the services of a node is none, whatever its votes.
+    assert not probe.is_one({**own, "packages": {"pve-manager": "9.0"}})
+
+
+def test_the_placeholder_that_is_made_is_known_again() -> None:
+    made = probe_home.certificate("watch1")
+    assert probe_home.is_placeholder(made) and probe_home.is_placeholder(b"text\n" + made)
+    for other in (b"", b"-----BEGIN CERTIFICATE-----\n!!\n-----END CERTIFICATE-----\n", pem(b"CN=pve1"), b"pveguard probe, no service"):
+        assert not probe_home.is_placeholder(other)
 
 
 # --- inventory
@@ -123,13 +206,17 @@ GROUPS = {"watch1": ["all", "pve_probe"]}
 
 
 def test_a_probe_in_the_inventory() -> None:
-    assert inventory_errors({**NODES, "watch1": host(1000, "10.0.0.9")}, host_groups=GROUPS) == []
+    for node_id in (3, 1000, 65535):
+        assert inventory_errors({**NODES, "watch1": host(node_id, "10.0.0.9")}, host_groups=GROUPS) == []
+    # A member may have any id too.
+    assert inventory_errors({**NODES, "c": host(1000, "10.0.0.9")}) == []
 
 
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
-        (host(3, "10.0.0.9"), "corosync_node_id 3 is not one of a probe: give it one from 1000 to 1099"),
+        (host(2, "10.0.0.9"), "corosync_node_id 2 is set for b and watch1"),
+        (host(65536, "10.0.0.9"), "corosync_node_id 65536 is not a whole number from 1 to 65535"),
         (host(1000, "10.0.0.2"), "10.0.0.2 of corosync_links is used by"),
         ({}, "have no ring that a probe could watch"),
         (host(1000, "10.0.0.9", "other"), "of which the inventory has no node"),
@@ -144,7 +231,8 @@ def test_each_mistake_of_a_probe_is_named(entry: dict[str, Any], words: str) -> 
 
 
 def plan(nodes: dict[str, Any], watch: Any, joining: str | None = None) -> Any:
-    hosts: dict[str, Any] = {name: {"cluster": "c", "node": node} for name, node in nodes.items()}
+    named = {name: {**node, "hostname": name if node["hostname"] == "x" else node["hostname"]} for name, node in nodes.items()}
+    hosts: dict[str, Any] = {name: {"cluster": "c", "node": node} for name, node in named.items()}
     hosts = {"watch1": {"cluster": "c", "node": watch, "probe": True}, **hosts}
     return cluster_plan(hosts, list(hosts), joining_probe=joining)
 
@@ -192,10 +280,18 @@ def test_a_probe_that_is_off_holds_up_nothing() -> None:
 def test_a_join_that_was_interrupted_goes_on_beside_a_probe_that_is_off() -> None:
     text = conf(2, probe_votes=0)
     founder = facts(text, quorate=False)
-    members = [{"id": each.node_id, "name": each.name} for each in corosync_conf.parse(text).nodes()]
-    founder["corosync"].update(running=True, live_member_ids=[1], members=members)
-    plans = plan({"pve1": founder, "pve2": facts()}, None)
-    assert (plans["pve2"]["action"], plans["pve2"]["seed"]) == ("join", "pve1")
+    founder["corosync"].update(running=True, live_member_ids=[1])
+    plans = plan({"pve1": founder, "192.0.2.2": facts(hostname="pve2")}, None)
+    assert (plans["192.0.2.2"]["action"], plans["192.0.2.2"]["seed"]) == ("join", "pve1")
+
+
+def test_a_probe_without_a_vote_is_no_mistake_in_a_change_and_a_member_without_one_is() -> None:
+    wanted = corosync_change.Wanted(cluster_name="c", token_ms=4000)
+    text = conf(3, probe_votes=0)
+    assert corosync_change.merge(text, wanted, {NUMBER})[1] == []
+    assert corosync_change.merge(text, wanted)[1] == ["watch1 has no vote"]
+    listed = {"name": "watch2", "node_id": 12, "links": ["10.0.0.12"], "votes": 0}
+    assert corosync_change.merge(text, corosync_change.Wanted("c", [listed]), {NUMBER})[1] == []
 
 
 # --- what the others say of it
@@ -206,10 +302,15 @@ def test_a_probe_that_is_off_is_said_to_matter_to_nobody() -> None:
     nodes = {name: facts(text) for name in ("pve1", "pve2")}
     for number, (name, node) in enumerate(nodes.items(), 1):
         node["hostname"] = name
-        members = [{"id": each.node_id, "name": each.name} for each in corosync_conf.parse(text).nodes()]
-        node["corosync"].update(node_id=number, running=True, live_member_ids=[1, 2], members=members, copies_equal=True)
+        node["corosync"].update(node_id=number, running=True, live_member_ids=[1, 2], copies_equal=True)
         node["corosync"].update(running_config_version=4, authkey_sha256="k" * 64)
     (cluster,) = corosync_compare.compare(nodes)
+    # By the inventory it may be one with a vote, or a node without one.
+    described = {**nodes, "watch1": None}
+    wanted = dict.fromkeys(described, "c")
+    for probes, kind in ((["watch1"], "a probe that was not asked, and it is off"), ([], "not asked in this run, and no")):
+        (each,) = corosync_compare.compare(described, wanted, probes)
+        assert [row["seen"][: len(kind)] for row in each["findings"]] == [kind]
     (finding,) = [each for each in cluster["findings"] if "watch1" in each["nodes"]]
     assert cluster["agree"] and finding["means"] == "nothing depends on a probe without a vote"
     assert "leave_dead=true" in finding["helps"]
@@ -219,26 +320,26 @@ def test_a_probe_that_is_off_is_said_to_matter_to_nobody() -> None:
 
 def test_its_leave_costs_no_quorum_and_waits_for_no_watchdog() -> None:
     text = conf(2, probe_votes=0)
-    info = {"live_member_ids": [1, 2, 1000], "expected_votes": 2, "running": True, "authkey_sha256": "k"}
-    names = {"pve1": 1, "pve2": 2, "watch1": 1000}
+    info = {"live_member_ids": [1, 2, NUMBER], "expected_votes": 2, "running": True, "authkey_sha256": "k"}
+    names = {"pve1": 1, "pve2": 2, "watch1": NUMBER}
     hosts = {}
     for name, number in names.items():
         node = hosts[name] = facts(text)
         node["hostname"], node["pmxcfs"]["quorate"] = name, True
-        listed = [{"name": each, "id": node_id} for each, node_id in names.items()]
-        node["corosync"].update(info, node_id=number, example_conf=False, members=listed)
+        node["corosync"].update(info, node_id=number, example_conf=False)
         node["ha"] = {"installed": name != "watch1", "watchdog_active": name != "watch1", "resources": ["vm:100"]}
     found = leave.decide("watch1", hosts, list(hosts))
-    assert found["refusals"] == [] and found["notes"] == [] and found["members"] == ["pve1", "pve2"]
+    assert found["refusals"] == [] and found["notes"] == [] and found["members"] == ["pve1", "pve2"] and found["probe"]
     # A member's leave is judged as before, and goes through a member even where the probe stands first.
     hosts = {"watch1": hosts["watch1"], "pve1": hosts["pve1"], "pve2": hosts["pve2"]}
     member = leave.decide("pve1", hosts, list(hosts))
     assert member["seed"] == "pve2" and any("HA is armed" in refusal for refusal in member["refusals"])
     # With one member left the probe is no cluster.
     single = {name: hosts[name] for name in ("watch1", "pve1")}
-    alone = text.replace("pve2", "watch2").replace("nodeid: 2", "nodeid: 1001")
+    alone = text.replace("pve2", "watch2").replace("nodeid: 2", "nodeid: 10").replace("quorum_votes: 1", "quorum_votes: 0")
     for node in single.values():
         node["corosync"]["cluster"] = {**node["corosync"]["cluster"], "text": alone}
+        node["corosync"]["members"] = [{**each, "probe": each["name"] != "pve1"} for each in members(alone)]
     last = leave.decide("pve1", single, list(single))
     assert any("last member" in refusal for refusal in last["refusals"])
 
@@ -247,11 +348,17 @@ def test_its_leave_costs_no_quorum_and_waits_for_no_watchdog() -> None:
 
 
 def test_no_step_of_another_node_waits_for_a_probe() -> None:
-    def variables(number: int) -> dict[str, Any]:
-        corosync = {"cluster_name": "c", "node_id": number}
-        return {"pveguard_node": {"node": {"corosync": corosync, "pmxcfs": {"mode": "cluster", "quorate": True}}}}
+    listed = [{"id": 1, "probe": False}, {"id": 2, "probe": False}, {"id": NUMBER, "probe": True}]
 
-    hostvars = {"watch1": variables(1000), "a": variables(1), "b": variables(2)}
+    def variables(number: int, *groups: str) -> dict[str, Any]:
+        corosync = {"cluster_name": "c", "node_id": number, "members": listed}
+        node = {"corosync": corosync, "pmxcfs": {"mode": "cluster", "quorate": True}}
+        return {"pveguard_node": {"node": node}, "group_names": list(groups)}
+
+    hostvars = {"watch1": variables(NUMBER), "a": variables(1), "b": variables(2)}
+    # One with a vote is known by the inventory.
+    voting = {**hostvars, "watch1": variables(3, "pve_probe")}
+    assert pveguard_units.cluster_peers(voting, list(voting), "a") == ["a", "b"]
     assert pveguard_units.cluster_peers(hostvars, list(hostvars), "a") == ["a", "b"]
     assert pveguard_units.cluster_peers(hostvars, list(hostvars), "watch1") == ["watch1", "a", "b"]
     facts_of = {name: value["pveguard_node"]["node"] for name, value in hostvars.items()}
@@ -259,12 +366,11 @@ def test_no_step_of_another_node_waits_for_a_probe() -> None:
 
 
 def test_the_report_counts_members_and_marks_the_probe() -> None:
-    members = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}, {"id": 1000, "name": "watch1"}]
     node = facts(conf(2, probe_votes=0))
-    node["corosync"].update(node_id=1, members=members, live_member_ids=[1, 2])
+    node["corosync"].update(node_id=1, live_member_ids=[1, 2])
     found = report_table._cluster(node, None)
     assert (found["members"], found["live"], found["probe"]) == (2, 2, False)
-    node["corosync"].update(node_id=1000)
+    node["corosync"].update(node_id=NUMBER)
     assert report_table._cluster(node, None)["probe"] is True
     assert report_table._cluster(facts(), {"action": "probe"})["probe"] is True
 
