@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""The gate's figures beside a plain pveperf loop in C and beside fio, interleaved in one run on one path.
+"""The gate's figures beside pveperf's loop in Perl and beside fio, interleaved in one run on one path.
 
     python bench/fsync_gate.py [--json] [--path DIRECTORY] [--rounds N] [--seconds S] [--iops N]
 
-ours is module_utils/pveguard/fsync_bench.py, methods pveperf and fdatasync; the loop in C is in this file and compiled
-with cc; the last is etcd's check. A round of each pair is a row of short turns of a fraction of a second, ours and
-theirs by turns (and the other way round every other time), so that what else the machine does falls on both; rates and
-percentiles are those of all turns of the round together, and the median of the rounds counts. Three places:
+ours is module_utils/pveguard/fsync_bench.py, methods pveperf and fdatasync; the loop in Perl is in this file and makes
+the calls of the real program, which prints into Perl's buffer, syncs, and closes; the last is etcd's check. A round of
+each pair is a row of short turns of a fraction of a second, ours and theirs by turns (and the other way round every
+other time), so that what else the machine does falls on both; rates and percentiles are those of all turns of the round
+together, and the median of the rounds counts. Three places:
 
 disk        the directory (default: the temporary directory, which must not be in memory)
 throttled   the same with at most --iops write operations a second, by a cgroup of its own: blkio.throttle (version 1) or
@@ -46,47 +47,31 @@ TURNS = {"pveperf": 24, "fdatasync": 8}
 #: Write operations a second of the throttled disk: some 100 fsyncs a second, a slow SATA disk.
 IOPS = 300
 
+#: pveperf's loop in DIRECTORY: reads seconds, a line a turn; prints the number of fsyncs and the seconds of each. What is
+#: printed to a file stays in Perl's buffer, so sync() is of a truncated file and close() writes.
 PVEPERF = r"""
-/* pveperf's loop in DIRECTORY: reads seconds, a line a turn; prints the number of fsyncs and the seconds of each. */
-#include <fcntl.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
-#include <unistd.h>
+use strict;
+use warnings;
+use IO::Handle;
+use Time::HiRes qw(clock_gettime CLOCK_MONOTONIC);
 
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec + t.tv_nsec / 1e9;
-}
-
-int main(int argc, char **argv)
-{
-    static char block[4001], name[4096], line[64];
-    long turn = 0;
-    if (argc != 2)
-        return 2;
-    memset(block, 'A', 4000);
-    block[4000] = '\n';
-    while (fgets(line, sizeof line, stdin)) {
-        double begin = now(), end = begin + atof(line), at = begin;
-        long count = 0;
-        while (at < end) {
-            snprintf(name, sizeof name, "%s/tf_%ld.dat", argv[1], turn++ % 300);
-            int file = open(name, O_WRONLY | O_CREAT | O_TRUNC, 0600);
-            if (file < 0 || write(file, block, sizeof block) != sizeof block || fsync(file) || close(file)) {
-                perror(name);
-                return 1;
-            }
-            count++;
-            at = now();
-        }
-        printf("%ld %f\n", count, at - begin);
-        fflush(stdout);
+my ($directory) = @ARGV;
+my $data = ("A" x 4000) . "\n";
+my $turn = 0;
+STDOUT->autoflush(1);
+while (my $seconds = <STDIN>) {
+    my $begin = clock_gettime(CLOCK_MONOTONIC);
+    my ($end, $at, $count) = ($begin + $seconds, $begin, 0);
+    while ($at < $end) {
+        my $name = "$directory/tf_" . ($turn++ % 300) . ".dat";
+        open(my $file, ">", $name) or die "$name: $!\n";
+        print {$file} $data or die "$name: $!\n";
+        $file->sync or die "$name: $!\n";
+        close($file) or die "$name: $!\n";
+        $count++;
+        $at = clock_gettime(CLOCK_MONOTONIC);
     }
-    return 0;
+    printf("%d %f\n", $count, $at - $begin);
 }
 """
 
@@ -108,16 +93,9 @@ def require(program: str, package: str) -> str:
     return found
 
 
-def compiled(folder: Path) -> Path:
-    """The loop in C as a program in ``folder``."""
-    source, program = folder / "pveperf.c", folder / "pveperf"
-    source.write_text(PVEPERF)
-    done = subprocess.run(
-        [require("cc", "gcc libc6-dev"), "-O2", "-o", program, source], capture_output=True, text=True
-    )
-    if done.returncode:
-        raise CannotMeasure(f"cc: {done.stderr.strip()}")
-    return program
+def perl_loop(directory: Path) -> list[Any]:
+    """The command of pveperf's loop in ``directory``."""
+    return [require("perl", "perl"), "-e", PVEPERF, directory]
 
 
 def run(argv: list[Any], enter: Enter) -> str:
@@ -184,7 +162,7 @@ class Worker:
         self.process.stdout.close()
 
 
-def c_turn(side: Side, worker: Worker, seconds: float) -> None:
+def perl_turn(side: Side, worker: Worker, seconds: float) -> None:
     count, elapsed = worker.turn(seconds).split()
     side.add(int(count), float(elapsed))
 
@@ -228,7 +206,7 @@ def our_turn(side: Side, worker: Worker, seconds: float) -> None:
     side.add(len(latencies), elapsed / 1e9, [(latency / 1e6, 1) for latency in latencies])
 
 
-def pair(method: str, directory: Path, program: Path, seconds: float, enter: Enter) -> tuple[Side, Side]:
+def pair(method: str, directory: Path, seconds: float, enter: Enter) -> tuple[Side, Side]:
     """One round: ours and theirs."""
     mine, other = Side(), Side()
     turns = TURNS[method]
@@ -236,32 +214,32 @@ def pair(method: str, directory: Path, program: Path, seconds: float, enter: Ent
         here, there = (Path(stack.enter_context(tempfile.TemporaryDirectory(dir=directory))) for _ in "ab")
         argv = [sys.executable, "-I", "-c", OURS, ROOT / "module_utils", method, here]
         worker = stack.enter_context(Worker(argv, enter))
-        loop = stack.enter_context(Worker([program, there], enter)) if method == "pveperf" else None
+        loop = stack.enter_context(Worker(perl_loop(there), enter)) if method == "pveperf" else None
         for turn in range(turns):
             for side in (mine, other) if turn % 2 else (other, mine):
                 if side is mine:
                     our_turn(side, worker, seconds / turns)
                 elif loop:
-                    c_turn(side, loop, seconds / turns)
+                    perl_turn(side, loop, seconds / turns)
                 else:
                     with tempfile.TemporaryDirectory(dir=there) as folder:
                         fio_turn(side, Path(folder), seconds / turns, enter)
     return mine, other
 
 
-def place(directory: Path, program: Path, rounds: int, seconds: float, enter: Enter = None) -> dict[str, Any]:
+def place(directory: Path, rounds: int, seconds: float, enter: Enter = None) -> dict[str, Any]:
     """Ratios and figures on one path."""
     ratios: dict[str, list[float]] = {key: [] for key in AIMS}
     figures: dict[str, list[float]] = {}
     for _ in range(rounds):
-        mine, other = pair("pveperf", directory, program, seconds, enter)
-        append, fio = pair("fdatasync", directory, program, seconds, enter)
+        mine, other = pair("pveperf", directory, seconds, enter)
+        append, fio = pair("fdatasync", directory, seconds, enter)
         ratios["ratio_pveperf"].append(mine.rate / other.rate)
         ratios["ratio_fio_rate"].append(append.rate / fio.rate)
         ratios["ratio_fio_p99"].append(append.p99_ms / fio.p99_ms)
         for key, value in (
             ("ours_pveperf_per_second", mine.rate),
-            ("c_pveperf_per_second", other.rate),
+            ("perl_pveperf_per_second", other.rate),
             ("ours_fdatasync_per_second", append.rate),
             ("fio_per_second", fio.rate),
             ("ours_fdatasync_p99_ms", append.p99_ms),
@@ -318,6 +296,7 @@ def main() -> int:
     result: dict[str, Any] = {"path": str(options.path), "aims": AIMS, "places": {}, "missed": []}
     try:
         require("fio", "fio")
+        require("perl", "perl")
         where = block_device.describe(str(options.path), skip_memory=False)
         if where["class"] == "ram":
             raise CannotMeasure(f"{options.path} is in memory: --path names a directory on a disk")
@@ -326,16 +305,14 @@ def main() -> int:
         }
         with tempfile.TemporaryDirectory(dir=options.path) as folder:
             directory = Path(folder)
-            program = compiled(directory)
-            arguments = (program, options.rounds, options.seconds)
-            result["places"]["disk"] = place(directory, *arguments)
+            result["places"]["disk"] = place(directory, options.rounds, options.seconds)
             with throttle(directory, options.iops) as (enter, how):
                 # Its turns are longer: with a few dozen operations in each, their beginnings would weigh too much.
-                slow = place(directory, program, options.rounds, 2 * options.seconds, enter)
+                slow = place(directory, options.rounds, 2 * options.seconds, enter)
                 result["places"]["throttled"] = {"how": how, **slow}
             if MEMORY.is_dir():
                 with tempfile.TemporaryDirectory(dir=MEMORY) as memory:
-                    result["places"]["tmpfs"] = place(Path(memory), program, options.rounds, 1.0)
+                    result["places"]["tmpfs"] = place(Path(memory), options.rounds, 1.0)
     except (CannotMeasure, OSError) as error:
         print(f"fsync_gate: {error}", file=sys.stderr)
         return 2

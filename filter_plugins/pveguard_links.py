@@ -14,7 +14,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
 
-from ansible.module_utils.pveguard import corosync_conf, link_gate, plan, token_advice, variables
+from ansible.module_utils.pveguard import corosync_conf, fsync_bench, link_gate, plan, token_advice, variables
 from ansible.module_utils.pveguard.errors import PveguardError
 from ansible.module_utils.pveguard.host_variables import HostVariables, rendered
 
@@ -100,7 +100,7 @@ def _advice(hostvars: Any, hosts: list[str]) -> dict[str, Any]:
         if _action(own) not in (None, *link_gate.IN_RING) or result.get("verdict") == "fail":
             continue
         ring.append(host)
-        fsyncs[host] = (own.get("fsync_gate_result") or {}).get("p99_ms")
+        fsyncs[host] = fsync_bench.data_p99_ms(own.get("fsync_gate_result") or {})
         # A link to a refused node is not going to be part of the ring.
         rtts += [
             figures["rtt_p99_ms"]

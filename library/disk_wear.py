@@ -10,7 +10,8 @@ short_description: Data written, percentage used and endurance of drives
 description:
   - Asks C(smartctl) for the wear of the disks behind paths, through LVM, dm-crypt, md, ZFS and partitions; C(nvme)
     where C(smartctl) is missing.
-  - What a drive does not say is null, and a note says why. A unit that nobody documents is not guessed.
+  - What a drive does not say is null, and a note says why. A unit that nobody documents is not guessed. A figure that
+    contradicts others of the same drive (hours, size, percentage used, erasures) is null, and the note names them.
   - A drive that sleeps is not woken. A drive that does not answer costs O(timeout) seconds and its own figures only.
   - Reads only. Never returns a serial number.
 attributes:
@@ -96,6 +97,9 @@ disks:
     unsafe_shutdowns: {description: How often its power went without notice., type: int}
     power_on_hours: {description: Hours with power., type: int}
     health_passed: {description: The drive's own verdict., type: bool}
+    health: {description: 'What the drive complains of, a sentence each.', type: list, elements: str}
+    power_loss_protection: {description: 'Its cache survives a power cut; false where that has failed.', type: bool}
+    power_loss_rule: {description: What that was told from., type: str}
     rated_tbw_bytes: {description: What its maker rates it for., type: int}
     rated_from: {description: Who says so., type: str}
     tool: {description: 'smartctl, nvme, or null where neither could read it.', type: str}

@@ -9,8 +9,9 @@ module: fsync_bench
 short_description: Measure fsyncs per second and their latency on a file system
 description:
   - Measures for O(duration) seconds in all, by one or more methods, in short interleaved rounds.
-  - V(pveperf) is the loop of Proxmox's C(pveperf). It rotates over 300 files, opens each with truncate, writes 4001
-    bytes, calls fsync and closes it.
+  - V(pveperf) is the loop of Proxmox's C(pveperf). It rotates over 300 files, opens each with truncate, calls fsync,
+    writes 4001 bytes and closes it, in this order. The rate is that of syncing a truncated file, and compares with
+    published figures of C(pveperf); none of the data is waited for.
   - V(fdatasync) writes blocks of 2300 bytes, each followed by fdatasync, as etcd's check with fio does.
   - V(commit) makes SQLite transactions as the daemon of the cluster file system does, checkpoints included.
   - Says which disks are behind the path, and which signs there are that they acknowledge what they have not stored.
@@ -50,7 +51,8 @@ options:
     default: 0
   warn_p99_ms:
     description: >-
-      A 99th percentile of V(fdatasync) of so many milliseconds or more is a verdict of V(warn). V(0) does not judge it.
+      A 99th percentile of V(fdatasync) or V(commit) of so many milliseconds or more is a verdict of V(warn). V(0) does
+      not judge it.
     type: float
     default: 0
   threshold_name:
@@ -127,8 +129,8 @@ verdict:
   type: str
 reason:
   description: >-
-    V(ok); with V(warn) V(latency) or V(suspect); with V(fail) V(slow), V(lying), V(missing), V(not_a_directory), V(read_only),
-    V(full), V(denied), V(stalled) or V(io_error).
+    V(ok); with V(warn) V(latency), V(suspect) or V(health); with V(fail) V(slow), V(lying), V(missing),
+    V(not_a_directory), V(read_only), V(full), V(denied), V(stalled) or V(io_error).
   returned: unless O(stored_only) finds no result
   type: str
 message:
@@ -137,6 +139,10 @@ message:
   type: str
 method:
   description: Method whose figures stand at the top. This and the figures are null when nothing could be measured.
+  returned: unless O(stored_only) finds no result
+  type: str
+measures:
+  description: What the figures at the top are of, in words. Results that differ in it cannot be compared.
   returned: unless O(stored_only) finds no result
   type: str
 fsyncs_per_second:
@@ -235,7 +241,7 @@ write_cache:
   returned: unless O(stored_only) finds no result
   type: str
 power_loss_protection:
-  description: Whether the disk's cache survives a power cut; null when not known.
+  description: Whether the disk's cache survives a power cut; false where its protection has failed, null when not known.
   returned: unless O(stored_only) finds no result
   type: bool
 drive_identity:
@@ -245,7 +251,8 @@ drive_identity:
 block_device:
   description: >-
     Everything known of the block device: layers, disks (name, size_bytes, rotational, rpm, transport, virtual, vendor,
-    model, serial, wwn, write_cache, drive_write_cache, volatile_cache, power_loss_protection), mount.
+    model, serial, wwn, write_cache, drive_write_cache, volatile_cache, power_loss_protection, power_loss_rule,
+    power_loss_failed, health), mount.
   returned: unless O(stored_only) finds no result
   type: dict
 path:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import block_writes
+from . import block_writes, drive_health
 from .block_writes import SECTOR_BYTES
 from .errors import PveguardError
 from .run import Run, run
@@ -30,10 +30,6 @@ REMOTE = frozenset({"iscsi", "fc", "nbd", "rbd", "drbd", "nvme-fabrics"})
 _EMULATED = re.compile(
     r"QEMU|VBOX|VMware|Virtual[ _]disk|Msft|Google|Amazon Elastic|Linode|DO *Volume", re.IGNORECASE
 )
-
-#: Name of ATA attribute 175 in smartmontools' database of drives: the self-test of the capacitors that finish writes
-#: when the power goes. Drives without such capacitors do not have it.
-_CAPACITOR = re.compile(r"Power_Loss_Cap|PLP_|Capacitor", re.IGNORECASE)
 
 #: sysfs paths of the parents of a disk, from Documentation/ABI and seen layouts; the first that matches.
 _TRANSPORTS = (
@@ -131,12 +127,14 @@ def whole_disks(root: Path | str = Path("/")) -> list[Path]:
 def disk(place: Path, root: Path, *, run: Run = run, tools: bool = False) -> dict[str, Any]:
     """One whole disk, by its real path in sysfs.
 
-    ``name``; ``size_bytes``; ``rotational``, ``removable`` (bool); ``rpm``; ``transport`` (usb, mmc, virtio, hyperv,
-    xen, sata, sas, scsi, nvme, iscsi, fc, nbd, rbd, drbd, zram); ``virtual`` (a hypervisor's); ``vendor``, ``model``,
-    ``serial``, ``wwn``; ``identity`` (wwn or model and serial; name and size where the drive says nothing of itself);
-    ``write_cache`` (what the kernel believes: ``write back`` needs flushes, ``write through`` does not);
-    ``drive_write_cache`` (what the drive says); ``volatile_cache`` (either of them says write back; None: nobody
-    says); ``power_loss_protection`` (True, False: none, None: not known) with ``power_loss_rule``.
+    ``name``; ``size_bytes``; ``written_since_boot_bytes`` (by this kernel); ``rotational``, ``removable`` (bool);
+    ``rpm``; ``transport`` (usb, mmc, virtio, hyperv, xen, sata, sas, scsi, nvme, iscsi, fc, nbd, rbd, drbd, zram);
+    ``virtual`` (a hypervisor's); ``vendor``, ``model``, ``serial``, ``wwn``; ``identity`` (wwn or model and serial;
+    name and size where the drive says nothing of itself); ``write_cache`` (what the kernel believes: ``write back``
+    needs flushes, ``write through`` does not); ``drive_write_cache`` (what the drive says); ``volatile_cache`` (either
+    of them says write back; None: nobody says); ``power_loss_protection`` (True, False: none, None: not known) with
+    ``power_loss_rule``; ``power_loss_failed`` (True: the drive has it and says that it does not work, so it counts as
+    none); ``health`` (list of what the drive complains of, a sentence each).
     """
     name = place.name
     udev = _udev(place, root)
@@ -164,23 +162,26 @@ def disk(place: Path, root: Path, *, run: Run = run, tools: bool = False) -> dic
     rpm = (
         int(udev["ID_ATA_ROTATION_RATE_RPM"]) if udev.get("ID_ATA_ROTATION_RATE_RPM", "").isdigit() else None
     )
-    smart = _smart(name, run) if tools and not virtual and transport not in (*REMOTE, "zram", "mmc") else {}
-    model = model or smart.get("model_name")
-    serial = serial or smart.get("serial_number")
-    if isinstance(smart.get("rotation_rate"), int):
-        rpm = smart["rotation_rate"] or None
-    enabled = (smart.get("write_cache") or {}).get("enabled")
+    asked = tools and not virtual and transport not in (*REMOTE, "zram", "mmc")
+    smart = _smart(name, transport, run) if asked else {}
+    model = model or _said(smart.get("model_name"))
+    serial = serial or _said(smart.get("serial_number"))
+    turns = drive_health.count(smart.get("rotation_rate"))
+    if turns is not None:
+        rpm = turns or None
+    enabled = drive_health.mapping(smart.get("write_cache")).get("enabled")
     if isinstance(enabled, bool):
         drive_cache = "write back" if enabled else "write through"
     cache = _text(place / "queue/write_cache") or None
     volatile = None if not cache and not drive_cache else "write back" in (cache, drive_cache)
     if transport == "nvme" and cache:
         drive_cache = cache  # the kernel has it from the drive: bit 0 of VWC
-    protection, rule = _protection(transport, virtual, rotational, volatile, smart)
+    protection, rule = protection_of(transport, virtual, rotational, volatile, smart)
     identity = wwn or " ".join(part for part in (vendor, model, serial) if part) if wwn or serial else None
     return {
         "name": name,
         "size_bytes": size * SECTOR_BYTES if size is not None else None,
+        "written_since_boot_bytes": _written(place),
         "rotational": rotational,
         "removable": _flag(place / "removable"),
         "rpm": rpm,
@@ -197,21 +198,28 @@ def disk(place: Path, root: Path, *, run: Run = run, tools: bool = False) -> dic
         "volatile_cache": volatile,
         "power_loss_protection": protection,
         "power_loss_rule": rule,
+        "power_loss_failed": drive_health.power_loss_failure(smart) is not None,
+        "health": drive_health.findings(smart),
     }
 
 
-def _protection(
+def protection_of(
     transport: str | None,
     virtual: bool,
     rotational: bool | None,
     volatile: bool | None,
     smart: Mapping[str, Any],
 ) -> tuple[bool | None, str]:
+    """``power_loss_protection`` and its rule of a disk, see :func:`disk`; ``smart``: JSON of smartctl, {} without."""
+    # What has failed is no protection, whatever the drive is built with.
+    failure = drive_health.power_loss_failure(smart)
+    if failure:
+        return False, f"its power-loss protection has failed: {failure}"
     if virtual or transport in REMOTE:
         return None, "the drive is not this machine's"
-    for attribute in (smart.get("ata_smart_attributes") or {}).get("table") or []:
-        if _CAPACITOR.search(str(attribute.get("name"))):
-            return True, f"SMART attribute {attribute.get('id')} {attribute.get('name')}"
+    capacitors = drive_health.capacitors(smart)
+    if capacitors:
+        return True, capacitors
     if transport in ("nvme", "sas") and rotational is False and volatile is False:
         return True, f"the {transport} drive says that it has no volatile write cache"
     if transport in ("usb", "mmc"):
@@ -251,10 +259,12 @@ def _class_of(entry: Mapping[str, Any]) -> tuple[str, str]:
         return "hdd", f"{name}: queue/rotational is 1"
     if entry["power_loss_protection"]:
         return "ssd-with-power-loss-protection", f"{name}: {entry['power_loss_rule']}"
+    lost = f"; {entry['power_loss_rule']}" if entry["power_loss_failed"] else ""
     if transport == "nvme":
-        return "nvme", f"{name} is on nvme, with a volatile write cache or none known"
+        cache = lost or ", with a volatile write cache or none known"
+        return "nvme", f"{name} is on nvme{cache}"
     if entry["rotational"] is False:
-        return "ssd", f"{name}: queue/rotational is 0"
+        return "ssd", f"{name}: queue/rotational is 0{lost}"
     return UNKNOWN, f"{name}: neither transport nor queue/rotational says"
 
 
@@ -370,13 +380,31 @@ def zpool_devices(status: str) -> Iterator[tuple[str, str]]:
                 yield section, words[0]
 
 
-def _smart(name: str, run: Run) -> dict[str, Any]:
-    """What smartctl says of a disk; {} where it is not installed or cannot. Bits of its exit status are the disk's."""
+def _smart(name: str, transport: str | None, run: Run) -> dict[str, Any]:
+    """What smartctl says of a disk; {} where it is not installed or cannot. Bits of its exit status are the disk's.
+
+    Of an NVMe drive that smartctl cannot read, the health log that nvme prints.
+    """
+    # The log of NVMe and the table of ATA have the drive's complaints in them; SCSI drives are asked for theirs.
+    health = [] if transport in ("nvme", "sata") else ["-H"]
+    smart = _json(_output(run, ["smartctl", "-j", "-i", *health, "-A", "-g", "wcache", f"/dev/{name}"]))
+    if transport == "nvme" and not drive_health.nvme_log(smart):
+        log = _json(_output(run, ["nvme", "smart-log", "-o", "json", f"/dev/{name}"]))
+        if log:
+            smart["nvme_smart_health_information_log"] = log
+    return smart
+
+
+def _json(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(_output(run, ["smartctl", "-j", "-i", "-A", "-g", "wcache", f"/dev/{name}"]))
-    except ValueError:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _said(value: Any) -> str | None:
+    return value.strip() or None if isinstance(value, str) else None
 
 
 def _output(run: Run, argv: list[str]) -> str:
@@ -425,6 +453,12 @@ def _flag(path: Path) -> bool | None:
 def _int(path: Path) -> int | None:
     text = _text(path)
     return int(text) if text.isdigit() else None
+
+
+def _written(place: Path) -> int | None:
+    """The seventh field of stat counts sectors written (Documentation/block/stat.rst)."""
+    fields = _text(place / "stat").split()
+    return int(fields[6]) * SECTOR_BYTES if len(fields) > 6 and fields[6].isdigit() else None
 
 
 def _first(*paths: Path) -> str | None:

@@ -10,13 +10,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from . import fsync_bench
+from . import fsync_bench, suspicion
 from .atomic import write_atomic
 from .run import Run, run
 
 SCHEMA = "pveguard-fsync-gate"
-#: Raised when a key changes its meaning or goes away; a result of another version is measured anew.
-SCHEMA_VERSION = 1
+#: Raised when a key changes its meaning or goes away; a result of another version is measured anew. 1 had a loop of
+#: pveperf that wrote before it synced.
+SCHEMA_VERSION = 2
 DAY_S = 86400.0
 
 #: What is shown when the rate or the p99 of pveperf's loop moved by at least so much, in percent of the last result.
@@ -42,7 +43,7 @@ def gate(
     previous: Mapping[str, Any] | None = None,
     run: Run = run,
 ) -> dict[str, Any]:
-    """:func:`fsync_bench.bench`, or its stored result, judged by the thresholds of now.
+    """:func:`fsync_bench.bench`, or its stored result, judged by the thresholds and the drive of now.
 
     ``cache_file``: where the last result lies; it is read where it exists, and written when ``store``. It holds for
     ``cache_days`` (0: never), for the same drive, kernel, file system and methods. ``previous``: a result known from
@@ -62,9 +63,12 @@ def gate(
     }
     saved, why = load(cache_file) if cache_file else (None, "no file for results was given")
     if saved is not None:
-        why = void(saved, fsync_bench.look(path, nearest_parent=nearest_parent, run=run), methods, cache_days)
+        now = fsync_bench.look(path, nearest_parent=nearest_parent, run=run)
+        why = void(saved, now, methods, cache_days)
         if not why:
-            result = dict(saved)
+            # The figures are of then, the drive is that of now: it may have lost its power-loss protection since.
+            result = {**saved, **{key: now[key] for key in (*fsync_bench.DEVICE_KEYS, "block_device")}}
+            result["suspect"] = suspicion.suspects(result["block_device"], result["methods"])
             fsync_bench.judge(result, **limits)
             age = round((time.time() - _seconds(saved["time"])) / DAY_S, 2)
             result.update(cached=True, cache="used", age_days=age, path=path)
@@ -133,7 +137,7 @@ def void(
 
 
 def drift(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> dict[str, Any] | None:
-    """How ``now`` differs from the result ``before``, None where one of them has no figures.
+    """How ``now`` differs from the result ``before``, None where one of them has no figures or they are not of the same.
 
     ``since`` (time of the former), ``fsyncs_per_second_before``, ``fsyncs_per_second_change_percent``,
     ``p99_ms_before``, ``p99_ms_change_percent``, ``changed`` (those of drive, kernel and filesystem that are not the
@@ -143,7 +147,7 @@ def drift(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> dict[str,
     keys = ("fsyncs_per_second", "p99_ms", "time", "method")
     if not before or any(before.get(key) is None or now.get(key) is None for key in keys):
         return None
-    if before["method"] != now["method"]:
+    if before["method"] != now["method"] or before.get("measures") != now.get("measures"):
         return None
     rate = _percent(before["fsyncs_per_second"], now["fsyncs_per_second"])
     p99 = _percent(before["p99_ms"], now["p99_ms"])

@@ -13,7 +13,7 @@ from .units import UNKNOWN, bytes_text, number_text
 
 #: What the methods of fsync_bench do, in the words of an operator.
 METHODS = {
-    "pveperf": "pveperf (fsync)",
+    "pveperf": "pveperf (truncation)",
     "fdatasync": "fdatasync (2,300 B)",
     "commit": "commit (SQLite)",
 }
@@ -156,8 +156,8 @@ def _disks(nodes: Mapping[str, Mapping[str, Any]]) -> list[Html]:
                 "Synchronous writes",
                 charts.figure(
                     charts.rates("rates", "fsyncs per second of each node", rows, threshold=threshold),
-                    "Rate of pveperf's loop; the whisker is the interval that holds the true rate with 95 % confidence, from "
-                    "several short rounds. Logarithmic scale.",
+                    "Rate of pveperf's loop, which syncs a truncated file and waits for none of the data; the whisker is the "
+                    "interval that holds the true rate with 95 % confidence, from several short rounds. Logarithmic scale.",
                 ),
             )
         )
@@ -402,6 +402,9 @@ def _size(disk: Mapping[str, Any]) -> str:
 
 def _protection(disk: Mapping[str, Any]) -> str:
     known = {True: "survives a power cut", False: "lost with the power"}
+    for each in disk["drives"]:
+        if each.get("power_loss_failed"):
+            return f"lost with the power: {each['name']}: {each['power_loss_rule']}"
     return known.get(disk["power_loss_protection"], "protection unknown")
 
 

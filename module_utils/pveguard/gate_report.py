@@ -32,7 +32,8 @@ _RANK = {"pass": 0, UNKNOWN: 1, "warn": 2, "fail": 3}
 NO_LINKS = ("no_links", "no_peers")
 
 _DISK_KEYS = (
-    *("verdict", "reason", "message", "method", "fsyncs_per_second", "fsyncs_per_second_interval"),
+    *("verdict", "reason", "message", "method", "measures"),
+    *("fsyncs_per_second", "fsyncs_per_second_interval"),
     *("p50_ms", "p90_ms", "p99_ms", "p99_9_ms", "max_ms", "samples", "duration_seconds", "methods"),
     *("suspect", "class", "class_rule", "rotational", "transport", "write_cache", "power_loss_protection"),
     *(
@@ -68,6 +69,7 @@ _DISK_ADVICE = {
     "io_error": "look at the kernel's log (journalctl -k) and at the drive's health (smartctl -x): the disk fails",
     "latency": "look for what else writes to the disk (iostat -x 1); an SSD with power-loss protection ends it",
     "suspect": "prove it before the node joins: -e fsync_gate_power_cut=prepare, cut the power, then =verify",
+    "health": "read what it says (smartctl -x), have a backup that was tried, and replace the drive",
 }
 _SLOW_ADVICE = {
     "usb-or-sd": "move the system to an SSD: this medium is not made for synchronous writes",
@@ -210,6 +212,8 @@ def advice(node: Mapping[str, Any]) -> list[str]:
         found.append(_disk_advice(disk))
         if disk["reason"] == "latency" and disk["suspect"]:
             found.append(_DISK_ADVICE["suspect"])
+        if disk["reason"] != "health" and any(each.get("health") for each in disk["drives"]):
+            found.append(_DISK_ADVICE["health"])
     if node["links"]["verdict"] in ("fail", "warn"):
         reasons = [node["links"]["reason"]]
         for link in node["links"]["links"]:
@@ -328,7 +332,10 @@ def _disk(
     part["drives"] = [
         {
             key: each.get(key)
-            for key in ("name", "vendor", "model", "serial", "size_bytes", "transport", "rpm")
+            for key in (
+                *("name", "vendor", "model", "serial", "size_bytes", "transport", "rpm"),
+                *("power_loss_rule", "power_loss_failed", "health"),
+            )
         }
         for each in (result.get("block_device") or {}).get("disks") or []
     ]

@@ -410,6 +410,8 @@ def drive_findings(disks: Iterable[Mapping[str, Any]]) -> list[Finding]:
             "Have a replacement at hand and a backup that was tried.",
             f"smartctl -x /dev/{str(disk.get('disk')).rpartition('/')[2]}",
         )
+        severity = FAIL if disk.get("health_passed") is False else WARN
+        found += [Finding(severity, f"{name}: {text}", *replace) for text in disk.get("health") or []]
         if spare is not None and spare < SPARE_FAIL_PERCENT:
             found.append(
                 Finding(FAIL, f"{name} has {number_text(spare)} % of its spare blocks left", *replace)

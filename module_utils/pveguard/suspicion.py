@@ -25,9 +25,9 @@ def suspects(device: Mapping[str, Any], methods: Mapping[str, Mapping[str, Any]]
 
     ``device``: of :func:`block_device.describe`. ``methods``: figures per method; those of ``commit`` are not used,
     since a commit is not synced. Rules: ``rotation`` (more fsyncs than revolutions), ``latency`` (faster than flash can
-    be programmed, volatile write cache, no protection known), ``virtual_cache`` (the same on a virtual disk: unsafe
-    caching on the host, or a protected cache there), ``no_flush`` (the drive caches, the kernel does not flush),
-    ``no_barrier`` (mount option), ``zfs_sync`` (property ``disabled``).
+    be programmed, volatile write cache, no protection known or one that has failed), ``virtual_cache`` (the same on a
+    virtual disk: unsafe caching on the host, or a protected cache there), ``no_flush`` (the drive caches, the kernel
+    does not flush), ``no_barrier`` (mount option), ``zfs_sync`` (property ``disabled``).
     """
     found: list[dict[str, str]] = []
 
@@ -47,7 +47,7 @@ def suspects(device: Mapping[str, Any], methods: Mapping[str, Mapping[str, Any]]
                 f"{disk['name']} says that it has a write cache, /sys/block/{disk['name']}/queue/write_cache says "
                 "'write through', so the kernel does not flush it",
             )
-    synced = {name: methods[name] for name in ("pveperf", "fdatasync") if name in methods}
+    synced = {name: methods[name] for name in ("fdatasync", "pveperf") if name in methods}
     medians = {name: entry["p50_ms"] for name, entry in synced.items() if entry.get("p50_ms") is not None}
     if not disks or not medians:
         return found
@@ -66,24 +66,33 @@ def suspects(device: Mapping[str, Any], methods: Mapping[str, Mapping[str, Any]]
                 f"{number_text(rpm / 60)} times a second",
             )
         return found
-    name, median = min(medians.items(), key=lambda pair: pair[1])
-    volatile = all(disk["volatile_cache"] and not disk["power_loss_protection"] for disk in disks)
-    if not volatile:
+    # A flush waits for every drive of a mirror, so one that has lost its protection is enough.
+    failed = [disk for disk in disks if disk.get("power_loss_failed")]
+    exposed = failed or [
+        disk for disk in disks if disk["volatile_cache"] and not disk["power_loss_protection"]
+    ]
+    if not failed and len(exposed) != len(disks):
         return found
-    names = ", ".join(disk["name"] for disk in disks)
+    # Either method is evidence: to sync a truncated file the file system commits its journal, and waits for flushes, too.
+    impossible = [f"{name} of {number_text(median)} ms" for name, median in medians.items() if median < IMPOSSIBLE_MS]
+    if not impossible:
+        return found
+    seen = f"median {' and '.join(impossible)}"
+    names = ", ".join(disk["name"] for disk in exposed)
     if all(disk["virtual"] for disk in disks):
-        if median < IMPOSSIBLE_MS:
-            suspect(
-                "virtual_cache",
-                f"median {name} of {number_text(median)} ms on the virtual disk {names}: the host's cache mode may "
-                "ignore flushes (cache=unsafe), or its cache is protected",
-            )
-    elif median < IMPOSSIBLE_MS and all(
-        disk["transport"] in ("sata", "sas", "usb", "mmc", "nvme") for disk in disks
-    ):
+        suspect(
+            "virtual_cache",
+            f"{seen} on the virtual disk {names}: the host's cache mode may ignore flushes (cache=unsafe), or its "
+            "cache is protected",
+        )
+    elif all(disk["transport"] in ("sata", "sas", "usb", "mmc", "nvme") for disk in exposed):
+        cache = (
+            f"where {'; '.join(disk['power_loss_rule'] for disk in failed)}"
+            if failed
+            else "with a volatile write cache and no known power-loss protection"
+        )
         suspect(
             "latency",
-            f"median {name} of {number_text(median)} ms on {names}, with a volatile write cache and no known "
-            f"power-loss protection; flash needs about {number_text(FLASH_PROGRAM_MS)} ms for a page",
+            f"{seen} on {names}, {cache}; flash needs about {number_text(FLASH_PROGRAM_MS)} ms for a page",
         )
     return found

@@ -246,6 +246,127 @@ def test_smartctl_knows_capacitors(machine: Machine) -> None:
     assert describe(machine, run=lambda argv, **more: Result(0, "no JSON", ""), tools=True)["class"] == "ssd"
 
 
+def capacitor(**more: Any) -> dict[str, Any]:
+    row = {"id": 175, "name": "Power_Loss_Cap_Test", "value": 100, "worst": 100, "thresh": 10, **more}
+    return {"in_smartctl_database": True, "ata_smart_attributes": {"table": [row]}}
+
+
+FAILED_NVME: dict[str, Any] = {
+    "smart_status": {"passed": False, "nvme": {"value": 16, "volatile_memory_backup_failed": True}},
+    "nvme_smart_health_information_log": {"critical_warning": 16, "percentage_used": 0},
+}
+
+
+@pytest.mark.parametrize(
+    ("answer", "protected", "rule"),
+    [
+        (capacitor(), True, "175 Power_Loss_Cap_Test"),
+        (capacitor(value=11, worst=11), True, "175"),  # too hot when it was tested
+        (capacitor(value=1, worst=1, when_failed="now"), False, "is at 1, its threshold at 10"),
+        (capacitor(value=10), False, "is at 10, its threshold at 10"),
+        (capacitor(value=1, thresh=0), False, "is at 1"),
+        (capacitor(value="001"), False, "is at 1"),
+        (capacitor(value=0, worst=0, thresh=0), True, "175"),  # no normalised value at all
+        (capacitor(worst=1, when_failed="past"), False, "was at 1 once"),
+        (capacitor(name="PLP_Failure_Count", raw={"value": 0}), True, "PLP_Failure_Count"),
+        (capacitor(name="PLP_Failure_Count", raw={"value": 2}), False, "counts 2"),
+        (capacitor(name="Supercap_Health", value=1, thresh=5), False, "Supercap_Health is at 1"),
+        ({**capacitor(), "in_smartctl_database": False}, None, "does not say"),
+        (capacitor(name="Unsafe_Shutdown_Count", id=174, value=1, raw={"value": 99}), None, "does not say"),
+        (capacitor(name="Power-Off_Retract_Count", id=192, value=1), None, "does not say"),
+        (capacitor(value=None, worst=[], thresh="x", when_failed=7), True, "175"),
+    ],
+)
+def test_capacitors_of_a_sata_drive(
+    machine: Machine, answer: dict[str, Any], protected: bool | None, rule: str
+) -> None:
+    sata(machine)
+    machine.mount("sda")
+    found = describe(machine, run=lambda argv, **more: Result(0, json.dumps(answer), ""), tools=True)
+    disk = found["disks"][0]
+    assert disk["power_loss_protection"] is found["power_loss_protection"] is protected
+    assert rule in disk["power_loss_rule"]
+    assert disk["power_loss_failed"] is (protected is False)
+    assert (found["class"] == "ssd-with-power-loss-protection") is (protected is True)
+    if protected is False:
+        assert rule in found["class_rule"] and any("power-loss protection has failed" in text for text in disk["health"])
+
+
+LOG = "nvme_smart_health_information_log"
+
+
+@pytest.mark.parametrize(
+    ("answer", "failed"),
+    [
+        (FAILED_NVME, True),
+        ({LOG: {"critical_warning": 16}}, True),
+        ({LOG: {"critical_warning": "0x11"}}, True),
+        ({LOG: {"critical_warning": "16"}}, True),
+        ({LOG: {"critical_warning": {"value": 0, "vmbu_failed": 1}}}, True),
+        ({LOG: {}, "smart_status": {"nvme": {"value": 20}}}, True),
+        ({LOG: {}, "smart_status": {"nvme": {"volatile_memory_backup_failed": True}}}, True),
+        ({LOG: {"critical_warning": 15}}, False),
+        ({LOG: {"critical_warning": 0}, "smart_status": {"nvme": {"volatile_memory_backup_failed": False}}}, False),
+        ({LOG: {"critical_warning": 2**64 + 16}}, False),
+        ({LOG: {"critical_warning": -16}}, False),
+        ({LOG: [16], "smart_status": "bad"}, False),
+    ],
+)
+def test_an_nvme_whose_protection_has_failed_has_none(machine: Machine, answer: dict[str, Any], failed: bool) -> None:
+    """It says that it has no volatile cache, and means the protected one."""
+    nvme(machine, "write through")
+    machine.mount("nvme0n1")
+    found = describe(machine, run=lambda argv, **more: Result(8, json.dumps(answer), ""), tools=True)
+    disk = found["disks"][0]
+    assert found["power_loss_protection"] is not failed and disk["power_loss_failed"] is failed
+    assert found["class"] == ("nvme" if failed else "ssd-with-power-loss-protection")
+    if failed:
+        for text in (disk["power_loss_rule"], found["class_rule"]):
+            assert "volatile memory backup failed" in text
+        assert any("backup of its volatile memory has failed" in text for text in disk["health"])
+
+
+def test_the_log_of_nvme_where_smartctl_is_missing(machine: Machine) -> None:
+    nvme(machine, "write through")
+    machine.mount("nvme0n1")
+
+    def run(argv: list[str], **more: Any) -> Result:
+        if argv[0] == "smartctl":
+            raise CommandMissing("smartctl")
+        assert argv == ["nvme", "smart-log", "-o", "json", "/dev/nvme0n1"]
+        return Result(0, '{"critical_warning": 24}', "")
+
+    disk = describe(machine, run=run, tools=True)["disks"][0]
+    assert disk["power_loss_failed"] and any("read-only" in text for text in disk["health"])
+
+
+@pytest.mark.parametrize(
+    ("said", "failed"),
+    [
+        ({"asc": 11, "ascq": 6, "ie_string": "WARNING - NON-VOLATILE CACHE NOW VOLATILE"}, True),
+        ({"asc": 11, "ascq": 7}, True),
+        ({"ie_string": "warning: degraded power to non-volatile cache"}, True),
+        ({"asc": 93, "ascq": 16, "ie_string": "HARDWARE IMPENDING FAILURE GENERAL HARD DRIVE FAILURE"}, False),
+        ({"asc": 0, "ascq": 0}, False),
+        ({"asc": "x", "ascq": None, "ie_string": 5}, False),
+    ],
+)
+def test_a_sas_drive_says_so_in_an_exception(machine: Machine, said: dict[str, Any], failed: bool) -> None:
+    machine.disk("sdb", "8:16", SAS, 0, cache="write through")
+    machine.mount("sdb")
+    argvs = []
+
+    def run(argv: list[str], **more: Any) -> Result:
+        argvs.append(argv)
+        return Result(8, json.dumps({"smart_status": {"passed": False, "scsi": said}}), "")
+
+    found = describe(machine, run=run, tools=True)
+    disk = found["disks"][0]
+    assert "-H" in argvs[0], "the table of attributes of a SCSI drive has no exceptions"
+    assert disk["power_loss_failed"] is failed and found["power_loss_protection"] is not failed
+    assert disk["health"], "it is failing, whatever the exception"
+
+
 # --- suspicion
 
 
@@ -279,6 +400,45 @@ def test_faster_than_flash(machine: Machine) -> None:
     machine.mount("sda")
     assert rules(machine, method(0.2, 3000)) == []
     assert rules(machine, method(0.02, 20000)) == ["latency"]
+
+
+def test_either_method_that_is_impossible_is_evidence(machine: Machine) -> None:
+    """Data that was waited for speaks first; pveperf's loop alone is enough, as it was."""
+    sata(machine)
+    machine.mount("sda")
+    slow, fast = {"p50_ms": 0.4, "operations_per_second": 2000}, {"p50_ms": 0.02, "operations_per_second": 20000}
+    assert rules(machine, {"pveperf": slow, "fdatasync": fast}) == ["latency"]
+    assert rules(machine, {"pveperf": fast, "fdatasync": slow}) == ["latency"]
+    assert rules(machine, {"pveperf": slow, "fdatasync": slow}) == []
+    (found,) = suspicion.suspects(describe(machine), {"pveperf": fast, "fdatasync": fast})
+    assert "median fdatasync of 0.02 ms and pveperf of 0.02 ms on sda" in found["evidence"]
+
+
+def test_a_failed_protection_is_judged_as_none(machine: Machine) -> None:
+    nvme(machine, "write through")
+    machine.mount("nvme0n1")
+    healthy = {**FAILED_NVME, "smart_status": {"passed": True}, LOG: {"critical_warning": 0}}
+    for answer, expected in ((healthy, []), (FAILED_NVME, ["latency"])):
+        found = describe(machine, run=lambda argv, a=answer, **more: Result(0, json.dumps(a), ""), tools=True)
+        suspects = suspicion.suspects(found, method(0.01, 30000))
+        assert [entry["rule"] for entry in suspects] == expected
+    assert "power-loss protection has failed: NVMe critical warning 0x10" in suspects[0]["evidence"]
+    assert suspicion.suspects(found, method(0.3, 3000)) == [], "it stores before it answers now"
+
+
+def test_one_failed_protection_in_a_mirror_is_enough(machine: Machine) -> None:
+    sata(machine, "sda", 1)
+    sata(machine, "sdb", 2)
+    machine.block("md0", "9:0", "virtual/block/md0", slaves=("sda", "sdb"), md__level="raid1")
+    machine.mount("md0")
+
+    def run(argv: list[str], **more: Any) -> Result:
+        return Result(0, json.dumps(capacitor(value=1 if argv[-1] == "/dev/sdb" else 100)), "")
+
+    found = describe(machine, run=run, tools=True)
+    assert [disk["power_loss_protection"] for disk in found["disks"]] == [True, False]
+    (suspect,) = suspicion.suspects(found, method(0.02, 20000))
+    assert "on sdb, where" in suspect["evidence"]
 
 
 def test_a_protected_cache_may_be_as_fast_as_it_likes(machine: Machine) -> None:

@@ -48,12 +48,13 @@ def test_measures_and_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_the_loop_is_pveperfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """300 files in turn, each opened with truncate, 4001 bytes, fsync, close."""
+    """300 files in turn, each opened with truncate, synced, and only then written to: Perl's buffer goes out at the close."""
     calls: list[tuple[Any, ...]] = []
-    real_open, real_write = os.open, os.write
+    real_open, real_write, real_close = os.open, os.write, os.close
 
     def opened(path: str, flags: int, mode: int = 0o777) -> int:
-        calls.append(("open", os.path.basename(path), bool(flags & os.O_TRUNC)))
+        wanted = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        calls.append(("open", os.path.basename(path), flags & wanted == wanted))
         return real_open(path, flags, mode)
 
     def written(descriptor: int, data: bytes) -> int:
@@ -62,13 +63,16 @@ def test_the_loop_is_pveperfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(os, "open", opened)
     monkeypatch.setattr(os, "write", written)
-    monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append(("fsync",)))
+    monkeypatch.setattr(os, "close", lambda descriptor: (calls.append(("close",)), real_close(descriptor)))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append(("fsync", os.fstat(descriptor).st_size)))
     turns = iter([True] * 301 + [False])
     fsync_bench.Pveperf(str(tmp_path)).round(1 << 62, lambda: next(turns))
-    assert calls[:6] == [
-        *[("open", "tf_0.dat", True), ("write", 4001), ("fsync",)],
-        *[("open", "tf_1.dat", True), ("write", 4001), ("fsync",)],
+    assert calls[:8] == [
+        *[("open", "tf_0.dat", True), ("fsync", 0), ("write", 4001), ("close",)],
+        *[("open", "tf_1.dat", True), ("fsync", 0), ("write", 4001), ("close",)],
     ]
+    again = calls[calls.index(("open", "tf_299.dat", True)) + 4 :][:4]
+    assert again == [("open", "tf_0.dat", True), ("fsync", 0), ("write", 4001), ("close",)]
     assert [call[1] for call in calls if call[0] == "open"][298:] == [
         "tf_298.dat",
         "tf_299.dat",
@@ -221,6 +225,16 @@ def test_verdicts() -> None:
     fsync_bench.judge(late, **limits)
     assert (late["verdict"], late["reason"]) == ("warn", "latency")
     assert "10 ms" in late["message"] and "fsync_gate_warn_p99_ms" in late["message"]
+
+    commits = figures()
+    commits["methods"]["commit"] = {"operations_per_second": 30000.0, "p50_ms": 0.01, "p99_ms": 12.0}
+    fsync_bench.judge(commits, **limits)
+    assert (commits["verdict"], commits["reason"]) == ("warn", "latency") and "p99 of commit is 12 ms" in commits["message"]
+
+    truncated = figures()
+    truncated["methods"]["pveperf"]["p99_ms"] = truncated["p99_ms"] = 900.0
+    fsync_bench.judge(truncated, **limits)
+    assert truncated["verdict"] == "pass", "what waits for no data decides no warning"
 
     late["suspect"] = [
         {"rule": "rotation", "evidence": "900 pveperf a second on sda, which turns 120 times a second"}

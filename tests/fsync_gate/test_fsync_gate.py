@@ -104,6 +104,52 @@ def test_stored_only_measures_nothing(disk: Path, cache: Path, monkeypatch: pyte
     assert set(found) == {"cached", "cache"} and "another kernel" in found["cache"]
 
 
+def test_a_result_of_the_loop_that_wrote_before_it_synced_is_measured_anew(disk: Path, cache: Path) -> None:
+    gate(disk, cache)
+    saved = json.loads(cache.read_text())
+    saved["schema_version"] = 1
+    cache.write_text(json.dumps(saved))
+    result = gate(disk, cache)
+    assert not result["cached"] and "another version" in result["cache"]
+
+
+def test_a_stored_result_is_judged_by_the_drive_of_now(
+    disk: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Figures that a protected cache explained are suspect once the protection has failed."""
+    described = fsync_bench.block_device.describe
+    drive: dict[str, Any] = {
+        "name": "nvme0n1", "rotational": False, "rpm": None, "transport": "nvme", "virtual": False,
+        "write_cache": "write through", "drive_write_cache": "write through", "volatile_cache": False,
+        "power_loss_protection": True, "power_loss_rule": "it says so", "power_loss_failed": False, "health": [],
+    }  # fmt: skip
+
+    def describe(*arguments: Any, **more: Any) -> dict[str, Any]:
+        found = described(*arguments, **more)
+        return {**found, "disks": [dict(drive)], "power_loss_protection": drive["power_loss_protection"]}
+
+    monkeypatch.setattr(fsync_bench.block_device, "describe", describe)
+    gate(disk, cache)
+    saved = json.loads(cache.read_text())
+    for figures in saved["result"]["methods"].values():
+        figures["p50_ms"] = 0.02
+    cache.write_text(json.dumps(saved))
+    result = gate(disk, cache)
+    assert result["cached"] and (result["verdict"], result["suspect"]) == ("pass", [])
+
+    drive.update(
+        power_loss_protection=False,
+        power_loss_failed=True,
+        power_loss_rule="its power-loss protection has failed: of old age",
+        health=["the backup of its volatile memory has failed"],
+    )
+    result = gate(disk, cache)
+    assert result["cached"] and (result["verdict"], result["reason"]) == ("warn", "suspect")
+    assert "its power-loss protection has failed: of old age" in result["message"]
+    assert "nvme0n1: the backup of its volatile memory has failed" in result["message"]
+    assert result["power_loss_protection"] is False
+
+
 def test_drift(disk: Path, cache: Path) -> None:
     first = gate(disk, cache)
     rate = first["fsyncs_per_second"] * 1000
@@ -138,6 +184,7 @@ def test_drift_within_the_noise_is_not_notable() -> None:
     assert found is not None and not found["notable"] and found["changed"] == []
     assert fsync_gate.drift(before, {**now, "p99_ms": 8.0})["notable"]  # type: ignore[index]
     assert fsync_gate.drift(before, {**now, "method": "commit"}) is None
+    assert fsync_gate.drift(before, {**now, "measures": "fsync of a truncated file"}) is None, "another loop"
     assert fsync_gate.drift({}, now) is None and fsync_gate.drift(before, {"time": "x"}) is None
 
 

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import gate_report
+from ansible.module_utils.pveguard import gate_page, gate_report
 
 from . import sample
 
@@ -278,3 +278,47 @@ def test_a_member_that_failed_and_stays_was_not_refused() -> None:
     assert (node["verdict"], node["refused_for"]) == ("fail", [])
     table = gate_report.render(gate_report.build({"pve2": node}, sample.NOW))
     assert "Failed:" in table and "Refused" not in table
+
+
+def failed_protection(**more: Any) -> dict[str, Any]:
+    """A node whose drive says that its power-loss protection has failed."""
+    broken = sample.disk(
+        {"pveperf": sample.method(3000, 0.3, 0.2, 3)},
+        **{
+            "verdict": "warn",
+            "reason": "health",
+            "message": "nvme0n1: the backup of its volatile memory has failed",
+            "power_loss_protection": False,
+            **more,
+        },
+    )
+    broken["block_device"]["disks"][0].update(
+        power_loss_failed=True,
+        power_loss_rule="its power-loss protection has failed: NVMe critical warning 0x10",
+        health=["the backup of its volatile memory has failed"],
+    )
+    return entry(disk=broken, links=sample.not_measured("no_links"))
+
+
+def test_a_drive_that_complains_is_a_warning_with_what_helps() -> None:
+    node = failed_protection()
+    assert node["disk"]["drives"][0]["power_loss_failed"] is True
+    report = gate_report.build({"pve1": node}, sample.NOW)
+    table = " ".join(gate_report.render(report).split())
+    assert "warn health" in table and "backup of its volatile memory has failed" in table
+    assert "replace the drive" in table
+    both = failed_protection(reason="suspect")
+    assert [text.partition(" ")[0] for text in gate_report.advice(both)] == ["prove", "read"]
+    page = gate_page.page(report)
+    assert "lost with the power: nvme0n1: its power-loss protection has failed: NVMe critical warning 0x10" in page
+
+
+def test_a_rate_of_another_loop_has_no_drift() -> None:
+    """pveperf's loop once wrote before it synced; its rate then is not compared with the one of now."""
+    last = three(now="2026-11-14T09:02:11Z")
+    for node in last["nodes"].values():
+        node["disk"]["fsyncs_per_second"], node["disk"]["fsyncs_per_second_interval"] = 1e6, None
+    disk = {**sample.three()["pve1"]["disk"], "drift": None, "cached": False, "time": LATER}
+    assert entry(disk=disk, last=last["nodes"]["pve1"])["disk"]["drift"]["notable"]
+    disk["measures"] = "fsync of a truncated file, written to afterwards"
+    assert entry(disk=disk, last=last["nodes"]["pve1"])["disk"]["drift"] is None

@@ -232,6 +232,9 @@ def test_token_filter() -> None:
     (advice,) = pveguard_links.token(new, list(new)).values()
     assert (advice["nodes"], advice["rtt_p99_ms"], advice["fsync_p99_ms_sum"]) == (2, 4.0, 12.0)
     assert advice["effective_ms"] == 3000
+    # What pveperf's loop waits for is no data.
+    new["b"]["fsync_gate_result"]["methods"] = {"pveperf": {"p99_ms": 7.0}, "fdatasync": {"p99_ms": 30.0}}
+    assert pveguard_links.token(new, list(new))["ring"]["fsync_p99_ms_sum"] == 35.0
     new["b"]["link_gate_result"]["verdict"] = "fail"
     assert pveguard_links.token(new, list(new))["ring"]["nodes"] == 1
     members = [{"id": number} for number in (1, 2, 3)]

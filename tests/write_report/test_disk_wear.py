@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from ansible.module_utils.pveguard import block_device, disk_wear
+from ansible.module_utils.pveguard import block_device, disk_wear, report_summary
 from ansible.module_utils.pveguard.run import CommandMissing, Result
 
 from tests.fsync_gate.sysfs import ATA, Machine, nvme, sata, virtio
@@ -46,6 +48,10 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
     "sata-hdd": (30_720_000_000_000, None, None, None, None, 0, None, None),
     "sata-failing": (204_800_000_000_000, None, None, 100, None, 412, 3, 180),
     "sas-ssd": (412_345_678_000_000, None, None, 11, None, 1, None, None),
+    "sata-toshiba-hk4r": (1_233_000 << 25, None, None, None, None, None, None, None),
+    "sata-intel-s4510-capacitor-failed": (3_000_000 << 25, None, None, 10, 99, None, 41, None),
+    "nvme-plp-failed": (147_556_750 * 512_000, None, None, 2, 100, 0, 4, None),
+    "sas-ssd-cache-volatile": (412_345_678_000_000, None, None, 11, None, 0, None, None),
     "sas-hdd": (86_472_611_000_000, None, None, None, None, 0, None, None),
     "sata-asleep": (None,) * 8,
     "usb-bridge": (None,) * 8,
@@ -164,11 +170,11 @@ def test_of_two_units_the_finer_one_counts() -> None:
 def test_the_standard_counts_more_than_attributes() -> None:
     answer = corpus("sata-samsung-870-evo")
     answer["ata_device_statistics"] = {
-        "pages": [{"number": 1, "table": [{"offset": 24, "value": 10, "flags": {"valid": True}}]}]
+        "pages": [{"number": 1, "table": [{"offset": 24, "value": 10**11, "flags": {"valid": True}}]}]
     }
     found = disk_wear.read(a_disk(), run=lambda argv, **more: Result(0, json.dumps(answer), ""))
     assert (found["written_bytes"], found["written_from"]) == (
-        5120,
+        512 * 10**11,
         "ATA Device Statistics, Logical Sectors Written",
     )
 
@@ -213,6 +219,9 @@ def test_a_name_means_a_percentage_only_with_the_maker_who_uses_it_so() -> None:
         ("nvme-worn-out", "spare is at 4 %, below the drive's threshold of 10 %"),
         ("nvme-qemu", "an emulated drive"),
         ("sata-wd-blue", "7 % more where the maker means 2^30"),
+        ("nvme-plp-failed", "the backup of its volatile memory has failed"),
+        ("sata-intel-s4510-capacitor-failed", "175 Power_Loss_Cap_Test is at 1, its threshold at 10"),
+        ("sas-ssd-cache-volatile", "NON-VOLATILE CACHE NOW VOLATILE (asc 0x0b, ascq 0x06)"),
     ],
 )
 def test_what_is_wrong_is_said(name: str, text: str) -> None:
@@ -279,6 +288,384 @@ def test_an_nvme_that_reports_no_data_units() -> None:
     disk = a_disk("nvme0n1", "nvme")
     found = disk_wear.read(disk, run=lambda argv, **more: Result(0, json.dumps(answer), ""))
     assert found["written_bytes"] is None and "does not report" in found["notes"][0]
+
+
+# --- health, and figures that contradict each other --------------------------------------------------------------
+
+
+def read(answer: dict[str, Any], *, run: Any = None, **more: Any) -> dict[str, Any]:
+    disk = a_disk(**more)
+    text = json.dumps(answer)
+    return disk_wear.read(disk, run=run or (lambda argv, **more: Result(0, text, "")), table=TABLE)
+
+
+def ata(*rows: tuple[int, str, Any], **more: Any) -> dict[str, Any]:
+    """A solid-state drive that the database knows, on for 20,000 hours; ``rows``: id, name, raw value."""
+    table = [{"id": number, "name": name, "value": 100, "raw": {"value": raw}} for number, name, raw in rows]
+    return {
+        "device": {"protocol": "ATA"}, "in_smartctl_database": True, "rotation_rate": 0, "logical_block_size": 512,
+        "power_on_time": {"hours": 20_000}, "ata_smart_attributes": {"table": table}, **more,
+    }  # fmt: skip
+
+
+def nvme_answer(**log: Any) -> dict[str, Any]:
+    return {
+        "device": {"protocol": "NVMe"},
+        "nvme_smart_health_information_log": {"power_on_hours": 10_000, "available_spare": 100, **log},
+    }
+
+
+@pytest.mark.parametrize("name", ["nvme-plp-failed", "sata-intel-s4510-capacitor-failed", "sas-ssd-cache-volatile"])
+def test_a_protection_that_has_failed_is_none(name: str) -> None:
+    found = of(name)
+    assert found["power_loss_protection"] is False and found["health_passed"] is False
+    assert "has failed" in found["power_loss_rule"] and found["health"]
+    assert set(found["health"]) <= set(found["notes"])
+
+
+def test_a_drive_that_is_well_complains_of_nothing() -> None:
+    for name in ("nvme-samsung-970-evo-plus", "sata-intel-s3610", "sas-ssd", "sata-hdd"):
+        found = of(name)
+        assert found["health"] == [] and found["power_loss_protection"] is not True, name
+    assert read(ata((175, "Power_Loss_Cap_Test", 32768)))["power_loss_protection"] is True
+
+
+@pytest.mark.parametrize(
+    ("warning", "texts"),
+    [
+        (1, ["spare blocks are below"]),
+        (2, ["temperature is beyond"]),
+        (4, ["reliability is degraded"]),
+        (8, ["medium is read-only"]),
+        (32, ["persistent memory region"]),
+        (64, ["not known here"]),
+        (12, ["reliability is degraded", "medium is read-only"]),
+        ("0x08", ["medium is read-only"]),
+        ({"value": 8, "ro": 1}, ["medium is read-only"]),
+        (0, []),
+        ("bad", []),
+        (None, []),
+    ],
+)
+def test_critical_warnings_are_named(warning: Any, texts: list[str]) -> None:
+    found = read(nvme_answer(critical_warning=warning, data_units_written=10**7), transport="nvme")
+    assert len(found["health"]) == len(texts)
+    for text, seen in zip(texts, found["health"], strict=True):
+        assert text in seen and seen in found["notes"]
+
+
+def test_findings_of_the_report() -> None:
+    for name, kind in (("nvme-plp-failed", "fail"), ("sata-intel-s4510-capacitor-failed", "fail")):
+        findings = report_summary.drive_findings([of(name)])
+        assert any(each.kind == kind and "can be lost with the power" in each.text for each in findings)
+    warm = read(nvme_answer(critical_warning=2, data_units_written=10**7), transport="nvme")
+    assert [each.kind for each in report_summary.drive_findings([warm])] == ["warn"]
+
+
+def test_a_drive_read_with_nvme_has_health_too() -> None:
+    def run(argv: Sequence[str], **more: Any) -> Result:
+        if argv[0] == "smartctl":
+            raise CommandMissing("smartctl")
+        return Result(0, '{"critical_warning": 16, "data_units_written": "20,000,000"}', "")
+
+    found = disk_wear.read(a_disk("nvme0n1", "nvme", volatile_cache=False), run=run)
+    assert found["power_loss_protection"] is False and found["health_passed"] is False
+    assert "volatile memory backup failed" in found["power_loss_rule"]
+
+
+LBAS = "Total_LBAs_Written"
+SECTORS = 100 * 10**12 // 512
+DEVSTAT = {"pages": [{"number": 1, "table": [{"offset": 24, "value": 40 * 10**9, "flags": {"valid": True}}]}]}
+
+
+@pytest.mark.parametrize(
+    ("answer", "disk", "text"),
+    [
+        # units that are not what the name says
+        (ata((241, LBAS, 1_233_000)), {}, "too little for 20,000 power-on hours"),
+        (ata((241, LBAS, 1_233_000), power_on_time={"hours": 150}), {}, None),  # 631 MB in 150 hours may be
+        (ata((241, LBAS, 50_000), power_on_time={"hours": 150}), {}, "too little for 150 power-on hours"),
+        (ata((241, LBAS, 50_000), power_on_time={"hours": 20}), {}, None),
+        (ata((241, LBAS, 50_000), power_on_time={}), {"written_since_boot_bytes": 20 << 30}, "written 20 GiB to it"),
+        (ata((173, "Ave_Block-Erase_Count", 900), (241, LBAS, 10**10)), {}, "erased 900 times"),
+        (ata((173, "Erase_Count", 1), (241, LBAS, 10 * 10**6)), {}, "erased once"),
+        (ata((202, "Percent_Lifetime_Remain", 0), (241, LBAS, 4 * 10**7)) | {"power_on_time": {"hours": 90}}, {}, None),
+        # counts that wrapped or were never kept
+        (ata((241, LBAS, 2**48 - 1)), {}, "all bits set, or negative"),
+        (ata((241, LBAS, 2**48 - 7)), {}, "all bits set, or negative"),
+        (ata((241, LBAS, 2**32 - 1)), {}, "all bits set, or negative"),
+        (ata((225, "Host_Writes_32MiB", 2**47)), {}, "all bits set, or negative"),
+        (ata((241, LBAS, 2**46), power_on_time={"hours": 10}), {}, "more than its interface can carry in 10"),
+        (ata((241, LBAS, 2**46), power_on_time={"hours": 0}), {}, "more than its interface can carry in 0"),
+        (ata((225, "Host_Writes_32MiB", 2**46)), {}, "more than its interface can carry"),
+        (ata((225, "Host_Writes_32MiB", 2**46), power_on_time={}), {}, "in any drive's life"),
+        (ata((225, "Host_Writes_32MiB", 0)), {}, "too little"),
+        (ata((241, LBAS, -5)), {}, "does not report"),
+        (ata((241, LBAS, "many")), {}, "does not report"),
+        (ata((241, LBAS, None)), {}, "does not report"),
+        (ata((241, LBAS, 1.5)), {}, "does not report"),
+        # the size of a sector
+        (ata((241, LBAS, 25 * 10**9), logical_block_size=0), {}, "sectors of 0 bytes do not exist"),
+        (ata((241, LBAS, 25 * 10**9), logical_block_size=-512), {}, "sectors of -512 bytes"),
+        (ata((241, LBAS, 25 * 10**9), logical_block_size="4K"), {}, "sectors of 4K bytes"),
+        # more than the drive has lost of its life
+        (ata((241, LBAS, SECTORS), (177, "Wear_Leveling_Count", 3), model_family="Samsung based SSDs"), {}, "only 3 times"),
+        (ata((241, LBAS, SECTORS), (169, "Max_Erase_Count", 2)), {}, "only 2 times"),
+        (ata((241, LBAS, 40 * 10**12), model_name="CT1000MX500SSD1"), {"size_bytes": 10**12}, None),
+        # the database
+        (ata((241, LBAS, SECTORS), in_smartctl_database=False), {}, "database does not know this drive"),
+        (ata((241, LBAS, SECTORS), in_smartctl_database="yes"), {}, "database does not know this drive"),
+        (ata((241, "Unknown_Attribute", SECTORS)), {}, "does not report"),
+        (ata((241, "Host_Writes", 123456)), {}, "does not report"),
+        # figures of the standards
+        (ata(ata_device_statistics=DEVSTAT), {}, None),
+        (ata((225, "Host_Writes_32MiB", 60_000_000), ata_device_statistics=DEVSTAT), {}, "one of them is wrong"),
+        (nvme_answer(data_units_written=10**12), {"transport": "nvme"}, "512,000 times its size, more than any drive"),
+        (nvme_answer(data_units_written=10**10, power_on_hours=80), {"transport": "nvme"}, "more than its interface can carry"),
+        (nvme_answer(data_units_written=2**64 - 1), {"transport": "nvme"}, "more than its interface can carry"),
+        (nvme_answer(data_units_written=2**64 - 1, power_on_hours=None), {"transport": "nvme"}, "any drive's life"),
+        (nvme_answer(data_units_written=10**8, power_on_hours=0), {"transport": "nvme"}, None),
+        (nvme_answer(data_units_written=2 * 10**8, power_on_hours=0), {"transport": "nvme"}, "in 0 power-on hours"),
+        (nvme_answer(data_units_written=1500), {"transport": "nvme"}, "too little for 10,000"),
+        (nvme_answer(data_units_written=4 * 10**9, percentage_used=0), {"transport": "nvme"}, "only 0 % of its rated life"),
+        (nvme_answer(data_units_written=3 * 10**5, percentage_used=60), {"transport": "nvme"}, "60 % of its rated life is used"),
+        (nvme_answer(data_units_written=10**8, host_writes=20_000), {"transport": "nvme"}, "in each of its 20,000 write"),
+        (nvme_answer(data_units_written=10**8, host_writes=10**12), {"transport": "nvme"}, "in each of its"),
+        (nvme_answer(data_units_written=-3), {"transport": "nvme"}, "does not report"),
+        (nvme_answer(data_units_written="12.5"), {"transport": "nvme"}, "does not report"),
+        (nvme_answer(data_units_written=2e8), {"transport": "nvme"}, None),
+        (nvme_answer(data_units_written="200,000,000"), {"transport": "nvme"}, None),
+    ],
+)
+def test_a_figure_that_contradicts_others_is_unknown(answer: dict[str, Any], disk: dict[str, Any], text: str | None) -> None:
+    found = read(answer, **disk)
+    if text is None:
+        assert found["written_bytes"] and found["notes"] == [], found["notes"]
+    else:
+        assert found["written_bytes"] is None and found["written_from"] is None
+        assert any(text in note for note in found["notes"]), found["notes"]
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("412345.678", 412_345_678_000_000),
+        (412345.678, 412_345_678_000_000),
+        (412345, 412_345_000_000_000),
+        ("0.000", None),
+        ("-1.0", None),
+        (float("nan"), None),
+        ("inf", None),
+        (1e300, None),
+        (10**400, None),
+        ("many", None),
+        (True, None),
+        ([], None),
+        (None, None),
+        ("9e17", None),
+        ("99999999999", None),
+    ],
+)
+def test_gigabytes_of_a_sas_drive(said: Any, expected: int | None) -> None:
+    answer = corpus("sas-ssd")
+    answer["scsi_error_counter_log"]["write"]["gigabytes_processed"] = said
+    found = read(answer, transport="sas")
+    assert found["written_bytes"] == expected
+    assert expected or said is None or any("SAS error counter log" in note for note in found["notes"])
+
+
+def test_sectors_are_of_the_drives_size() -> None:
+    answer = ata((241, LBAS, 25 * 10**9))
+    assert read(answer)["written_bytes"] == 25 * 10**9 * 512
+    assert read(answer | {"logical_block_size": 4096})["written_bytes"] == 25 * 10**9 * 4096
+    del answer["logical_block_size"]
+    assert read(answer)["written_bytes"] == 25 * 10**9 * 512
+
+
+def test_the_family_that_counts_otherwise_is_still_compared_with_the_rest() -> None:
+    answer = corpus("sata-toshiba-hk4r")
+    found = read(answer)
+    assert found["written_bytes"] == 41_372_614_656_000 and "units of 32 MiB" in found["written_from"]
+    answer["ata_smart_attributes"]["table"][2]["raw"]["value"] = 80_000_000_000
+    found = read(answer)
+    assert found["written_bytes"] == 80_000_000_000 * 512, "a firmware that counts sectors"
+    assert "more than its interface can carry" in found["notes"][0]
+    answer |= {"model_family": "Other SSDs", "model_name": "OTHER"}
+    answer["ata_smart_attributes"]["table"][2]["raw"]["value"] = 1_233_000
+    found = read(answer)
+    assert found["written_bytes"] is None, "nobody says so of this one"
+    assert "602 MiB cannot be right: too little for 30,000 power-on hours; its blocks were erased once" in found["notes"][0]
+
+
+def test_where_the_standards_count_is_impossible_the_attribute_counts() -> None:
+    answer = corpus("sata-samsung-870-evo")
+    answer["ata_device_statistics"] = {
+        "pages": [{"number": 1, "table": [{"offset": 24, "value": 10, "flags": {"valid": True}}]}]
+    }
+    found = read(answer)
+    assert found["written_bytes"] == 75_000_000_000_000
+    assert "Logical Sectors Written: 5.0 KiB cannot be right" in found["notes"][0].replace("5 KiB", "5.0 KiB")
+
+
+@pytest.mark.parametrize(
+    ("log", "used", "text"),
+    [
+        ({"percentage_used": 255, "data_units_written": 2 * 10**8}, None, "that does not count"),
+        ({"percentage_used": 255, "available_spare": 3, "data_units_written": 2 * 10**8}, 255, "255 % or more"),
+        ({"percentage_used": 255, "media_errors": 9, "data_units_written": 2 * 10**8}, 255, "255 % or more"),
+        ({"percentage_used": 256, "available_spare": 3, "data_units_written": 2 * 10**8}, None, "256 is what"),
+        ({"percentage_used": 254, "data_units_written": 2 * 10**9}, 254, None),
+        ({"percentage_used": -1, "data_units_written": 2 * 10**8}, None, None),
+        ({"percentage_used": "12 %", "data_units_written": 2 * 10**8}, None, None),
+        ({"percentage_used": 12.0, "data_units_written": 2 * 10**8}, 12, None),
+    ],
+)
+def test_percentages_that_are_none(log: dict[str, Any], used: int | None, text: str | None) -> None:
+    found = read(nvme_answer(**log), transport="nvme")
+    assert found["percentage_used"] == used and (found["percentage_from"] is None) == (used is None)
+    assert found["written_bytes"]
+    assert text is None or any(text in note for note in found["notes"])
+
+
+def test_hours_beyond_any_drives_life_are_none() -> None:
+    found = read(ata((241, LBAS, SECTORS), power_on_time={"hours": 2**32 - 1}))
+    assert found["power_on_hours"] is None and found["written_bytes"] == SECTORS * 512
+    assert "power-on hours" in found["notes"][0]
+
+
+def test_flash_that_does_not_fit_what_the_host_wrote() -> None:
+    host = (225, "Host_Writes_32MiB", 3_000_000)
+    for raw in (1, 10**12):
+        found = read(ata(host, (243, "NAND_Writes_1GiB", raw)))
+        assert found["written_bytes"] == 3_000_000 << 25
+        assert found["nand_bytes"] is None and found["drive_amplification"] is None
+        assert "NAND_Writes_1GiB" in found["notes"][0]
+    pages = (247, "Host_Program_Page_Count", 1000), (248, "FTL_Program_Page_Count", 10**9)
+    found = read(ata(host, *pages))
+    assert found["drive_amplification"] is None and "247 and 248" in found["notes"][0]
+
+
+@pytest.mark.parametrize(("tbw", "bad"), [(600, False), (600_000, True), (0.0006, True)])
+def test_a_rating_in_another_unit_is_none(tbw: float, bad: bool) -> None:
+    disk, answer = a_disk(), json.dumps(ata((241, LBAS, SECTORS), model_name="MINE"))
+    table = [{"model": "MINE", "tbw": tbw}]
+    found = disk_wear.read(disk, run=lambda argv, **more: Result(0, answer, ""), table=table)
+    assert (found["rated_tbw_bytes"] is None) == bad
+    assert any("which no maker promises (tbw is in terabytes)" in note for note in found["notes"]) == bad
+
+
+def test_a_rating_that_the_percentage_does_not_know_of() -> None:
+    answer = corpus("sata-samsung-870-evo")
+    answer["ata_smart_attributes"]["table"] = [
+        {"id": 177, "name": "Wear_Leveling_Count", "value": 99, "raw": {"value": 40_000}},
+        {"id": 241, "name": LBAS, "value": 99, "raw": {"value": 30_000 * 10**12 // 512}},
+    ]
+    found = read(answer)
+    assert found["written_bytes"] is None and "it is rated for 546 TiB" in found["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [
+        ("Host_Writes_MiB", 1 << 20),
+        ("Host_Writes_16MiB", 16 << 20),
+        ("Lifetime_Writes_TiB", 1 << 40),
+        ("Host_Writes_64KiB", 64 << 10),
+    ],
+)
+def test_units_in_names(name: str, unit: int) -> None:
+    raw = 50 * 10**12 // unit
+    assert read(ata((241, name, raw)))["written_bytes"] == raw * unit
+
+
+#: What a field of a drive's answer is replaced by.
+HOSTILE: tuple[Any, ...] = (
+    None, True, False, 0, 1, -1, 255, 256, 1.5, -0.5, 2**31, 2**32 - 1, 2**47, 2**48 - 1, 2**63, 2**64, 2**127, 2**128,
+    10**30, 10**400, 1e308, float("nan"), float("inf"), float("-inf"), "", " ", "x" * 5000, "12", "-12", "1,234", "1.5", "0x10",
+    "\u0663", "²", "NaN", [], [None], [[]], [{}], {}, {"value": None}, {"value": {}}, {"value": 16}, [1, 2, 3],
+)  # fmt: skip
+
+
+def mutated(value: Any, chance: random.Random) -> Any:
+    """``value`` with one to six of its parts replaced, removed, doubled or renamed."""
+    value = copy.deepcopy(value)
+    for _ in range(chance.randint(1, 6)):
+        node = value
+        while True:
+            keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+            if not keys:
+                break
+            key = chance.choice(keys)
+            if isinstance(node[key], (dict, list)) and chance.random() < 0.85:
+                node = node[key]
+                continue
+            what = chance.random()
+            if what < 0.7:
+                node[key] = copy.deepcopy(chance.choice(HOSTILE))
+            elif what < 0.85 and isinstance(node, dict):
+                del node[key]
+            elif isinstance(node, dict):
+                node[chance.choice(["value", "raw", "table", "name", "id", "x"])] = copy.deepcopy(node[key])
+            else:
+                node.append(copy.deepcopy(node[key]))
+            break
+    return value
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_answer_of_a_drive_is_a_traceback(name: str) -> None:
+    """Nor is any figure of it one that no drive can have."""
+    original = corpus(name)
+    transport = {"nvme": "nvme", "sas": "sas", "usb": "usb"}.get(name.partition("-")[0], "sata")
+    disk = a_disk("nvme0n1" if transport == "nvme" else "sda", transport, written_since_boot_bytes=5 << 30)
+    for seed in range(120):
+        answer = mutated(original, random.Random(f"{name} {seed}"))
+        text = json.dumps(answer)
+
+        def run(argv: Sequence[str], text: str = text, **more: Any) -> Result:
+            if name == "nvme-cli-smart-log" and argv[0] == "smartctl":
+                raise CommandMissing(argv[0])
+            return Result(0, text, "")
+
+        found = disk_wear.read(disk, run=run, table=TABLE)
+        json.dumps(found, allow_nan=False)
+        assert found["written_bytes"] is not None or found["notes"], (seed, answer)
+        for key in ("written_bytes", "nand_bytes", "media_errors", "unsafe_shutdowns", "power_on_hours"):
+            assert found[key] is None or type(found[key]) is int and found[key] >= 0, (seed, key)
+        if found["written_bytes"] is not None:
+            hours = disk_wear.wear_plausibility.MAX_HOURS if found["power_on_hours"] is None else found["power_on_hours"]
+            assert found["written_bytes"] <= (hours + 1) * 3600 * 16e9, seed
+        assert found["percentage_used"] is None or 0 <= found["percentage_used"] <= 255, seed
+        assert found["spare_percent"] is None or 0 <= found["spare_percent"] <= 100, seed
+        json.dumps(disk_wear.endurance(found, 10**9), allow_nan=False)
+        report_summary.drive_findings([found])
+        # The gate asks the same drives.
+        smart = block_device._smart(disk["name"], transport, run)
+        block_device.protection_of(transport, False, False, True, smart)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_nor_one_for_the_gate(name: str, machine: Machine) -> None:
+    is_nvme = name.startswith("nvme")
+    place = nvme(machine, "write through") if is_nvme else sata(machine)
+    place = place if is_nvme else f"{place}/block/sda"
+    original = corpus(name)
+    for seed in range(25):
+        text = json.dumps(mutated(original, random.Random(f"gate {name} {seed}")))
+        found = block_device.disk(
+            machine.root / place, machine.root, run=lambda argv, text=text, **more: Result(0, text, ""), tools=True
+        )
+        json.dumps(found, allow_nan=False)
+        assert found["power_loss_protection"] in (True, False, None)
+        assert not found["power_loss_failed"] or found["power_loss_protection"] is False
+        assert all(isinstance(text, str) for text in found["health"])
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "9" * 5000, '{"device": 1e999}', "\ufeff{}", "nul"])
+def test_text_that_is_no_answer(text: str) -> None:
+    found = disk_wear.read(a_disk(), run=lambda argv, **more: Result(0, text, ""))
+    assert found["written_bytes"] is None and found["notes"]
+    assert block_device._smart("sda", "sata", lambda argv, **more: Result(0, text, "")) in ({}, {"device": float("inf")})
 
 
 # --- which disks ------------------------------------------------------------------------------------------------
