@@ -27,6 +27,13 @@ PID_FILE = "/run/pve-cluster.pid"
 #: So many services are named in a difference, those that wrote most.
 TOP_SERVICES = 10
 
+#: What writes once a minute (a scheduler) comes once in a whole minute, and once or not at all in a shorter time.
+MINUTE = 60
+#: A window that ran this much longer than whole minutes, in seconds, counts as whole ones: the last look is a little late.
+LATE_SECONDS = 3.0
+#: From so many minutes on a rate is made of any length: one writer that is seen once more or once less weighs a tenth at most.
+MINUTES_ENOUGH = 10
+
 #: Kernel threads, and processes on a machine without systemd.
 NO_UNIT = "(no unit)"
 #: The unit of process 1.
@@ -129,8 +136,12 @@ def service_counters(device_number: str | None, root: Path | str = Path("/")) ->
     }
 
 
-def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+def difference(
+    before: Mapping[str, Any], after: Mapping[str, Any], window_seconds: float | None = None
+) -> dict[str, Any]:
     """What was written between two readings of :func:`counters`.
+
+    ``window_seconds``: how long the window was that both enclose; it took time to write back what it caused.
 
     Keys: ``seconds``, ``device_bytes``, ``device_bytes_per_minute``, ``pmxcfs_write_bytes``,
     ``pmxcfs_write_bytes_per_minute``, ``services`` (``[{service, bytes, bytes_per_minute, exact}]``, most first, at
@@ -148,6 +159,7 @@ def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str,
         notes.append("the node was rebooted in between")
     else:
         seconds = _elapsed(before.get("uptime_seconds"), after.get("uptime_seconds"))
+        seconds = seconds if window_seconds is None else window_seconds
         old, new = before.get("device") or {}, after.get("device") or {}
         if not new.get("device_number"):
             notes.append(f"no block device is known behind {new.get('measured_path', 'the store')}")
@@ -230,8 +242,24 @@ def same_daemon(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
 
 
 def per_minute(amount: float | None, seconds: float | None) -> float | None:
-    """``amount`` in ``seconds`` as a rate per minute, None when either is unknown or no time has passed."""
-    return round(amount * 60 / seconds, 2) if amount is not None and seconds else None
+    """``amount`` in ``seconds`` as a rate per minute, None where that cannot be told.
+
+    Known are whole minutes (see :func:`whole_minutes`), and ten minutes and more. A shorter time is never scaled up, nor one
+    in between: in 20 s a writer that comes once a minute is seen once or not at all, in 90 s once or twice.
+    """
+    if amount is None or seconds is None:
+        return None
+    minutes: float | None = whole_minutes(seconds)
+    if minutes is None and seconds >= MINUTES_ENOUGH * MINUTE:
+        minutes = seconds / MINUTE
+    return None if minutes is None else round(amount / minutes, 2)
+
+
+def whole_minutes(seconds: float) -> int | None:
+    """How many whole minutes ``seconds`` are, at most :data:`LATE_SECONDS` aside, None when they are not."""
+    # Clocks tick in hundredths.
+    minutes = int((seconds + 0.05) // MINUTE)
+    return minutes if minutes and seconds - minutes * MINUTE <= LATE_SECONDS else None
 
 
 def _elapsed(old: float | None, new: float | None) -> float | None:

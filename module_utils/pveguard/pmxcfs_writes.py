@@ -10,6 +10,7 @@ daemon's debug log is on for the window (see pmxcfs_journal), and every write is
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sqlite3
@@ -201,7 +202,8 @@ def measure(
 
     A window is observed only when ``window_seconds`` is above 0, there is a database, it is where
     ``window_on`` says (``disk``, ``memory`` or ``any``), and the machine is another one than
-    ``known_machine`` (empty: none is known). ``method`` is how the window attributes what it sees, see
+    ``known_machine`` (empty: none is known); :func:`window_length` says how long. ``method`` is how the window attributes
+    what it sees, see
     :func:`observe`; in ``check_mode`` it is ``database``, because ``journal`` switches something. Returns
     ``{counters, window, since}``; the last two are None where there is none.
     """
@@ -213,7 +215,7 @@ def measure(
     window: dict[str, Any] | None = None
     if wait:
         now, window = observe(
-            window_seconds,
+            window_length(window_seconds),
             method=method,
             check_mode=check_mode,
             store=store,
@@ -225,6 +227,13 @@ def measure(
     else:
         now = {**here, "root_version": root_version(database)}
     return {"counters": now, "window": window, "since": since(previous, until or now) if previous else None}
+
+
+def window_length(wanted: float) -> float:
+    """How long a window is, in seconds: as wanted, but from a minute on whole minutes, since what comes once a minute would
+    otherwise be seen as often as chance has it.
+    """
+    return wanted if wanted < block_writes.MINUTE else math.ceil(wanted / block_writes.MINUTE) * block_writes.MINUTE
 
 
 def root_version(database: str = block_writes.DATABASE) -> int | None:
@@ -309,7 +318,7 @@ def observe(
     write_back(device["measured_path"], run)
     after = {**block_writes.counters(store, database, pid_file), "root_version": sampler.last}
 
-    written = block_writes.difference(before, after)
+    written = block_writes.difference(before, after, seconds)
     notes += written["notes"]
     if problem:
         notes.append(problem)
@@ -327,12 +336,10 @@ def observe(
         file.update(
             {"node": names.of(file["writer"]), "class": kind.name, "label": kind.label, "exact": exact}
         )
-    nodes: dict[str, float] = {}
+    heartbeats: dict[str, int] = {}
     for file in files:
         if match := _LRM_STATUS.match(file["path"]):
-            node = match.group(1)
-            rate = block_writes.per_minute(file["transactions_at_least"], seconds) or 0.0
-            nodes[node] = round(nodes.get(node, 0.0) + rate, 2)
+            heartbeats[match.group(1)] = heartbeats.get(match.group(1), 0) + int(file["transactions_at_least"])
     attributed = sum(int(file["transactions_at_least"]) for file in files)
     writes = {
         "method": "window",
@@ -354,8 +361,10 @@ def observe(
         "classes": write_classes.by_class(files, transactions, seconds),
         "writers": names.writers(files, transactions, seconds),
         "unattributed_transactions": None if transactions is None else max(0, transactions - attributed),
-        "lrm_status_transactions_per_minute": None if problem else round(sum(nodes.values()), 2),
-        "lrm_status_nodes": nodes,
+        "lrm_status_transactions_per_minute": None
+        if problem
+        else block_writes.per_minute(sum(heartbeats.values()), seconds),
+        "lrm_status_nodes": {node: block_writes.per_minute(count, seconds) for node, count in heartbeats.items()},
         "journal": None if debug is None else debug.journal(),
         "notes": notes,
     }

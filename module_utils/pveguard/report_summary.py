@@ -5,7 +5,7 @@ Pure, and the same for every output. What is unknown is said to be unknown and i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,6 +161,15 @@ def rate(figures: Mapping[str, Any] | None, key: str) -> float | None:
     """``transactions`` or ``device_bytes`` a minute, None when unknown."""
     value = (figures or {}).get(f"{key}_per_minute")
     return None if value is None else float(value)
+
+
+def rate_or_count(figures: Mapping[str, Any] | None, key: str, text: Callable[[float | None], str]) -> str:
+    """A figure as :func:`rate` gives it; where there is no rate, what was counted and in what time: ``12 in 20 s``."""
+    known = rate(figures, key)
+    count, seconds = (figures or {}).get(key), (figures or {}).get("seconds")
+    if known is None and count is not None and seconds:
+        return f"{text(count)} in {duration_text(round(seconds))}"
+    return text(known)
 
 
 def steps(report: Mapping[str, Any]) -> list[Step]:
