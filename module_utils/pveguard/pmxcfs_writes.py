@@ -150,23 +150,20 @@ class Sampler:
         """Version and changed rows of one consistent state."""
 
         def read(connection: sqlite3.Connection) -> tuple[int, list[tuple[int, int, int, int, str]]]:
-            root = connection.execute("SELECT version FROM tree WHERE inode = 0").fetchone()
-            if root is None:
-                raise PveguardError(f"{self.database} has no row __version__")
-            version = int(root[0])
+            version = _version(connection)
             if self.last is None or version == self.last:
                 return version, []
             rows = connection.execute(
-                "SELECT inode, parent, version, writer, name FROM tree"
+                "SELECT inode, parent, version, writer, CAST(name AS BLOB) FROM tree"
                 " WHERE version > ? AND version <= ? AND inode != 0 ORDER BY version",
                 (self.last, version),
             ).fetchall()
             if any(row[1] not in self._directories for row in rows):
                 found = connection.execute(
-                    "SELECT inode, parent, name FROM tree WHERE type = ? AND inode != 0", (_DIRECTORY,)
+                    "SELECT inode, parent, CAST(name AS BLOB) FROM tree WHERE type = ? AND inode != 0", (_DIRECTORY,)
                 )
-                self._directories.update({inode: (parent, name) for inode, parent, name in found})
-            return version, rows
+                self._directories.update({inode: (parent, _text(name)) for inode, parent, name in found})
+            return version, [(*row[:4], _text(row[4])) for row in rows]
 
         return _looked_at(self.database, read)
 
@@ -440,12 +437,26 @@ class _Debug:
 
 def snapshot(database: str) -> tuple[int, dict[int, pmxcfs_journal.Row]]:
     """The version of the row ``__version__`` and the metadata of all others, of one moment."""
-    rows = _looked_up(database, "SELECT inode, parent, name, version, writer FROM tree")
-    found = {row[0]: pmxcfs_journal.Row(*row[1:]) for row in rows}
-    root = found.pop(0, None)
-    if root is None:
-        raise PveguardError(f"{database} has no row __version__")
-    return int(root.version), found
+
+    def read(connection: sqlite3.Connection) -> tuple[int, list[Any]]:
+        query = "SELECT inode, parent, CAST(name AS BLOB), version, writer FROM tree WHERE inode != 0"
+        return _version(connection), connection.execute(query).fetchall()
+
+    version, rows = _looked_at(database, read)
+    return version, {row[0]: pmxcfs_journal.Row(row[1], _text(row[2]), *row[3:]) for row in rows}
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    """The root version; the daemon loads a database without the row ``__version__``, and counts from 0."""
+    row = connection.execute("SELECT version FROM tree WHERE inode = 0").fetchone()
+    if row is not None and type(row[0]) is not int:
+        raise PveguardError(f"the row __version__ has the version {row[0]!r}")
+    return row[0] if row else 0
+
+
+def _text(name: object) -> str:
+    """A name may be any bytes; what is not UTF-8 comes as surrogates."""
+    return name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else ""
 
 
 class NodeNames:
@@ -487,14 +498,13 @@ def node_names(
     Without a corosync.conf in the database the daemon knows no cluster, and the node of ``.members`` is alone.
     """
     try:
-        query = "SELECT data FROM tree WHERE parent = 0 AND name = 'corosync.conf' AND inode != 0"
+        query = "SELECT CAST(data AS BLOB) FROM tree WHERE parent = 0 AND name = 'corosync.conf' AND inode != 0"
         found = next(iter(_looked_up(database, query)), None)
     except PveguardError:
         return NodeNames()
     if found is not None:
         try:
-            data = found[0] or b""
-            text = data.decode(errors="replace") if isinstance(data, bytes) else str(data)
+            text = (found[0] or b"").decode(errors="replace")
             by_id = {
                 node.node_id: node.name
                 for node in corosync_conf.parse(text).nodes()
@@ -572,7 +582,11 @@ def _looked_at(database: str, function: Callable[[sqlite3.Connection], Value]) -
         raise PveguardError(f"{database} is not in use: the daemon of the cluster file system does not run")
 
     def read(connection: sqlite3.Connection) -> Value:
-        connection.text_factory = lambda name: name.decode("utf-8", "surrogateescape")
+        unknown = live_database.unknown_schema(connection)
+        if unknown:
+            raise PveguardError(
+                f"{database}: its schema is not known to this version of pveguard ({unknown}), so what was written is not known"
+            )
         return function(connection)
 
     try:
