@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from . import live_database
+
 #: Unit of the sector counts in /sys/block/*/stat, whatever the device's own sector size
 #: (Documentation/block/stat.rst of the kernel).
 SECTOR_BYTES = 512
@@ -89,7 +91,7 @@ def counters(
 
     Keys: ``time`` (UTC, ISO 8601), ``boot_id``, ``machine`` (hash that tells one installation from another),
     ``uptime_seconds``; ``device`` (:func:`device_behind` the store, plus ``bytes_written`` and ``writes``
-    since boot); ``database`` (``path``, ``in_memory``, ``inode``, ``bytes``); ``pmxcfs`` (``pid``,
+    since boot); ``database`` (``path``, ``in_memory``, ``inode``, ``bytes`` of the file and its log); ``pmxcfs`` (``pid``,
     ``start_ticks``, ``write_bytes``: what the daemon caused to be written since it started); and those of
     :func:`service_counters` for that device.
     """
@@ -345,7 +347,9 @@ def _database(path: str, root: Path) -> dict[str, Any]:
     except OSError:
         return {"path": path, "in_memory": False, "inode": None, "bytes": None}
     in_memory = mount["filesystem"] in _MEMORY
-    return {"path": path, "in_memory": in_memory, "inode": status.st_ino, "bytes": status.st_size}
+    # What the database holds may lie in its log for long.
+    size = live_database.whole_size(str(root / path.lstrip("/")))
+    return {"path": path, "in_memory": in_memory, "inode": status.st_ino, "bytes": size}
 
 
 def daemon(pid_file: str, root: Path = Path("/")) -> dict[str, Any]:

@@ -391,6 +391,15 @@ def _register() -> None:
     setattr(_sqlite3, "pveguard_read", (library, vfs, open_file))  # noqa: B010
 
 
+def whole_size(path: str) -> int:
+    """Bytes of a database and its log, where what it holds may lie for long. Raises OSError where there is none."""
+    found = os.stat(path).st_size
+    try:
+        return found + os.stat(f"{path}-wal").st_size
+    except FileNotFoundError:
+        return found
+
+
 # What is in it
 
 

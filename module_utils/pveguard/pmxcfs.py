@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -105,10 +104,11 @@ def collect(root: Path = Path("/"), run: Run = real_run) -> dict[str, Any]:
     """Facts of the daemon and its data; never raises. ``error`` says why something is unknown.
 
     Keys: mounted, writable (bool: it answers, and its mode lets it be written); mode (``down``, ``local`` or ``cluster``);
-    quorate (bool, None when local or down); met_corosync (whether Corosync has run since a daemon in cluster mode started,
+    quorate (bool, None when local, down or unknown); met_corosync (whether Corosync has run since a daemon in cluster mode started,
     None when local, down or unknown); root_version (int or None); tree_sha256 (str or None, noise aside); guests (list of
-    int); storage, users, has_corosync_conf (bool); storages, extra_users (what they were judged by); database_bytes (int or
-    None); member_addresses (``{node: address}`` as the members tell each other); error.
+    int); storage, users, has_corosync_conf (bool); storages, extra_users (what they were judged by), these six None where the
+    database is there and not understood; database_bytes (int or None: of the file and its log, where content may lie for
+    long); member_addresses (``{node: address}`` as the members tell each other); error.
     """
     facts: dict[str, Any] = {
         "mounted": mounted(root),
@@ -143,12 +143,14 @@ def collect(root: Path = Path("/"), run: Run = real_run) -> dict[str, Any]:
 def _collect_database(facts: dict[str, Any], root: Path) -> None:
     database = root / DATABASE
     try:
-        facts["database_bytes"] = os.stat(database).st_size
+        facts["database_bytes"] = live_database.whole_size(str(database))
     except OSError:
         return
     try:
         version, tree = read_tree(database)
     except PveguardError as error:
+        # Not known is not the same as nothing.
+        facts.update(dict.fromkeys(("guests", "storages", "extra_users", "storage", "users", "has_corosync_conf")))
         facts["error"] = str(error)
         return
     facts["root_version"] = version

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from . import block_writes, corosync_conf, live_database, pmxcfs_journal, write_classes
+from . import block_writes, corosync_conf, daemon_mode, live_database, pmxcfs_journal, write_classes
 from .errors import PveguardError
 from .run import CommandMissing, Run
 from .run import run as real_run
@@ -517,7 +517,7 @@ def node_names(
     try:
         said = members(pve, run)
     except PveguardError:
-        said = {}
+        return NodeNames()
     nodes = said.get("nodelist") or {}
     if found is None and not nodes:
         return NodeNames(alone=said.get("nodename") or None)
@@ -535,10 +535,13 @@ def members(pve: str = pmxcfs_journal.PVE, run: Run = real_run) -> dict[str, Any
     if not done.ok:
         raise PveguardError(f"{pve}/.members cannot be read: {done.stderr.strip()}")
     try:
-        found = json.loads(done.stdout)
+        found: dict[str, Any] = json.loads(done.stdout)
     except ValueError as error:
         raise PveguardError(f"{pve}/.members is not JSON: {error}") from error
-    return found if isinstance(found, dict) else {}
+    unknown = daemon_mode.unknown_members(found)
+    if unknown:
+        raise PveguardError(f"{pve}/.members is not as it is known: {unknown}")
+    return found
 
 
 def since(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

@@ -237,6 +237,15 @@ def _cluster(node: Mapping[str, Any]) -> list[Finding]:
                 "journalctl -u pve-cluster; systemctl start pve-cluster",
             )
         )
+    if cluster.get("error"):
+        found.append(
+            Finding(
+                UNKNOWN,
+                f"what its cluster file system holds or says is not known: {cluster['error']}",
+                "Read what is not understood; a newer pveguard may know it.",
+                "journalctl -u pve-cluster; pve-state status",
+            )
+        )
     if cluster["name"] is not None:
         missing = cluster["members"] - cluster["live"]
         if cluster["quorate"] is False and cluster.get("met_corosync") is False:

@@ -110,6 +110,8 @@ def entry(
         notes.append(f"gate: {result['gate']['message']}")
     if plan and plan.get("action") == "refuse":
         notes.append(f"cluster: {plan.get('reason')}")
+    if result["cluster"]["error"]:
+        notes.append(f"not understood: {result['cluster']['error']}")
     if result["ha"]["unattended"]:
         notes.append(f"HA is off but has resources: {', '.join(result['ha']['unattended'])}")
     if result["ha"]["returned"]:
@@ -372,6 +374,7 @@ def _cluster(node: Mapping[str, Any] | None, plan: Mapping[str, Any] | None) -> 
             "mode": "unknown",
             "quorate": None,
             "met_corosync": None,
+            "error": None,
             "members": 0,
             "live": 0,
             "probe": None,
@@ -387,6 +390,7 @@ def _cluster(node: Mapping[str, Any] | None, plan: Mapping[str, Any] | None) -> 
         "mode": pmxcfs.get("mode", "down"),
         "quorate": _quorate(corosync, pmxcfs) if clustered else None,
         "met_corosync": pmxcfs.get("met_corosync"),
+        "error": pmxcfs.get("error"),
         # Probes are none of the cluster's members: nothing depends on them.
         "members": sum(not probe.is_id(each.get("id")) for each in corosync.get("members") or []) if clustered else 0,
         "live": sum(not probe.is_id(number) for number in corosync.get("live_member_ids") or []) if clustered else 0,

@@ -230,7 +230,7 @@ def test_names_of_nodes_are_never_guessed(daemon: Daemon) -> None:
     names = pmxcfs_writes.node_names(str(daemon.path), run=members('{"nodename": "pve1"}'))
     assert [names.of(n) for n in (1, 2, 3, 4, None)] == ["pve1", "pve2", None, None, None]
     daemon.db.execute("UPDATE tree SET data = 'garbage {' WHERE inode = ?", (conf,))
-    listed = '{"nodename": "pve1", "nodelist": {"pve9": {"id": 9}}}'
+    listed = '{"nodename": "pve1", "cluster": {"quorate": 1}, "nodelist": {"pve9": {"id": 9}}}'
     assert pmxcfs_writes.node_names(str(daemon.path), run=members(listed)).of(9) == "pve9"
     assert pmxcfs_writes.node_names(str(daemon.path), run=members('{"nodename": "pve1"}')).of(1) is None
 
