@@ -32,7 +32,9 @@ NOT_MET = "its Corosync has not run since the daemon started: /etc/pve is read-o
 
 @dataclass(frozen=True)
 class Mode:
-    """``quorate``: None in local mode and where it is not known. ``met_corosync``: whether Corosync has run since a daemon in cluster mode started;
+    """``quorate``: None in local mode and where it is not known.
+
+    ``met_corosync``: whether Corosync has run since a daemon in cluster mode started;
     None in local mode and where it is not known. ``members``: what ``.members`` says. ``error``: why that is not known.
     """
 

@@ -104,7 +104,8 @@ def collect(root: Path = Path("/"), run: Run = real_run) -> dict[str, Any]:
     """Facts of the daemon and its data; never raises. ``error`` says why something is unknown.
 
     Keys: mounted, writable (bool: it answers, and its mode lets it be written); mode (``down``, ``local`` or ``cluster``);
-    quorate (bool, None when local, down or unknown); met_corosync (whether Corosync has run since a daemon in cluster mode started,
+    quorate (bool, None when local, down or unknown);
+    met_corosync (whether Corosync has run since a daemon in cluster mode started,
     None when local, down or unknown); root_version (int or None); tree_sha256 (str or None, noise aside); guests (list of
     int); storage, users, has_corosync_conf (bool); storages, extra_users (what they were judged by), these six None where the
     database is there and not understood; database_bytes (int or None: of the file and its log, where content may lie for

@@ -326,7 +326,11 @@ def observe(
     transactions = None if problem else sampler.transactions
     files, exact = sampler.files(), sampler.exact
     if debug is not None:
-        transactions, files, exact = debug.result(sampler, transactions, notes)
+        counted = debug.result(sampler, transactions, notes)
+        if counted is None:
+            debug = None
+        else:
+            transactions, files, exact = counted
     names = node_names(database, pve, run)
     for file in files:
         kind = write_classes.classify(file["path"])
@@ -399,13 +403,33 @@ class _Debug:
 
     def result(
         self, sampler: Sampler, transactions: int | None, notes: list[str]
-    ) -> tuple[int | None, list[dict[str, Any]], bool]:
-        """Transactions of the window, files, and whether the counts of the files are exact."""
-        found = pmxcfs_journal.transactions(
-            line.message for line in self.lines if line.identifier == "pmxcfs"
-        )
+    ) -> tuple[int | None, list[dict[str, Any]], bool] | None:
+        """Transactions of the window, files, and whether the counts of the files are exact; None where the log cannot be
+        counted, and the samples of the database are what there is.
+        """
+        messages = [line.message for line in self.lines if line.identifier == "pmxcfs"]
+        parsed = pmxcfs_journal.parse(messages)
+        found = parsed.transactions
         least, most = self._inner_last - self._inner_first, self._outer_last - self._outer_first
-        complete = least <= len(found) <= most
+        dropped = pmxcfs_journal.suppressed(self.lines)
+        if least and not found and not dropped:
+            shown = f", for example {messages[0][:100]!r}" if messages else ""
+            notes.append(
+                f"the database was sampled instead of the journal: of {len(messages)} lines of pmxcfs none tells of a "
+                f"transaction in a form that is known{shown}"
+            )
+            return None
+        if len(found) > most:
+            notes.append(
+                f"the database was sampled instead of the journal: that seems to hold {len(found)} transactions, and there were "
+                f"{most} at most; the name of a file may look like lines of the log"
+            )
+            return None
+        if parsed.strange:
+            notes.append(
+                f"{parsed.strange} lines of the debug log are about rows and not understood: figures per file are lower bounds"
+            )
+        complete = least <= len(found)
         window = self._window(found, sampler) if complete else range(len(found))
         counts = pmxcfs_journal.attribute(found, self._rows, sampler.seen, self._rows_after, window)
         files = [
@@ -416,14 +440,13 @@ class _Debug:
         if complete:
             transactions = len(window)
         else:
-            dropped = pmxcfs_journal.suppressed(self.lines)
             said = f"; it says that it dropped {dropped} lines of pve-cluster.service" if dropped else ""
             notes.append(
                 f"the journal holds {len(found)} of {least} transactions, so figures per file are lower bounds{said}."
                 " journald drops lines of a service above RateLimitBurst (journald.conf)"
             )
-            transactions = max(least, len(found))
-        return transactions, files, complete and sum(counts.values()) == len(window)
+            transactions = least if transactions is None else transactions
+        return transactions, files, complete and not parsed.strange and sum(counts.values()) == len(window)
 
     def _window(self, found: Sequence[pmxcfs_journal.Transaction], sampler: Sampler) -> range:
         """The indexes of the transactions of the window: the log is on a little longer, on a busy node for seconds."""
