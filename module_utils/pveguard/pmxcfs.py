@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import daemon_mode, live_database
+from . import daemon_mode, live_database, section_config
 from .errors import PveguardError
 from .run import Run
 from .run import run as real_run
@@ -72,8 +72,8 @@ def guest_ids(paths: Iterable[str]) -> list[int]:
 
 def custom_storages(storage_cfg: str) -> list[str]:
     """Storage ids of a storage.cfg beyond those the installer defines."""
-    ids = re.findall(r"^[a-z0-9]+:\s*(\S+)", storage_cfg, flags=re.MULTILINE)
-    return [name for name in ids if name not in STOCK_STORAGES]
+    names = [section.name for section in section_config.parse(storage_cfg).sections]
+    return [name for name in names if name not in STOCK_STORAGES]
 
 
 def custom_users(user_cfg: str) -> list[str]:
