@@ -199,6 +199,13 @@ def baseline_files(hostvars: Hosts, hosts: Iterable[str], directory: str, name: 
                 "time": counters["time"],
                 "machine": counters["machine"],
                 "window": result["window"],
+                # The only figure of a longer time before protection.
+                "since_boot": {
+                    "from": None,
+                    "to": counters["time"],
+                    "seconds": counters.get("uptime_seconds"),
+                    "device_bytes": (counters.get("device") or {}).get("bytes_written"),
+                },
             }
             files.append(_json_file(_file(directory, "baseline", host), value))
     return files

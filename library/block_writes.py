@@ -62,7 +62,9 @@ since:
   contains:
     seconds: {description: Time between the two calls., type: float}
     device_bytes: {description: Bytes written to the disk., type: int}
-    device_bytes_per_minute: {description: The same per minute., type: float}
+    device_bytes_per_minute:
+      description: The same per minute; null, as every figure per minute, unless it was whole minutes or ten and more.
+      type: float
     pmxcfs_write_bytes: {description: Bytes the daemon caused to be written., type: int}
     pmxcfs_write_bytes_per_minute: {description: The same per minute., type: float}
     services:

@@ -31,7 +31,8 @@ attributes:
     description: There is nothing to compare.
 options:
   window_seconds:
-    description: How long to observe, in seconds. V(0) returns counters at once.
+    description: >-
+      How long to observe, in seconds. V(0) returns counters at once. From a minute on whole minutes, rounded up.
     type: float
     default: 0
   window_on:
@@ -128,7 +129,11 @@ window:
   contains:
     seconds: {description: Length of the window., type: float}
     transactions: {description: Exact number of transactions., type: int}
-    transactions_per_minute: {description: The same per minute., type: float}
+    transactions_per_minute:
+      description: >-
+        The same per minute. Null, as every figure per minute, unless the time is whole minutes (3 s aside) or ten minutes
+        and more: what comes once a minute is seen by chance in a shorter one.
+      type: float
     device_bytes: {description: Bytes written to the disk., type: int}
     device_bytes_per_minute: {description: The same per minute., type: float}
     pmxcfs_write_bytes: {description: Bytes the daemon caused to be written., type: int}

@@ -106,7 +106,9 @@ def _filesystem(node: Mapping[str, Any]) -> list[Finding]:
     found = []
     if pmxcfs.get("error"):
         found.append(Finding(PROBLEM, str(pmxcfs["error"])))
-    if pmxcfs["mode"] == "cluster" and not pmxcfs["quorate"]:
+    if pmxcfs["mode"] == "cluster" and pmxcfs["quorate"] is None:
+        found.append(Finding(PROBLEM, "whether it has quorum is not known: the daemon does not say so in a form that is known"))
+    elif pmxcfs["mode"] == "cluster" and not pmxcfs["quorate"]:
         if pmxcfs.get("met_corosync") is False:
             text = f"no quorum: {NOT_MET}; 'journalctl -u corosync' and 'corosync -t' say why, then 'systemctl start corosync'"
         else:
@@ -115,6 +117,9 @@ def _filesystem(node: Mapping[str, Any]) -> list[Finding]:
     found += [Finding(WARNING, left_nodes.sentence(each)) for each in pmxcfs.get("left_nodes") or []]
     size = pmxcfs.get("database_bytes")
     shown = f", database {bytes_text(size)}" if size else ""
+    if pmxcfs["guests"] is None:
+        found.append(Finding(PROBLEM, f"/etc/pve is mounted, and what it holds is not known{shown}"))
+        return found
     guests = len(pmxcfs["guests"])
     found.append(
         Finding(GOOD, f"/etc/pve is mounted ({pmxcfs['mode']} mode, {guests} guest{'s' if guests != 1 else ''}{shown})")

@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from . import live_database
+
 #: Unit of the sector counts in /sys/block/*/stat, whatever the device's own sector size
 #: (Documentation/block/stat.rst of the kernel).
 SECTOR_BYTES = 512
@@ -26,6 +28,13 @@ PID_FILE = "/run/pve-cluster.pid"
 
 #: So many services are named in a difference, those that wrote most.
 TOP_SERVICES = 10
+
+#: What writes once a minute (a scheduler) comes once in a whole minute, and once or not at all in a shorter time.
+MINUTE = 60
+#: A window that ran this much longer than whole minutes, in seconds, counts as whole ones: the last look is a little late.
+LATE_SECONDS = 3.0
+#: From so many minutes on a rate is made of any length: one writer that is seen once more or once less weighs a tenth at most.
+MINUTES_ENOUGH = 10
 
 #: Kernel threads, and processes on a machine without systemd.
 NO_UNIT = "(no unit)"
@@ -82,7 +91,7 @@ def counters(
 
     Keys: ``time`` (UTC, ISO 8601), ``boot_id``, ``machine`` (hash that tells one installation from another),
     ``uptime_seconds``; ``device`` (:func:`device_behind` the store, plus ``bytes_written`` and ``writes``
-    since boot); ``database`` (``path``, ``in_memory``, ``inode``, ``bytes``); ``pmxcfs`` (``pid``,
+    since boot); ``database`` (``path``, ``in_memory``, ``inode``, ``bytes`` of the file and its log); ``pmxcfs`` (``pid``,
     ``start_ticks``, ``write_bytes``: what the daemon caused to be written since it started); and those of
     :func:`service_counters` for that device.
     """
@@ -129,8 +138,12 @@ def service_counters(device_number: str | None, root: Path | str = Path("/")) ->
     }
 
 
-def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+def difference(
+    before: Mapping[str, Any], after: Mapping[str, Any], window_seconds: float | None = None
+) -> dict[str, Any]:
     """What was written between two readings of :func:`counters`.
+
+    ``window_seconds``: how long the window was that both enclose; it took time to write back what it caused.
 
     Keys: ``seconds``, ``device_bytes``, ``device_bytes_per_minute``, ``pmxcfs_write_bytes``,
     ``pmxcfs_write_bytes_per_minute``, ``services`` (``[{service, bytes, bytes_per_minute, exact}]``, most first, at
@@ -148,6 +161,7 @@ def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str,
         notes.append("the node was rebooted in between")
     else:
         seconds = _elapsed(before.get("uptime_seconds"), after.get("uptime_seconds"))
+        seconds = seconds if window_seconds is None else window_seconds
         old, new = before.get("device") or {}, after.get("device") or {}
         if not new.get("device_number"):
             notes.append(f"no block device is known behind {new.get('measured_path', 'the store')}")
@@ -230,8 +244,24 @@ def same_daemon(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
 
 
 def per_minute(amount: float | None, seconds: float | None) -> float | None:
-    """``amount`` in ``seconds`` as a rate per minute, None when either is unknown or no time has passed."""
-    return round(amount * 60 / seconds, 2) if amount is not None and seconds else None
+    """``amount`` in ``seconds`` as a rate per minute, None where that cannot be told.
+
+    Known are whole minutes (see :func:`whole_minutes`), and ten minutes and more. A shorter time is never scaled up, nor one
+    in between: in 20 s a writer that comes once a minute is seen once or not at all, in 90 s once or twice.
+    """
+    if amount is None or seconds is None:
+        return None
+    minutes: float | None = whole_minutes(seconds)
+    if minutes is None and seconds >= MINUTES_ENOUGH * MINUTE:
+        minutes = seconds / MINUTE
+    return None if minutes is None else round(amount / minutes, 2)
+
+
+def whole_minutes(seconds: float) -> int | None:
+    """How many whole minutes ``seconds`` are, at most :data:`LATE_SECONDS` aside, None when they are not."""
+    # Clocks tick in hundredths.
+    minutes = int((seconds + 0.05) // MINUTE)
+    return minutes if minutes and seconds - minutes * MINUTE <= LATE_SECONDS else None
 
 
 def _elapsed(old: float | None, new: float | None) -> float | None:
@@ -317,7 +347,9 @@ def _database(path: str, root: Path) -> dict[str, Any]:
     except OSError:
         return {"path": path, "in_memory": False, "inode": None, "bytes": None}
     in_memory = mount["filesystem"] in _MEMORY
-    return {"path": path, "in_memory": in_memory, "inode": status.st_ino, "bytes": status.st_size}
+    # What the database holds may lie in its log for long.
+    size = live_database.whole_size(str(root / path.lstrip("/")))
+    return {"path": path, "in_memory": in_memory, "inode": status.st_ino, "bytes": size}
 
 
 def daemon(pid_file: str, root: Path = Path("/")) -> dict[str, Any]:

@@ -196,7 +196,7 @@ def _database_refusals(request: Request, facts: dict[str, Any], root: Path) -> l
                 "start over it: "
                 "move these files away"
             )
-    if facts["error"] and facts["mounted"]:
+    if facts["error"] and (facts["mounted"] or facts["database_bytes"] is not None):
         found.append(f"the node's database cannot be judged: {facts['error']}")
     if facts["has_corosync_conf"]:
         found.append(

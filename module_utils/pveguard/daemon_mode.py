@@ -32,7 +32,9 @@ NOT_MET = "its Corosync has not run since the daemon started: /etc/pve is read-o
 
 @dataclass(frozen=True)
 class Mode:
-    """``quorate``: None in local mode. ``met_corosync``: whether Corosync has run since a daemon in cluster mode started;
+    """``quorate``: None in local mode and where it is not known.
+
+    ``met_corosync``: whether Corosync has run since a daemon in cluster mode started;
     None in local mode and where it is not known. ``members``: what ``.members`` says. ``error``: why that is not known.
     """
 
@@ -72,7 +74,8 @@ def look(root: Path = Path("/"), has_conf: bool | None = None, run: Run = real_r
         local = writable
     if local:
         return Mode(LOCAL, None, writable and known, members=said, error=error)
-    return Mode(CLUSTER, False, False, False if error is None else None, said, error)
+    # What is not answered is neither a quorum nor its loss.
+    return Mode(CLUSTER, None if error else False, False, None if error else False, said, error)
 
 
 def members(root: Path = Path("/"), run: Run = real_run) -> tuple[dict[str, Any], str | None]:
@@ -84,10 +87,34 @@ def members(root: Path = Path("/"), run: Run = real_run) -> tuple[dict[str, Any]
         done = run(["cat", str(path)], timeout=ANSWER_S)
         if not done.ok:
             raise PveguardError(" ".join(done.stderr.split()) or f"cat ended with {done.rc}")
-        found = json.loads(done.stdout or "{}")
+        found = json.loads(done.stdout)
     except (PveguardError, ValueError) as error:
         return {}, f"{pve_file.MOUNT}/.members cannot be read: {error}"
-    return (found, None) if isinstance(found, dict) else ({}, f"{pve_file.MOUNT}/.members is no JSON object")
+    unknown = unknown_members(found)
+    if unknown:
+        return {}, f"{pve_file.MOUNT}/.members is not as it is known ({unknown}), so members and quorum are not known"
+    return found, None
+
+
+def unknown_members(said: object) -> str | None:
+    """What of the text in ``.members`` is not as the daemon is known to write it, None when all of it is.
+
+    Without a key ``cluster`` it has nothing but the node's name and a version; what else may stand there is not taken for a
+    node without a cluster.
+    """
+    if not isinstance(said, dict):
+        return "it is no JSON object"
+    if "cluster" not in said:
+        if not isinstance(said.get("nodename"), str) or not said["nodename"]:
+            return "it has no nodename"
+        others = sorted(str(key) for key in said if key not in ("nodename", "version"))
+        return f"it has no cluster but {', '.join(others[:5])}" if others else None
+    cluster, nodes = said["cluster"], said.get("nodelist", {})
+    if not isinstance(cluster, dict) or cluster.get("quorate") not in (0, 1):
+        return "its cluster does not say quorate 0 or 1"
+    if not isinstance(nodes, dict) or not all(isinstance(node, dict) for node in nodes.values()):
+        return "its nodelist does not tell of each node by its name"
+    return None
 
 
 def takes_writes(root: Path = Path("/"), run: Run = real_run) -> bool:

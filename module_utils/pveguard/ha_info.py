@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import ha_fencing, pve_file
+from . import ha_fencing, pve_file, section_config
 from .run import CommandMissing, Run
 from .run import run as real_run
 from .systemd import unit_states
@@ -45,7 +45,6 @@ _MAGIC_CLOSE = ("Software Watchdog", "i6300ESB timer", "iTCO_wdt", "SP5100 TCO t
 _CLASSLESS = ("ipmi_watchdog",)
 _MUX_SOCKET = "/run/watchdog-mux.sock"
 
-_SECTION = re.compile(r"^([a-zA-Z][\w-]*):\s*(\S+)\s*$")
 #: States of a node in manager_status in which the CRM is in the middle of something.
 _BUSY_NODE_STATES = ("fence", "maintenance")
 
@@ -259,16 +258,13 @@ def is_on(service: dict[str, Any]) -> bool:
 
 def _sections(text: str) -> list[str]:
     """``type:id`` of each section of a Proxmox section configuration."""
-    return [f"{m.group(1)}:{m.group(2)}" for line in text.splitlines() if (m := _SECTION.match(line))]
+    return [f"{section.kind}:{section.name}" for section in section_config.parse(text).sections]
 
 
 def _resources(text: str) -> tuple[list[str], bool]:
     """Resource ids, and whether every line was understood: unknown text must not pass as 'no resources'."""
-    understood = all(
-        not line.strip() or line.startswith(("#", "\t", " ")) or _SECTION.match(line)
-        for line in text.splitlines()
-    )
-    return _sections(text), understood
+    strange = section_config.parse(text).strange
+    return _sections(text), all(line[0] in "\t " for line in strange)
 
 
 def lrm_status(path: Path) -> dict[str, Any]:

@@ -391,6 +391,92 @@ def _register() -> None:
     setattr(_sqlite3, "pveguard_read", (library, vfs, open_file))  # noqa: B010
 
 
+def whole_size(path: str) -> int:
+    """Bytes of a database and its log, where what it holds may lie for long. Raises OSError where there is none."""
+    found = os.stat(path).st_size
+    try:
+        return found + os.stat(f"{path}-wal").st_size
+    except FileNotFoundError:
+        return found
+
+
+# What is in it
+
+
+#: The daemon's one table, as PRAGMA table_xinfo tells it: name, type, whether NULL is refused, place in the key, hidden.
+_COLUMNS = (
+    ("inode", "INTEGER", 1, 1, 0),
+    *((name, "INTEGER", 1, 0, 0) for name in ("parent", "version", "writer", "mtime", "type")),
+    ("name", "TEXT", 1, 0, 0),
+    ("data", "BLOB", 0, 0, 0),
+)
+
+
+def unknown_schema(connection: sqlite3.Connection) -> str | None:
+    """What of a database is not as the daemon is known to make it, None when all of it is.
+
+    What such a database means is not known: a program that reads the table alone may miss a part of it, or take it for
+    something else. What SQLite makes for itself (``sqlite_stat1``) does not count.
+    """
+    for setting, wanted in (("encoding", "UTF-8"), ("user_version", 0), ("application_id", 0)):
+        (found,) = connection.execute(f"PRAGMA {setting}").fetchone()
+        if found != wanted:
+            return f"its {setting} is {found}, not {wanted}"
+    query = "SELECT type, name FROM sqlite_master WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY rowid"
+    objects = [(str(kind), str(name)) for kind, name in connection.execute(query)]
+    if ("table", "tree") not in objects:
+        return "it has no table tree"
+    others = [f"{kind} {name}" for kind, name in objects if (kind, name) != ("table", "tree")]
+    if others:
+        return f"beside the table tree it has the {', the '.join(others[:5])}"
+    columns = [(row[1], str(row[2]).upper(), *row[3:4], *row[5:7]) for row in connection.execute("PRAGMA table_xinfo(tree)")]
+    if columns != list(_COLUMNS):
+        known = {name: rest for name, *rest in _COLUMNS}
+        strange = [str(name) for name, *rest in columns if known.get(name) != rest]
+        strange += [f"{name} (missing)" for name in known if name not in [column[0] for column in columns]]
+        return f"its table tree has other columns than the {len(known)} known: {', '.join(strange[:8]) or 'their order'}"
+    return None
+
+
+#: Data as the bytes that the daemon gets: written by hand it may be a text or a number. A name may be any bytes.
+_NAME, _DATA = "CAST(name AS BLOB)", "CAST(data AS BLOB)"
+
+
+def tree_in(connection: sqlite3.Connection) -> tuple[int, dict[str, tuple[int, bytes]]]:
+    """``(root version, {path: (type, data)})`` of a database; type 4 is a directory, 8 a file.
+
+    The daemon loads a database without the row ``__version__``, and counts from 0. Bytes of a path that are not UTF-8 come as
+    surrogates. Raises Unreadable for a schema that is not known, and for a tree that is none.
+    """
+    unknown = unknown_schema(connection)
+    if unknown:
+        raise Unreadable(f"its schema is not known to this version of pveguard ({unknown}), so neither is what it holds")
+    rows = {}
+    for row in connection.execute(f"SELECT inode, parent, version, type, {_NAME}, {_DATA} FROM tree ORDER BY inode"):
+        # A damaged page can hold anything.
+        if not all(type(value) is int for value in row[:4]) or type(row[4]) is not bytes:
+            raise Unreadable(f"damaged: row {row[0]} has values of the wrong type")
+        rows[row[0]] = row
+    root = rows.pop(0, None)
+    paths = {0: ""}
+
+    def path(start: int) -> str:
+        chain, seen, at = [], set(), start
+        while at not in paths:
+            if at in seen or at not in rows:
+                raise Unreadable(f"damaged: row {start} is missing or in a loop")
+            seen.add(at)
+            chain.append(at)
+            at = rows[at][1]
+        for inode in reversed(chain):
+            name = rows[inode][4].decode("utf-8", "surrogateescape")
+            above = paths[rows[inode][1]]
+            paths[inode] = f"{above}/{name}" if above else name
+        return paths[start]
+
+    return (root[2] if root else 0), {path(inode): (row[3], row[5] or b"") for inode, row in rows.items()}
+
+
 class Running(Unreadable):
     """The daemon has the database, or is about to."""
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import corosync_conf, pmxcfs, pve_file
+from . import corosync_conf, pmxcfs, pve_file, section_config
 from .errors import PveguardError
 
 #: A host name: what /etc/pve/nodes has as directories.
@@ -62,14 +62,8 @@ def of_tree(name: str, tree: Tree) -> dict[str, Any]:
 
 
 def sections(text: str) -> list[tuple[str, dict[str, str]]]:
-    """``[(id, {key: value})]`` of a Proxmox section configuration (``type: id``, then indented ``key value`` lines)."""
-    found: list[tuple[str, dict[str, str]]] = []
-    for line in text.splitlines():
-        if match := re.match(r"[a-zA-Z][\w-]*:\s*(\S+)\s*$", line):
-            found.append((match.group(1), {}))
-        elif found and (match := re.match(r"\s+(\S+)(?:\s+(.*\S))?\s*$", line)):
-            found[-1][1][match.group(1)] = match.group(2) or ""
-    return found
+    """``[(id, {key: value})]`` of a Proxmox section configuration."""
+    return [(section.name, section.values) for section in section_config.parse(text).sections]
 
 
 def remove_directory(

@@ -127,6 +127,8 @@ def _holdings(node: Mapping[str, Any]) -> list[str]:
     """What a host's own database holds that a join would throw away."""
     pmxcfs = node.get("pmxcfs") or {}
     held = []
+    if pmxcfs.get("database_bytes") is not None and pmxcfs.get("root_version") is None and pmxcfs.get("error"):
+        held.append(f"a database that is not understood ({pmxcfs['error']})")
     if pmxcfs.get("guests"):
         shown = ", ".join(str(guest) for guest in pmxcfs["guests"][:5])
         more = len(pmxcfs["guests"]) - 5

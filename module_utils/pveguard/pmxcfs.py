@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import sqlite3
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import daemon_mode, left_nodes, live_database, node_name
+from . import daemon_mode, left_nodes, live_database, node_name, section_config
 from .errors import PveguardError
 from .run import Run
 from .run import run as real_run
@@ -22,19 +20,20 @@ MOUNT = Path("etc/pve")
 NOISE = (
     r"nodes/[^/]+/lrm_status",
     r"ha/manager_status",
-    r"priv/lock(?:/.*)?",
+    r"priv/lock",
     r"(?:.*/)?[^/]+\.tmp\.[0-9]+",
 )
-_NOISE = re.compile("(?:" + "|".join(NOISE) + r")\Z")
+_NOISE = re.compile("(?:" + "|".join(NOISE) + r")(?:/.*)?\Z", re.DOTALL)
+
+#: The daemon takes a folder of nodes/ for a node's, and a file in it for a guest's, only with such names.
+_GUEST = re.compile(r"nodes/[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?/(?:qemu-server|lxc|openvz)/([1-9][0-9]*)\.conf")
 
 #: Storages that the Proxmox installer itself defines; they say nothing about what an operator did.
 STOCK_STORAGES = frozenset({"local", "local-lvm", "local-zfs", "local-btrfs"})
 
-Row = tuple[int, int, int, int, int, int, str, object]
-
 
 def is_noise(path: str) -> bool:
-    """True for a path below /etc/pve (no leading slash) that carries no configuration."""
+    """True for a path below /etc/pve (no leading slash) that carries no configuration, or lies in a folder that does not."""
     return bool(_NOISE.match(path))
 
 
@@ -45,39 +44,12 @@ def read_tree(database: Path) -> tuple[int, dict[str, tuple[int, bytes]]]:
     come as surrogates. Raises PveguardError when the database cannot be read as one.
     """
 
-    def read(connection: sqlite3.Connection) -> list[Row]:
-        connection.text_factory = _text_of_name
-        return connection.execute("SELECT inode, parent, version, writer, mtime, type, name, data FROM tree").fetchall()
-
     try:
-        rows = live_database.look(str(database), read)
+        return live_database.look(str(database), live_database.tree_in)
     except live_database.Unreadable as error:
-        raise PveguardError(str(error)) from error
-    by_inode = {row[0]: row for row in rows}
-    root = by_inode.pop(0, None)
-
-    def path_of(inode: int) -> str:
-        names: list[str] = []
-        at = inode
-        while at != 0:
-            row = by_inode.get(at)
-            if row is None or len(names) > len(by_inode):
-                raise PveguardError(f"{database} is damaged: row {inode} is missing or in a loop")
-            names.append(row[6])
-            at = row[1]
-        return "/".join(reversed(names))
-
-    tree = {path_of(inode): (row[5], _bytes_of(row[7])) for inode, row in by_inode.items()}
-    return (root[2] if root else 0), tree
-
-
-def _text_of_name(name: bytes) -> str:
-    return name.decode("utf-8", "surrogateescape")
-
-
-def _bytes_of(data: object) -> bytes:
-    """A blob; SQLite may hold text or a number in its place, where somebody wrote it by hand."""
-    return data if isinstance(data, bytes) else b"" if data is None else str(data).encode("utf-8", "surrogateescape")
+        # What is wrong with the tree does not name the file.
+        text = str(error)
+        raise PveguardError(text if text.startswith(str(database)) else f"{database}: {text}") from error
 
 
 def tree_sha256(tree: Mapping[str, tuple[int, bytes]]) -> str:
@@ -93,15 +65,15 @@ def tree_sha256(tree: Mapping[str, tuple[int, bytes]]) -> str:
 
 
 def guest_ids(paths: Iterable[str]) -> list[int]:
-    """Ids of the guests with a configuration file, in order."""
-    found = (re.fullmatch(r"nodes/[^/]+/(?:qemu-server|lxc)/([0-9]+)\.conf", path) for path in paths)
+    """Ids of the guests with a configuration file, in order, as the daemon counts them."""
+    found = (_GUEST.fullmatch(path) for path in paths)
     return sorted(int(match.group(1)) for match in found if match)
 
 
 def custom_storages(storage_cfg: str) -> list[str]:
     """Storage ids of a storage.cfg beyond those the installer defines."""
-    ids = re.findall(r"^[a-z0-9]+:\s*(\S+)", storage_cfg, flags=re.MULTILINE)
-    return [name for name in ids if name not in STOCK_STORAGES]
+    names = [section.name for section in section_config.parse(storage_cfg).sections]
+    return [name for name in names if name not in STOCK_STORAGES]
 
 
 def custom_users(user_cfg: str) -> list[str]:
@@ -132,11 +104,13 @@ def collect(root: Path = Path("/"), run: Run = real_run) -> dict[str, Any]:
     """Facts of the daemon and its data; never raises. ``error`` says why something is unknown.
 
     Keys: mounted, writable (bool: it answers, and its mode lets it be written); mode (``down``, ``local`` or ``cluster``);
-    quorate (bool, None when local or down); met_corosync (whether Corosync has run since a daemon in cluster mode started,
+    quorate (bool, None when local, down or unknown);
+    met_corosync (whether Corosync has run since a daemon in cluster mode started,
     None when local, down or unknown); root_version (int or None); tree_sha256 (str or None, noise aside); guests (list of
-    int); storage, users, has_corosync_conf (bool); storages, extra_users (what they were judged by); database_bytes (int or
-    None); member_addresses (``{node: address}`` as the members tell each other);
-    left_nodes (directories of nodes that are gone, see :mod:`left_nodes`); error.
+    int); storage, users, has_corosync_conf (bool); storages, extra_users (what they were judged by), these six None where the
+    database is there and not understood; database_bytes (int or None: of the file and its log, where content may lie for
+    long); member_addresses (``{node: address}`` as the members tell each other); left_nodes (directories of nodes that are
+    gone, see :mod:`left_nodes`); error.
     """
     facts: dict[str, Any] = {
         "mounted": mounted(root),
@@ -172,12 +146,14 @@ def collect(root: Path = Path("/"), run: Run = real_run) -> dict[str, Any]:
 def _collect_database(facts: dict[str, Any], root: Path) -> None:
     database = root / DATABASE
     try:
-        facts["database_bytes"] = os.stat(database).st_size
+        facts["database_bytes"] = live_database.whole_size(str(database))
     except OSError:
         return
     try:
         version, tree = read_tree(database)
     except PveguardError as error:
+        # Not known is not the same as nothing.
+        facts.update(dict.fromkeys(("guests", "storages", "extra_users", "storage", "users", "has_corosync_conf")))
         facts["error"] = str(error)
         return
     facts["root_version"] = version

@@ -207,9 +207,15 @@ def _write(switch: Path, state: bytes) -> None:
 
 # The journal ------------------------------------------------------------------------------------------------------
 
-#: What the daemon logs before it writes a row; other releases may put more around it.
-_ROW = re.compile(r"\benter \w*backend_write_inode ([0-9A-Fa-f]{1,16}) '(.*)'(?:, size [0-9]+)?(?: \(|$)")
-_DELETE = re.compile(r"\benter \w*backend_delete_inode\b")
+#: What the daemon logs before it writes or deletes a row: domain and level, text, place in the source, which other releases
+#: may leave out. From its beginning: paths and names in other lines may hold any text.
+_ENTER = r"\A(?:\[[^\]]*\] )?(?:[a-z]+: )?enter \w*backend_"
+_ROW = re.compile(_ENTER + r"write_inode ([0-9A-Fa-f]{1,16}) '(.*)'(?:, size [0-9]+)?(?: \([^()]*\))?\Z", re.DOTALL)
+_BEGUN = re.compile(_ENTER + r"write_inode [0-9A-Fa-f]{1,16} '")
+_DELETE = re.compile(_ENTER + r"delete_inode\b")
+_ABOUT_ROWS = re.compile(r"backend_\w*_inode")
+#: A name of 300 characters may be as many lines.
+_LINES_OF_A_NAME = 301
 _SUPPRESSED = re.compile(r"\bSuppressed ([0-9]+) messages from (\S+)")
 #: systemd-journald names the control group or the unit of the service whose lines it dropped.
 _UNIT = "pve-cluster.service"
@@ -281,20 +287,53 @@ def _lines(text: str) -> Iterator[Line]:
             continue
 
 
+@dataclass
+class Parsed:
+    """Transactions that debug lines tell of, and how many lines are about rows and were not understood."""
+
+    transactions: list[Transaction] = field(default_factory=list)
+    strange: int = 0
+
+
 def transactions(messages: Iterable[str]) -> list[Transaction]:
     """The transactions that debug lines tell of; each ends with the row ``__version__``. Other lines are ignored."""
-    found: list[Transaction] = []
+    return parse(messages).transactions
+
+
+def parse(messages: Iterable[str]) -> Parsed:
+    """As :func:`transactions`. A name may hold a newline: where that became lines of their own they belong to the one in
+    which the name began, whatever they look like.
+    """
+    found = Parsed()
     current = Transaction()
+    begun: list[str] = []
     for message in messages:
-        if row := _ROW.search(message):
+        if begun:
+            whole = _ROW.match("\n".join([*begun, message]))
+            if whole is None and len(begun) < _LINES_OF_A_NAME and not _BEGUN.match(message):
+                begun.append(message)
+                continue
+            row = whole or _ROW.match(message)
+            found.strange += whole is None
+            begun = []
+        else:
+            row = _ROW.match(message)
+        if row:
             inode, name = int(row.group(1), 16), row.group(2)
-            if inode == _ROOT_INODE:
-                found.append(current)
+            if inode != _ROOT_INODE:
+                current.rows.append((inode, name))
+            elif name == "__version__":
+                found.transactions.append(current)
                 current = Transaction()
             else:
-                current.rows.append((inode, name))
-        elif _DELETE.search(message):
+                found.strange += 1
+        elif _BEGUN.match(message):
+            begun = [message]
+        elif _DELETE.match(message):
             current.deletes += 1
+        else:
+            found.strange += bool(_ABOUT_ROWS.search(message))
+    found.strange += bool(begun)
     return found
 
 

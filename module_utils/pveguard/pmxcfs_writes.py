@@ -10,6 +10,7 @@ daemon's debug log is on for the window (see pmxcfs_journal), and every write is
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sqlite3
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from . import block_writes, corosync_conf, live_database, pmxcfs_journal, write_classes
+from . import block_writes, corosync_conf, daemon_mode, live_database, pmxcfs_journal, write_classes
 from .errors import PveguardError
 from .run import CommandMissing, Run
 from .run import run as real_run
@@ -149,23 +150,20 @@ class Sampler:
         """Version and changed rows of one consistent state."""
 
         def read(connection: sqlite3.Connection) -> tuple[int, list[tuple[int, int, int, int, str]]]:
-            root = connection.execute("SELECT version FROM tree WHERE inode = 0").fetchone()
-            if root is None:
-                raise PveguardError(f"{self.database} has no row __version__")
-            version = int(root[0])
+            version = _version(connection)
             if self.last is None or version == self.last:
                 return version, []
             rows = connection.execute(
-                "SELECT inode, parent, version, writer, name FROM tree"
+                "SELECT inode, parent, version, writer, CAST(name AS BLOB) FROM tree"
                 " WHERE version > ? AND version <= ? AND inode != 0 ORDER BY version",
                 (self.last, version),
             ).fetchall()
             if any(row[1] not in self._directories for row in rows):
                 found = connection.execute(
-                    "SELECT inode, parent, name FROM tree WHERE type = ? AND inode != 0", (_DIRECTORY,)
+                    "SELECT inode, parent, CAST(name AS BLOB) FROM tree WHERE type = ? AND inode != 0", (_DIRECTORY,)
                 )
-                self._directories.update({inode: (parent, name) for inode, parent, name in found})
-            return version, rows
+                self._directories.update({inode: (parent, _text(name)) for inode, parent, name in found})
+            return version, [(*row[:4], _text(row[4])) for row in rows]
 
         return _looked_at(self.database, read)
 
@@ -201,7 +199,8 @@ def measure(
 
     A window is observed only when ``window_seconds`` is above 0, there is a database, it is where
     ``window_on`` says (``disk``, ``memory`` or ``any``), and the machine is another one than
-    ``known_machine`` (empty: none is known). ``method`` is how the window attributes what it sees, see
+    ``known_machine`` (empty: none is known); :func:`window_length` says how long. ``method`` is how the window attributes
+    what it sees, see
     :func:`observe`; in ``check_mode`` it is ``database``, because ``journal`` switches something. Returns
     ``{counters, window, since}``; the last two are None where there is none.
     """
@@ -213,7 +212,7 @@ def measure(
     window: dict[str, Any] | None = None
     if wait:
         now, window = observe(
-            window_seconds,
+            window_length(window_seconds),
             method=method,
             check_mode=check_mode,
             store=store,
@@ -225,6 +224,13 @@ def measure(
     else:
         now = {**here, "root_version": root_version(database)}
     return {"counters": now, "window": window, "since": since(previous, until or now) if previous else None}
+
+
+def window_length(wanted: float) -> float:
+    """How long a window is, in seconds: as wanted, but from a minute on whole minutes, since what comes once a minute would
+    otherwise be seen as often as chance has it.
+    """
+    return wanted if wanted < block_writes.MINUTE else math.ceil(wanted / block_writes.MINUTE) * block_writes.MINUTE
 
 
 def root_version(database: str = block_writes.DATABASE) -> int | None:
@@ -309,7 +315,7 @@ def observe(
     write_back(device["measured_path"], run)
     after = {**block_writes.counters(store, database, pid_file), "root_version": sampler.last}
 
-    written = block_writes.difference(before, after)
+    written = block_writes.difference(before, after, seconds)
     notes += written["notes"]
     if problem:
         notes.append(problem)
@@ -320,19 +326,21 @@ def observe(
     transactions = None if problem else sampler.transactions
     files, exact = sampler.files(), sampler.exact
     if debug is not None:
-        transactions, files, exact = debug.result(sampler, transactions, notes)
+        counted = debug.result(sampler, transactions, notes)
+        if counted is None:
+            debug = None
+        else:
+            transactions, files, exact = counted
     names = node_names(database, pve, run)
     for file in files:
         kind = write_classes.classify(file["path"])
         file.update(
             {"node": names.of(file["writer"]), "class": kind.name, "label": kind.label, "exact": exact}
         )
-    nodes: dict[str, float] = {}
+    heartbeats: dict[str, int] = {}
     for file in files:
         if match := _LRM_STATUS.match(file["path"]):
-            node = match.group(1)
-            rate = block_writes.per_minute(file["transactions_at_least"], seconds) or 0.0
-            nodes[node] = round(nodes.get(node, 0.0) + rate, 2)
+            heartbeats[match.group(1)] = heartbeats.get(match.group(1), 0) + int(file["transactions_at_least"])
     attributed = sum(int(file["transactions_at_least"]) for file in files)
     writes = {
         "method": "window",
@@ -354,8 +362,10 @@ def observe(
         "classes": write_classes.by_class(files, transactions, seconds),
         "writers": names.writers(files, transactions, seconds),
         "unattributed_transactions": None if transactions is None else max(0, transactions - attributed),
-        "lrm_status_transactions_per_minute": None if problem else round(sum(nodes.values()), 2),
-        "lrm_status_nodes": nodes,
+        "lrm_status_transactions_per_minute": None
+        if problem
+        else block_writes.per_minute(sum(heartbeats.values()), seconds),
+        "lrm_status_nodes": {node: block_writes.per_minute(count, seconds) for node, count in heartbeats.items()},
         "journal": None if debug is None else debug.journal(),
         "notes": notes,
     }
@@ -393,13 +403,33 @@ class _Debug:
 
     def result(
         self, sampler: Sampler, transactions: int | None, notes: list[str]
-    ) -> tuple[int | None, list[dict[str, Any]], bool]:
-        """Transactions of the window, files, and whether the counts of the files are exact."""
-        found = pmxcfs_journal.transactions(
-            line.message for line in self.lines if line.identifier == "pmxcfs"
-        )
+    ) -> tuple[int | None, list[dict[str, Any]], bool] | None:
+        """Transactions of the window, files, and whether the counts of the files are exact; None where the log cannot be
+        counted, and the samples of the database are what there is.
+        """
+        messages = [line.message for line in self.lines if line.identifier == "pmxcfs"]
+        parsed = pmxcfs_journal.parse(messages)
+        found = parsed.transactions
         least, most = self._inner_last - self._inner_first, self._outer_last - self._outer_first
-        complete = least <= len(found) <= most
+        dropped = pmxcfs_journal.suppressed(self.lines)
+        if least and not found and not dropped:
+            shown = f", for example {messages[0][:100]!r}" if messages else ""
+            notes.append(
+                f"the database was sampled instead of the journal: of {len(messages)} lines of pmxcfs none tells of a "
+                f"transaction in a form that is known{shown}"
+            )
+            return None
+        if len(found) > most:
+            notes.append(
+                f"the database was sampled instead of the journal: that seems to hold {len(found)} transactions, and there were "
+                f"{most} at most; the name of a file may look like lines of the log"
+            )
+            return None
+        if parsed.strange:
+            notes.append(
+                f"{parsed.strange} lines of the debug log are about rows and not understood: figures per file are lower bounds"
+            )
+        complete = least <= len(found)
         window = self._window(found, sampler) if complete else range(len(found))
         counts = pmxcfs_journal.attribute(found, self._rows, sampler.seen, self._rows_after, window)
         files = [
@@ -410,14 +440,13 @@ class _Debug:
         if complete:
             transactions = len(window)
         else:
-            dropped = pmxcfs_journal.suppressed(self.lines)
             said = f"; it says that it dropped {dropped} lines of pve-cluster.service" if dropped else ""
             notes.append(
                 f"the journal holds {len(found)} of {least} transactions, so figures per file are lower bounds{said}."
                 " journald drops lines of a service above RateLimitBurst (journald.conf)"
             )
-            transactions = max(least, len(found))
-        return transactions, files, complete and sum(counts.values()) == len(window)
+            transactions = least if transactions is None else transactions
+        return transactions, files, complete and not parsed.strange and sum(counts.values()) == len(window)
 
     def _window(self, found: Sequence[pmxcfs_journal.Transaction], sampler: Sampler) -> range:
         """The indexes of the transactions of the window: the log is on a little longer, on a busy node for seconds."""
@@ -431,12 +460,26 @@ class _Debug:
 
 def snapshot(database: str) -> tuple[int, dict[int, pmxcfs_journal.Row]]:
     """The version of the row ``__version__`` and the metadata of all others, of one moment."""
-    rows = _looked_up(database, "SELECT inode, parent, name, version, writer FROM tree")
-    found = {row[0]: pmxcfs_journal.Row(*row[1:]) for row in rows}
-    root = found.pop(0, None)
-    if root is None:
-        raise PveguardError(f"{database} has no row __version__")
-    return int(root.version), found
+
+    def read(connection: sqlite3.Connection) -> tuple[int, list[Any]]:
+        query = "SELECT inode, parent, CAST(name AS BLOB), version, writer FROM tree WHERE inode != 0"
+        return _version(connection), connection.execute(query).fetchall()
+
+    version, rows = _looked_at(database, read)
+    return version, {row[0]: pmxcfs_journal.Row(row[1], _text(row[2]), *row[3:]) for row in rows}
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    """The root version; the daemon loads a database without the row ``__version__``, and counts from 0."""
+    row = connection.execute("SELECT version FROM tree WHERE inode = 0").fetchone()
+    if row is not None and type(row[0]) is not int:
+        raise PveguardError(f"the row __version__ has the version {row[0]!r}")
+    return row[0] if row else 0
+
+
+def _text(name: object) -> str:
+    """A name may be any bytes; what is not UTF-8 comes as surrogates."""
+    return name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else ""
 
 
 class NodeNames:
@@ -478,14 +521,13 @@ def node_names(
     Without a corosync.conf in the database the daemon knows no cluster, and the node of ``.members`` is alone.
     """
     try:
-        query = "SELECT data FROM tree WHERE parent = 0 AND name = 'corosync.conf' AND inode != 0"
+        query = "SELECT CAST(data AS BLOB) FROM tree WHERE parent = 0 AND name = 'corosync.conf' AND inode != 0"
         found = next(iter(_looked_up(database, query)), None)
     except PveguardError:
         return NodeNames()
     if found is not None:
         try:
-            data = found[0] or b""
-            text = data.decode(errors="replace") if isinstance(data, bytes) else str(data)
+            text = (found[0] or b"").decode(errors="replace")
             by_id = {
                 node.node_id: node.name
                 for node in corosync_conf.parse(text).nodes()
@@ -498,7 +540,7 @@ def node_names(
     try:
         said = members(pve, run)
     except PveguardError:
-        said = {}
+        return NodeNames()
     nodes = said.get("nodelist") or {}
     if found is None and not nodes:
         return NodeNames(alone=said.get("nodename") or None)
@@ -516,10 +558,13 @@ def members(pve: str = pmxcfs_journal.PVE, run: Run = real_run) -> dict[str, Any
     if not done.ok:
         raise PveguardError(f"{pve}/.members cannot be read: {done.stderr.strip()}")
     try:
-        found = json.loads(done.stdout)
+        found: dict[str, Any] = json.loads(done.stdout)
     except ValueError as error:
         raise PveguardError(f"{pve}/.members is not JSON: {error}") from error
-    return found if isinstance(found, dict) else {}
+    unknown = daemon_mode.unknown_members(found)
+    if unknown:
+        raise PveguardError(f"{pve}/.members is not as it is known: {unknown}")
+    return found
 
 
 def since(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
@@ -563,7 +608,11 @@ def _looked_at(database: str, function: Callable[[sqlite3.Connection], Value]) -
         raise PveguardError(f"{database} is not in use: the daemon of the cluster file system does not run")
 
     def read(connection: sqlite3.Connection) -> Value:
-        connection.text_factory = lambda name: name.decode("utf-8", "surrogateescape")
+        unknown = live_database.unknown_schema(connection)
+        if unknown:
+            raise PveguardError(
+                f"{database}: its schema is not known to this version of pveguard ({unknown}), so what was written is not known"
+            )
         return function(connection)
 
     try:

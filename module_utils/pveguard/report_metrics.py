@@ -29,6 +29,9 @@ METRICS = {
     "ha_resources_unattended": "HA resources that nothing recovers because HA is masked on the node",
     "ha_units_returned": "HA services that were switched off and came back, after an upgrade or by hand",
     "ha_off": "Whether the HA services were off on the node",
+    "figures_seconds": "How long that was counted of which the rates are; no rate is made of less than a minute",
+    "pmxcfs_transactions": "Transactions of the cluster file system that the node stored in that time",
+    "device_bytes": "Bytes written to the device behind the store in that time, by everybody",
     "pmxcfs_transactions_per_second": "Transactions of the cluster file system that the node stored",
     "pmxcfs_written_bytes_per_second": "Bytes that the daemon of the cluster file system caused to be written",
     "device_written_bytes_per_second": "Bytes written to the device behind the store, by everybody",
@@ -119,6 +122,12 @@ def _samples(report: Mapping[str, Any], only: str) -> dict[str, list[tuple[dict[
 def _writes(add: Any, node: str, writes: Mapping[str, Any]) -> None:
     for when in ("before", "after"):
         figures = writes[when] or {}
+        for name, key in (
+            ("figures_seconds", "seconds"),
+            ("pmxcfs_transactions", "transactions"),
+            ("device_bytes", "device_bytes"),
+        ):
+            add(name, figures.get(key), node=node, when=when)
         for name, key in (
             ("pmxcfs_transactions_per_second", "transactions_per_minute"),
             ("pmxcfs_written_bytes_per_second", "pmxcfs_write_bytes_per_minute"),

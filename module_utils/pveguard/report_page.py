@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import canvas_charts, html_page, report_summary, ring_events
+from . import block_writes, canvas_charts, html_page, report_summary, ring_events
 from .canvas_charts import REST, SERIES, Series
 from .html_page import Html, tag
 from .report_summary import Finding, names_text, rate
@@ -317,15 +317,15 @@ def _changed(report: Mapping[str, Any]) -> list[Html]:
             count = f"{known['nodes']} node{'' if known['nodes'] == 1 else 's'}"
             note = f"{change_text(known['before'], known['after'])}; mean of {count}"
         else:
-            value, note = UNKNOWN, "no node has figures of both times"
+            value, note = UNKNOWN, "no node has a rate of both times: it takes a window of a minute"
         tiles.append((name, value, note))
     spared = total["device_bytes"]
     if spared["nodes"]:
-        day = (spared["before"] - spared["after"]) * 1440
+        less = spared["before"] - spared["after"]
         tiles.append(
             (
-                "Spared a day and node" if day >= 0 else "More a day and node",
-                bytes_text(abs(day)),
+                "Spared a minute and node" if less >= 0 else "More a minute and node",
+                bytes_text(abs(less)),
                 "of writes to the device behind the store",
             )
         )
@@ -437,7 +437,8 @@ def _before_after(
 
 def _three(writes: Mapping[str, Any], key: str, shown: Any) -> tuple[str, str, str]:
     old, new = rate(writes["before"], key), rate(writes["after"], key)
-    return shown(old), shown(new), change_text(old, new)
+    said = [report_summary.rate_or_count(writes[when], key, shown) for when in ("before", "after")]
+    return said[0], said[1], change_text(old, new)
 
 
 def _how(figures: Mapping[str, Any] | None, now: str) -> str:
@@ -553,17 +554,37 @@ def _marked(value: float | None, exact: object) -> str:
     return number_text(value) if value is None or exact else f"≥ {number_text(value)}"
 
 
+def _amount(each: Mapping[str, Any]) -> float | None:
+    """Of a class or a writer: what it writes a minute, and in a window shorter than that what it wrote in it."""
+    known: float | None = each["transactions_per_minute"]
+    return each.get("transactions") if known is None else known
+
+
+def _column(word: str, window: Mapping[str, Any]) -> str:
+    seconds = window.get("seconds")
+    if seconds is None or block_writes.per_minute(0, seconds) is not None:
+        return word
+    return f"{word}, in {duration_text(round(seconds))}"
+
+
+def _unit(windows: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """What the columns of windows count."""
+    return "Transactions a minute" if all(_column("", window) == "" for _, window in windows) else "Transactions"
+
+
 def _classes(name: str, windows: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[list[Html], list[Html]]:
     """The chart and the table of what causes the writes."""
-    known = [(word, window["classes"]) for word, window in windows if window.get("classes")]
+    windows = [each for each in windows if each[1].get("classes")]
+    known = [(_column(word, window), window["classes"]) for word, window in windows]
     if not known:
         return [], []
+    unit = _unit(windows)
     labels: dict[str, str] = {}
     worth: dict[str, float] = {}
     for _, classes in known:
         for each in classes:
             labels.setdefault(each["class"], str(each["label"]))
-            worth[each["class"]] = max(worth.get(each["class"], 0.0), each["transactions_per_minute"] or 0.0)
+            worth[each["class"]] = max(worth.get(each["class"], 0.0), _amount(each) or 0.0)
     order = sorted((kind for kind in worth if worth[kind]), key=lambda kind: -worth[kind])
     # What was not seen is no class of its own: it has the colour of the rest.
     coloured = [kind for kind in order if kind != "unattributed"][:MAX_SERIES]
@@ -573,7 +594,7 @@ def _classes(name: str, windows: Sequence[tuple[str, Mapping[str, Any]]]) -> tup
     for at, kind in enumerate([*coloured, *(["rest"] if rest else [])]):
         wanted = rest if kind == "rest" else [kind]
         values: list[float | Sequence[float] | None] = [
-            sum(each["transactions_per_minute"] or 0.0 for each in classes if each["class"] in wanted)
+            sum(_amount(each) or 0.0 for each in classes if each["class"] in wanted)
             for _, classes in known
         ]
         label = labels[wanted[0]] if len(wanted) == 1 else "other"
@@ -586,17 +607,17 @@ def _classes(name: str, windows: Sequence[tuple[str, Mapping[str, Any]]]) -> tup
             ", ".join(
                 f"{each['label']} {_marked(each['transactions_per_minute'], each['exact'])}"
                 for each in classes
-                if each["transactions_per_minute"]
+                if _amount(each)
             )
             or "nothing"
         )
         for word, classes in known
     )
     chart = canvas_charts.bars(
-        f"Transactions a minute by what causes them, {name}", said, rows, series, stacked=True
+        f"{unit} by what causes them, {name}", said, rows, series, stacked=True
     )
     table = html_page.table(
-        "Transactions a minute by cause; ≥ marks a lower bound",
+        f"{unit} by cause; ≥ marks a lower bound",
         ("Cause", *rows),
         [
             (
@@ -604,7 +625,7 @@ def _classes(name: str, windows: Sequence[tuple[str, Mapping[str, Any]]]) -> tup
                 *(
                     next(
                         (
-                            _marked(each["transactions_per_minute"], each["exact"])
+                            _marked(_amount(each), each["exact"])
                             for each in classes
                             if each["class"] == kind
                         ),
@@ -617,11 +638,12 @@ def _classes(name: str, windows: Sequence[tuple[str, Mapping[str, Any]]]) -> tup
         ],
         numbers=range(1, 1 + len(rows)),
     )
-    return [tag("figure", chart, tag("figcaption", "Transactions a minute."))], [tag("h4", "By cause"), table]
+    return [tag("figure", chart, tag("figcaption", f"{unit}."))], [tag("h4", "By cause"), table]
 
 
 def _writing_nodes(windows: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Html]:
-    known = [(word, window["writers"]) for word, window in windows if window.get("writers")]
+    windows = [each for each in windows if each[1].get("writers")]
+    known = [(_column(word, window), window["writers"]) for word, window in windows]
     if not known or max(len(writers) for _, writers in known) < 2:
         return []
     worth: dict[str, float] = {}
@@ -629,12 +651,12 @@ def _writing_nodes(windows: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Htm
     for word, writers in known:
         for each in writers:
             node = str(each["node"] or f"node id {each['node_id']}")
-            worth[node] = max(worth.get(node, 0.0), each["transactions_per_minute"] or 0.0)
-            shown.setdefault(node, {})[word] = _marked(each["transactions_per_minute"], each["exact"])
+            worth[node] = max(worth.get(node, 0.0), _amount(each) or 0.0)
+            shown.setdefault(node, {})[word] = _marked(_amount(each), each["exact"])
     order = sorted(worth, key=lambda node: -worth[node])
     rows = [word for word, _ in known]
     table = html_page.table(
-        "Transactions a minute by the node that writes; ≥ marks a lower bound",
+        f"{_unit(windows)} by the node that writes; ≥ marks a lower bound",
         ("Writing node", *rows),
         [(node, *(shown[node].get(word, "0") for word in rows)) for node in order],
         numbers=range(1, 1 + len(rows)),
@@ -673,12 +695,14 @@ def _services(report: Mapping[str, Any]) -> list[Html]:
         figures = node["writes"]["after"] or {}
         found = figures.get("services") or (node["writes"].get("observed") or {}).get("services") or []
         shown = [
-            f"{str(each['service']).removesuffix('.service')} {rate_text(each['bytes_per_minute'])}"
+            f"{str(each['service']).removesuffix('.service')} "
+            + (bytes_text(each["bytes"]) if each["bytes_per_minute"] is None else rate_text(each["bytes_per_minute"]))
             for each in found[:MAX_SERVICES]
             if each["bytes"]
         ]
         if found:
-            rows.append((name, ", ".join(shown) or "nothing"))
+            time_known = _column("", figures if figures.get("services") else node["writes"].get("observed") or {})
+            rows.append((name, (", ".join(shown) or "nothing") + time_known))
     if not rows:
         return []
     table = html_page.table(
@@ -781,7 +805,7 @@ def _drive(name: str, disk: Mapping[str, Any], node: Mapping[str, Any], now: str
     kind = _drive_kind(disk)
     measured = ((node["counters"] or {}).get("device") or {}).get("disk")
     behind = str(disk.get("disk")).rpartition("/")[2] == measured
-    per_day = rate(node["writes"]["after"], "device_bytes") if behind else None
+    day = node["writes"].get("day") if behind else None
     notes = [*(left.get("notes") or []), *(disk.get("notes") or [])]
     older = age_seconds(node.get("disks_time"), now)
     if older and older >= 3600:
@@ -804,8 +828,12 @@ def _drive(name: str, disk: Mapping[str, Any], node: Mapping[str, Any], now: str
         ),
         (
             "Written a day now",
-            UNKNOWN if per_day is None else bytes_text(per_day * 1440),
-            "" if behind else "not the drive behind the store",
+            bytes_text(day["device_bytes"] * 86400 / day["seconds"]) if day else UNKNOWN,
+            f"counted for {duration_text(day['seconds'])}"
+            if day
+            else "counters of a day are needed"
+            if behind
+            else "not the drive behind the store",
         ),
     ]
     if before.get("years_left") is not None or before.get("years_left_low") is not None:

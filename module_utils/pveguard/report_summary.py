@@ -5,7 +5,7 @@ Pure, and the same for every output. What is unknown is said to be unknown and i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,6 +163,15 @@ def rate(figures: Mapping[str, Any] | None, key: str) -> float | None:
     return None if value is None else float(value)
 
 
+def rate_or_count(figures: Mapping[str, Any] | None, key: str, text: Callable[[float | None], str]) -> str:
+    """A figure as :func:`rate` gives it; where there is no rate, what was counted and in what time: ``12 in 20 s``."""
+    known = rate(figures, key)
+    count, seconds = (figures or {}).get(key), (figures or {}).get("seconds")
+    if known is None and count is not None and seconds:
+        return f"{text(count)} in {duration_text(round(seconds))}"
+    return text(known)
+
+
 def steps(report: Mapping[str, Any]) -> list[Step]:
     """What to do next, the most urgent first, nodes with the same thing to do together."""
     grouped: dict[tuple[str, str, str], list[tuple[str, str]]] = {}
@@ -226,6 +235,15 @@ def _cluster(node: Mapping[str, Any]) -> list[Finding]:
                 "its cluster file system is down: /etc/pve is not mounted",
                 "Find out why the daemon does not run, then start it.",
                 "journalctl -u pve-cluster; systemctl start pve-cluster",
+            )
+        )
+    if cluster.get("error"):
+        found.append(
+            Finding(
+                UNKNOWN,
+                f"what its cluster file system holds or says is not known: {cluster['error']}",
+                "Read what is not understood; a newer pveguard may know it.",
+                "journalctl -u pve-cluster; pve-state status",
             )
         )
     if cluster["name"] is not None:

@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import disk_wear, probe, text_table
-from .units import UNKNOWN, bytes_text, duration_text, number_text
+from . import block_writes, disk_wear, probe, report_summary, text_table
+from .units import UNKNOWN, bytes_text, duration_text, number_text, time_text
 
 SCHEMA = "pveguard-report"
 #: Raised when a key changes its meaning or goes away; new keys alone do not raise it.
 SCHEMA_VERSION = 1
 
-#: A shorter time since the last report says too little to replace the figure of a window.
-MIN_SINCE_SECONDS = 60.0
+#: Years that a drive lasts are told from the rate of a day or more: backups and jobs come daily, the daemon's checkpoint and
+#: what others flush hourly.
+DAY_SECONDS = 86400
 
 HEADER = (
     "node",
@@ -79,6 +80,7 @@ def entry(
         notes.append(f"no counters: {why}")
     before = _before(baseline, machine, notes if in_run else [])
     after = _after(measured, last, notes)
+    days = _days(counters, last, baseline if machine in (None, (baseline or {}).get("machine")) else None)
     result: dict[str, Any] = {
         "time": now,
         "in_run": in_run,
@@ -89,8 +91,15 @@ def entry(
         "corosync": _corosync(node),
         "ha": _ha(node),
         "ram_state": _ram_state(node, counters),
-        "writes": {"before": before, "after": after, "observed": _observed(measured, last)},
-        **_disks(wear, last, before, after, counters or last.get("counters"), now, notes),
+        "writes": {
+            "before": before,
+            "after": after,
+            "observed": _observed(measured, last),
+            "day": days["day"],
+            "day_before": days["day_before"],
+        },
+        "rate_from": days["rate_from"],
+        **_disks(wear, last, days, counters or last.get("counters"), now, notes),
         **_amplification(amplification, last, now),
         "ring": dict((ring or {}).get("ring") or last.get("ring") or {}) or None,
         "assessment": dict(assessment) if assessment else None,
@@ -101,6 +110,8 @@ def entry(
         notes.append(f"gate: {result['gate']['message']}")
     if plan and plan.get("action") == "refuse":
         notes.append(f"cluster: {plan.get('reason')}")
+    if result["cluster"]["error"]:
+        notes.append(f"not understood: {result['cluster']['error']}")
     if result["ha"]["unattended"]:
         notes.append(f"HA is off but has resources: {', '.join(result['ha']['unattended'])}")
     if result["ha"]["returned"]:
@@ -134,13 +145,13 @@ def _row(name: str, node: Mapping[str, Any]) -> tuple[str, ...]:
         _copies_text(node["corosync"]),
         _ha_text(node["ha"]),
         str(node["ram_state"]["state"]),
-        _change(writes, "transactions_per_minute", number_text),
-        _change(writes, "device_bytes_per_minute", bytes_text),
+        _change(writes, "transactions", number_text),
+        _change(writes, "device_bytes", bytes_text),
     )
 
 
 def _change(writes: Mapping[str, Any], key: str, text: Any) -> str:
-    values = [text((writes[when] or {}).get(key)) for when in ("before", "after")]
+    values = [report_summary.rate_or_count(writes[when], key, text) for when in ("before", "after")]
     return UNKNOWN if values == [UNKNOWN, UNKNOWN] else " → ".join(values)
 
 
@@ -195,7 +206,7 @@ def _before(
     if machine and baseline.get("machine") != machine:
         notes.append("no figures from before: the saved ones are of another installation of this name")
         return None
-    return dict(baseline["window"])
+    return _told(baseline["window"])
 
 
 def _after(
@@ -208,10 +219,30 @@ def _after(
         return after
     since = measured.get("since") or {}
     whole = since.get("transactions") is not None and since.get("device_bytes") is not None
-    if whole and (since.get("seconds") or 0) >= MIN_SINCE_SECONDS:
+    # A time too short for a rate says too little to replace the figure of a window.
+    if whole and block_writes.per_minute(0, since.get("seconds")) is not None:
         return dict(since)
-    former = ((last.get("writes") or {}).get("after")) if last else None
-    return dict(former) if former else None
+    return _told((last.get("writes") or {}).get("after")) if last else None
+
+
+def _told(figures: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Saved figures, without the rates that an earlier version scaled up from a window shorter than a minute."""
+    if not figures:
+        return None
+    if block_writes.per_minute(0, figures.get("seconds")) is not None:
+        return dict(figures)
+
+    def bare(value: Any, key: str = "") -> Any:
+        if key == "lrm_status_nodes":
+            return dict.fromkeys(value or {})
+        if isinstance(value, Mapping):
+            return {name: bare(each, name) for name, each in value.items()}
+        if isinstance(value, list):
+            return [bare(each) for each in value]
+        return None if key.endswith("_per_minute") else value
+
+    found: dict[str, Any] = bare(figures)
+    return found
 
 
 def _observed(measured: Mapping[str, Any] | None, last: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -220,14 +251,41 @@ def _observed(measured: Mapping[str, Any] | None, last: Mapping[str, Any]) -> di
     if not window:
         former = (last.get("writes") or {}).get("after") or {}
         window = former if former.get("method") == "window" else None
-    return dict(window) if window else None
+    return _told(window)
+
+
+def _days(
+    counters: Mapping[str, Any] | None, last: Mapping[str, Any], baseline: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """``rate_from``: the counters from which a long time is counted, as long as one boot, one device and one place of the
+    database last. ``day`` and ``day_before`` (protection): the last figures ``{from, to, seconds, device_bytes}`` that
+    cover a day or more, None where there are none yet.
+    """
+    former = last.get("writes") or {}
+    start, day, before = last.get("rate_from"), former.get("day"), former.get("day_before")
+    if counters:
+        in_memory = counters["database"]["in_memory"]
+        if start and start["database"]["in_memory"] != in_memory:
+            start, before, day = None, (day or before) if in_memory else None, None
+        written = block_writes.difference(start, counters) if start else {}
+        if start is None or written["device_bytes"] is None:
+            start = {key: counters.get(key) for key in ("time", "boot_id", "uptime_seconds", "device", "database")}
+        elif written["seconds"] >= DAY_SECONDS:
+            day = {
+                "from": start.get("time"),
+                "to": counters.get("time"),
+                **{key: written[key] for key in ("seconds", "device_bytes")},
+            }
+    since_boot = (baseline or {}).get("since_boot") or {}
+    if before is None and (since_boot.get("seconds") or 0) >= DAY_SECONDS:
+        before = dict(since_boot)
+    return {"rate_from": start, "day": day, "day_before": before}
 
 
 def _disks(
     wear: Mapping[str, Any] | None,
     last: Mapping[str, Any],
-    before: Mapping[str, Any] | None,
-    after: Mapping[str, Any] | None,
+    days: Mapping[str, Any],
     counters: Mapping[str, Any] | None,
     now: str,
     notes: list[str],
@@ -251,9 +309,14 @@ def _disks(
         shown = {
             key: value for key, value in disk.items() if key not in ("endurance", "endurance_before")
         }
-        for key, figures in (("endurance", after), ("endurance_before", before)):
-            rate = (figures or {}).get("device_bytes_per_minute") if here else None
-            shown[key] = disk_wear.endurance(disk, None if rate is None else rate * 1440)
+        for key, figures in (("endurance", days["day"]), ("endurance_before", days["day_before"])):
+            per_day = figures["device_bytes"] * DAY_SECONDS / figures["seconds"] if here and figures else None
+            shown[key] = disk_wear.endurance(disk, per_day)
+            if here and figures is None and key == "endurance" and days["rate_from"]:
+                shown[key]["notes"].append(
+                    "years are told from the writes of a day or more, which are counted since "
+                    f"{time_text(days['rate_from'].get('time'))}"
+                )
         disks.append(shown)
     return {"disks": disks, "disks_time": moment}
 
@@ -311,6 +374,7 @@ def _cluster(node: Mapping[str, Any] | None, plan: Mapping[str, Any] | None) -> 
             "mode": "unknown",
             "quorate": None,
             "met_corosync": None,
+            "error": None,
             "members": 0,
             "live": 0,
             "probe": None,
@@ -326,6 +390,7 @@ def _cluster(node: Mapping[str, Any] | None, plan: Mapping[str, Any] | None) -> 
         "mode": pmxcfs.get("mode", "down"),
         "quorate": _quorate(corosync, pmxcfs) if clustered else None,
         "met_corosync": pmxcfs.get("met_corosync"),
+        "error": pmxcfs.get("error"),
         # Probes are none of the cluster's members: nothing depends on them.
         "members": sum(not probe.is_listed(each) for each in corosync.get("members") or []) if clustered else 0,
         "live": sum(number not in probe.ids(corosync) for number in corosync.get("live_member_ids") or []) if clustered else 0,

@@ -440,9 +440,11 @@ class _Meter:
         return self._idle
 
     def noise(self, seconds: float) -> int | None:
-        """Device bytes that others write in ``seconds``, by the idle window."""
+        """Device bytes that others write in ``seconds``, by the idle window; never more than were seen in it: what comes once
+        a minute may have come in those few seconds.
+        """
         seen = self._idle["device_bytes"]
-        return None if seen is None else round(seen * seconds / self._idle["seconds"])
+        return None if seen is None else round(seen * min(1.0, seconds / self._idle["seconds"]))
 
     def so_far(self, before: Mapping[str, Any]) -> int:
         """Device bytes of a case while it is written: the daemon's at once, those of the device as they get there."""
@@ -502,6 +504,11 @@ class _Meter:
                 f"others write to {self.where['device']} too ({bytes_text(self._idle['device_bytes'])} in "
                 f"{duration_text(self._idle['seconds'])}): more than a tenth of what was counted, so the factor is "
                 "uncertain; measure again when the node is quieter"
+            )
+        if self._idle.get("device_bytes") and any((case.get("seconds") or 0) > self._idle["seconds"] for case in measured):
+            found.append(
+                f"a case took longer than the {duration_text(self._idle['seconds'])} in which others were watched, and is not "
+                "credited with more than was seen then: its factor may be too high; raise idle_seconds"
             )
         if (result["idle"] or {}).get("transactions"):
             found.append(

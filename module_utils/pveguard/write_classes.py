@@ -76,7 +76,7 @@ _RULES = (
     (r"jobs\.cfg|replication\.cfg|vzdump\.cron", "jobs", "backup and replication jobs"),
 )
 _COMPILED = tuple(
-    (re.compile(pattern.replace("NODE", r"nodes/[^/]+")), Kind(name, label))
+    (re.compile(pattern.replace("NODE", r"nodes/[^/]+"), re.DOTALL), Kind(name, label))
     for pattern, name, label in _RULES
 )
 

@@ -59,13 +59,22 @@ def test_the_mode_is_that_of_the_daemons_rules(tmp_path: Path, state: Any, wante
 @pytest.mark.parametrize(
     ("state", "wanted"),
     [
-        ({"members": None, "database": CONF}, ("cluster", False, False, None)),
-        ({"members": "no JSON", "database": CONF}, ("cluster", False, False, None)),
-        ({"members": "[]", "database": CONF}, ("cluster", False, False, None)),
+        ({"members": None, "database": CONF}, ("cluster", None, False, None)),
+        ({"members": "no JSON", "database": CONF}, ("cluster", None, False, None)),
+        ({"members": "[]", "database": CONF}, ("cluster", None, False, None)),
+        # As another daemon might write it.
+        ({"members": "{}", "database": CONF}, ("cluster", None, False, None)),
+        ({"members": {"node": "pve1", "members": [{"name": "pve1"}]}, "database": CONF}, ("cluster", None, False, None)),
+        ({"members": {**UNNAMED, "members": ["pve1"]}, "database": CONF}, ("cluster", None, False, None)),
+        ({"members": {**UNNAMED, "members": ["pve1"]}, "database": {"x": "1"}}, ("local", None, False, None)),
+        ({"members": {**UNNAMED, "cluster": "production"}, "database": CONF}, ("cluster", None, False, None)),
+        ({"members": {**cluster(1), "cluster": {"quorum": True}}, "database": CONF}, ("cluster", None, False, None)),
+        ({"members": {**cluster(1), "nodelist": ["pve1"]}, "database": CONF}, ("cluster", None, False, None)),
+        ({"members": {**cluster(1), "nodelist": {"pve1": 1}}, "database": CONF}, ("cluster", None, False, None)),
         ({"members": None, "database": CONF, "options": "-l"}, ("local", None, False, None)),
         ({"members": None, "database": {"x": "1"}}, ("local", None, False, None)),
-        ({"members": None, "host": conf()}, ("cluster", False, False, None)),
-        ({"members": None}, ("cluster", False, False, None)),
+        ({"members": None, "host": conf()}, ("cluster", None, False, None)),
+        ({"members": None}, ("cluster", None, False, None)),
     ],
 )
 def test_a_daemon_that_does_not_answer_is_an_error_and_not_writable(
@@ -132,7 +141,7 @@ def test_a_daemon_that_hangs_is_asked_by_a_child_with_a_deadline(tmp_path: Path)
         return Result(124, "", "cat: no answer within 10 s")
 
     seen = daemon_mode.look(tmp_path, True, hangs)
-    assert (seen.mode, seen.quorate, seen.writable) == ("cluster", False, False)
+    assert (seen.mode, seen.quorate, seen.writable) == ("cluster", None, False)
     assert seen.error == "/etc/pve/.members cannot be read: cat: no answer within 10 s"
     assert not daemon_mode.takes_writes(tmp_path, hangs)
 

@@ -180,7 +180,7 @@ def test_noise_meanwhile_does_not_count(host: Host) -> None:
 
 @pytest.mark.parametrize("check", [False, True])
 def test_a_refusal_changes_nothing_in_both_modes(host: Host, check: bool) -> None:
-    host.node.w.write(f"nodes/{host.node.ps.os.uname().nodename}/qemu-server/7.conf", b"lock: backup\n")
+    host.node.w.write(f"nodes/{host.node.ps.os.uname().nodename.partition('.')[0]}/qemu-server/7.conf", b"lock: backup\n")
     found = host.look(generation="latest")
     assert "is locked (backup)" in found["refusals"][0]
     before = host.files()

@@ -228,7 +228,7 @@ def test_the_exit_by_hand(ps: ModuleType, ram_node: Node) -> None:
         (lambda n: n.w.write("ha/resources.cfg", b"vm: 100\n\tstate started\n"), "HA manages vm:100"),
         (
             lambda n: n.w.write(
-                f"nodes/{os.uname().nodename}/qemu-server/7.conf", b"lock: backup\nname: x\n"
+                f"nodes/{os.uname().nodename.partition('.')[0]}/qemu-server/7.conf", b"lock: backup\nname: x\n"
             ),
             "is locked",
         ),

@@ -256,7 +256,7 @@ def test_advance_after_an_unclean_restore(
     clock = Clock(watcher)
     clock.run(1)
     assert watcher.status["ready"] is False
-    lock = f"{ram_node.paths.pve}/priv/lock/pveguard-{os.uname().nodename}"
+    lock = f"{ram_node.paths.pve}/priv/lock/pveguard-{os.uname().nodename.partition('.')[0]}"
 
     real_mkdir = os.mkdir
 
@@ -316,7 +316,7 @@ def test_an_advance_that_others_finished_leaves_no_directory(
     ram_node.power_cut()
     assert ram_node.run(["systemctl", "start", "pve-cluster.service"]).rc == 0
     watcher = ps.Watcher(ram_node.paths, ram_node.config)
-    lock = Path(f"{ram_node.paths.pve}/priv/lock/pveguard-{os.uname().nodename}")
+    lock = Path(f"{ram_node.paths.pve}/priv/lock/pveguard-{os.uname().nodename.partition('.')[0]}")
     lock.mkdir(parents=True)  # of a pair that was cut in two
     watcher.members.state = (True, True, frozenset())
     watcher.live_root = 10**9  # others raised it

@@ -223,6 +223,15 @@ GATE = {
 LINKS = {"verdict": "pass", "reason": "ok", "message": "fine", "time": NOW}
 
 
+def days(now: float = 92_000.0, before: float = 4.2e6) -> dict[str, Any]:
+    """What an earlier report knew of a long time: three days at so many bytes a minute."""
+
+    def figures(rate: float) -> dict[str, Any]:
+        return {"from": EARLIER, "to": NOW, "seconds": 3 * 86400.0, "device_bytes": rate * 3 * 1440}
+
+    return {"day": figures(now), "day_before": figures(before)}
+
+
 def entry(name: str = "pve1", **more: Any) -> dict[str, Any]:
     """The entry of a member that is well, with everything measured."""
     counters = {
@@ -244,6 +253,7 @@ def entry(name: str = "pve1", **more: Any) -> dict[str, Any]:
         },
         "baseline": {"machine": name, "window": window(117, 4.2e6, False, EARLIER, **BEFORE)},
         "wear": {"disks": [drive()], "notes": []},
+        "last": {"machine": name, "writes": days()},
     }
     return report_table.entry(**{**known, **more})
 
@@ -297,7 +307,12 @@ def three() -> dict[str, Any]:
     return report_table.build(
         {
             "pve1": entry("pve1", amplification=AMPLIFICATION),
-            "pve2": entry("pve2", measured=behind("pve2", "sda"), wear={"disks": [worn], "notes": []}),
+            "pve2": entry(
+                "pve2",
+                measured=behind("pve2", "sda"),
+                wear={"disks": [worn], "notes": []},
+                last={"machine": "pve2", "writes": days(260_000.0)},
+            ),
             "pve3": entry("pve3", wear={"disks": [silent], "notes": []}),
         },
         NOW,

@@ -139,20 +139,55 @@ def test_counters(node: Recorded) -> None:
 def test_difference(node: Recorded) -> None:
     before = node.at(100.0, sectors=1000)
     node.daemon(5096)
-    written = block_writes.difference(before, node.at(130.0, sectors=1200))
+    written = block_writes.difference(before, node.at(220.0, sectors=1200))
     assert written == {
-        "seconds": 30.0,
+        "seconds": 120.0,
         "device_bytes": 102400,
-        "device_bytes_per_minute": 204800.0,
+        "device_bytes_per_minute": 51200.0,
         "pmxcfs_write_bytes": 4096,
-        "pmxcfs_write_bytes_per_minute": 8192.0,
+        "pmxcfs_write_bytes_per_minute": 2048.0,
         "services": [
-            {"service": "pve-cluster.service", "bytes": 4096, "bytes_per_minute": 8192.0, "exact": True}
+            {"service": "pve-cluster.service", "bytes": 4096, "bytes_per_minute": 2048.0, "exact": True}
         ],
         "services_source": "proc",
         "services_notes": [],
         "notes": [],
     }
+
+
+@pytest.mark.parametrize(
+    ("seconds", "minutes"),
+    [
+        (5, None),
+        (20, None),  # a minute's tick may be in it or not
+        (59.9, None),
+        (59.96, 1),  # clocks tick in hundredths
+        (60, 1),
+        (62.9, 1),
+        (64, None),
+        (90, None),  # one tick or two
+        (120.4, 2),
+        (301, 5),
+        (599, None),
+        (1000, 1000 / 60),
+        (86400, 1440),
+    ],
+)
+def test_a_rate_is_made_of_whole_minutes_or_of_many(seconds: float, minutes: float | None) -> None:
+    wanted = None if minutes is None else pytest.approx(12 / minutes, abs=0.01)
+    assert block_writes.per_minute(12, seconds) == wanted
+    assert block_writes.per_minute(None, seconds) is None is block_writes.per_minute(12, None)
+
+
+def test_a_short_time_has_counts_and_no_rates(node: Recorded) -> None:
+    before = node.at(100.0, sectors=1000)
+    node.daemon(5096)
+    written = block_writes.difference(before, node.at(120.0, sectors=1200))
+    assert written["device_bytes"] == 102400 and written["pmxcfs_write_bytes"] == 4096
+    assert written["services"] == [
+        {"service": "pve-cluster.service", "bytes": 4096, "bytes_per_minute": None, "exact": True}
+    ]
+    assert written["device_bytes_per_minute"] is None is written["pmxcfs_write_bytes_per_minute"]
 
 
 def test_a_reboot_makes_counters_incomparable(node: Recorded) -> None:
@@ -245,9 +280,9 @@ def test_services_by_control_group_are_those_of_the_disk(node: Recorded) -> None
     assert before["services_source"] == "cgroup"
     assert before["services"] == {"pve-cluster.service": 400, "system-getty.slice": 5, "user.slice": 70}
     node.cgroup("system.slice/pve-cluster.service", 1000)
-    written = block_writes.difference(before, node.at(130.0, sectors=1200))
+    written = block_writes.difference(before, node.at(160.0, sectors=1200))
     assert services(written) == [("pve-cluster.service", 600, True)]
-    assert written["services"][0]["bytes_per_minute"] == 1200.0
+    assert written["services"][0]["bytes_per_minute"] == 600.0
 
 
 def test_a_restarted_service_counts_from_nothing(node: Recorded) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -338,8 +339,12 @@ def test_without_the_file_system_nothing_is_written_beneath_it(observed: Observe
     observed.node.stop()
     observed.node.sh("umount -l /etc/pve || true")
     found = observed.observe(method="journal")
-    assert found["attribution"] == "database" and found["transactions"] is None
+    assert found["attribution"] == "database" and not found["transactions"]
     assert os.listdir(observed.node.pve) == []
+
+
+#: The last six that tell of a row: a daemon logs other things as well, and after them.
+DROP_SIX = "/usr/bin/tac /run/journal.json | awk '/backend_write_inode/ && ++n <= 6 { next } { print }' | /usr/bin/tac"
 
 
 def test_lines_that_journald_dropped_make_lower_bounds(observed: Observed) -> None:
@@ -352,10 +357,37 @@ def test_lines_that_journald_dropped_make_lower_bounds(observed: Observed) -> No
         }
     )
     journalctl.write_text(
-        JOURNALCTL.replace("cat /run/journal.json", f"head -n -6 /run/journal.json; echo '{said}'")
+        JOURNALCTL.replace("cat /run/journal.json", f"{DROP_SIX}; echo '{said}'")
     )
     found = observed.observe("for n in 1 2 3 4 5 6 7 8; do touch f$n; done", method="journal")
     assert found["transactions"] == 16, "by the version of the database"
     assert "of 16 transactions" in found["notes"][0] and "dropped 6 lines" in found["notes"][0]
     assert found["unattributed_transactions"] > 0 and not any(file["exact"] for file in found["files"])
     assert found["classes"][-1]["class"] == "unattributed" or found["classes"][0]["class"] == "unattributed"
+
+
+#: What a daemon may log that is written anew: the same figures in other words.
+OTHER_WORDS = "sed 's/enter backend_write_inode/writing inode/; s/__version__/root/' /run/journal.json"
+TWICE = "cat /run/journal.json /run/journal.json"
+
+
+@pytest.mark.parametrize(
+    ("programme", "told"), [(OTHER_WORDS, "in a form that is known"), (TWICE, "seems to hold 16 transactions, and there were 8")]
+)
+def test_a_log_that_cannot_be_counted_is_told_and_the_database_sampled(
+    observed: Observed, programme: str, told: str
+) -> None:
+    journalctl = observed.node.root / "run/bin/journalctl"
+    journalctl.write_text(JOURNALCTL.replace("cat /run/journal.json", programme))
+    found = observed.observe("for n in 1 2 3 4; do touch f$n; done", method="journal")
+    assert found["attribution"] == "database" and found["transactions"] == 8
+    assert told in found["notes"][0] and len(found["notes"]) == 1
+    assert sum(per_file(found).values()) + found["unattributed_transactions"] == 8
+
+
+def test_a_name_that_looks_like_the_log_is_counted_once(observed: Observed) -> None:
+    begin, end = "[database] debug: enter backend_write_inode 0000000000000000 '__version__", "', size 0 (database.c:150:x)"
+    for name in (f"a\n{begin}{end}\nb", "c\nd", f"e{end}\n{begin}"):
+        found = observed.observe(f"touch {shlex.quote(name)}", method="journal")
+        assert found["transactions"] == 2, found["notes"]
+        assert sum(file["transactions_at_least"] for file in found["files"]) <= 2

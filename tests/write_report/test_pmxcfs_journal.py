@@ -51,6 +51,34 @@ def test_names_and_other_releases(name: str, where: str) -> None:
     assert found.rows == [(0xBEEF, name)]
 
 
+SPLIT = "a\n" + row(0, "__version__") + "\nb"
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\n", "a\n\n'b", SPLIT, "x\n" * 150, row(0, "__version__") + "\n", "n" * 300])
+@pytest.mark.parametrize("split", [False, True])
+def test_a_name_of_several_lines_is_one_name(name: str, split: bool) -> None:
+    """The journal holds it as one message, or as many."""
+    line = row(7, name)
+    found = pmxcfs_journal.parse([*(line.split("\n") if split else [line]), VERSION, row(8, "next"), VERSION])
+    assert [transaction.deletes for transaction in found.transactions] == [0, 0]
+    first, second = (transaction.rows for transaction in found.transactions)
+    assert [inode for inode, _ in first] == [7] and second == [(8, "next")]
+    # Where a line in it looks whole, the rest of the name is not told.
+    if not (split and "__version__" in name):
+        assert first == [(7, name)] and found.strange == 0
+
+
+def test_other_lines_with_such_a_path_are_not_about_rows() -> None:
+    others = [
+        f"[main] debug: enter cfs_fuse_create /{VERSION} (pmxcfs.c:1:cfs_fuse_create)",
+        f"[status] notice: received log {DELETE}",
+    ]
+    assert pmxcfs_journal.parse(others).transactions == []
+    # A root row of another name is none that the daemon writes.
+    strange = pmxcfs_journal.parse([row(0, "x"), "[database] debug: leave backend_write_inode", "enter backend_write_inode"])
+    assert strange.transactions == [] and strange.strange == 3
+
+
 NODES = {
     1: Row(0, "nodes", 1, 1),
     2: Row(1, "pve1", 2, 1),

@@ -144,12 +144,49 @@ def test_a_window_names_files_nodes_and_what_they_are_for(daemon: Daemon, tmp_pa
         ("nodes/pve1/lrm_status", "pve1", "ha", 12, True),
         ("nodes/pve2/lrm_status", "pve2", "ha", 12, True),
     ]
-    assert writes["lrm_status_nodes"] == {"pve1": 180.0, "pve2": 180.0}
+    # Four seconds say nothing of a minute.
+    assert writes["lrm_status_nodes"] == {"pve1": None, "pve2": None}
+    assert writes["lrm_status_transactions_per_minute"] is None is writes["transactions_per_minute"]
+    assert {each["transactions_per_minute"] for each in writes["classes"] + writes["writers"]} == {None}
     assert [(w["node_id"], w["node"], w["transactions"], w["exact"]) for w in writes["writers"]] == [
         (1, "pve1", 12, True),
         (2, "pve2", 12, True),
     ]
     assert writes["classes"][0]["label"] == "HA heartbeat (lrm_status)"
+
+
+@pytest.mark.parametrize("phase", [0.5, 10.0, 31.0, 59.0])
+@pytest.mark.parametrize("wanted", [5, 20, 59, 60, 61, 90, 120, 150])
+def test_no_window_tells_another_rate_of_what_comes_once_a_minute(
+    daemon: Daemon, tmp_path: Path, wanted: float, phase: float
+) -> None:
+    """Three nodes whose scheduler makes and removes two locks: 12 transactions a minute, whatever the window."""
+    clock, tick = [0.0], [phase]
+
+    def pass_time(seconds: float) -> None:
+        clock[0] += seconds
+        while tick[0] < clock[0]:
+            tick[0] += 60
+            for _ in range(6):
+                lock = daemon.make(daemon.nodes, "file-jobs_cfg", 4)
+                daemon._write("DELETE FROM tree WHERE inode = ?", lock)
+
+    _, writes = pmxcfs_writes.observe(
+        pmxcfs_writes.window_length(wanted),
+        store=str(tmp_path),
+        database=str(daemon.path),
+        run=no_sync,
+        clock=lambda: clock[0],
+        sleep=pass_time,
+    )
+    minutes = -(-wanted // 60)
+    if wanted < 60:
+        assert writes["seconds"] == wanted and writes["transactions_per_minute"] is None
+        assert writes["transactions"] == (12 if phase < wanted else 0)
+    else:
+        assert writes["seconds"] == 60 * minutes and writes["transactions"] == 12 * minutes
+        assert writes["transactions_per_minute"] == 12
+        assert sum(each["transactions_per_minute"] for each in writes["classes"]) == 12
 
 
 def test_interleaved_heartbeats_are_explained_and_a_lock_is_not(daemon: Daemon) -> None:
@@ -193,7 +230,7 @@ def test_names_of_nodes_are_never_guessed(daemon: Daemon) -> None:
     names = pmxcfs_writes.node_names(str(daemon.path), run=members('{"nodename": "pve1"}'))
     assert [names.of(n) for n in (1, 2, 3, 4, None)] == ["pve1", "pve2", None, None, None]
     daemon.db.execute("UPDATE tree SET data = 'garbage {' WHERE inode = ?", (conf,))
-    listed = '{"nodename": "pve1", "nodelist": {"pve9": {"id": 9}}}'
+    listed = '{"nodename": "pve1", "cluster": {"quorate": 1}, "nodelist": {"pve9": {"id": 9}}}'
     assert pmxcfs_writes.node_names(str(daemon.path), run=members(listed)).of(9) == "pve9"
     assert pmxcfs_writes.node_names(str(daemon.path), run=members('{"nodename": "pve1"}')).of(1) is None
 
@@ -250,8 +287,6 @@ def test_a_window_on_a_live_database(daemon: Daemon, tmp_path: Path) -> None:
         stop.set()
         thread.join()
     assert 0 < writes["transactions"] <= daemon.version - start
-    rate = writes["transactions"] * 60 / writes["seconds"]
-    assert writes["transactions_per_minute"] == pytest.approx(rate, abs=0.01)
     (file,) = writes["files"]
     assert file["path"] == "nodes/pve1/lrm_status"
     # One heartbeat may be cut by either end of the window.
@@ -270,7 +305,7 @@ def test_an_idle_window_writes_nothing(daemon: Daemon, tmp_path: Path) -> None:
     _, writes = pmxcfs_writes.observe(
         0.2, store=str(tmp_path), database=str(daemon.path), sample_seconds=0.05, run=no_sync
     )
-    assert writes["transactions"] == 0 and writes["files"] == [] and writes["transactions_per_minute"] == 0
+    assert writes["transactions"] == 0 and writes["files"] == []
     assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in files] == before
     assert sorted(daemon.path.parent.iterdir()) == names
 

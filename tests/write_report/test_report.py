@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import report_table
+from ansible.module_utils.pveguard import report_metrics, report_page, report_table
 
 from tests.loading import load_filters
 
@@ -132,7 +133,7 @@ def test_table() -> None:
 def test_nothing_known_still_gives_a_row() -> None:
     bare = report_table.entry(now=NOW, in_run=True)
     assert "unknown" in report_table.render(report_table.build({"a": bare}, NOW))
-    assert bare["writes"] == {"before": None, "after": None, "observed": None}
+    assert not any(bare["writes"].values())
     assert json.loads(json.dumps(bare)) == bare
 
 
@@ -164,13 +165,112 @@ def test_which_figure_is_after(now: Any, since: Any, last: Any, transactions: fl
     assert (after or {}).get("transactions_per_minute") == transactions
 
 
+SHORT = {
+    "seconds": 20.3,
+    "transactions_per_minute": None,
+    "device_bytes_per_minute": None,
+    "classes": [{"class": "ha", "label": "HA", "transactions": 36, "transactions_per_minute": None, "exact": True}],
+}
+
+
+def test_a_window_shorter_than_a_minute_is_shown_as_counted() -> None:
+    made = entry(baseline={"machine": "m1", "window": figures(transactions=36, device=262144, **SHORT)})
+    report = report_table.build({"pve1": made}, NOW)
+    row = report_table.render(report).splitlines()[2]
+    assert "36 in 20 s → 6" in row and "256 KiB in 20 s → 0 B" in row
+    text = re.sub(r"<[^>]+>", " ", report_page.page(report))
+    assert "36 in 20 s" in text and "before, in 20 s" in text and "went from" not in text
+    metrics = report_metrics.render(report)
+    assert 'pveguard_pmxcfs_transactions{node="pve1",when="before"} 36' in metrics
+    assert 'pveguard_figures_seconds{node="pve1",when="before"} 20.3' in metrics
+    assert 'pveguard_pmxcfs_transactions_per_second{node="pve1",when="before"}' not in metrics
+
+
+def test_rates_that_an_earlier_version_scaled_up_are_not_told_again() -> None:
+    scaled = figures(transactions=36, device=1000, seconds=20.0, lrm_status_nodes={"pve1": 108.0})
+    scaled["transactions_per_minute"] = scaled["lrm_status_transactions_per_minute"] = 108.0
+    scaled["classes"] = [{**SHORT["classes"][0], "transactions_per_minute": 108.0}]
+    last = {"machine": "m1", "writes": {"after": scaled}}
+    made = entry(baseline={"machine": "m1", "window": scaled}, measured=measured(), last=last)
+    for when in ("before", "after", "observed"):
+        found = made["writes"][when]
+        assert found["transactions"] == 36 and found["transactions_per_minute"] is None
+        assert found["classes"][0]["transactions_per_minute"] is None
+        assert found["lrm_status_nodes"] == {"pve1": None}
+    assert "108" not in report_table.render(report_table.build({"pve1": made}, NOW))
+
+
+def at(hours: float, written: int, memory: bool = True, boot: str = "b1", disk: str = "8:0") -> dict[str, Any]:
+    """Counters so many hours after the boot."""
+    return {
+        "time": NOW,
+        "machine": "m1",
+        "boot_id": boot,
+        "uptime_seconds": hours * 3600.0,
+        "database": {"in_memory": memory},
+        "device": {"bytes_written": written, "device_number": disk, "device": "sda", "disk": "sda"},
+    }
+
+
+DRIVE = {"disk": "sda", "written_bytes": 10**12, "rated_tbw_bytes": 10**14, "rated_from": "table"}
+
+
+def reported(counters: dict[str, Any], last: Any = None, **more: Any) -> dict[str, Any]:
+    seen = {"counters": counters, "window": AFTER, "since": None}
+    return entry(measured=seen, last=last, wear={"disks": [DRIVE], "notes": []}, **more)
+
+
+def test_years_are_told_from_the_writes_of_a_day_and_of_nothing_shorter() -> None:
+    first = reported(at(10, 10**9))
+    assert AFTER["device_bytes_per_minute"] is not None and first["writes"]["day"] is None
+    (disk,) = first["disks"]
+    assert disk["endurance"]["years_left"] is None and disk["endurance_before"]["years_left"] is None
+    assert "a day or more, which are counted since 2026-11-20" in disk["endurance"]["notes"][-1]
+    assert "counters of a day are needed" in report_page.page(report_table.build({"pve1": first}, NOW))
+    # Reports in between begin nothing anew.
+    second = reported(at(20, 2 * 10**9), first)
+    assert second["rate_from"] == first["rate_from"] and second["writes"]["day"] is None
+    third = reported(at(34, 25 * 10**9), second)
+    assert third["writes"]["day"]["seconds"] == 86400 and third["writes"]["day"]["device_bytes"] == 24 * 10**9
+    # 99 TB are left, at 24 GB a day.
+    assert third["disks"][0]["endurance"]["years_left"] == pytest.approx(99e12 / 24e9 / 365.25, rel=0.01)
+    # After a reboot the counters begin anew; what a day wrote is still known.
+    fourth = reported(at(1, 0, boot="b2"), third)
+    assert fourth["writes"]["day"] == third["writes"]["day"] and fourth["rate_from"]["boot_id"] == "b2"
+    elsewhere = reported(at(90, 0, disk="8:16"), third)
+    assert elsewhere["rate_from"]["device"]["device_number"] == "8:16"
+    json.dumps(fourth)
+
+
+def test_the_rate_of_a_day_before_protection_is_none_of_the_time_after_it() -> None:
+    on_disk = reported(at(10, 0, memory=False))
+    day = reported(at(40, 30 * 10**9, memory=False), on_disk)
+    protected = reported(at(41, 30 * 10**9), day)
+    assert protected["writes"]["day"] is None and protected["writes"]["day_before"] == day["writes"]["day"]
+    assert protected["disks"][0]["endurance"]["years_left"] is None
+    assert protected["disks"][0]["endurance_before"]["years_left"]
+    # Moved back to the disk.
+    back = reported(at(99, 30 * 10**9, memory=False), protected)
+    assert back["writes"]["day"] is None and back["writes"]["day_before"] is None
+
+
+@pytest.mark.parametrize(("hours", "known"), [(2, False), (30, True)])
+def test_before_protection_the_time_since_boot_may_be_long_enough(hours: float, known: bool, tmp_path: Path) -> None:
+    module = filters()
+    window = {"counters": at(hours, 7 * 10**9, memory=False), "window": figures(), "since": None}
+    (file,) = module.baseline_files({"pve1": {"b": window}}, ["pve1"], str(tmp_path), "b")
+    made = reported(at(hours + 1, 7 * 10**9), baseline=json.loads(file["content"]))
+    assert (made["writes"]["day_before"] is not None) == known
+    assert (made["disks"][0]["endurance_before"]["years_left"] is not None) == known
+
+
 def test_another_installation_of_the_same_name_inherits_nothing() -> None:
     made = entry(
         measured=measured(machine="m2"),
         gate=None,
         last={"machine": "m1", "writes": {"after": AFTER}, "gate": GATE},
     )
-    assert made["writes"] == {"before": None, "after": None, "observed": None}
+    assert not any(made["writes"].values())
     assert made["gate"]["verdict"] == "not measured"
     assert any("another installation" in note for note in made["notes"])
 

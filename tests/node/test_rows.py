@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows that nobody expects: every program that reads the daemon's database reads them alike, and none dies of them."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from ansible.module_utils.pveguard import pmxcfs, pmxcfs_writes
+from ansible.module_utils.pveguard.errors import PveguardError
+
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMA = (
+    "CREATE TABLE tree (inode INTEGER PRIMARY KEY NOT NULL, parent INTEGER NOT NULL, version INTEGER NOT NULL, "
+    "writer INTEGER NOT NULL, mtime INTEGER NOT NULL, type INTEGER NOT NULL, name TEXT NOT NULL, data BLOB)"
+)
+
+
+def program(path: str) -> ModuleType:
+    loader = importlib.machinery.SourceFileLoader(Path(path).name.replace("-", "_"), str(ROOT / path))
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+MEMBER = program("roles/corosync/files/cluster-member")
+STATE = program("roles/ram_state/files/pve-state")
+
+
+class Database:
+    def __init__(self, path: Path, root: bool = True, root_type: int = 8) -> None:
+        self.path = path
+        self.db = sqlite3.connect(path, isolation_level=None)
+        self.db.execute("PRAGMA journal_mode=WAL").fetchone()
+        self.db.execute(SCHEMA)
+        self.inode = 1
+        if root:
+            self.db.execute("INSERT INTO tree VALUES (0, 0, 900, 1, 0, ?, '__version__', NULL)", (root_type,))
+        self.add("storage.cfg", b"dir: local\n")
+
+    def add(self, name: str | bytes, data: object = None, parent: int = 0, value: str = "?", kind: int = 8) -> int:
+        self.inode += 1
+        name = name.encode() if isinstance(name, str) else name
+        given = (self.inode, parent, self.inode, kind, name, *([data] if "?" in value else []))
+        self.db.execute(f"INSERT INTO tree VALUES (?, ?, ?, 1, 0, ?, CAST(? AS TEXT), {value})", given)
+        return self.inode
+
+    def folder(self, name: str, parent: int = 0) -> int:
+        return self.add(name, None, parent, kind=4)
+
+
+def deep(database: Database) -> None:
+    at = 0
+    for number in range(200):
+        at = database.folder(f"d{number}", at)
+    database.add("leaf", b"x", at)
+
+
+def in_noise(database: Database) -> None:
+    replaced = database.folder("x.tmp.12")
+    database.add("inside", b"1", replaced)
+    lock = database.folder("lock", database.folder("priv"))
+    database.add("a\nb", b"2", lock)
+    database.add("c.tmp.7", b"3", database.folder("new\nline"))
+
+
+ROWS: dict[str, Callable[[Database], object]] = {
+    "text": lambda d: d.add("x", "ä\N{SNOWMAN}"),
+    "text that is not UTF-8": lambda d: d.add("x", b"\xff\xfe", value="CAST(? AS TEXT)"),
+    "text with a zero byte": lambda d: d.add("x", "a\0b"),
+    "integer": lambda d: d.add("x", 2**63 - 1),
+    "negative": lambda d: d.add("x", -5),
+    "real": lambda d: d.add("x", 0.1 + 0.2),
+    "large real": lambda d: d.add("x", 1e300),
+    "null": lambda d: d.add("x", None),
+    "empty": lambda d: d.add("x", b""),
+    "zeros": lambda d: d.add("x", value="zeroblob(9)"),
+    "name that is not UTF-8": lambda d: d.add(b"caf\xe9.cfg", b"1"),
+    "name with a newline": lambda d: d.add("a\nb", b"1"),
+    "name of 300 characters": lambda d: d.add("n" * 300, b"1"),
+    "unlinked while open": lambda d: d.add(".fuse_hidden0000000500000001", b"1", d.folder("nodes")),
+    "name that is a number": lambda d: d.add("5", b"1"),
+    "name as a blob": lambda d: d.db.execute("INSERT INTO tree VALUES (700, 0, 7, 1, 0, 8, x'6162', x'01')"),
+    "200 folders deep": deep,
+    "below noise": in_noise,
+    "the same name twice": lambda d: (d.add("twice", b"1"), d.add("twice", b"2")),
+    "largest numbers": lambda d: d.db.execute("INSERT INTO tree VALUES (?, 0, ?, ?, ?, 8, 'big', x'01')", [2**63 - 1] * 4),
+    "no data of a folder": lambda d: d.folder("nodes"),
+}
+
+
+def hashes(path: Path) -> list[str]:
+    connection = STATE.in_memory(str(path))
+    try:
+        own = STATE.tree_sha256(connection, STATE.Config().noise)
+    finally:
+        connection.close()
+    return [pmxcfs.tree_sha256(pmxcfs.read_tree(path)[1]), MEMBER.tree_sha256(MEMBER.read_tree(path)[1]), own]
+
+
+@pytest.mark.parametrize("what", ROWS)
+def test_all_programs_see_the_same_tree(tmp_path: Path, what: str) -> None:
+    database = Database(tmp_path / "config.db")
+    base = hashes(database.path)
+    ROWS[what](database)
+    found = hashes(database.path)
+    assert len(set(found)) == len(set(base)) == 1
+    assert found != base
+    assert pmxcfs.read_tree(database.path)[0] == MEMBER.read_tree(database.path)[0] == 900
+    # The report looks at names and numbers while the daemon has the database open.
+    version, rows = pmxcfs_writes.snapshot(str(database.path))
+    assert version == 900 and len(rows) == database.db.execute("SELECT count(*) FROM tree").fetchone()[0] - 1
+    sampler = pmxcfs_writes.Sampler(str(database.path))
+    sampler.sample()
+    database.db.execute("UPDATE tree SET version = version + 1000 WHERE inode < 9000000000 AND version < 9000000000")
+    sampler.sample()
+    assert sampler.transactions == 1000 and sampler.files()
+
+
+def test_what_lies_in_a_folder_of_noise_is_noise_everywhere(tmp_path: Path) -> None:
+    database = Database(tmp_path / "config.db")
+    replaced = database.folder("x.tmp.12")
+    before = hashes(database.path)
+    database.add("inside", b"1", replaced)
+    database.add("deeper", b"1", database.folder("f", replaced))
+    assert hashes(database.path) == before and len(set(before)) == 1
+    for path in ("x.tmp.12/inside", "priv/lock/a/b", "nodes/a/lrm_status/x", "priv/lock/a\nb", "new\nline/c.tmp.7"):
+        assert pmxcfs.is_noise(path) and MEMBER.NOISE.match(path) and STATE.Config().noise.matches(path), path
+    for path in ("storage.cfg", "x.tmp.12a/inside", "a.tmp.1.cfg", "priv/lockfile"):
+        assert not (pmxcfs.is_noise(path) or MEMBER.NOISE.match(path) or STATE.Config().noise.matches(path)), path
+
+
+@pytest.mark.parametrize(("root", "kind", "version"), [(True, 8, 900), (True, 4, 900), (False, 0, 0)])
+def test_the_row_of_the_version_may_be_of_either_type_or_missing(
+    tmp_path: Path, root: bool, kind: int, version: int
+) -> None:
+    database = Database(tmp_path / "config.db", root, kind)
+    assert len(set(hashes(database.path))) == 1
+    assert pmxcfs.read_tree(database.path)[0] == MEMBER.read_tree(database.path)[0] == version
+    assert pmxcfs_writes.snapshot(str(database.path))[0] == version == pmxcfs_writes.root_version(str(database.path))
+    rows = STATE.read_only(str(database.path), STATE.read_rows)
+    assert STATE.root_version(rows) == version and STATE.unloadable(rows) == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE tree SET parent = 999 WHERE inode = 2",
+        "UPDATE tree SET parent = 2 WHERE inode = 2",
+        "UPDATE tree SET parent = 'abc' WHERE inode = 2",
+        "UPDATE tree SET version = 'abc' WHERE inode = 0",
+        "UPDATE tree SET version = 1.5 WHERE inode = 2",
+        "UPDATE tree SET type = x'00' WHERE inode = 2",
+    ],
+)
+def test_a_tree_that_is_none_is_told_by_all(tmp_path: Path, damage: str) -> None:
+    database = Database(tmp_path / "config.db")
+    database.db.execute(damage)
+    with pytest.raises(PveguardError, match=r"config\.db.* damaged: row"):
+        pmxcfs.read_tree(database.path)
+    with pytest.raises(MEMBER.Failure, match=r"config\.db.* damaged: row"):
+        MEMBER.read_tree(database.path)
+    problems, _ = STATE.verify_database(str(database.path))
+    assert problems and "config.db" not in problems[0]
+
+
+def test_what_is_saved_of_strange_rows_is_what_the_daemon_serves(tmp_path: Path) -> None:
+    root = tmp_path / "node"
+    live = root / "var/lib/pve-cluster"
+    live.mkdir(parents=True)
+    database = Database(live / "config.db")
+    for what, make in ROWS.items():
+        # Those that the daemon would not load go beside the replica.
+        if what != "the same name twice":
+            make(database)
+            database.db.execute("UPDATE tree SET name = 'n' || inode WHERE name = CAST(x'78' AS TEXT)")
+            database.db.execute("UPDATE tree SET name = 'd' || inode WHERE parent = 0 AND name IN ('nodes', 'priv')")
+    database.db.execute("UPDATE tree SET version = 9223372036854775807 WHERE inode = 0")
+    database.db.execute("DELETE FROM tree WHERE inode > 9000000000")
+    paths = STATE.Paths(str(root))
+    store = STATE.Store(paths, STATE.Config())
+    try:
+        first = STATE.save(store, deep=True, exact=True)
+        assert first["saved"] and first["rescued"] is None
+        again = STATE.save(store, deep=True)
+        assert not again["saved"] and again["rows_changed"] == 0
+    finally:
+        store.close()
+    assert hashes(Path(paths.replica)) == hashes(database.path)
+
+
+def test_guests_are_counted_as_the_daemon_counts_them() -> None:
+    paths = [
+        "nodes/a/qemu-server/100.conf",
+        "nodes/b-2/lxc/101.conf",
+        "nodes/a/openvz/102.conf",
+        "nodes/a/qemu-server/0103.conf",
+        "nodes/a/qemu-server/x.conf",
+        "nodes/a/qemu-server/104.conf.bak",
+        "nodes/a/qemu-server/105.conf\n",
+        "nodes/-a/lxc/106.conf",
+        "nodes/b.c/lxc/107.conf",
+        "nodes/a/other/108.conf",
+        "backup/nodes/a/lxc/109.conf",
+        "backup/a/qemu-server/110.conf",
+    ]
+    assert pmxcfs.guest_ids(paths) == [100, 101, 102]
+    assert [STATE.guest_of(path) for path in paths if STATE.guest_of(path)] == [100, 101, 102]
