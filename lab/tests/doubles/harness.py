@@ -3,7 +3,7 @@
 
 `Node` owns mount, UTS, IPC and network namespaces with a private /etc, /run, /dev, /dev/shm, /var/lib and /root/.ssh.
 Its files are reached from the test through /proc/PID/root. `PMXCFS` in the environment names the daemon to test;
-without it the double in lab/packages is used.
+without it the double in lab/packages is used. Whatever starts a daemon, here or in other tests, starts `DAEMON`.
 """
 
 from __future__ import annotations
@@ -29,14 +29,28 @@ PMXCFS = Path(os.environ.get("PMXCFS") or DOUBLE).resolve()
 IS_DOUBLE = PMXCFS == DOUBLE
 PVECM = PACKAGE / "root/usr/bin/pvecm"
 RUN_AT = "/run/double"  # where the tree of the double is seen inside a node
+#: The daemon's path inside a node. Another program than the double is seen there where it is.
+DAEMON = f"{RUN_AT}/usr/bin/pmxcfs" if IS_DOUBLE else str(PMXCFS)
+#: Where a node has something of its own, with nothing of this machine in it.
+PRIVATE = ("/etc", "/run", "/dev", "/var/lib", "/root")
+
+
+def shown() -> str:
+    """What of a private folder must be seen in a node nevertheless, because the daemon is in it; "" = nothing."""
+    for folder in PRIVATE:
+        if not IS_DOUBLE and PMXCFS.is_relative_to(folder):
+            return f"{folder}/{PMXCFS.relative_to(folder).parts[0]}"
+    return ""
+
 
 # Runs in new namespaces. Nothing it does is seen outside; the files it binds over are only places to mount on.
 SETUP = """
 set -e
 mount --make-rprivate /
+exec 8< "$TREE" 9< "${SHOWN:-/}"
 mount -t tmpfs -o mode=755 node /run
 mkdir -p /run/n/etc /run/n/dev /run/n/ssh /run/double /run/harness
-mount --bind "$TREE" /run/double
+mount -c --bind /proc/self/fd/8 /run/double
 for f in passwd group nsswitch.conf ld.so.cache ld.so.conf alternatives ssl protocols services; do
     [ ! -e /etc/$f ] || cp -a /etc/$f /run/n/etc/
 done
@@ -53,6 +67,11 @@ if [ -d /root ]; then
     mount -t tmpfs -o mode=700 node /root || true
     mkdir -p /root/.ssh
 fi
+if [ -n "$SHOWN" ]; then
+    if [ -d /proc/self/fd/9 ]; then mkdir -p "$SHOWN"; else touch "$SHOWN"; fi
+    mount -c --bind /proc/self/fd/9 "$SHOWN"
+fi
+exec 8<&- 9<&-
 hostname "$NAME"
 ip link set lo up 2>/dev/null || true
 echo ready
@@ -181,8 +200,8 @@ class Node:
         self._children: list[subprocess.Popen[bytes]] = []
         self._closed = False
         self._reader: subprocess.Popen[bytes] | None = None
-        tree = PMXCFS.parents[2] if IS_DOUBLE else PACKAGE / "root"
-        environment = {**os.environ, "TREE": str(tree), "HOSTS": hosts, "NAME": name}
+        places = {"TREE": str(PACKAGE / "root"), "SHOWN": shown()}
+        environment = {**os.environ, **places, "HOSTS": hosts, "NAME": name}
         self._holder = subprocess.Popen(
             ["unshare", "-m", "-u", "-i", "-n", "bash", "-c", SETUP],
             env=environment,
@@ -229,7 +248,7 @@ class Node:
 
     @property
     def daemon_path(self) -> str:
-        return f"{RUN_AT}/usr/bin/pmxcfs" if IS_DOUBLE else str(PMXCFS)
+        return DAEMON
 
     def start(self, *options: str) -> None:
         result = self.try_start(*options)
