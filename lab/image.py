@@ -21,6 +21,7 @@ from typing import Any
 from . import layout
 from .errors import LabError
 from .progress import say, step
+from .image_root import DOUBLES_AT
 from .system import file_lock, require_space, require_tools, run
 
 RELEASES = ("trixie", "bookworm")
@@ -160,7 +161,7 @@ def _repository(source: str | None, disk: Path) -> dict[str, Any]:
     """Build the signed repository and the read-only disk that brings it into the guests.
 
     Beside the disk, a JSON file says what the inventory must know (fingerprint, URL). Of a repository given by URL
-    only the key is on the disk.
+    only the key is on the disk, beside a repository of the doubles.
     """
     from .packages.build import BuildError, build_repository
 
@@ -171,6 +172,8 @@ def _repository(source: str | None, disk: Path) -> dict[str, Any]:
     except BuildError as error:
         raise LabError(str(error)) from error
     served = repository.path
+    if repository.completed:
+        say(f"not in {source}, so the lab's doubles take their place: {', '.join(repository.completed)}")
     if served is None:
         served = work / "url"
         shutil.rmtree(served, ignore_errors=True)
@@ -183,6 +186,10 @@ def _repository(source: str | None, disk: Path) -> dict[str, Any]:
             raise LabError(
                 f"PVE_PACKAGES={source}: set PVE_PACKAGES_KEY to the file or URL of the repository's public key"
             )
+        # What the URL does not have is taken from here, while the image is built.
+        doubles = build_repository(work / "doubles")
+        assert doubles.path is not None
+        shutil.copytree(doubles.path, served / DOUBLES_AT)
     size = sum(p.stat().st_size for p in served.rglob("*") if p.is_file()) // 2**20
     partial = disk.with_suffix(".partial.img")
     partial.unlink(missing_ok=True)

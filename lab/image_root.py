@@ -10,10 +10,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from . import initrd
+from .packages.build import COMPONENT, ORIGIN
+from .system import telling
 
 # Nothing may write to the dedicated disk, or burn CPU, on an idle node; and what is not needed does not boot.
 MASKED = (
@@ -36,20 +39,39 @@ GENERATORS = (
     "systemd-hibernate-resume-generator", "systemd-rc-local-generator", "systemd-run-generator",
     "systemd-ssh-generator", "systemd-system-update-generator", "systemd-tpm2-generator",
 )  # fmt: skip
+#: Where the doubles are in the repository of a URL.
+DOUBLES_AT = "doubles"
 ENABLED = ("ssh.service", "lab-identity.service", "lab-network.service", "lab-agent.service")
 
 
-def command(*argv: str | os.PathLike[str], **kwargs: Any) -> None:
+class Failed(Exception):
+    """A command failed; the text says which and what it said."""
+
+
+def command(*argv: str | os.PathLike[str]) -> None:
+    """Run it, with its output in the log. Raises Failed."""
     environment = dict(
         os.environ,
         LC_ALL="C.UTF-8",
         DEBIAN_FRONTEND="noninteractive",
         PATH="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     )
-    print("+", *map(str, argv), flush=True)
-    subprocess.run(
-        [os.fspath(a) for a in argv], check=True, env=environment, stdin=subprocess.DEVNULL, **kwargs
+    words = [os.fspath(word) for word in argv]
+    print("+", *words, flush=True)
+    done = subprocess.run(
+        words,
+        check=False,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
     )
+    print(done.stdout, end="", flush=True)
+    if done.returncode != 0:
+        shown = words[2:] if words[0] == "chroot" else words
+        raise Failed(f"'{' '.join(shown)}' failed with status {done.returncode}: {telling(done.stdout)}")
 
 
 def overlay(source: Path, root: Path) -> None:
@@ -63,14 +85,28 @@ def overlay(source: Path, root: Path) -> None:
             target.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)
 
 
+def apt_settings(repository: dict[str, Any], release: str, at: str = "/srv/pve-repo") -> tuple[str, str]:
+    """The .sources file and the preferences for a build: what the URL of a repository has comes before any double."""
+
+    def source(uri: str, components: Sequence[str], key: str) -> str:
+        listed = " ".join(components)
+        return f"Types: deb\nURIs: {uri}\nSuites: {release}\nComponents: {listed}\nSigned-By: {key}\n"
+
+    text = source(repository["url"] or f"file:{at}", repository["components"], f"{at}/key.asc")
+    if not repository["url"]:
+        return text, ""
+    doubles = f"{at}/{DOUBLES_AT}"
+    text += "\n" + source(f"file:{doubles}", [COMPONENT], f"{doubles}/key.asc")
+    return text, f"Package: *\nPin: release o={ORIGIN}\nPin-Priority: 50\n"
+
+
 def install(root: Path, spec: dict[str, Any]) -> None:
     """Install the Proxmox packages from the repository disk's content, as an installer would: nothing is started."""
     repository = spec["repository"]
     sources = root / "etc/apt/sources.list.d/lab-build.sources"
-    sources.write_text(
-        f"Types: deb\nURIs: {repository['url'] or 'file:/srv/pve-repo'}\nSuites: {spec['release']}\n"
-        f"Components: {' '.join(repository['components'])}\nSigned-By: /srv/pve-repo/key.asc\n"
-    )
+    pins = root / "etc/apt/preferences.d/lab-build"
+    for path, text in zip((sources, pins), apt_settings(repository, spec["release"]), strict=True):
+        path.write_text(text)
     mount = root / "srv/pve-repo"
     command("mount", "--bind", repository["served"], mount)
     policy = root / "usr/sbin/policy-rc.d"
@@ -86,6 +122,7 @@ def install(root: Path, spec: dict[str, Any]) -> None:
     command("umount", mount)
     policy.unlink()
     sources.unlink()
+    pins.unlink()
     debian.unlink(missing_ok=True)
 
 
@@ -123,8 +160,7 @@ def settle(root: Path, spec: dict[str, Any]) -> None:
     (root / "var/lib/apt/lists/partial").mkdir()
 
 
-def main() -> None:
-    spec = json.loads(sys.argv[1])
+def build(spec: dict[str, Any]) -> None:
     out = Path(spec["out"])
     root = out / "tree"
     root.mkdir()
@@ -170,5 +206,14 @@ def main() -> None:
         path.chmod(0o644)
 
 
+def main() -> int:
+    try:
+        build(json.loads(sys.argv[1]))
+    except (Failed, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

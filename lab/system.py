@@ -90,10 +90,29 @@ def run(
     if log is not None:
         log.write_text(done.stdout + done.stderr)
     if done.returncode != 0:
-        tail = " | ".join(line.strip() for line in (done.stderr or done.stdout).strip().splitlines()[-4:])
         more = f" (log: {log})" if log is not None else ""
-        raise LabError(f"{what} failed with status {done.returncode}: {tail}{more}")
+        said = telling(done.stderr.strip() or done.stdout)
+        raise LabError(f"{what} failed with status {done.returncode}: {said}{more}")
     return done.stdout
+
+
+def telling(output: str) -> str:
+    """The lines of a program's output that say why it failed, in one line.
+
+    Those of apt and dpkg where there are such lines (what a package depends on, ``E:``, a maintainer script's reason), else
+    the last four.
+    """
+    lines = [line.rstrip() for line in output.strip().splitlines() if line.strip()]
+    found: list[str] = []
+    follows = False  # whether lines that are indented belong to the one before them
+    for line in lines:
+        if line[0] == " ":
+            found += [" ".join(line.split())] if follows else []
+            continue
+        follows = line.startswith(("E: ", "The following packages have unmet dependencies"))
+        if line.startswith(("E: ", "Err:", "dpkg: error")) or "is a lab double and refuses" in line:
+            found.append(line)
+    return " | ".join(dict.fromkeys(found or (line.strip() for line in lines[-4:])))
 
 
 @contextmanager

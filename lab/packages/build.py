@@ -42,6 +42,7 @@ HERE = Path(__file__).resolve().parent
 DEFAULT_REVISION = "+lab1"
 SUITES = ("trixie", "bookworm")
 COMPONENT = "pve-no-subscription"
+ORIGIN = "pveguard lab"
 ARCHITECTURES = ("amd64", "arm64")
 #: Time stamp of every packaged file (2025-01-01 UTC); SOURCE_DATE_EPOCH in the environment overrides it.
 DEFAULT_EPOCH = 1735689600
@@ -49,6 +50,9 @@ DEFAULT_EPOCH = 1735689600
 CLOCK_SLACK = 86400
 #: The key is older than everything it signs, whatever the clock did in between.
 KEY_AGE = 2 * CLOCK_SLACK
+#: What stands in LAB_FILE on the lab's own virtual machines (lab/guest), where doubles complete real packages.
+LAB_FILE = "/etc/pveguard-lab"
+LAB_TEXT = "a virtual machine of the pveguard lab"
 TOOLS = {"dpkg-deb": "dpkg", "apt-ftparchive": "apt-utils", "gpg": "gpg", "gpg-agent": "gpg-agent"}
 SCRIPTS = ("preinst", "postinst", "prerm", "postrm")
 CONTROL_KEYS = {
@@ -71,6 +75,8 @@ class Repository:
     packages: name -> version (of the newest, where a directory of real packages holds several).
     url: set for a repository given as URL.
     digest: see repository_digest().
+    doubles: whether there is nothing else in it.
+    completed: names of the doubles that complete a directory of real packages.
     """
 
     path: Path | None
@@ -83,6 +89,7 @@ class Repository:
     components: tuple[str, ...] = (COMPONENT,)
     key_url: str | None = None
     doubles: bool = True
+    completed: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -96,6 +103,7 @@ class Repository:
             "components": list(self.components),
             "key_url": self.key_url,
             "doubles": self.doubles,
+            "completed": list(self.completed),
         }
 
     def deb822(self, suite: str, *, uri: str | None = None, signed_by: str = "/srv/pve-repo/key.asc") -> str:
@@ -206,8 +214,8 @@ def repository_digest(
 ) -> str:
     """Hash (64 hex digits) of everything a repository is made of; the signing key is not part of it.
 
-    Equal digests mean packages with the same bytes, so an image that holds them can be kept by it. For a URL
-    only the URL is hashed: what it serves is not looked at.
+    Equal digests mean packages with the same bytes, so an image that holds them can be kept by it. Of a URL only the
+    URL is hashed: what it serves is not looked at.
     """
     total = hashlib.sha256()
 
@@ -223,15 +231,15 @@ def repository_digest(
         add("debs")
         for deb in _real_packages(source):
             add(deb.name, _sha256(deb))
-    else:
-        add("doubles", revision)
-        for package in find_packages(root):
-            for path in _source_files(package.directory):
-                add(path.relative_to(package.directory).as_posix())
-                if path.is_symlink():
-                    add("link", os.readlink(path))
-                else:
-                    add("x" if path.stat().st_mode & 0o100 else "-", path.read_bytes())
+    # Also beside real packages: they complete what is missing there.
+    add("doubles", revision)
+    for package in find_packages(root):
+        for path in _source_files(package.directory):
+            add(path.relative_to(package.directory).as_posix())
+            if path.is_symlink():
+                add("link", os.readlink(path))
+            else:
+                add("x" if path.stat().st_mode & 0o100 else "-", path.read_bytes())
     return total.hexdigest()
 
 
@@ -269,8 +277,10 @@ def _epoch() -> int:
 
 # DPKG_ROOT is dpkg's own name for the root a package is installed under.
 REFUSAL = """\
-# This is a double for tests: never onto a machine that is, or takes its packages from, Proxmox.
-if [ "$1" = install ] || [ "$1" = upgrade ]; then
+# This is a double for tests: never onto a machine that is, or takes its packages from, Proxmox. On the lab's own virtual
+# machines it completes real packages.
+machine=$(cat "${DPKG_ROOT:-}@LAB_FILE@" 2>/dev/null) || true
+if { [ "$1" = install ] || [ "$1" = upgrade ]; } && [ "$machine" != '@LAB_TEXT@' ]; then
     real=$(dpkg-query --root="${DPKG_ROOT:-/}" -W -f '${db:Status-Abbrev}|${Package}|${Version}\\n' \\
         'pve-*' 'libpve-*' 'proxmox-*' 2>/dev/null | grep '^.[^nc]' | grep -v -F '+lab' | cut -d '|' -f 2,3 \\
         | tr '|\\n' ' ,') || true
@@ -375,6 +385,7 @@ def maintainer_scripts(package: Package, version: str) -> dict[str, str]:
     result = {}
     for name, snippet in generated.items():
         snippet = snippet.replace("@NAME@", package.name).replace("@VERSION@", version)
+        snippet = snippet.replace("@LAB_FILE@", LAB_FILE).replace("@LAB_TEXT@", LAB_TEXT)
         text = package.scripts.get(name)
         if text is None:
             text = f"#!/bin/sh\nset -e\n{snippet}" if snippet else None
@@ -495,8 +506,8 @@ def build_repository(
 
     out: work directory, made when missing; the secret signing key is kept in OUT/key, outside what is served.
     revision: suffix of the doubles' versions, ``+lab1``; a higher one makes an upgrade.
-    source: None for the doubles; a directory of real .deb files, indexed and signed instead of them; or the
-    URL of a repository, which is passed through without a look at the network.
+    source: None for the doubles; a directory of real .deb files, indexed and signed, with doubles of the packages that
+    are not there; or the URL of a repository, which is passed through without a look at the network.
     key: for a URL its public key, a file or a URL.
     root: where the package directories are.
     """
@@ -514,7 +525,7 @@ def build_repository(
         work = Path(tempfile.mkdtemp(prefix="new-", dir=out))
         try:
             with _signing_key(out / "key") as (gnupg, fingerprint):
-                packages = _fill(work, source, revision, root)
+                packages, completed = _fill(work, source, revision, root)
                 (work / "key.asc").write_text(_gpg(gnupg, "--armor", "--export", fingerprint))
                 _sign(work, gnupg, fingerprint, doubles=not source)
             for path in [work, *work.rglob("*")]:
@@ -531,6 +542,7 @@ def build_repository(
             packages=packages,
             digest=digest,
             doubles=not source,
+            completed=completed,
         )
         (out / "repository.json").write_text(json.dumps(repository.as_dict(), indent=2) + "\n")
         return repository
@@ -573,22 +585,28 @@ def _cached(out: Path, served: Path, digest: str) -> Repository | None:
         packages=data["packages"],
         digest=digest,
         doubles=data["doubles"],
+        completed=tuple(data.get("completed", ())),
     )
 
 
-def _fill(work: Path, source: str | None, revision: str, root: Path) -> dict[str, str]:
-    """Puts the .deb files into work/pool and writes the Packages files; returns name -> version."""
+def _fill(work: Path, source: str | None, revision: str, root: Path) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Puts the .deb files into work/pool and writes the Packages files.
+
+    Returns name -> version, and the names of the doubles that complete what ``source`` has.
+    """
     pool = work / "pool"
     pool.mkdir()
-    if source:
-        for deb in _real_packages(source):
-            shutil.copyfile(deb, pool / deb.name)
-    else:
-        doubles = find_packages(root)
-        if not doubles:
-            raise BuildError(f"{root} holds no package directory (NAME/control.json)")
-        for package in doubles:
-            build_deb(package, pool, revision)
+    doubles = find_packages(root)
+    if not doubles:
+        raise BuildError(f"{root} holds no package directory (NAME/control.json)")
+    given = set()
+    for deb in _real_packages(source) if source else ():
+        # Of what it cannot read apt-ftparchive says nothing, and a double would take its place.
+        given.add(_run(["dpkg-deb", "--field", str(deb), "Package"]).strip())
+        shutil.copyfile(deb, pool / deb.name)
+    missing = [package for package in doubles if package.name not in given]
+    for package in missing:
+        build_deb(package, pool, revision)
     index = _run(["apt-ftparchive", "packages", "pool"], cwd=work)
     for suite in SUITES:
         for architecture in ARCHITECTURES:
@@ -601,7 +619,7 @@ def _fill(work: Path, source: str | None, revision: str, root: Path) -> dict[str
     ):
         if name not in packages or _newer(version, packages[name]):
             packages[name] = version
-    return packages
+    return packages, tuple(package.name for package in missing) if source else ()
 
 
 def _newer(one: str, other: str) -> bool:
@@ -612,7 +630,7 @@ def _sign(work: Path, gnupg: Path, fingerprint: str, *, doubles: bool) -> None:
     signed_at = int(time.time()) - CLOCK_SLACK
     for suite in SUITES:
         options = {
-            "Origin": "pveguard lab",
+            "Origin": ORIGIN,
             "Label": "lab doubles of Proxmox packages" if doubles else "packages given to the lab",
             "Suite": suite,
             "Codename": suite,

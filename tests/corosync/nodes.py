@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nodes for the tests of a membership: the double of pmxcfs and real corosync in namespaces."""
+"""Nodes for the tests of a membership: pmxcfs (the double, or the one that $PMXCFS names) and real corosync in namespaces."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from lab.tests.doubles.harness import RUN_AT, Node, wait_for
+from lab.tests.doubles.harness import DAEMON, Node, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "roles/corosync/files/cluster-member"
+PATH = "/run/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # Units are processes; a file /run/fail-VERB-UNIT makes that call fail.
 SYSTEMCTL = rf"""#!/bin/bash
 echo "$*" >> /run/systemctl.log
-pid() {{
-    local p; p=$(cat "$1" 2>/dev/null) && [ -d "/proc/$p" ] || return 1
-    ! grep -q '^State:.Z' "/proc/$p/status" && echo "$p"
+pid() {{ # of a process of this node: the number in the file of one that was killed may be somebody else's by now
+    local p; p=$(cat "$1" 2>/dev/null) && [ "/proc/$p/ns/mnt" -ef /proc/self/ns/mnt ] && echo "$p"
 }}
 file() {{
     case $1 in
@@ -29,11 +29,14 @@ file() {{
     *) echo "/run/$1.pid";;
     esac
 }}
+lives() {{ [ "/proc/$1/ns/mnt" -ef /proc/self/ns/mnt ]; }} # a zombie has no namespaces
 stop() {{ local p; p=$(pid "$(file "$1")") || return 0; kill "$p"
-    for _ in $(seq 300); do pid "$(file "$1")" > /dev/null || return 0; sleep 0.05; done; return 1; }}
+    # The process, not its file: that goes before the process does. Then as systemd does at TimeoutStopSec.
+    for _ in $(seq 200); do lives "$p" || return 0; sleep 0.05; done
+    kill -9 "$p"; while lives "$p"; do sleep 0.05; done; }}
 start() {{ pid "$(file "$1")" > /dev/null && return 0
     case $1 in
-    pve-cluster.service) {RUN_AT}/usr/bin/pmxcfs;;
+    pve-cluster.service) {DAEMON};;
     corosync.service) corosync;;
     *) setsid sleep 1000 > /dev/null 2>&1 & echo $! > "/run/$1.pid";;
     esac; }}
@@ -46,6 +49,9 @@ if [ "$verb" = show ]; then
         printf 'Id=%s\nActiveState=%s\nUnitFileState=%s\n\n' "$unit" "$state" "$enabled"
     done
     exit 0
+fi
+if [ "$verb" = is-active ]; then
+    pid "$(file "$1")" > /dev/null && echo active && exit 0; echo inactive; exit 3
 fi
 for unit; do
     if [ -e "/run/fail-$verb-$unit" ]; then echo "Job for $unit failed." >&2; exit 1; fi
@@ -78,12 +84,14 @@ class Member(Node):
         wait_for("the mount", (self.pve / ".version").exists)
 
     def tool(self, *command: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        path = "PATH=/run/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-        return self.run("env", path, *command, timeout=timeout)
+        return self.run("env", f"PATH={PATH}", *command, timeout=timeout)
 
     def systemctl(self, *arguments: str) -> None:
         done = self.tool("systemctl", *arguments)
         assert done.returncode == 0, done.stderr
+
+    def stop_daemons(self) -> None:
+        self.systemctl("stop", "pve-cluster.service", "corosync.service")
 
     def running(self, unit: str) -> bool:
         return "ActiveState=active" in self.tool("systemctl", "show", "-p", "Id,ActiveState", unit).stdout

@@ -294,6 +294,19 @@ def test_a_source_that_is_not_there_is_one_line() -> None:
         image.repository_key("/does/not/exist")
 
 
+def test_a_failure_of_mmdebstrap_is_its_own_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout.images_dir().mkdir(parents=True)
+    program = tmp_path / "bin/mmdebstrap"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\nprintf 'I: going\\nE: Unable to locate package x\\nI: one\\nI: two\\nI: three\\nI: four\\n' >&2\nexit 25\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    with pytest.raises(LabError) as error:
+        image._base("trixie")
+    assert str(error.value).startswith("mmdebstrap trixie failed with status 25: E: Unable to locate package x (log: ")
+    assert not list(layout.images_dir().glob("*.tar"))
+
+
 def test_prune_keeps_what_is_used_or_new(monkeypatch: pytest.MonkeyPatch) -> None:
     images = layout.images_dir()
     images.mkdir()

@@ -30,11 +30,17 @@ SYSTEMCTL = r"""#!/bin/bash
 PS="/usr/bin/python3 -IS %(program)s"
 DROP=/etc/systemd/system/pve-cluster.service.d/pveguard.conf
 LIVE=/var/lib/pve-cluster
-end() { # PIDFILE
-    [ -e "$1" ] || return 0
-    pid=$(cat "$1"); kill "$pid" 2>/dev/null
-    for _ in $(seq 300); do kill -0 "$pid" 2>/dev/null || break; sleep 0.05; done
-    rm -f "$1"
+# A zombie has no namespaces; a number that is used again is a process of another node.
+lives() { [ "/proc/$(cat "$1" 2>/dev/null)/ns/mnt" -ef /proc/self/ns/mnt ]; } # PIDFILE
+end() { # PIDFILE, TimeoutStopSec: what has not ended by then is killed, as systemd does
+    cp "$1" "$1.end" 2>/dev/null || return 0 # the daemon removes its own before it has ended
+    if lives "$1.end"; then
+        kill "$(cat "$1.end")"
+        for _ in $(seq $(($2 * 20))); do lives "$1.end" || break; sleep 0.05; done
+        ! lives "$1.end" || kill -9 "$(cat "$1.end")"
+        while lives "$1.end"; do sleep 0.05; done
+    fi
+    rm -f "$1" "$1.end"
 }
 case "$*" in
 "start pve-cluster.service")
@@ -46,13 +52,13 @@ case "$*" in
         $PS restore >>/run/ps.log 2>&1 || exit 1
     fi
     PATH=/run/bin:$PATH %(daemon)s >>/run/daemon.log 2>&1 || exit 1
-    if [ -e $DROP ] && ! kill -0 $(cat /run/watch.pid 2>/dev/null) 2>/dev/null; then
+    if [ -e $DROP ] && ! lives /run/watch.pid; then
         setsid $PS watch >>/run/ps.log 2>&1 </dev/null &
         echo $! > /run/watch.pid
     fi ;;
-"stop pveguard-state-watch.service") end /run/watch.pid ;;
+"stop pveguard-state-watch.service") end /run/watch.pid 60 ;;
 "stop pve-cluster.service")
-    end /run/pve-cluster.pid
+    end /run/pve-cluster.pid 10
     [ ! -e $DROP ] || $PS save --if-enabled >>/run/ps.log 2>&1 ;;
 "stop pveguard-state.service") $PS final-save >>/run/ps.log 2>&1 ;;
 "stop var-lib-pve\x2dcluster-backup.mount") umount $LIVE/backup ;;
@@ -60,9 +66,9 @@ case "$*" in
 "show "*)
     for unit in "$@"; do
         case $unit in
-        pve-cluster.service) kill -0 $(cat /run/pve-cluster.pid) 2>/dev/null && s=active || s=inactive ;;
+        pve-cluster.service) lives /run/pve-cluster.pid && s=active || s=inactive ;;
         pveguard-state.service) mountpoint -q $LIVE && s=active || s=inactive ;;
-        pveguard-state-watch.service) kill -0 $(cat /run/watch.pid) 2>/dev/null && s=active || s=inactive ;;
+        pveguard-state-watch.service) lives /run/watch.pid && s=active || s=inactive ;;
         *) continue ;;
         esac
         printf 'Id=%%s\nActiveState=%%s\nResult=success\nLoadState=loaded\n\n' $unit $s
@@ -148,12 +154,8 @@ class RamNode:
 def members_in_ram() -> Iterator[Cluster]:
     """Three members with corosync and empty databases; their watchers and daemons end with it."""
     with made() as cluster:
-        try:
-            cluster.reset()
-            yield cluster
-        finally:
-            for node in cluster.nodes:
-                node.run("bash", "-c", "kill -9 $(cat /run/watch.pid /run/pve-cluster.pid)")
+        cluster.reset()
+        yield cluster
 
 
 @pytest.fixture
@@ -171,8 +173,6 @@ def ram() -> Iterator[RamNode]:
         )
         yield made
     finally:
-        for file in ("watch.pid", "pve-cluster.pid"):
-            node.run("bash", "-c", f"kill -9 $(cat /run/{file})")
         node.close()
 
 

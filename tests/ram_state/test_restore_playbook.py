@@ -163,8 +163,6 @@ def alone(tmp_path: Path) -> Iterator[Site]:
         for name in ("pve2", "pve3"):
             site.unreachable(name)
         yield site
-        for file in ("watch.pid", "pve-cluster.pid"):
-            node.run("bash", "-c", f"kill -9 $(cat /run/{file})")
     finally:
         node.close()
 

@@ -3,7 +3,7 @@
 
 `Node` owns mount, UTS, IPC and network namespaces with a private /etc, /run, /dev, /dev/shm, /var/lib and /root/.ssh.
 Its files are reached from the test through /proc/PID/root. `PMXCFS` in the environment names the daemon to test;
-without it the double in lab/packages is used.
+without it the double in lab/packages is used. Whatever starts a daemon, here or in other tests, starts `DAEMON`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import pickle
+import re
 import shutil
 import signal
 import socket
@@ -29,14 +30,28 @@ PMXCFS = Path(os.environ.get("PMXCFS") or DOUBLE).resolve()
 IS_DOUBLE = PMXCFS == DOUBLE
 PVECM = PACKAGE / "root/usr/bin/pvecm"
 RUN_AT = "/run/double"  # where the tree of the double is seen inside a node
+#: The daemon's path inside a node. Another program than the double is seen there where it is.
+DAEMON = f"{RUN_AT}/usr/bin/pmxcfs" if IS_DOUBLE else str(PMXCFS)
+#: Where a node has something of its own, with nothing of this machine in it.
+PRIVATE = ("/etc", "/run", "/dev", "/var/lib", "/root")
+
+
+def shown() -> str:
+    """What of a private folder must be seen in a node nevertheless, because the daemon is in it; "" = nothing."""
+    for folder in PRIVATE:
+        if not IS_DOUBLE and PMXCFS.is_relative_to(folder):
+            return f"{folder}/{PMXCFS.relative_to(folder).parts[0]}"
+    return ""
+
 
 # Runs in new namespaces. Nothing it does is seen outside; the files it binds over are only places to mount on.
 SETUP = """
 set -e
 mount --make-rprivate /
+exec 8< "$TREE" 9< "${SHOWN:-/}"
 mount -t tmpfs -o mode=755 node /run
 mkdir -p /run/n/etc /run/n/dev /run/n/ssh /run/double /run/harness
-mount --bind "$TREE" /run/double
+mount -c --bind /proc/self/fd/8 /run/double
 for f in passwd group nsswitch.conf ld.so.cache ld.so.conf alternatives ssl protocols services; do
     [ ! -e /etc/$f ] || cp -a /etc/$f /run/n/etc/
 done
@@ -53,6 +68,11 @@ if [ -d /root ]; then
     mount -t tmpfs -o mode=700 node /root || true
     mkdir -p /root/.ssh
 fi
+if [ -n "$SHOWN" ]; then
+    if [ -d /proc/self/fd/9 ]; then mkdir -p "$SHOWN"; else touch "$SHOWN"; fi
+    mount -c --bind /proc/self/fd/9 "$SHOWN"
+fi
+exec 8<&- 9<&-
 hostname "$NAME"
 ip link set lo up 2>/dev/null || true
 echo ready
@@ -127,6 +147,46 @@ def alive(pid: int) -> bool:
         return False
 
 
+def why_it_stays(pid: int) -> str:
+    """What a process that should have ended waits for, and who else has its file system; for messages."""
+
+    def read(path: Path) -> str:
+        try:
+            return path.read_text().strip()
+        except OSError:
+            return "?"
+
+    process = Path(f"/proc/{pid}")
+    lines = []
+    for task in sorted(process.glob("task/*")):
+        status = dict(line.partition(":\t")[::2] for line in read(task / "status").splitlines())
+        signals = ", ".join(f"{name} {status.get(name, '?')}" for name in ("SigPnd", "ShdPnd", "SigBlk"))
+        call = read(task / "syscall").partition(" ")[0]
+        lines.append(f"thread {task.name}: {status.get('State', '?')}, in {read(task / 'wchan')}, call {call}, {signals}")
+
+    def mounts(of: Path) -> list[list[str]]:
+        return [line.split() for line in read(of / "mountinfo").splitlines() if " - " in line]
+
+    here = [fields for fields in mounts(process) if fields[4] == "/etc/pve"]
+    numbers, devices = {fields[0] for fields in here}, {fields[2] for fields in here}
+    for other in Path("/proc").glob("[0-9]*"):
+        command = f"{other.name} {read(other / 'cmdline').replace(chr(0), ' ')[:80]}"
+        seen = bool(devices & {fields[2] for fields in mounts(other)})
+        if seen:
+            lines.append(f"has the mount: {command}")
+        # By the number of the mount: to look at the file itself could wait for the daemon.
+        for info in other.glob("fdinfo/*"):
+            if numbers & set(re.findall(r"^mnt_id:\t(\d+)$", read(info), re.MULTILINE)):
+                lines.append(f"has it open as {info.name}: {command}")
+        try:
+            folder = os.readlink(other / "cwd")
+        except OSError:
+            continue
+        if seen and folder.startswith("/etc/pve"):
+            lines.append(f"is in {folder}: {command}")
+    return "\n".join(lines)
+
+
 class SysLog:
     """Receives what is sent to /dev/log of a node."""
 
@@ -181,8 +241,8 @@ class Node:
         self._children: list[subprocess.Popen[bytes]] = []
         self._closed = False
         self._reader: subprocess.Popen[bytes] | None = None
-        tree = PMXCFS.parents[2] if IS_DOUBLE else PACKAGE / "root"
-        environment = {**os.environ, "TREE": str(tree), "HOSTS": hosts, "NAME": name}
+        places = {"TREE": str(PACKAGE / "root"), "SHOWN": shown()}
+        environment = {**os.environ, **places, "HOSTS": hosts, "NAME": name}
         self._holder = subprocess.Popen(
             ["unshare", "-m", "-u", "-i", "-n", "bash", "-c", SETUP],
             env=environment,
@@ -229,7 +289,7 @@ class Node:
 
     @property
     def daemon_path(self) -> str:
-        return f"{RUN_AT}/usr/bin/pmxcfs" if IS_DOUBLE else str(PMXCFS)
+        return DAEMON
 
     def start(self, *options: str) -> None:
         result = self.try_start(*options)
@@ -243,14 +303,36 @@ class Node:
         return result
 
     def alive(self) -> bool:
-        return self.pid_of_daemon > 0 and alive(self.pid_of_daemon)
+        return self.pid_of_daemon > 0 and alive(self.pid_of_daemon) and self.has(self.pid_of_daemon)
+
+    def has(self, pid: int) -> bool:
+        """Whether it is a process of this node: numbers are used again, and the one in a file may be a stranger's."""
+        try:
+            return os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink(f"/proc/{self.pid}/ns/mnt")
+        except OSError:
+            return False
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        if self.pid_of_daemon:
-            if self.alive():
-                os.kill(self.pid_of_daemon, number)
+        if not self.pid_of_daemon:
+            return
+        if self.alive():
+            os.kill(self.pid_of_daemon, number)
+        try:
             wait_for("the end of pmxcfs", lambda: not self.alive())
-            self.pid_of_daemon = 0
+        except AssertionError as error:
+            self._say_why_it_stays(str(error))
+        self.pid_of_daemon = 0
+
+    def _say_why_it_stays(self, error: str) -> None:
+        said = why_it_stays(self.pid_of_daemon)
+        # A daemon that looks at its end only between two requests needs one more.
+        knock = self.spawn("stat", "/etc/pve/.version")
+        try:
+            wait_for("the end", lambda: not self.alive(), 10)
+            error += "; it ended when /etc/pve was looked at"
+        except AssertionError:
+            knock.kill()
+        raise AssertionError(f"{error}\n{said}")
 
     def restart(self, *options: str) -> None:
         self.stop()

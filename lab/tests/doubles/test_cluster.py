@@ -141,6 +141,9 @@ def cluster(three: Cluster) -> Cluster:
 
 def local_edit(node: Node, script: str) -> None:
     """Change a stopped node's database in local mode."""
+    if not node.database.exists():
+        node.start()  # takes corosync.conf of the host over, which a start in local mode never does
+        node.stop()
     node.start("-l")
     node.sh(f"cd /etc/pve; {script}")
     node.stop()
@@ -298,9 +301,7 @@ def test_a_full_resync_is_one_transaction(cluster: Cluster) -> None:
         cluster[1], "for i in $(seq 8); do dd if=/dev/urandom of=big$i bs=1M count=1 status=none; done"
     )
     cluster.start(1, 2)
-    cluster[3].start("-l")
     wal = cluster[3].state / "config.db-wal"
-    cluster[3].stop()
     cluster[3].start()
     wait_for("the return", cluster[3].writable)
     wait_for("equal members", cluster.equal)
@@ -329,6 +330,19 @@ def test_join_takes_the_state_of_the_cluster(cluster: Cluster) -> None:
     wait_for("the return", cluster[3].writable)
     wait_for("equal members", cluster.equal)
     assert names(cluster[3]) == [f"f{number}" for number in range(5)]
+
+
+def test_after_a_join_the_content_lies_in_the_log(cluster: Cluster) -> None:
+    cluster.start(1, 2)
+    for number in range(12):
+        (cluster[1].pve / f"f{number}").write_bytes(os.urandom(100_000))
+    node = cluster[3]
+    node.sh("rm -f /var/lib/pve-cluster/config.db")
+    node.start()
+    wait_for("the return", node.writable)
+    wait_for("equal members", cluster.equal)
+    assert node.database.stat().st_size == 4096
+    assert 1_200_000 < (node.state / "config.db-wal").stat().st_size < 1_700_000
 
 
 def test_without_corosync_a_member_is_read_only_until_it_is_back(cluster: Cluster) -> None:
@@ -368,6 +382,7 @@ def test_a_new_corosync_conf_is_copied_everywhere_and_reloaded_by_the_writer(clu
     wait_for("the version that runs", lambda: cluster[3].sh(show).split() == running)
 
 
+@pytest.mark.skipif(not harness.IS_DOUBLE, reason="the real daemon sleeps; what it serves meanwhile is not known")
 def test_while_a_change_waits_for_its_reload_everything_else_is_served(cluster: Cluster) -> None:
     cluster.start()
     node, tool = cluster[2], cluster[2].root / "run/bin/corosync-cfgtool"
@@ -425,13 +440,47 @@ def test_version_rules_of_the_copy(cluster: Cluster) -> None:
     assert [len(calls(node)) for node in cluster.nodes] == [0, 0, 1], "a reload follows a copy only"
 
 
-def test_a_corosync_conf_without_version_makes_a_quorate_node_read_only(cluster: Cluster) -> None:
-    node = cluster[1]
-    node.host_conf.write_text(config(3).replace("  config_version: 3\n", ""))
+def test_a_corosync_conf_without_version_leaves_a_quorate_node_writable(cluster: Cluster) -> None:
+    node, text = cluster[1], config(3).replace("  config_version: 3\n", "")
+    node.host_conf.write_text(text)
     node.start()
-    time.sleep(2)
-    assert "Quorate:          Yes" in cluster.quorumtool(node)
-    assert error_of(lambda: (node.pve / "x").touch()) == errno.EACCES
+    wait_for("a writable node", node.writable)
+    assert node.cluster_conf.read_text() == text
+    (node.pve / "x").write_text("t")
+    node.cluster_conf.write_text(text + "# edited\n")
+    (node.pve / "y").write_text("t")
+    assert node.host_conf.read_text() == text, "nothing is copied"
+    assert calls(node) == []
+
+
+def test_a_removed_file_that_is_open_is_a_hidden_row_on_every_member(cluster: Cluster) -> None:
+    cluster.start()
+    with open(cluster[2].pve / "f", "wb", buffering=0) as stream:
+        stream.write(b"1")
+        os.unlink(cluster[2].pve / "f")
+        stream.write(b"2")
+        wait_for("equal members", cluster.equal)
+        (name,) = names(cluster[3])
+        assert name.startswith(".fuse_hidden") and cluster[3].tree()[name] == b"12"
+    wait_for("the hidden file to go", lambda: names(cluster[2]) == [])
+    wait_for("equal members", cluster.equal)
+
+
+def test_the_version_row_has_type_4_after_a_sync_until_the_next_write(cluster: Cluster) -> None:
+    def types() -> list[int]:
+        return [node.query("SELECT type FROM tree WHERE inode = 0")[0][0] for node in cluster.nodes]
+
+    cluster[1].start()
+    wait_for("a writable node", cluster[1].writable)
+    (cluster[1].pve / "x").touch()
+    for number in (2, 3):
+        cluster[number].start()
+        wait_for("quorum", cluster[number].quorate)
+    wait_for("equal members", cluster.equal)
+    assert types() == [8, 4, 4]
+    (cluster[1].pve / "y").touch()
+    wait_for("equal members", cluster.equal)
+    assert types() == [8, 8, 8]
 
 
 def test_after_a_sync_the_copy_of_the_host_follows(cluster: Cluster) -> None:

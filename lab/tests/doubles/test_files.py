@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import stat
 import time
 from collections.abc import Callable
@@ -265,14 +266,78 @@ def test_writes_at_offsets(node: Node) -> None:
     assert path.read_bytes() == b"012a\0\0"
 
 
-def test_an_open_file_follows_a_rename_and_ends_with_a_removal(node: Node) -> None:
+def hidden(node: Node) -> dict[str, bytes | None]:
+    return {path: data for path, data in node.tree().items() if path.rpartition("/")[2].startswith(".fuse_hidden")}
+
+
+def test_an_open_file_follows_a_rename(node: Node) -> None:
     with open(node.pve / "a", "wb", buffering=0) as stream:
         stream.write(b"1")
         os.rename(node.pve / "a", node.pve / "b")
         stream.write(b"2")
         assert (node.pve / "b").read_bytes() == b"12"
-        os.unlink(node.pve / "b")
-        assert error_of(lambda: stream.write(b"3")) == errno.ENOENT
+    assert node.tree() == {"b": b"12"}
+
+
+def test_a_removed_file_that_is_open_stays_as_a_hidden_row_until_it_is_closed(node: Node) -> None:
+    (node.pve / "d").mkdir()
+    with open(node.pve / "d/b", "wb", buffering=0) as stream, open(node.pve / "d/b", "rb") as reader:
+        stream.write(b"12")
+        with node.counting() as count:
+            os.unlink(node.pve / "d/b")
+        assert (count.transactions, count.write_lines, count.delete_lines) == (1, 2, 0), "it is a rename"
+        assert not (node.pve / "d/b").exists()
+        assert list(hidden(node).values()) == [b"12"]
+        assert [name for name in os.listdir(node.pve / "d") if name.startswith(".fuse_hidden")]
+        stream.write(b"3")
+        assert list(hidden(node).values()) == [b"123"]
+        assert error_of(lambda: os.rmdir(node.pve / "d")) == errno.ENOTEMPTY
+        (node.pve / "d/b").write_text("another")
+        reader.close()
+        assert len(hidden(node)) == 1, "somebody else has it open"
+        before = node.version()
+    wait_for("the hidden file to go", lambda: not hidden(node))
+    assert node.version() == before + 1
+    assert node.tree() == {"d": None, "d/b": b"another"}
+    with open(node.pve / "d/b") as reader:
+        reader.read()
+    os.unlink(node.pve / "d/b")
+    assert node.tree() == {"d": None}, "a file that was closed is removed at once"
+
+
+def test_a_guest_whose_configuration_is_open_is_gone_when_it_is_removed(node: Node) -> None:
+    node.sh("cd /etc/pve; mkdir -p nodes/pve1/qemu-server; echo 1 > nodes/pve1/qemu-server/100.conf")
+    with open(node.pve / "nodes/pve1/qemu-server/100.conf"):
+        os.unlink(node.pve / "nodes/pve1/qemu-server/100.conf")
+        assert len(hidden(node)) == 1
+        assert json.loads((node.pve / ".vmlist").read_text())["ids"] == {}
+        (node.pve / "nodes/pve1/qemu-server/100.conf").write_text("2")
+    wait_for("the hidden file to go", lambda: not hidden(node))
+    assert node.tree()["nodes/pve1/qemu-server/100.conf"] == b"2"
+
+
+def test_a_killed_daemon_leaves_the_hidden_row_behind(node: Node) -> None:
+    stream = open(node.pve / "b", "wb", buffering=0)
+    stream.write(b"1")
+    os.unlink(node.pve / "b")
+    node.stop(signal.SIGKILL)
+    error_of(stream.close)
+    node.start()
+    assert list(hidden(node).values()) == [b"1"]
+
+
+@pytest.mark.skipif(not IS_DOUBLE, reason="as libfuse describes itself; not seen on the real daemon")
+def test_an_open_file_that_another_one_replaces_is_hidden_too(node: Node) -> None:
+    node.sh("cd /etc/pve; echo old > a; echo new > b; mkdir d")
+    with open(node.pve / "a", "rb") as reader:
+        with node.counting() as count:
+            os.rename(node.pve / "b", node.pve / "a")
+        assert (count.transactions, count.write_lines, count.delete_lines) == (2, 4, 0)
+        assert reader.read() == b"old\n"
+        assert list(hidden(node).values()) == [b"old\n"]
+        assert error_of(lambda: os.rename(node.pve / "a", node.pve / "a")) == 0
+    wait_for("the hidden file to go", lambda: not hidden(node))
+    assert node.tree() == {"a": b"new\n", "d": None}
 
 
 def test_touch_with_a_date(node: Node) -> None:

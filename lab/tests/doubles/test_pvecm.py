@@ -26,8 +26,15 @@ def test_updatecerts_makes_folders_and_shares_keys(node: Node) -> None:
         "nodes/pve1/openvz",
         "nodes/pve1/priv",
         "priv/lock",
+        "priv/acme",
+        "sdn",
+        "mapping",
+        "firewall",
+        "ha",
     ]
     assert all((node.pve / folder).is_dir() for folder in folders)
+    files = ["nodes/pve1/pve-ssl.key", "nodes/pve1/pve-ssl.pem", "nodes/pve1/ssh_known_hosts", "vzdump.cron"]
+    assert all((node.pve / file).is_file() for file in files)
     assert node.sh(f"readlink {KEYS}") == "/etc/pve/priv/authorized_keys\n"
     assert node.sh(f"cat {KEYS}") == "ssh-ed25519 AAAA one\nssh-ed25519 BBBB two\n"
     before = node.version()
@@ -60,8 +67,10 @@ def test_updatecerts_keeps_keys_where_nothing_can_be_written(empty_node: Node) -
 @pytest.mark.root
 def test_other_commands_are_refused_by_name(node: Node) -> None:
     for command in (
-        ["create", "x"],
-        ["add", "10.77.0.1"],
+        ["create"],
+        ["add", "--link0", "10.77.0.1"],
+        ["nodes"],
+        ["delnode"],
         [],
         ["expected", "x"],
         ["updatecerts", "--nonsense"],
@@ -70,6 +79,7 @@ def test_other_commands_are_refused_by_name(node: Node) -> None:
         assert result.returncode == 255
         assert "lab double" in result.stderr
     assert node.run(PVECM, "status").returncode == 2
+    assert "does not exist" in node.run(PVECM, "delnode", "pve2").stderr
 
 
 def test_unit() -> None:
@@ -94,7 +104,15 @@ def test_unit() -> None:
     assert service["Restart"] == "on-failure"
     assert service["TimeoutStopSec"] == "10"
     assert service["PIDFile"] == "/run/pve-cluster.pid"
-    assert service["ExecStartPost"] == "-/usr/bin/pvecm updatecerts --silent"
+    assert not [key for key in service if key.startswith("ExecStartP")], "pveproxy's start does what is to be done"
+
+
+def test_the_unit_of_pveproxy_shares_keys_and_makes_directories() -> None:
+    text = (PACKAGE.parent / "pve-manager/root/usr/lib/systemd/system/pveproxy.service").read_text()
+    for line in ("After=pve-cluster.service", "ExecStartPre=-/usr/bin/pvecm updatecerts --silent"):
+        assert f"\n{line}\n" in text
+    control = json.loads((PACKAGE.parent / "pve-manager/control.json").read_text())
+    assert "pveproxy.service" in control["units"]
 
 
 def test_control() -> None:

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -164,6 +165,17 @@ def test_forced_local_mode_is_writable_in_a_cluster(empty_node: Node) -> None:
     assert os.lstat(node.pve / "local").st_mode & 0o222
     node.restart()
     assert error_of(lambda: (node.pve / "y").touch()) == errno.EACCES
+
+
+def test_forced_local_mode_never_imports_corosync_conf_of_the_host(empty_node: Node) -> None:
+    node = empty_node
+    node.host_conf.write_text(config(4))
+    node.start("-l")
+    assert node.tree() == {}
+    (node.pve / "x").touch()
+    node.restart()
+    assert node.tree() == {"x": b""}, "the database exists now"
+    assert node.host_conf.read_text() == config(4)
 
 
 def test_empty_database_file_is_local_mode(empty_node: Node) -> None:
@@ -547,6 +559,37 @@ def test_its_own_lock_survives_the_fork(node: Node) -> None:
     node.stop()
     with open(lock) as stream:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.skipif(not IS_DOUBLE, reason="the real daemon's moment is not known")
+def test_a_signal_right_after_the_start_ends_it_in_order(empty_node: Node) -> None:
+    node = empty_node
+    package = node.root / "run/early/pmxcfs_lab"
+    shutil.copytree(f"{node.root}/run/double/usr/lib/pve-cluster-lab/pmxcfs_lab", package)
+    # The daemon gets its signal between telling that it runs and its event loop.
+    (package / "daemon.py").write_text(
+        (package / "daemon.py").read_text().replace("    on_ready()\n", "    on_ready()\n    os.kill(os.getpid(), 15)\n")
+    )
+    code = "import sys; sys.path.insert(0, '/run/early'); from pmxcfs_lab.daemon import main; sys.exit(main([]))"
+    assert node.run("/usr/bin/python3", "-c", code).returncode == 0
+    wait_for("its end", lambda: not (node.root / "run/pve-cluster.pid").exists())
+    assert " /etc/pve fuse" not in Path(f"/proc/{node.pid}/mounts").read_text()
+    node.start()  # its lock is free
+
+
+@pytest.mark.skipif(not IS_DOUBLE, reason="variables of the double")
+def test_the_double_can_be_made_as_slow_as_the_real_daemon(
+    empty_node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PMXCFS_LAB_START_SECONDS", "0.5")
+    monkeypatch.setenv("PMXCFS_LAB_STOP_SECONDS", "0.5")
+    begin = time.monotonic()
+    empty_node.start()
+    assert time.monotonic() - begin >= 0.5
+    begin = time.monotonic()
+    empty_node.stop()
+    assert time.monotonic() - begin >= 0.5
+    assert not (empty_node.root / "run/pve-cluster.pid").exists()
 
 
 @pytest.mark.skipif(not IS_DOUBLE, reason="a way of the double")

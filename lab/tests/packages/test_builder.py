@@ -6,16 +6,23 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lab import image_root, system
+from lab.errors import LabError
 from lab.packages import BuildError, Repository, build_repository, repository_digest
+from lab.packages import build
 from lab.packages.build import HERE, find_packages, maintainer_scripts, read_package
+from lab.system import telling
 from lab.tests.doubles.harness import wait_for
 
 TOOLS = ("dpkg-deb", "apt-ftparchive", "apt-get", "gpg", "gpg-agent")
@@ -330,26 +337,197 @@ def test_a_higher_revision_is_seen_as_an_upgrade(one: Path, tmp_path: Path, apt:
 # --- packages from elsewhere --------------------------------------------------------------------------------
 
 
-def test_a_directory_of_packages_is_served_instead_of_the_doubles(
-    tmp_path: Path, apt: Apt, doubles: Repository
-) -> None:
+def make_deb(folder: Path, name: str, version: str, *fields: str, **scripts: str) -> Path:
+    """A small package that stands for a real one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as tree:
+        debian = Path(tree, "DEBIAN")
+        debian.mkdir(mode=0o755)
+        lines = [f"Package: {name}", f"Version: {version}", "Architecture: amd64", *fields]
+        lines += ["Maintainer: Someone <x@example.org>", "Description: not a double"]
+        (debian / "control").write_text("\n".join(lines) + "\n")
+        for script, text in scripts.items():
+            (debian / script).write_text(f"#!/bin/sh\n{text}\n")
+            (debian / script).chmod(0o755)
+        deb = folder / f"{name}_{version}_amd64.deb"
+        subprocess.check_call(["dpkg-deb", "--root-owner-group", "-b", tree, str(deb)], stdout=subprocess.DEVNULL)
+    return deb
+
+
+DOUBLES = ("pve-cluster", "pve-ha-manager", "pve-manager")
+
+
+def test_doubles_complete_a_directory_of_packages(tmp_path: Path, apt: Apt, doubles: Repository) -> None:
     given = tmp_path / "given"
-    (given / "sub").mkdir(parents=True)
-    for version, folder in (("1.9-1", given), ("1.10-1", given / "sub")):
-        tree = tmp_path / version
-        (tree / "DEBIAN").mkdir(parents=True)
-        (tree / "DEBIAN/control").write_text(
-            f"Package: pve-cluster\nVersion: {version}\nArchitecture: amd64\n"
-            "Maintainer: Someone <x@example.org>\nDescription: not a double\n"
-        )
-        subprocess.check_call(["dpkg-deb", "--root-owner-group", "-b", str(tree), str(folder)], stdout=-3)
+    make_deb(given, "pve-cluster", "1.9-1")
+    make_deb(given / "sub", "pve-cluster", "1.10-1")
     repository = build_repository(tmp_path / "out", source=str(given))
-    assert repository.packages == {"pve-cluster": "1.10-1"} and not repository.doubles
+    assert repository.packages == {**doubles.packages, "pve-cluster": "1.10-1"} and not repository.doubles
+    assert repository.completed == ("pve-ha-manager", "pve-manager")
     assert repository.digest != doubles.digest
+    assert build_repository(tmp_path / "out", source=str(given)) == repository
     apt.use(repository)
     assert apt.get("update", "--error-on=any").returncode == 0
     assert apt.get("download", "pve-cluster").returncode == 0
     assert (apt.root / "pve-cluster_1.10-1_amd64.deb").is_file()
+
+
+def test_a_double_is_for_what_is_not_given(tmp_path: Path, doubles: Repository) -> None:
+    for name in DOUBLES:
+        make_deb(tmp_path / "all", name, "1.0")
+    make_deb(tmp_path / "other", "libpve-something", "1.0")
+    every = build_repository(tmp_path / "out", source=str(tmp_path / "all"))
+    assert every.packages == dict.fromkeys(DOUBLES, "1.0") and every.completed == ()
+    other = build_repository(tmp_path / "out", source=str(tmp_path / "other"))
+    assert other.packages == {**doubles.packages, "libpve-something": "1.0"} and other.completed == DOUBLES
+
+
+def test_a_changed_double_changes_a_directory_of_packages(one: Path, tmp_path: Path) -> None:
+    make_deb(tmp_path / "given", "pve-cluster", "1.0")
+    source = str(tmp_path / "given")
+    before = repository_digest(source=source, root=one)
+    (one / "pve-example/root/usr/bin/pve-example").write_text("#!/bin/sh\necho changed\n")
+    assert repository_digest(source=source, root=one) != before
+
+
+def test_a_file_that_is_no_package_is_named(tmp_path: Path) -> None:
+    make_deb(tmp_path / "given", "pve-cluster", "1.0")
+    (tmp_path / "given/pve-manager_9.deb").write_text("<html>not found</html>")
+    with pytest.raises(BuildError, match=r"dpkg-deb failed \(2\): .*pve-manager_9.deb.*"):
+        build_repository(tmp_path / "out", source=str(tmp_path / "given"))
+    assert not (tmp_path / "out/repository").exists()
+
+
+def installed(apt: Apt, *names: str) -> None:
+    """Count these packages as installed, for what depends on them."""
+    (apt.root / "status").write_text(
+        "".join(
+            f"Package: {name}\nStatus: install ok installed\nVersion: 3.12\nArchitecture: amd64\n"
+            "Maintainer: Someone <x@example.org>\nDescription: x\n\n"
+            for name in names
+        )
+    )
+
+
+def use_as_the_build_does(apt: Apt, about: dict[str, Any], served: Path) -> None:
+    sources, pins = image_root.apt_settings(about, "trixie", str(served))
+    (apt.root / "etc/sources.list.d/lab-build.sources").write_text(sources)
+    (apt.root / "etc/preferences.d/lab-build").write_text(pins)
+
+
+def resolved(apt: Apt) -> dict[str, str]:
+    assert apt.get("update", "--error-on=any").returncode == 0
+    done = apt.get("-s", "--no-install-recommends", "install", *DOUBLES)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return dict(re.findall(r"^Inst (\S+) \((\S+) ", done.stdout, re.MULTILINE))
+
+
+NEEDED = ("python3", "corosync", "libcpg4", "libquorum5", "kmod")
+
+
+def test_apt_installs_given_packages_and_doubles_together(tmp_path: Path, apt: Apt, doubles: Repository) -> None:
+    make_deb(tmp_path / "given", "pve-cluster", "1.0", "Depends: corosync, libpve-common")
+    make_deb(tmp_path / "given", "libpve-common", "1.0")
+    repository = build_repository(tmp_path / "out", source=str(tmp_path / "given"))
+    installed(apt, *NEEDED)
+    assert repository.path is not None
+    use_as_the_build_does(apt, repository.as_dict(), repository.path)
+    wanted = {**doubles.packages, "pve-cluster": "1.0", "libpve-common": "1.0"}
+    assert resolved(apt) == wanted
+
+
+@pytest.mark.parametrize("version", ["0.1", "99"])
+def test_apt_prefers_what_a_url_has_whatever_its_version(
+    tmp_path: Path, apt: Apt, doubles: Repository, version: str
+) -> None:
+    """A ``file:`` URL stands for the repository of real packages."""
+    for name in DOUBLES[:2]:
+        make_deb(tmp_path / "given", name, version)
+    elsewhere = build_repository(tmp_path / "elsewhere", source=str(tmp_path / "given"), root=make_package(tmp_path / "s", "pve-x"))
+    assert elsewhere.path is not None and doubles.path is not None
+    for release in elsewhere.path.rglob("*Release*"):
+        release.unlink()
+    rename_origin(elsewhere.path, tmp_path / "elsewhere/key")
+    remote = build_repository(tmp_path / "out", source=f"file:{elsewhere.path}", key=str(elsewhere.key_file))
+    served = tmp_path / "served"
+    served.mkdir()
+    shutil.copyfile(elsewhere.path / "key.asc", served / "key.asc")
+    shutil.copytree(doubles.path, served / image_root.DOUBLES_AT)
+    installed(apt, *NEEDED)
+    use_as_the_build_does(apt, remote.as_dict(), served)
+    assert resolved(apt) == {**doubles.packages, **dict.fromkeys(DOUBLES[:2], version)}
+
+
+def rename_origin(served: Path, key: Path) -> None:
+    """Sign a repository anew as somebody else's."""
+    original, build.ORIGIN = build.ORIGIN, "Somebody"
+    try:
+        with build._signing_key(key) as (gnupg, fingerprint):
+            build._sign(served, gnupg, fingerprint, doubles=False)
+    finally:
+        build.ORIGIN = original
+
+
+UNMET = """Reading package lists...
+Building dependency tree...
+Some packages could not be installed. This may mean that you have
+requested an impossible situation.
+
+The following packages have unmet dependencies:
+ pve-cluster : Depends: libpve-common (>= 9)
+               but it is not installable
+E: Unable to correct problems, you have held broken packages.
+"""
+
+
+@pytest.mark.parametrize(
+    ("output", "wanted"),
+    [
+        (
+            UNMET,
+            "pve-cluster : Depends: libpve-common (>= 9) | but it is not installable | "
+            "E: Unable to correct problems, you have held broken packages.",
+        ),
+        ("I: installing\nE: Unable to locate package nonsense\nI: cleaning\nI: done\n1\n2\n", "E: Unable to locate package nonsense"),
+        (
+            "E: Unable to satisfy dependencies. Reached two conflicting decisions:\n   1. a is selected for install\nother\n  x",
+            "E: Unable to satisfy dependencies. Reached two conflicting decisions: | 1. a is selected for install",
+        ),
+        (
+            "pve-manager 9+lab1 is a lab double and refuses this machine, x\ndpkg: error processing archive a (--unpack):\n"
+            "Errors were encountered while processing:\n a\nE: Sub-process /usr/bin/dpkg returned an error code (1)",
+            "pve-manager 9+lab1 is a lab double and refuses this machine, x | dpkg: error processing archive a (--unpack): | "
+            "E: Sub-process /usr/bin/dpkg returned an error code (1)",
+        ),
+        ("one\n\ntwo\nthree\nfour\nfive\n", "two | three | four | five"),
+        ("", ""),
+    ],
+)
+def test_the_lines_that_tell_why(output: str, wanted: str) -> None:
+    assert telling(output) == wanted
+
+
+def test_a_failure_in_the_image_is_apts_own_line_and_no_traceback(
+    tmp_path: Path, apt: Apt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The part that runs as root, with an apt of its own in place of the image's."""
+    make_deb(tmp_path / "given", "pve-cluster", "1.0", "Depends: libpve-common (>= 9)")
+    repository = build_repository(tmp_path / "out", source=str(tmp_path / "given"))
+    apt.use(repository)
+    installed(apt, *NEEDED)
+    assert apt.get("update", "--error-on=any").returncode == 0
+    program = (
+        "import sys; from lab import image_root\n"
+        "image_root.build = lambda argv: image_root.command(*argv)\nsys.exit(image_root.main())\n"
+    )
+    argv = [sys.executable, "-c", program, json.dumps(["apt-get", *map(str, apt.options), "-s", "install", *DOUBLES])]
+    with pytest.raises(LabError) as error:
+        system.run(argv, what="image pve-trixie-1", log=tmp_path / "log", cwd=HERE.parent.parent)
+    said = str(error.value)
+    assert said.startswith("image pve-trixie-1 failed with status 1: 'apt-get ")
+    assert "pve-cluster : Depends: libpve-common (>= 9)" in said and "E: " in said
+    assert "Traceback" not in said + (tmp_path / "log").read_text() and "\n" not in said
+    assert "Reading package lists" in (tmp_path / "log").read_text()
 
 
 def test_a_directory_that_is_no_source(tmp_path: Path) -> None:
@@ -532,6 +710,37 @@ def test_refuses_where_the_real_repository_is_configured(
     done = dpkg("-i", str(deb_of(doubles, "pve-manager")))
     assert (done.returncode != 0) is refused, done.stderr
     assert (f"/etc/apt/{name} names Proxmox's host" in done.stderr) is refused
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("text", "refused"),
+    [
+        ("a virtual machine of the pveguard lab\n", False),
+        ("", True),
+        ("another machine\n", True),
+        ("a virtual machine of the pveguard lab\nmore\n", True),
+        (None, True),
+    ],
+)
+def test_only_the_labs_own_machines_take_doubles_beside_real_packages(
+    dpkg: Dpkg, doubles: Repository, tmp_path: Path, text: str | None, refused: bool
+) -> None:
+    real = make_deb(tmp_path / "real", "pve-cluster", "9.1.6")
+    assert dpkg("-i", str(real)).returncode == 0
+    (dpkg.root / "etc/apt/sources.list").write_text("deb http://download.proxmox.com/debian/pve trixie x\n")
+    if text is not None:
+        (dpkg.root / "etc/pveguard-lab").write_text(text)
+    for name in ("pve-ha-manager", "pve-manager"):
+        done = dpkg("-i", str(deb_of(doubles, name)))
+        assert (done.returncode != 0) is refused, done.stderr
+        assert ("real packages are there: pve-cluster 9.1.6" in done.stderr) is refused
+        assert dpkg.state(name).startswith("ii") is not refused
+
+
+def test_the_labs_machines_say_that_they_are() -> None:
+    guest = HERE.parent / "guest"
+    assert (guest / build.LAB_FILE.lstrip("/")).read_text().strip() == build.LAB_TEXT
 
 
 def fake_systemd(tmp_path: Path, script: str, *arguments: str) -> list[str]:

@@ -6,6 +6,7 @@ What they cost, and that they never write beneath its mount point.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -67,6 +68,16 @@ def test_minute_of_the_scheduler_is_two_files(node: harness.Node) -> None:
             harness.wait_for("both locks", lambda: node.version() >= before + 4)
     assert count.transactions == 4
     assert sum("file-jobs_cfg" in line or "file-replication_cfg" in line for line in count.lines) == 2
+
+
+def test_the_scheduler_gets_a_lock_back_whose_holder_is_gone(node: harness.Node) -> None:
+    locks = [node.pve / f"priv/lock/file-{name}_cfg" for name in ("jobs", "replication")]
+    for lock, age in zip(locks, (400, 10), strict=True):
+        lock.mkdir()
+        os.utime(lock, (time.time() - age,) * 2)
+    with running(node, SCHEDULER, "PVE_LAB_SCHEDULER_SECONDS=600"):
+        harness.wait_for("the stale one to go", lambda: "priv/lock/file-jobs_cfg" not in node.tree())
+    assert "priv/lock/file-replication_cfg" in node.tree(), "its holder may still be there"
 
 
 def test_idle_crm_costs_nothing(node: harness.Node) -> None:

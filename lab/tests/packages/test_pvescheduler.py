@@ -99,10 +99,10 @@ def test_one_minute_is_two_locks_made_and_removed(pve: Path, start: Start, tmp_p
     assert list((pve / "priv/lock").iterdir()) == []
 
 
-def test_a_lock_that_is_held_is_left_alone(pve: Path, start: Start, tmp_path: Path) -> None:
+def test_a_lock_that_is_held_is_asked_for_and_left_alone(pve: Path, start: Start, tmp_path: Path) -> None:
     (pve / "priv/lock/file-jobs_cfg").mkdir()
     lines = changes_of_one_round(start, tmp_path)
-    assert [line.split("(")[0] for line in lines if line.endswith("= 0")] == ["mkdirat", "unlinkat"]
+    assert [line.split("(")[0] for line in lines if line.endswith("= 0")] == ["utimensat", "mkdirat", "unlinkat"]
     assert [path.name for path in (pve / "priv/lock").iterdir()] == ["file-jobs_cfg"]
 
 

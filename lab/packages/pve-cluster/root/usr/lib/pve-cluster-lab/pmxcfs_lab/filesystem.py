@@ -56,6 +56,9 @@ class FileSystem:
         self.reply: Callable[..., None] = lambda unique, payload=b"", error=0: None
         self._open: dict[int, list[bytes] | bytes] = {}
         self._next_open = 1
+        self._opened: dict[int, int] = {}  # handle of an entry -> how often it is open on this node
+        self._hidden: set[int] = set()  # handles of entries that go once nobody has them open
+        self._next_hidden = 1
         self._started = int(time.time())
 
     # helpers
@@ -200,12 +203,45 @@ class FileSystem:
             if error or entry is None:
                 self.reply(unique, error=error or errno.ENOENT)
             else:
+                if flags is not None:
+                    self._opened[entry.handle] = self._opened.get(entry.handle, 0) + 1
                 self.reply(unique, self._entry_reply(entry.handle) + tail)
 
         self.control.submit(Update(Op.CREATE, path, int(time.time())), done)
 
     def unlink(self, unique: int, parent: int, name: str) -> None:
-        self._delete(unique, parent, name)
+        """A file that somebody here has open stays under another name until it is closed."""
+        entry = None if parent == 1 and name in self.virtual else self._entry(parent).children.get(name)
+        if entry is not None and self._opened.get(entry.handle):
+            self._hide(unique, entry, lambda: self.reply(unique))
+        else:
+            self._delete(unique, parent, name)
+
+    def _hide(self, unique: int, entry: Entry, go_on: Callable[[], None]) -> None:
+        handle = entry.handle
+        above = entry.path()[: -len(entry.name)]
+        while True:
+            target = f"{above}.fuse_hidden{handle:08x}{self._next_hidden:08x}"
+            self._next_hidden += 1
+            if self.memdb.lookup(target) is None:
+                break
+
+        def done(error: int) -> None:
+            if error:
+                self.reply(unique, error=error)
+                return
+            self._hidden.add(handle)
+            if not self._opened.get(handle):
+                self._remove_hidden(handle)  # closed while the cluster was asked
+            go_on()
+
+        self.control.submit(Update(Op.RENAME, entry.path(), int(time.time()), target=target), done)
+
+    def _remove_hidden(self, handle: int) -> None:
+        self._hidden.discard(handle)
+        entry = self.memdb.handles.get(handle)
+        if entry is not None:
+            self.control.submit(Update(Op.DELETE, entry.path(), int(time.time())), lambda error: None)
 
     def rmdir(self, unique: int, parent: int, name: str) -> None:
         self._delete(unique, parent, name)
@@ -220,12 +256,21 @@ class FileSystem:
         if (parent == 1 and name in self.virtual) or (new_parent == 1 and new_name in self.virtual):
             raise OSError(errno.EACCES, name)
         source, target = self._child_path(parent, name), self._child_path(new_parent, new_name)
-        self._submit(unique, Update(Op.RENAME, source, int(time.time()), target=target), lambda: b"")
+
+        def go_on() -> None:
+            self._submit(unique, Update(Op.RENAME, source, int(time.time()), target=target), lambda: b"")
+
+        old = self.memdb.lookup(target)
+        if old is not None and source != target and self._opened.get(old.handle):
+            self._hide(unique, old, go_on)
+        else:
+            go_on()
 
     def open(self, node: int, flags: int) -> bytes:
         item = self.by_handle.get(node)
         if item is None:
             self._entry(node)
+            self._opened[node] = self._opened.get(node, 0) + 1
             return fuse.open_reply()
         return fuse.open_reply(self._remember(item.content()), fuse.OPEN_DIRECT_IO)
 
@@ -256,8 +301,15 @@ class FileSystem:
         self._submit(unique, update, lambda: fuse.write_reply(len(data)))
         return None
 
-    def release(self, file_handle: int) -> bytes:
-        self._open.pop(file_handle, None)
+    def release(self, node: int, file_handle: int) -> bytes:
+        if file_handle:
+            self._open.pop(file_handle, None)
+        elif self._opened.get(node, 0) > 1:
+            self._opened[node] -= 1
+        else:
+            self._opened.pop(node, None)
+            if node in self._hidden:
+                self._remove_hidden(node)
         return b""
 
     def statfs(self) -> bytes:
@@ -294,5 +346,5 @@ class FileSystem:
             chosen.append(item)
         return b"".join(chosen)
 
-    def releasedir(self, file_handle: int) -> bytes:
-        return self.release(file_handle)
+    def releasedir(self, node: int, file_handle: int) -> bytes:
+        return self.release(node, file_handle)
