@@ -44,13 +44,14 @@ def run_detached(
 ) -> dict[str, Any]:
     """Run ``argv`` as the transient unit ``unit`` (no suffix), wait for it, return the JSON object it wrote.
 
-    The program must write ``{result_dir}/{unit}.json`` before it ends; a key ``error`` in it, or exit code != 0, or
-    no end within ``deadline_s`` seconds (the unit itself is stopped by systemd 30 s later) raises
+    The program must write ``{result_dir}/{unit}.json`` before it ends, by a rename; a key ``error`` in it, or exit code != 0,
+    or no end within ``deadline_s`` seconds (the unit itself is stopped by systemd 30 s later) raises
     :class:`DetachedError`. When the unit is already running (a former connection was lost), its end is awaited
     instead of starting a second one.
 
-    The file is looked for every ``poll_s`` seconds. systemd is asked only when it is there, or after ``ask_s`` seconds, for
-    a unit that died without a result: each question is a process, which on a slow node holds up what is waited for.
+    The file is looked for every ``poll_s`` seconds; one that is not a whole JSON object does not count. systemd is asked
+    only when it is there, or after ``ask_s`` seconds, for a unit that died without a result: each question is a process,
+    which on a slow node holds up what is waited for.
     """
     service = f"{unit}.service"
     result_file = result_dir / f"{unit}.json"
@@ -77,7 +78,7 @@ def run_detached(
     begin = time.monotonic()
     end, ask = begin + deadline_s, begin + min(ask_s, deadline_s)
     while True:
-        if time.monotonic() < ask and not result_file.exists():
+        if time.monotonic() < ask and _read(result_file) is None:
             time.sleep(poll_s)
             continue
         ask = min(time.monotonic() + ask_s, end)
@@ -92,13 +93,20 @@ def run_detached(
             )
         time.sleep(poll_s)
     failed = state.get("ActiveState") == "failed"
-    try:
-        result: dict[str, Any] = json.loads(result_file.read_text())
-    except (OSError, ValueError) as error:
-        raise DetachedError(f"{service} left no result in {result_file}", _journal(service, run)) from error
+    result = _read(result_file)
+    if result is None:
+        raise DetachedError(f"{service} left no result in {result_file}", _journal(service, run))
     if failed or "error" in result:
         raise DetachedError(str(result.get("error", f"{service} failed")), _journal(service, run))
     return result
+
+
+def _read(result_file: Path) -> dict[str, Any] | None:
+    try:
+        result = json.loads(result_file.read_text())
+    except (OSError, ValueError):
+        return None
+    return result if isinstance(result, dict) else None
 
 
 def _journal(service: str, run: Run, lines: int = 12) -> str:

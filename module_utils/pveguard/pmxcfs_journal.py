@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from . import node_name, pve_file, supervised, write_classes
+from .atomic import write_atomic
 from .errors import PveguardError
 from .run import CommandMissing, Run
 from .run import run as real_run
@@ -145,7 +146,7 @@ def _operators_state(folder: Path, switch: Path) -> bytes:
 
 
 def _note_and_switch_on(state: Path, switch: Path, before: bytes) -> None:
-    state.write_bytes(before)
+    write_atomic(state, before, 0o600)
     try:
         _write(switch, b"1\n")
     except OSError as error:
@@ -168,8 +169,8 @@ def _restore(state: Path, switch: Path, before: bytes) -> None:
 
 def _arm(folder: Path, state: Path, switch: Path, seconds: float, run: Run) -> str:
     script = folder / _SCRIPT
-    script.write_text(_RESTORE)
-    script.chmod(0o755)
+    # By a rename: the guard of a killed run may be about to read it.
+    write_atomic(script, _RESTORE.encode(), 0o755)
     unit = f"pveguard-pmxcfs-debug-{os.getpid()}.service"
     argv = [
         "systemd-run",

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import json
 import os
+import signal
 import time
 from collections.abc import Callable
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -52,8 +54,15 @@ class Host:
         self.prove_writable = program.prove_writable
         self.sleep: Callable[[], object] = lambda: None
         monkeypatch.setattr(program, "prove_writable", lambda *_: None)
-        monkeypatch.setattr(program.time, "sleep", lambda _s: self.sleep())
+        # A clock of its own: a deadline passes by waiting for something, and not because the machine is busy.
+        self.now = 0.0
+        own = {"sleep": self._sleep, "monotonic": lambda: self.now}
+        monkeypatch.setattr(program, "time", SimpleNamespace(**{**vars(time), **own}))
         monkeypatch.setattr(program.signal, "signal", lambda *_: None)
+
+    def _sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.sleep()
 
     def systemctl(self, *argv: str, must: bool = True) -> str:
         self.units.append(argv)
@@ -81,7 +90,7 @@ class Host:
             "conf": CONF,
             "authkey": "a2V5",
             "expected_ids": [2],
-            "deadline_s": 0.5,
+            "deadline_s": 60,
             "tree_sha256": None,
             **more,
         }
@@ -90,20 +99,25 @@ class Host:
 
 
 @pytest.fixture
-def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+def program(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     loader = SourceFileLoader("cluster_member_program", str(PROGRAM))
     spec = importlib.util.spec_from_loader(loader.name, loader)
     assert spec is not None
     program = importlib.util.module_from_spec(spec)
     monkeypatch.setattr("sys.dont_write_bytecode", True)
     loader.exec_module(program)
+    return program
+
+
+@pytest.fixture
+def host(tmp_path: Path, program: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Host:
     return Host(tmp_path, program, monkeypatch)
 
 
 @pytest.mark.parametrize("state", ["joined", "bootstrapped"])
 def test_a_login_survives_the_time_without_the_file_system(host: Host, state: str) -> None:
     host.cluster_keys = f"{SHARED}\n"
-    result = host.perform(state=state, deadline_s=60)
+    result = host.perform(state=state)
     assert result.get("error") is None, result
     assert host.seen_while_away == f"{SHARED}\n{OWN}\n"
     # What the cluster knows needs no second place.
@@ -114,7 +128,7 @@ def test_a_login_survives_the_time_without_the_file_system(host: Host, state: st
 
 def test_keys_that_were_there_before_stay(host: Host) -> None:
     host.local.write_text(f"{SHARED}\n")
-    result = host.perform(deadline_s=60)
+    result = host.perform()
     assert result.get("error") is None and result["warnings"] == []
     assert host.seen_while_away == f"{SHARED}\n{OWN}\n"
     assert host.local.read_text() == f"{SHARED}\n"
@@ -141,13 +155,13 @@ def test_keys_that_are_no_link_are_left_alone(host: Host) -> None:
     link = host.root / "root/.ssh/authorized_keys"
     link.unlink()
     link.write_text(f"{OWN}\n")
-    assert host.perform(deadline_s=60).get("error") is None
+    assert host.perform().get("error") is None
     assert host.seen_while_away is None and not host.local.exists()
 
 
 def refused(host: Host, state: str) -> str:
     before = snapshot(host.root)
-    result = host.perform(state=state, deadline_s=60)
+    result = host.perform(state=state)
     assert result["restored"] is True and result["generation"] is None
     assert snapshot(host.root) == before
     assert not [argv for argv in host.units if argv[0] == "stop"]
@@ -166,7 +180,7 @@ def test_a_running_task_is_not_cut_off(host: Host, state: str) -> None:
     reused = f"UPID:pve2:{os.getpid():08X}:{start + 1:08X}:66F00000:vzdump:100:root@pam:"
     gone = f"UPID:pve2:7FFFFFFF:{start:08X}:66F00000:vzdump:100:root@pam:"
     active.write_text(f"{upid} 1 66F00001 OK\n{reused} 0\n{gone} 0\nUPID:pve2\n\nrubbish\n")
-    assert host.perform(state=state, deadline_s=60).get("error") is None
+    assert host.perform(state=state).get("error") is None
 
 
 @pytest.mark.parametrize("path", ["qemu-server/101.conf", "lxc/102.conf"])
@@ -193,7 +207,7 @@ def test_a_node_that_leaves_keeps_its_logins(host: Host, monkeypatch: pytest.Mon
     make_database(host.node.database, {"corosync.conf": CONF, "nodes/pve1/qemu-server/100.conf": "memory: 512\n"})
     for name in ("authkey", "corosync.conf"):
         (host.root / "etc/corosync" / name).write_text("x")
-    result = host.perform(state="left", deadline_s=60)
+    result = host.perform(state="left")
     assert result.get("error") is None, result
     assert host.keys.read_text().splitlines() == ["ssh-rsa DDDD root@pve2", SHARED, OWN, other]
     assert host.seen_while_away is not None and OWN in host.seen_while_away and not host.local.exists()
@@ -234,15 +248,15 @@ def test_the_proof_that_it_takes_writes_outlasts_a_passing_loss_of_quorum(host: 
         return host.command(*argv, **more)
 
     monkeypatch.setattr(host.program, "command", command)
-    host.prove_writable(host.node, "pve2", time.monotonic() + 60)
+    host.prove_writable(host.node, "pve2", host.now + 60)
     assert refused == [] and not (host.node.pve / "pveguard-pve2").exists()
     # What an interrupted run left is no obstacle, and is removed.
     (host.node.pve / "pveguard-pve2").mkdir()
-    host.prove_writable(host.node, "pve2", time.monotonic() + 60)
+    host.prove_writable(host.node, "pve2", host.now + 60)
     assert not (host.node.pve / "pveguard-pve2").exists()
     refused[:] = ["mkdir"] * 100
     with pytest.raises(host.program.Failure, match="cannot be written although the node is quorate: Permission denied"):
-        host.prove_writable(host.node, "pve2", time.monotonic() - 1)
+        host.prove_writable(host.node, "pve2", host.now - 1)
 
 
 def test_a_write_is_done_again_until_the_deadline(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +270,7 @@ def test_a_write_is_done_again_until_the_deadline(host: Host, monkeypatch: pytes
 
     monkeypatch.setattr(host.program, "write_in_place", refusing)
     refusals[0] = 3
-    assert host.perform(state="bootstrapped", deadline_s=60).get("error") is None
+    assert host.perform(state="bootstrapped").get("error") is None
     refusals[0] = 10**9
     (host.node.pve / "corosync.conf").unlink()
     for file in ("authkey", "corosync.conf"):
@@ -278,3 +292,31 @@ def test_the_keys_of_a_node_that_leaves_are_kept_when_it_takes_writes(host: Host
     host.keys.unlink()
     change._keep_keys()
     assert host.keys.read_text() == f"{SHARED}\n{OWN}\n" and refusals == [0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("outcome", [{"changed": True}, {"changed": False, "error": "refused"}])
+def test_a_signal_after_the_work_does_not_take_the_result_away(
+    tmp_path: Path,
+    program: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    outcome: dict[str, Any],
+) -> None:
+    write_atomic, before = program.write_atomic, {each: signal.getsignal(each) for each in program.ENDINGS}
+
+    def asked_to_end(*arguments: Any) -> None:
+        os.kill(os.getpid(), number)
+        write_atomic(*arguments)
+
+    monkeypatch.setattr(program, "perform", lambda *_: dict(outcome))
+    monkeypatch.setattr(program, "write_atomic", asked_to_end)
+    (tmp_path / "request").write_text("{}")
+    try:
+        code = program.main(["run", str(tmp_path / "request"), str(tmp_path / "result")])
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert code == ("error" in outcome)
+    assert json.loads((tmp_path / "result").read_text()) == outcome
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["result"]
