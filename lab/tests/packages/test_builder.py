@@ -78,7 +78,7 @@ def deb_list(deb: Path) -> list[str]:
 
 
 def test_every_double_is_marked_as_one(doubles: Repository) -> None:
-    assert {"pve-ha-manager": "5.1.3+lab1", "pve-manager": "9.1.4+lab1"}.items() <= doubles.packages.items()
+    assert {"pve-ha-manager": "5.2.0+lab1", "pve-manager": "9.1.4+lab1"}.items() <= doubles.packages.items()
     for name, version in doubles.packages.items():
         deb = deb_of(doubles, name)
         assert version.endswith("+lab1") and deb_field(deb, "Version") == version
@@ -650,7 +650,7 @@ def test_install_upgrade_remove_purge(dpkg: Dpkg, doubles: Repository, tmp_path:
     newer = build_repository(tmp_path / "newer", revision="+lab2")
     done = dpkg("-i", str(deb_of(newer, "pve-ha-manager")))
     assert done.returncode == 0, done.stderr
-    assert dpkg.state("pve-ha-manager") == "ii 5.1.3+lab2"
+    assert dpkg.state("pve-ha-manager") == "ii 5.2.0+lab2"
     assert dpkg.wanted() == ["pve-ha-lrm.service", "watchdog-mux.service"]
     assert os.readlink(units / "pve-ha-lrm.service") == "/dev/null"
     (units / "pve-ha-lrm.service").unlink()
@@ -763,7 +763,7 @@ def fake_systemd(tmp_path: Path, script: str, *arguments: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def ha_scripts() -> dict[str, str]:
-    return maintainer_scripts(read_package(HERE / "pve-ha-manager"), "5.1.3+lab1")
+    return maintainer_scripts(read_package(HERE / "pve-ha-manager"), "5.2.0+lab1")
 
 
 def test_first_installation_starts_the_mux_first(tmp_path: Path, ha_scripts: dict[str, str]) -> None:
@@ -775,9 +775,9 @@ def test_first_installation_starts_the_mux_first(tmp_path: Path, ha_scripts: dic
 
 
 def test_upgrade_restarts_all_but_the_mux(tmp_path: Path, ha_scripts: dict[str, str]) -> None:
-    commands = fake_systemd(tmp_path, ha_scripts["postinst"], "configure", "5.1.3+lab0")
+    commands = fake_systemd(tmp_path, ha_scripts["postinst"], "configure", "5.2.0+lab0")
     assert commands[-1] == "deb-systemd-invoke restart pve-ha-crm.service pve-ha-lrm.service"
-    assert fake_systemd(tmp_path, ha_scripts["prerm"], "upgrade", "5.1.3+lab2") == []
+    assert fake_systemd(tmp_path, ha_scripts["prerm"], "upgrade", "5.2.0+lab2") == []
 
 
 def test_removal_stops_the_clients_before_the_mux(tmp_path: Path, ha_scripts: dict[str, str]) -> None:

@@ -48,6 +48,10 @@ class Node:
             "PVE_LAB_HA_CONF": str(self.conf),
             "PVE_LAB_LRM_SECONDS": str(BEAT),
             "PVE_LAB_CRM_SECONDS": str(BEAT),
+            "PVE_LAB_IDLE_SECONDS": "0.3",
+            "PVE_LAB_STOP_SECONDS": "0.1",
+            "PVE_LAB_CALL_SECONDS": "0",
+            "PVE_LAB_HA_DEFAULTS": str(root / "defaults"),
         }
 
     @property
@@ -98,6 +102,22 @@ class Node:
         size = self.device.stat().st_size
         time.sleep(0.35)
         return self.device.stat().st_size == size
+
+    def wait_for_beats(self, number: int) -> None:
+        """Until the LRM has written its status so many times more."""
+        seen: set[int] = {self.status.stat().st_ino} if self.status.exists() else set()
+
+        def beats() -> int:
+            if self.status.exists():
+                seen.add(self.status.stat().st_mtime_ns)
+            return len(seen)
+
+        wait_for(f"{number} heartbeats", lambda: beats() > number)
+
+    def lines(self) -> list[str]:
+        """What ``ha-manager status`` prints, with DATE for the dates."""
+        date = r"\w{3} \w{3} [ \d]\d \d\d:\d\d:\d\d \d{4}"
+        return [re.sub(date, "DATE", line) for line in self.manager("status").stdout.splitlines()]
 
     def files(self) -> list[str]:
         return sorted(str(path.relative_to(self.pve)) for path in self.pve.rglob("*"))
@@ -194,7 +214,7 @@ def test_heartbeat_as_the_kernel_sees_it(node: Node, tmp_path: Path) -> None:
 def test_period_is_kept_without_drift(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a clock of its own: a step takes 1 s, and the fourth is blocked for 12."""
     module = load(monkeypatch, node)
-    clock, begun = [0.0], []
+    clock, begun, sent = [0.0], [], []
 
     class Steps(module.Daemon):  # type: ignore[name-defined]
         period = 5.0
@@ -207,8 +227,11 @@ def test_period_is_kept_without_drift(node: Node, monkeypatch: pytest.MonkeyPatc
             pass
 
     def rest(_signals: object, seconds: float) -> object:
+        if len(begun) == 7 and not sent:
+            sent.append(True)
+            return object()
         clock[0] += seconds
-        return None if len(begun) < 7 else object()
+        return None
 
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(
@@ -253,6 +276,77 @@ def test_idle_lrm_uses_next_to_no_processor_time(node: Node) -> None:
     time.sleep(1)
     # Twenty heartbeats, that is 100 seconds of a real one; emulated guests are about 12 times slower.
     assert (ticks() - before) / os.sysconf("SC_CLK_TCK") <= 0.08
+
+
+def test_keys_of_the_status_are_in_no_order_and_results_are_filled(node: Node) -> None:
+    node.start_mux()
+    lrm, crm = node.start("pve-ha-lrm"), node.start("pve-ha-crm")
+    node.add("vm:100", "ct:101")
+    orders: set[str] = set()
+
+    def results() -> dict[str, dict[str, object]]:
+        status = json.loads(node.status.read_text())
+        orders.add(" ".join(status))
+        return status["results"] if isinstance(status["results"], dict) else {}
+
+    wait_for("results of both", lambda: node.status.exists() and len(results()) == 2)
+    wait_for("another order of the keys", lambda: len(results()) == 2 and len(orders) > 1)
+    assert sorted(result["sid"] for result in results().values()) == ["ct:101", "vm:100"]
+    for uid, result in results().items():
+        assert len(uid) == 22 and result.keys() == {"sid", "exit_code", "state"}
+    assert (node.stop(lrm), node.stop(crm)) == (0, 0)
+
+
+@pytest.mark.parametrize("name", ["pve-ha-lrm", "pve-ha-crm"])
+def test_a_stop_is_acted_on_only_after_a_while(node: Node, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """With a clock of its own: SIGTERM arrives at 7 s, between two steps of every 5 s."""
+    module = load(monkeypatch, node)
+    clock, begun, sent = [0.0], [], [False]
+
+    class Steps({"pve-ha-lrm": module.Lrm, "pve-ha-crm": module.Crm}[name]):  # type: ignore[misc]
+        period = 5.0
+
+        def step(self) -> None:
+            begun.append(clock[0])
+
+        def finish(self) -> None:
+            begun.append(-clock[0])
+
+    def rest(_signals: object, seconds: float) -> object:
+        due = clock[0] + seconds
+        if not sent[0] and due >= 7:
+            clock[0], sent[0] = 7.0, True
+            return object()
+        clock[0] = due
+        return None
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(
+        module, "signal", SimpleNamespace(SIG_BLOCK=0, pthread_sigmask=lambda *_: None, sigtimedwait=rest)
+    )
+    node.conf.write_text("stop_seconds=12\n")
+    assert Steps().run() == 0
+    assert begun == [0, 5, 10, 15, -19], "it works on for 12 s"
+
+
+def test_a_stop_is_never_immediate(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = load(monkeypatch, node)
+    node.conf.write_text("stop_seconds=0\n")
+    assert module.stop_seconds() == 0.1
+    node.conf.write_text("")
+    monkeypatch.delenv("PVE_LAB_STOP_SECONDS")
+    assert module.stop_seconds() == 2.0
+
+
+def test_a_manager_that_was_asked_to_stop_keeps_its_watchdog_until_it_does(node: Node) -> None:
+    node.start_mux("feed_interval=0.1\nstop_seconds=600\n")
+    node.add("vm:100")
+    lrm = node.start("pve-ha-lrm")
+    wait_for("the watchdog to be armed", lambda: node.armed)
+    lrm.send_signal(signal.SIGTERM)
+    node.wait_for_beats(5)
+    assert lrm.poll() is None and node.armed
+    node.wait_for_food()
 
 
 def test_stop_writes_one_last_status(node: Node) -> None:
@@ -414,20 +508,30 @@ def test_lrm_holds_no_watchdog_without_resources(node: Node) -> None:
     assert (node.stop(lrm), node.stop(mux)) == (0, 0)
 
 
-def test_lrm_arms_with_the_first_resource_and_disarms_after_the_last(node: Node) -> None:
-    node.start_mux()
-    lrm = node.start("pve-ha-lrm")
+def test_lrm_arms_with_the_first_resource_and_goes_idle_after_the_last(node: Node) -> None:
+    node.start_mux("feed_interval=0.1\nidle_seconds=600\n")
+    lrm, crm = node.start("pve-ha-lrm"), node.start("pve-ha-crm")
     wait_for("a heartbeat", node.status.exists)
+    assert "fencing standby (CRM watchdog standby)" in node.lines()
+    assert not (node.pve / "ha/manager_status").exists()
     node.add("vm:100")
     wait_for("the watchdog to be armed", lambda: node.armed)
     wait_for("the state", lambda: json.loads(node.status.read_text())["state"] == "active")
+    wait_for("the manager", lambda: "fencing armed (CRM watchdog active)" in node.lines())
     assert (node.pve / "priv/lock/ha_agent_pve1_lock").is_dir()
     assert node.manager("remove", "vm:100").returncode == 0
+    node.wait_for_beats(10)
+    assert node.armed, "kept for minutes"
+    assert json.loads(node.status.read_text())["state"] == "active"
+    assert node.lines()[2:4] == ["fencing armed (CRM watchdog active)", "lrm pve1 (active, watchdog active, DATE)"]
+    # Now the minutes have passed.
+    node.conf.write_text("idle_seconds=0\n")
     wait_for("the watchdog to be free", lambda: not node.armed)
     wait_for("the state", lambda: json.loads(node.status.read_text())["state"] == "wait_for_agent_lock")
+    wait_for("fencing", lambda: "fencing standby (CRM watchdog standby)" in node.lines())
     node.wait_for_food()
     assert not (node.pve / "priv/lock/ha_agent_pve1_lock").exists()
-    assert node.stop(lrm) == 0
+    assert (node.stop(lrm), node.stop(crm)) == (0, 0)
 
 
 @pytest.mark.parametrize(("arm", "resource", "armed"), [("always", False, True), ("never", True, False)])
@@ -542,6 +646,21 @@ def test_mux_never_touches_the_watchdog_of_this_machine(arguments: list[str]) ->
     assert done.returncode == 2 and "lab double" in done.stderr
 
 
+def test_softdog_is_the_driver_unless_another_is_chosen(node: Node, tmp_path: Path) -> None:
+    """Also where the machine has a device of its own: what modprobe is asked for, by a program that stands in for it."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "modprobe").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n: > {node.device}\n')
+    (programs / "modprobe").chmod(0o755)
+    for text in ("", "WATCHDOG_MODULE=i6300esb\n", "# WATCHDOG_MODULE=i6300esb\n"):
+        (tmp_path / "defaults").write_text(text)
+        node.device.unlink()
+        mux = node.start("watchdog-mux", PATH=f"{programs}:{os.environ['PATH']}")
+        wait_for("watchdog-mux", (node.run / "watchdog-mux.sock").exists)
+        assert node.stop(mux) == 0
+    assert (tmp_path / "asked").read_text().split() == ["-q", "softdog", "-q", "i6300esb", "-q", "softdog"]
+
+
 def test_mux_with_wrong_settings(node: Node) -> None:
     node.conf.write_text("watchdog_timeout=soon\n")
     assert node.start("watchdog-mux").wait(SECONDS) == 1
@@ -595,8 +714,7 @@ def test_refusals(node: Node, arguments: list[str], message: str) -> None:
     assert not (node.pve / "priv/lock/domain-ha").exists()
 
 
-def test_status(node: Node) -> None:
-    assert node.manager("status").stdout == "quorum OK\n"
+def lrm_files(node: Node) -> None:
     now = int(time.time())
     for name, mode, state, age in (
         ("pve1", "active", "wait_for_agent_lock", 0),
@@ -608,47 +726,86 @@ def test_status(node: Node) -> None:
         folder.mkdir(exist_ok=True)
         status = {"mode": mode, "results": {}, "state": state, "timestamp": now - age}
         (folder / "lrm_status").write_text(json.dumps(status))
-    lines = [re.sub(r", \w+ \w+ .*\)", ")", line) for line in node.manager("status").stdout.splitlines()]
-    assert lines == [
-        "quorum OK",
-        "lrm pve1 (idle)",
-        "lrm pve2 (active)",
-        "lrm pve3 (restart mode)",
-        "lrm pve4 (old timestamp - dead?)",
+
+
+def test_status(node: Node) -> None:
+    assert node.lines() == ["quorum OK", "fencing standby (CRM watchdog standby)"]
+    lrm_files(node)
+    assert node.lines()[2:] == [
+        "lrm pve1 (idle, watchdog standby, DATE)",
+        "lrm pve2 (active, watchdog active, DATE)",
+        "lrm pve3 (restart mode, watchdog standby, DATE)",
+        "lrm pve4 (old timestamp - dead?, DATE)",
     ]
     node.add("vm:100")
-    assert node.manager("status").stdout.splitlines()[-1] == "service vm:100 (---, queued)"
+    assert node.lines()[-1] == "service vm:100 (---, queued)"
     verbose = node.manager("status", "--verbose").stdout
     data = json.loads(verbose.split("full cluster state:\n", 1)[1])
     assert data["resources"] == {"vm:100": {}} and data["quorum"] is True
 
 
-def test_disarm_is_an_option(node: Node) -> None:
+def test_lines_of_the_status_come_in_their_order(node: Node) -> None:
+    node.start_mux()
+    lrm, crm = node.start("pve-ha-lrm"), node.start("pve-ha-crm")
+    node.add("vm:100")
+    wanted = [
+        "quorum OK",
+        "master pve1 (active, DATE)",
+        "fencing armed (CRM watchdog active)",
+        "lrm pve1 (active, watchdog active, DATE)",
+        "service vm:100 (pve1, started)",
+    ]
+    wait_for("all of it to be active", lambda: node.lines() == wanted)
+    assert (node.stop(lrm), node.stop(crm)) == (0, 0)
+
+
+def test_a_manager_from_before_fencing_could_be_disarmed_does_not_show_it(node: Node) -> None:
+    node.conf.write_text("disarm=no\n")
+    assert node.lines() == ["quorum OK"]
+    lrm_files(node)
+    assert node.lines()[1:3] == ["lrm pve1 (idle, DATE)", "lrm pve2 (active, DATE)"]
+
+
+def test_a_manager_may_have_no_disarm(node: Node) -> None:
+    node.conf.write_text("disarm=no\n")
     assert "disarm-ha" not in node.manager("help", "crm-command").stdout
     done = node.manager("crm-command", "disarm-ha", "freeze")
     assert done.returncode != 0 and "wrong arguments" in done.stderr
     assert not (node.pve / "ha/crm_commands").exists()
 
 
-def test_disarm_releases_the_watchdog_until_it_is_armed_again(node: Node) -> None:
-    node.start_mux("feed_interval=0.1\narm=always\ndisarm=yes\n")
+def test_disarm_releases_the_watchdogs_until_they_are_armed_again(node: Node) -> None:
+    node.start_mux("feed_interval=0.1\nidle_seconds=600\n")
     lrm, crm = node.start("pve-ha-lrm"), node.start("pve-ha-crm")
-
-    def fencing() -> str:
-        return node.manager("status").stdout.splitlines()[1]
-
+    node.add("vm:100")
     wait_for("the watchdog to be armed", lambda: node.armed)
-    wait_for("the state", lambda: fencing() == "fencing armed")
+    wait_for("the state", lambda: "fencing armed (CRM watchdog active)" in node.lines())
+    assert node.manager("remove", "vm:100").returncode == 0
     assert "disarm-ha" in node.manager("help", "crm-command").stdout
     assert node.manager("crm-command", "disarm-ha", "freeze").returncode == 0
-    wait_for("the state", lambda: fencing() == "fencing disarmed (resource mode: freeze)")
-    wait_for("the watchdog to be free", lambda: not node.armed)
+    wait_for("the state", lambda: "fencing disarmed (resource mode: freeze)" in node.lines())
+    assert not node.armed, "it is said when all have let go"
+    assert "lrm pve1 (idle, watchdog released, DATE)" in node.lines()
     assert (node.pve / "ha/crm_commands").read_text() == ""
     node.wait_for_food()  # nothing was killed
+    node.add("vm:100")
     assert node.manager("crm-command", "arm-ha").returncode == 0
     wait_for("the watchdog to be armed", lambda: node.armed)
-    wait_for("the state", lambda: fencing() == "fencing armed")
+    wait_for("the state", lambda: "fencing armed (CRM watchdog active)" in node.lines())
     assert (node.stop(lrm), node.stop(crm)) == (0, 0)
+
+
+def test_a_call_takes_its_time(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = load(monkeypatch, node)
+    slept: list[float] = []
+    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=slept.append))
+    for text, wanted in (("call_seconds=10\n", 10.0), ("", 0.0)):
+        node.conf.write_text(text)
+        assert module.Manager().main(["help"]) == 0
+        assert slept.pop() == wanted
+    monkeypatch.delenv("PVE_LAB_CALL_SECONDS")
+    module.Manager().main(["help"])
+    assert slept == [1.0]
 
 
 def test_no_etc_pve(node: Node) -> None:

@@ -23,9 +23,9 @@ def lrm_states(wanted: str) -> Callable[[dict[str, Any]], list[str]]:
 
 @pytest.fixture(scope="module", autouse=True)
 def idle(nodes: Nodes) -> None:
-    """The managers as after an installation: they hold the watchdog only for resources, and cannot disarm."""
+    """The managers hold the watchdog only for resources, and not for ten minutes after the last one; they cannot disarm."""
     for node in nodes.names:
-        nodes.console(node, "rm -f /etc/pve-ha-lab.conf")
+        nodes.console(node, "printf 'disarm=no\\nidle_seconds=10\\n' > /etc/pve-ha-lab.conf")
     nodes.wait("the LRMs are not idle", lrm_states("wait_for_agent_lock"))
 
 
