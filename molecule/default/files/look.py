@@ -105,11 +105,12 @@ def idle(seconds: float) -> dict[str, float]:
     version, sectors, started = table()[0], sectors_written(), time.monotonic()
     time.sleep(seconds)
     os.sync()
-    minutes = (time.monotonic() - started) / 60
+    elapsed, transactions = time.monotonic() - started, table()[0] - version
     return {
-        "seconds": round(minutes * 60, 1),
+        "seconds": round(elapsed, 1),
         "sectors": sectors_written() - sectors,
-        "transactions_per_minute": round((table()[0] - version) / minutes, 1),
+        "transactions": transactions,
+        "transactions_per_minute": round(60 * transactions / elapsed, 1),
     }
 
 
