@@ -14,7 +14,7 @@ export PATH := $(ROOT)/.venv/bin:$(PATH)
 bootstrap := $(ROOT)/scripts/bootstrap
 lab := python -m lab --name $(PVEGUARD_LAB)
 
-.PHONY: help base site assess export report observe probe restore recover revert test lint unit slow molecule campaign lab lab-down ssh bench lock docs clean
+.PHONY: help base site assess export report observe probe restore recover revert test lint unit slow tests molecule campaign lab lab-down ssh bench lock docs clean
 
 help: ## list the targets
 	@echo 'make site [INVENTORY=...] [ARGS=...]   take the nodes to the protected state'
@@ -64,7 +64,9 @@ revert: $(if $(INVENTORY),base,lab) ## bring the nodes back to stock
 base:
 	@$(bootstrap) base
 
-test: lint unit slow molecule ## everything that CI runs
+test: ## everything that CI runs
+	@$(bootstrap) base lab test
+	scripts/ci
 
 lint: ## ruff, mypy, yamllint, ansible-lint, shellcheck, generated tables
 	@$(bootstrap) base test
@@ -72,20 +74,26 @@ lint: ## ruff, mypy, yamllint, ansible-lint, shellcheck, generated tables
 
 # Nodes, loop devices and networks are a test's own, so files can run at once; they wait for real daemons much of the time,
 # so three on two cores.
+pytest := python -m pytest -q -n 3 --dist loadfile
+
 unit: ## quick unit tests, less than a minute
 	@$(bootstrap) base lab test
-	python -m pytest -q -n 3 --dist loadfile -m 'not slow and not lab' $(ARGS)
+	$(pytest) -m 'not slow and not lab' $(ARGS)
 
 # The longest files come early.
 slow: ## the unit tests that take seconds each: minutes
 	@$(bootstrap) base lab test
-	python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m 'slow and not lab' $(ARGS)
+	$(pytest) --no-loadscope-reorder -m 'slow and not lab' $(ARGS)
+
+# Collected once, and no core waits for the last file twice.
+tests: ## unit and slow in one run
+	@$(bootstrap) base lab test
+	$(pytest) --no-loadscope-reorder -m 'not lab' $(ARGS)
 
 SCENARIO ?= default corosync ha
 molecule: ## molecule scenarios on virtual machines (SCENARIO=default: that one)
 	@$(bootstrap) base lab test
-	@set -e; for scenario in $(SCENARIO); do \
-	    echo "molecule test -s $$scenario $(ARGS)"; molecule test -s $$scenario $(ARGS); done
+	@scripts/molecule $(SCENARIO) -- $(ARGS)
 
 campaign: ## longer proofs on every profile of the lab, power cuts by the hundred: hours; figures in docs/figures.md
 	@$(bootstrap) base lab test

@@ -13,12 +13,25 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import ad_hoc
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = ROOT / "molecule" / "default" / "files" / "look.py"
+READER = ROOT / "module_utils" / "pveguard" / "live_database.py"
+
+
+def one_program() -> str:
+    """PROGRAM and the core that it imports as one file: the node has neither."""
+    return (
+        "import sys, types\n"
+        "core = types.ModuleType('live_database')\n"
+        f"exec({READER.read_text()!r}, core.__dict__)\n"
+        "sys.modules['live_database'] = core\n"
+        f"exec(compile({PROGRAM.read_text()!r}, 'look.py', 'exec'))\n"
+    )
 
 
 def main() -> int:
@@ -28,12 +41,15 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
 
-    script = f"{PROGRAM} {options.seconds} executable=/usr/bin/python3"
-    try:
-        results = ad_hoc.run("all", options.inventory, "ansible.builtin.script", script)
-    except ad_hoc.ModuleFailed as error:
-        print(f"the nodes could not be observed: {error}", file=sys.stderr)
-        return 2
+    with tempfile.NamedTemporaryFile("w", suffix=".py") as program:
+        program.write(one_program())
+        program.flush()
+        script = f"{program.name} {options.seconds} executable=/usr/bin/python3"
+        try:
+            results = ad_hoc.run("all", options.inventory, "ansible.builtin.script", script)
+        except ad_hoc.ModuleFailed as error:
+            print(f"the nodes could not be observed: {error}", file=sys.stderr)
+            return 2
     idle = {name: json.loads(result["stdout"])["idle"] for name, result in results.items()}
     if options.json:
         print(json.dumps({"seconds": options.seconds, "nodes": idle}, indent=2))

@@ -26,6 +26,7 @@ MAX_NODES = identity.HOSTS_KNOWN
 # Deadlines, several times what an idle machine with 2 cores and no KVM takes.
 COLD_SECONDS = 600
 WARM_SECONDS = 180
+OFF_SECONDS = 300
 BYTES_PER_NODE_MIB = 1536  # overlay disks and a few snapshots
 
 
@@ -320,7 +321,11 @@ class Lab:
         new = [name for name in names if name not in built or (not same and name not in based)]
         require_space(self.directory, BYTES_PER_NODE_MIB * max(1, len(new)))
         self._keys(names)
-        adopted = self._adopt_template(new) if new == names else []
+        adopted = self._adopt_template(new, profile) if new == names else []
+        # A cluster is made of the nodes of profile pve, which another lab may have booted already.
+        founding = profile == "cluster" and new == names and not adopted
+        if founding:
+            adopted = self._adopt_template(new, "pve")
         new = [name for name in new if name not in adopted]
         self._create_disks(new)
         self._save()
@@ -333,15 +338,17 @@ class Lab:
         if adopted:
             with step(f"starting {', '.join(adopted)} from the snapshot of another lab"):
                 self._resume(adopted, BASE, new_identity=True)
-            with step("snapshot for the next start"):
-                self._save_snapshot(BASE, [self.machine(name) for name in adopted], add=True)
-            self._note_built(adopted)
+            if not founding:
+                with step("snapshot for the next start"):
+                    self._save_snapshot(BASE, [self.machine(name) for name in adopted], add=True)
+                self._note_built(adopted)
         cold = [name for name in names if name not in {*suspended, *based, *adopted}]
         if cold:
             self._boot(cold)
-        if new:
-            if profile == "cluster" and not based and not adopted:
-                cluster.build(self, [name for name in new if not self._plain(name)][:3])
+        if founding:
+            cluster.build(self, [name for name in names if not self._plain(name)][:3])
+            self._save_base(names)
+        elif new:
             self._save_base(new)
         say(f"lab {self.name} is up: profile {profile}, {release}, {', '.join(names)}")
 
@@ -436,13 +443,14 @@ class Lab:
 
     # --- templates: the first snapshot of a profile, for other labs --------------------------------------------
 
-    def _template(self) -> Path:
-        return self.image().directory / f"snapshot-{self.state.disks}"
+    def _template(self, profile: str) -> Path:
+        """Where the disks of a profile lie that has the same image, QEMU and options as this lab."""
+        return self.image().directory / f"snapshot-{profile}{self.state.disks.removeprefix(self.state.profile)}"
 
     def _offer_template(self, machines: Sequence[Machine]) -> None:
         """Copy the disks of paused machines of the profile to where another lab can begin with them."""
         machines = [machine for machine in machines if not self._plain(machine.name)]
-        target = self._template()
+        target = self._template(self.state.profile)
         try:
             known = json.loads((target / "template.json").read_text())["nodes"]
         except (OSError, ValueError, KeyError):
@@ -459,16 +467,16 @@ class Lab:
         (partial / "template.json").write_text(json.dumps({"nodes": names}) + "\n")
         partial.rename(target)
 
-    def _adopt_template(self, names: Sequence[str]) -> list[str]:
+    def _adopt_template(self, names: Sequence[str], profile: str) -> list[str]:
         """Take disks with the base snapshot from another lab's first start; returns the nodes that have them now."""
-        source = self._template()
+        source = self._template(profile)
         with file_lock(layout.images_dir() / "lock", "the image store"):
             try:
                 known = json.loads((source / "template.json").read_text())["nodes"]
             except (OSError, ValueError, KeyError):
                 return []
             taken = [name for name in names if name in known and not self._plain(name)]
-            if self.state.profile == "cluster" and not _whole_cluster(names, taken, known):
+            if profile == "cluster" and not _whole_cluster(names, taken, known):
                 return []
             for name in taken:
                 machine = self.machine(name)
@@ -650,7 +658,7 @@ class Lab:
         self.state.generation += 1
         self._save()
 
-    def _power_off(self, machines: Sequence[Machine], seconds: float = 120) -> None:
+    def _power_off(self, machines: Sequence[Machine], seconds: float = OFF_SECONDS) -> None:
         def off(machine: Machine) -> None:
             try:
                 machine.console.run("systemctl poweroff --no-block", 30)

@@ -518,6 +518,59 @@ def test_a_cluster_begins_with_a_snapshot_of_all_its_members(
     assert _whole_cluster(names[:wanted], names[:there], names[:saved]) is usable
 
 
+class Starts:
+    """What `lab up` does to nodes, with no node: the calls in their order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[str] = []
+        picture = image.Image("pve-trixie-1", layout.images_dir() / "pve-trixie-1", layout.images_dir() / "repo-2.img")
+        picture.directory.mkdir(parents=True)
+        monkeypatch.setattr(image, "ensure", lambda *_: picture)
+        monkeypatch.setattr(accel, "choose", lambda _: "tcg")
+        monkeypatch.setattr(accel, "qemu_version", lambda: "QEMU 0")
+        monkeypatch.setattr("lab.labs.require_tools", lambda _: None)
+        monkeypatch.setattr(Lab, "_keys", lambda *_: None)
+        monkeypatch.setattr(Lab, "_create_disks", lambda _, names: self._note("disks", names))
+        monkeypatch.setattr(Lab, "_boot", lambda _, names: self._note("boot", names))
+        monkeypatch.setattr(Lab, "_resume", lambda _, names, snapshot, new_identity=False: self._note("resume", names))
+        monkeypatch.setattr(Lab, "_save_base", lambda _, names: self._note("base", names))
+        monkeypatch.setattr(Lab, "_save_snapshot", lambda *_, **__: self.calls.append("snapshot"))
+        monkeypatch.setattr(cluster, "build", lambda _, names: self._note("cluster", names))
+        self.directory = picture.directory
+
+    def _note(self, what: str, names: Any) -> None:
+        if names:
+            self.calls.append(f"{what} {','.join(names)}")
+
+    def up(self, profile: str, nodes: int = 3) -> list[str]:
+        self.calls.clear()
+        Lab("one").up(profile=profile, nodes=nodes, fresh=True)
+        return list(self.calls)
+
+    def offer(self, profile: str) -> None:
+        """What another lab of this profile would have left."""
+        target = Lab("one")._template(profile)
+        target.mkdir()
+        for node in ("pve1", "pve2", "pve3"):
+            for disk in ("root", "var"):
+                (target / f"{node}-{disk}.qcow2").write_text(profile)
+        (target / "template.json").write_text(json.dumps({"nodes": ["pve1", "pve2", "pve3"]}))
+
+
+def test_a_cluster_is_made_of_nodes_that_another_lab_has_booted(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts, three = Starts(monkeypatch), "pve1,pve2,pve3"
+    assert starts.up("cluster") == [f"disks {three}", f"boot {three}", f"cluster {three}", f"base {three}"]
+    starts.offer("pve")
+    assert starts.up("cluster") == [f"resume {three}", f"cluster {three}", f"base {three}"]
+    assert starts.up("cluster", 4) == ["disks pve4", f"resume {three}", "boot pve4", f"cluster {three}", f"base {three},pve4"]
+    starts.offer("cluster")
+    assert starts.up("cluster") == [f"resume {three}", "snapshot"]
+    assert (Lab("one")._set_dir / "pve2-var.qcow2").read_text() == "cluster"
+    assert starts.up("pve") == [f"resume {three}", "snapshot"]
+    assert (Lab("one")._set_dir / "pve2-var.qcow2").read_text() == "pve"
+
+
+
 def test_qemus_arguments(tmp_path: Path) -> None:
     directory = tmp_path / "lab"
     picture = image.Image("k", tmp_path / "k", tmp_path / "repo.img")
