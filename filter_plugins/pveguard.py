@@ -125,8 +125,7 @@ def _group_clusters(hosts: HostVariables) -> tuple[dict[str, str], dict[str, lis
     clusters: dict[str, str] = {}
     for name, group in manager.groups.items():
         own = dict(group.get_vars())
-        sources = [str(source) for source in getattr(manager, "_sources", ()) if source]
-        own.update(get_vars_from_inventory_sources(hosts.loader, sources, [group], "all"))
+        own.update(get_vars_from_inventory_sources(hosts.loader, hosts.sources, [group], "all"))
         if own.get("corosync_cluster_name"):
             clusters[name] = own["corosync_cluster_name"]
     # A child group may refine its parent's value: only groups on different branches contradict each other.

@@ -47,8 +47,13 @@ class HostVariables(Mapping[str, Mapping[str, Any]]):
 
     @property
     def manager(self) -> Any:
-        """Ansible's inventory with groups and sources, None for plain mappings."""
+        """Ansible's inventory with its groups, None for plain mappings."""
         return getattr(self._hostvars, "_inventory", None)
+
+    @property
+    def sources(self) -> list[str]:
+        """What was given with ``-i``."""
+        return [str(source) for source in getattr(self.manager, "_sources", ()) if source]
 
     @property
     def loader(self) -> Any:

@@ -53,3 +53,17 @@ def test_a_node_that_is_never_switched_is_passed(filters: ModuleType) -> None:
     hostvars = cluster(a="absent", b="absent", c="absent")
     hostvars["b"]["ram_state_enabled"] = False
     assert filters.next_peers(hostvars, list("abc"), "a", ["enabled"]) == ["b", "c"]
+
+
+@pytest.mark.parametrize("value", [False, "false", "no", "off", "0", "No", " off "])
+def test_a_member_that_stays_on_disk_is_passed_over_however_that_was_said(filters: ModuleType, value: Any) -> None:
+    hostvars = cluster(a="absent", b="absent", c="absent")
+    hostvars["b"]["ram_state_enabled"] = value
+    assert filters.next_peers(hostvars, list("abc"), "a", ["enabled"]) == ["b", "c"]
+
+
+@pytest.mark.parametrize("value", [True, "true", "yes", "on", "1", 1])
+def test_one_that_is_to_be_moved_is_the_next(filters: ModuleType, value: Any) -> None:
+    hostvars = cluster(a="absent", b="absent", c="absent")
+    hostvars["b"]["ram_state_enabled"] = value
+    assert filters.next_peers(hostvars, list("abc"), "a", ["enabled"]) == ["b"]
