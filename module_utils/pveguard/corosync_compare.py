@@ -42,8 +42,8 @@ class Copy:
 class View:
     """What one node says. ``host``: its name in the inventory, None when it is not there. None is unknown.
 
-    ``addresses``: ``{address: name}`` of the members that it knows. ``probe``: it is one, by the inventory where that describes it, else by what the cluster says (probe.is_listed).
-
+    ``addresses``: ``{address: name}`` of the members that it knows, ``probes``: node ids of those that it takes for probes.
+    ``probe``: it is one, by the inventory where that describes it, else by what the cluster says (probe.is_listed).
     ``cluster`` and ``local``: the copies on /etc/pve and in /etc/corosync. ``live``: node ids that its Corosync sees.
     ``mode``: of its daemon, ``cluster``, ``local`` (apart from any cluster) or ``down``. ``met_corosync``: False where its
     Corosync has not run since a daemon in cluster mode started. ``root_version``: of its database, or of its replica where

@@ -25,7 +25,6 @@ from ansible.module_utils.pveguard.plan import cluster_plan
 
 from filter_plugins import pveguard_units
 
-
 #: The id of the probe: any.
 NUMBER = 9
 
@@ -57,7 +56,13 @@ def facts(text: str | None = None, quorate: bool = True, **more: Any) -> dict[st
         "hostname": "x",
         "packages": {"pve-manager": None, "pve-ha-manager": None, "pve-cluster": None},
         "ha": {"watchdog_active": False},
-        "corosync": {"cluster": copy, "host": copy, "cluster_name": "c" if text else None, "quorate": quorate and bool(text), "members": members(text) if text else []},
+        "corosync": {
+            "cluster": copy,
+            "host": copy,
+            "cluster_name": "c" if text else None,
+            "quorate": quorate and bool(text),
+            "members": members(text) if text else [],
+        },
         "pmxcfs": {"guests": [], "storage": False, "users": False, "has_corosync_conf": bool(text)},
         **more,
     }
@@ -189,7 +194,8 @@ def test_the_votes_and_what_is_on_etc_pve_tell_a_probe_and_no_id_does(
 def test_the_placeholder_that_is_made_is_known_again() -> None:
     made = probe_home.certificate("watch1")
     assert probe_home.is_placeholder(made) and probe_home.is_placeholder(b"text\n" + made)
-    for other in (b"", b"-----BEGIN CERTIFICATE-----\n!!\n-----END CERTIFICATE-----\n", pem(b"CN=pve1"), b"pveguard probe, no service"):
+    broken = b"-----BEGIN CERTIFICATE-----\n!!\n-----END CERTIFICATE-----\n"
+    for other in (b"", broken, pem(b"CN=pve1"), probe_home.MARK.encode()):
         assert not probe_home.is_placeholder(other)
 
 
