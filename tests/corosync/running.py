@@ -51,6 +51,8 @@ for _ in $(seq 1200); do
     sleep 0.05
 done
 if [ -e "$FOLDER/runs" ]; then
+    # The members are counted a moment after the membership is formed.
+    for _ in $(seq 1200); do corosync-quorumtool -s 2>/dev/null | grep -q '(local)' && break; sleep 0.05; done
     while IFS='	' read -r name command; do $command > "$FOLDER/$name" 2>&1; done < "$FOLDER/asked"
 fi
 kill $pid 2>/dev/null
