@@ -371,6 +371,25 @@ def test_no_step_of_another_node_waits_for_a_probe() -> None:
     assert write_amplification.measuring_hosts(facts_of) == ["a"]
 
 
+def test_members_with_the_ids_that_probes_once_had_are_counted_and_waited_for() -> None:
+    listed = [{"name": f"pve{n}", "node_id": 998 + n, "links": [f"10.0.0.{n}"]} for n in range(1, 4)]
+    text = corosync_conf.render_new("c", listed, config_version=4)
+    hosts = {}
+    for each in listed:
+        hosts[each["name"]] = one = facts(text, hostname=each["name"])
+        one["corosync"].update(node_id=each["node_id"], running=True, live_member_ids=[999, 1000])
+        one["pmxcfs"].update(mode="cluster", quorate=True, mounted=True)
+    found = report_table._cluster(hosts["pve2"], None)
+    assert (found["members"], found["live"], found["probe"]) == (3, 2, False)
+    texts = [each.text for each in assess._corosync(hosts["pve2"])]
+    assert any("1 of 3 members of c are not up" in each for each in texts) and not any("probe" in each for each in texts)
+    hostvars = {host: {"pveguard_node": {"node": one}} for host, one in hosts.items()}
+    assert pveguard_units.cluster_peers(hostvars, list(hosts), "pve1") == ["pve1", "pve2", "pve3"]
+    assert write_amplification.measuring_hosts({"pve2": hosts["pve2"]}) == ["pve2"]
+    (cluster,) = corosync_compare.compare({"pve1": hosts["pve1"], "pve2": None, "pve3": hosts["pve3"]})
+    assert all("probe" not in each["seen"] for each in cluster["findings"])
+
+
 def test_the_report_counts_members_and_marks_the_probe() -> None:
     node = facts(conf(2, probe_votes=0))
     node["corosync"].update(node_id=1, live_member_ids=[1, 2])
