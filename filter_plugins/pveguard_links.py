@@ -123,7 +123,7 @@ def _advice(hostvars: Any, hosts: list[str]) -> dict[str, Any]:
             token_ms, coefficient_ms = _configured(corosync)
     # What the run is going to configure.
     wanted = [value for host in hosts if (value := hostvars[host].get("corosync_token"))]
-    token_ms = int(wanted[0]) if wanted else token_ms
+    token_ms = (int(wanted[0]) or token_advice.DEFAULT_TOKEN_MS) if wanted else token_ms
     joining = sum(_action(hostvars[host]) == "join" for host in ring)
     # Members that the inventory does not name are in the ring all the same.
     nodes = max(len(ring), listed + joining if listed else 0)
