@@ -138,6 +138,17 @@ def test_votes_are_changed_only_where_they_differ(listed: int | None, wanted: in
     assert probe.votes_to_change("watch1", wanted, facts(conf(2, probe_votes=listed))) is differs
 
 
+def test_what_a_node_of_this_name_left_on_etc_pve_does_not_make_the_probe_another_member() -> None:
+    for votes in (0, 1):
+        seed = facts(conf(2, probe_votes=votes))
+        seed["corosync"]["members"][-1].update(probe=False, is_node=True)
+        # The machine says itself that it is the listed one.
+        node = facts(conf(2, probe_votes=votes))
+        node["corosync"]["node_id"] = NUMBER
+        assert probe.refusals("watch1", votes, node, seed, NUMBER) == []
+        assert len(probe.refusals("watch1", votes, facts(), seed, NUMBER)) == votes
+
+
 # --- which member is one
 
 
