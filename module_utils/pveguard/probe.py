@@ -122,7 +122,8 @@ def _is_other(
     theirs, own = seed.get("corosync") or {}, node.get("corosync") or {}
     if own.get("node_id") == listed.node_id and own.get("cluster_name") == theirs.get("cluster_name"):
         return False
-    seen = next((each for each in theirs.get("members") or [] if each.get("id") == listed.node_id), {})
+    members: list[Mapping[str, Any]] = theirs.get("members") or []
+    seen: Mapping[str, Any] = next((each for each in members if each.get("id") == listed.node_id), {})
     if is_listed(seen):
         return False
     return listed.node_id != node_id or bool(seen.get("is_node") and listed.votes)
