@@ -144,7 +144,7 @@ options:
   totem:
     description:
       - Other keys of C(totem), such as C(link_mode) or C(knet_mtu). A null takes a key off, here and in the next
-        two options. Keys with an option of their own are refused.
+        two options. Keys with an option of their own are refused, unless they have that value already.
     type: dict
     default: {}
   logging:

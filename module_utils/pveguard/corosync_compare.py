@@ -42,8 +42,8 @@ class Copy:
 class View:
     """What one node says. ``host``: its name in the inventory, None when it is not there. None is unknown.
 
-    ``addresses``: ``{address: name}`` of the members that it knows. ``probe``: it is one, by the inventory where that describes it, else by what the cluster says (probe.is_listed).
-
+    ``addresses``: ``{address: name}`` of the members that it knows, ``probes``: node ids of those that it takes for probes.
+    ``probe``: it is one, by the inventory where that describes it, else by what the cluster says (probe.is_listed).
     ``cluster`` and ``local``: the copies on /etc/pve and in /etc/corosync. ``live``: node ids that its Corosync sees.
     ``mode``: of its daemon, ``cluster``, ``local`` (apart from any cluster) or ``down``. ``met_corosync``: False where its
     Corosync has not run since a daemon in cluster mode started. ``root_version``: of its database, or of its replica where
@@ -186,11 +186,9 @@ def group(
         for node_id, member in views[host].listed:
             if name and listed[name].get(member) is None:
                 listed[name][member] = node_id
-    known = {address: name for view in views.values() for address, name in view.addresses.items()}
     for host, view in views.items():
-        if not view.asked and view.name not in known.values():
-            # It may be in the inventory by its address.
-            view = views[host] = replace(view, name=known.get(corosync_conf.address_key(host), view.name))
+        if not view.asked:
+            view = views[host] = replace(view, name=_by_address(host, views, names, wanted.get(host)))
         expected = names.get(host) or wanted.get(host)
         places = [expected] if expected in clusters else [] if expected else list(clusters)
         where = next((name for name in places if name and (host in names or view.name in listed[name])), None)
@@ -209,6 +207,15 @@ def group(
             if member not in there
         ]
     return clusters
+
+
+def _by_address(host: str, views: Mapping[str, View], names: Mapping[str, str | None], cluster: str | None) -> str:
+    """The name of a node that did not answer: that of the member that has its address, where the inventory has it by that."""
+    key = corosync_conf.address_key(host)
+    for other, view in views.items():
+        if key in view.addresses and cluster in (None, names.get(other)):
+            return view.addresses[key]
+    return short_name(host)
 
 
 def _seen_as_probe(node_id: int | None, views: Mapping[str, View], names: Mapping[str, str | None], cluster: str) -> bool:

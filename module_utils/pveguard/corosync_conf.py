@@ -165,8 +165,9 @@ class Node:
     """A node of the nodelist. ``addresses`` maps link number to address; ``votes`` defaults to corosync's 1.
 
     ``name``: up to its first dot, as the cluster file system names a node. Where the file has none (clusters of Proxmox VE 4)
-    that of ring0_addr; None where that is an address. ``named``: whether the file has one. ``node_id``: without knet the one that corosync makes of an IPv4
-    address where the file has none. ``sections``: where it is described, more than one where nodelists overwrite each other.
+    that of ring0_addr; None where that is an address. ``named``: whether the file has one. ``node_id``: without knet the one
+    that corosync makes of an IPv4 address where the file has none. ``sections``: where it is described, more than one where
+    nodelists overwrite each other.
     """
 
     name: str | None
@@ -784,7 +785,7 @@ def _of_keys(section: Section, path: str = "") -> Iterator[Problem]:
         key = line.key or ""
         name = f"{path}{key}"
         if not re.fullmatch(r"[A-Za-z0-9._/:-]+", name):
-            yield _error(f"line {line.number}: corosync takes only letters, digits and . _ - / : in the name of a key, not {name!r}")
+            yield _error(f"line {line.number}: corosync takes letters, digits and . _ - / : in the name of a key, not {name!r}")
         elif len(name) not in KEY_BYTES:
             yield _error(
                 f"line {line.number}: the key {name[:40]!r} has {len(name)} characters with its sections; corosync takes "

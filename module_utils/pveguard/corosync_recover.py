@@ -71,7 +71,7 @@ def plan(
 ) -> list[dict[str, Any]]:
     """For every cluster of the nodes what is to be done.
 
-    ``nodes``, ``wanted`` and ``probes`` as for ``corosync_compare.compare``; ``done``: words of the steps of this run; ``choice``:
+    ``nodes``, ``wanted``, ``probes`` as for ``corosync_compare.compare``; ``done``: words of the steps of this run; ``choice``:
     ``NODE``, ``NODE:cluster`` or ``NODE:host``, the copy of corosync.conf that a person chose. Each cluster is ``{cluster,
     steps, open, healthy, lines, hosts}``: the steps in their order as dicts, what no step repairs in sentences, whether
     there is nothing at all, all of it as text, the hosts whose state is saved first.

@@ -1,9 +1,10 @@
 """Mistakes in an inventory that can be seen without connecting to any host.
 
 The contract: a host is clustered when ``corosync_cluster_name`` is set for it; then it also has ``corosync_node_id``
-(1 to 65535; 1 to 4294967295 where ``corosync_totem`` names the transport udp or udpu of the cluster) and ``corosync_links`` (a list of addresses, index = link number). Hosts without these stay stand-alone.
-A host of the group ``pve_probe`` watches such a cluster and has the same variables. A host may be named by its address:
-the node's name is then its own host name, which is known once it was asked.
+(1 to 65535; to 4294967295 where ``corosync_totem`` names the transport udp or udpu of the cluster) and ``corosync_links``
+(a list of addresses, index = link number). Hosts without these stay stand-alone. A host of the group ``pve_probe`` watches
+such a cluster and has the same variables. A host may be named by its address: the node's name is then its own host name,
+which is known once it was asked.
 """
 
 from __future__ import annotations

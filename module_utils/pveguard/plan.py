@@ -177,7 +177,9 @@ def _group_plan(
     for name, same in _namesakes([*members, *candidates], nodes).items():
         # Each would be listed under this name, and /etc/pve/nodes has one directory for both.
         reason = f"{' and '.join(same)} are both called {name}: give each node a host name of its own"
-        plans.update({host: _plan("refuse", cluster=cluster, members=members, reason=reason) for host in same if host in candidates})
+        for host in same:
+            if host in candidates:
+                plans[host] = _plan("refuse", cluster=cluster, members=members, reason=reason)
     candidates = [host for host in candidates if host not in plans]
     if not candidates:
         return plans

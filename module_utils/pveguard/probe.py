@@ -103,7 +103,7 @@ def refusals(
             "means that a member alone is not quorate any more; probe_votes: 1 then makes the probe the third vote"
         )
     listed = document.node(name)
-    if listed is not None and _is_other(listed, node_id, seed):
+    if listed is not None and _is_other(listed, node_id, seed, node):
         found.append(f"the cluster has a member of this name already (id {listed.node_id}): give the probe another host name")
     refusal, _ = arithmetic(votes_of_others(document.nodes(), name), votes)
     if refusal:
@@ -111,16 +111,22 @@ def refusals(
     return found
 
 
-def _is_other(listed: corosync_conf.Node, node_id: int | None, seed: Mapping[str, Any]) -> bool:
+def _is_other(
+    listed: corosync_conf.Node, node_id: int | None, seed: Mapping[str, Any], node: Mapping[str, Any]
+) -> bool:
     """Whether a listed node of the probe's name is a member that has nothing to do with it.
 
-    One that was listed by a run that ended too early has no place on /etc/pve yet; it has the probe's id.
+    One that was listed by a run that ended too early has no place on /etc/pve yet; it has the probe's id. The directory of
+    a node that is gone may lie there under its name.
     """
-    members = (seed.get("corosync") or {}).get("members") or []
-    seen = next((each for each in members if each.get("id") == listed.node_id), None)
-    if seen is not None and is_listed(seen):
+    theirs, own = seed.get("corosync") or {}, node.get("corosync") or {}
+    if own.get("node_id") == listed.node_id and own.get("cluster_name") == theirs.get("cluster_name"):
         return False
-    return listed.node_id != node_id or bool(seen and seen.get("is_node"))
+    members: list[Mapping[str, Any]] = theirs.get("members") or []
+    seen: Mapping[str, Any] = next((each for each in members if each.get("id") == listed.node_id), {})
+    if is_listed(seen):
+        return False
+    return listed.node_id != node_id or bool(seen.get("is_node") and listed.votes)
 
 
 def votes_of_others(nodes: Sequence[corosync_conf.Node], name: str) -> int:

@@ -61,13 +61,14 @@ def peers(node: Mapping[str, Any], answers: Mapping[str, Mapping[str, Any] | Non
     """The other members of ``node``'s cluster; ``answers`` are the facts of :func:`peer_hosts`, None for no answer."""
     corosync = node["corosync"]
     by_name = {short_name(str(facts["hostname"])): (host, facts) for host, facts in answers.items() if facts}
-    silent = {short_name(host): host for host, facts in answers.items() if not facts}
+    silent: dict[str, str | None] = {short_name(host): host for host, facts in answers.items() if not facts}
     found = []
     for member in _others(node):
         name = short_name(str(member["name"]))
         # A host may be named by its address.
         by_address = {address_key(str(address)) for address in member["addresses"]}
-        silent.update({name: host for host in list(silent.values()) if name not in silent and address_key(host) in by_address})
+        if name not in silent:
+            silent[name] = next((host for host in silent.values() if host and address_key(host) in by_address), None)
         up = member["id"] in corosync["live_member_ids"] if corosync["running"] else None
         if name not in by_name:
             found.append(Peer(name, silent.get(name), up=up))

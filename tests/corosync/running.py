@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -12,8 +11,8 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-#: Addresses of this machine to Corosync, beside those in :data:`HOSTS`.
-ADDRESSES = ("10.0.0.1/24", "10.1.0.1/24", "10.2.0.1/24", "10.3.0.1/24", "10.4.0.1/24", "10.5.0.1/24", "10.6.0.1/24", "10.7.0.1/24")
+#: Addresses of the node.
+ADDRESSES = tuple(f"10.{link}.0.1/24" for link in range(8))
 ADDRESSES6 = ("2001:db8::1/64", "2001:db8:1::1/64")
 HOSTS = "\n".join(f"10.0.0.{number} pve{number} pve{number}.example.org" for number in range(1, 5))
 #: Commands whose output is kept, beside the cmap.
@@ -45,10 +44,15 @@ pid=$!
 for _ in $(seq 1200); do
     kill -0 $pid 2>/dev/null || break
     # The first membership is formed once this is there.
-    corosync-cmapctl > "$FOLDER/cmap" 2>/dev/null && grep -q '^runtime\.members\..*status' "$FOLDER/cmap" && touch "$FOLDER/runs" && break
+    if corosync-cmapctl > "$FOLDER/cmap" 2>/dev/null && grep -q '^runtime\.members\..*status' "$FOLDER/cmap"; then
+        touch "$FOLDER/runs"
+        break
+    fi
     sleep 0.05
 done
 if [ -e "$FOLDER/runs" ]; then
+    # The members are counted a moment after the membership is formed.
+    for _ in $(seq 1200); do corosync-quorumtool -s 2>/dev/null | grep -q '(local)' && break; sleep 0.05; done
     while IFS='	' read -r name command; do $command > "$FOLDER/$name" 2>&1; done < "$FOLDER/asked"
 fi
 kill $pid 2>/dev/null
@@ -67,19 +71,36 @@ class Answer:
 
     @property
     def refusal(self) -> str:
-        lines = [line for line in self.log.splitlines() if "exiting with status" not in line and "error" in line]
-        return re.sub(r"^.*?(error +\[\w+ *\]|parser error:) *", "", lines[-1]).strip() if lines else self.log.strip()[-300:]
+        lines = [
+            line for line in self.log.splitlines() if "exiting with status" not in line and "error" in line
+        ]
+        return (
+            re.sub(r"^.*?(error +\[\w+ *\]|parser error:) *", "", lines[-1]).strip()
+            if lines
+            else self.log.strip()[-300:]
+        )
 
 
 def why_not() -> str | None:
     """Why Corosync cannot be asked here; None when it can."""
     if os.geteuid() != 0:
         return "needs root (mounts, namespaces)"
-    missing = [tool for tool in ("corosync", "corosync-cmapctl", "unshare", "ip") if shutil.which(tool) is None]
+    missing = [
+        tool for tool in ("corosync", "corosync-cmapctl", "unshare", "ip") if shutil.which(tool) is None
+    ]
     if missing:
         return f"needs {', '.join(missing)}"
     made = subprocess.run(
-        ["unshare", "-m", "-u", "-i", "-n", "sh", "-c", "mount -t tmpfs own /mnt && ip link add e0 type bridge"],
+        [
+            "unshare",
+            "-m",
+            "-u",
+            "-i",
+            "-n",
+            "sh",
+            "-c",
+            "mount -t tmpfs own /mnt && ip link add e0 type bridge",
+        ],
         capture_output=True,
         text=True,
     )
@@ -110,7 +131,11 @@ def ask(text: str | bytes, name: str = "pve1", hosts: str = HOSTS) -> Answer:
             errors="replace",
             timeout=180,
         )
-        log = (folder / "log").read_bytes().decode("utf-8", "replace") if (folder / "log").exists() else done.stderr
+        log = (
+            (folder / "log").read_bytes().decode("utf-8", "replace")
+            if (folder / "log").exists()
+            else done.stderr
+        )
         if not (folder / "runs").exists():
             return Answer(None, log)
         cmap = (folder / "cmap").read_bytes().decode("utf-8", "surrogateescape")

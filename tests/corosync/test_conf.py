@@ -365,7 +365,7 @@ def messages(text: str, severity: str, **more: Any) -> list[str]:
         ("linknumber: 0", "linknumber: 3", "warning", "totem.interface 3 describes a link that no node has"),
         ("linknumber: 0", "linknumber: x", "error", "has the linknumber 'x'"),
         ("linknumber: 0", "knet_transport: tcp", "error", "knet_transport of link 0 is 'tcp', wanted udp or sctp"),
-        ("linknumber: 0", "knet_link_priority: 256", "error", "knet_link_priority of link 0 is '256', wanted a number from 0 to 255"),
+        ("linknumber: 0", "knet_link_priority: 256", "error", "knet_link_priority of link 0 is '256', wanted a number from 0"),
         ("linknumber: 0", "knet_ping_timeout: 900", "warning", "knet_ping_timeout without its pair"),
         ("nodeid: 3", "nodeid: 4294967296", "error", "pve3 has no nodeid above 0"),
         ("quorum_votes: 1", "quorum_votes: one", "error", "quorum_votes of pve1 is 'one'"),
@@ -451,8 +451,8 @@ def test_the_token_in_force(totem: str, nodes: int, effective: int) -> None:
     ("value", "version"),
     [
         ("7", 7), ("+7", 7), ("007", 7), ("\v7", 7), ("0", 0), ("-0", 0), (str(2**63), 2**63), (str(2**64 - 1), 2**64 - 1),
-        ("-1", 2**64 - 1), (str(2**64), None), ("9" * 400, None), ("0" * 400 + "7", 7), ("0x7", None), ("7.0", None), ("7 8", None),
-        ("", None), ("\u0667", None), ("--7", None),
+        ("-1", 2**64 - 1), (str(2**64), None), ("9" * 400, None), ("0" * 400 + "7", 7), ("0x7", None), ("7.0", None),
+        ("7 8", None), ("", None), ("\u0667", None), ("--7", None),
     ],
 )  # fmt: skip
 def test_a_config_version_is_what_corosync_makes_of_it(value: str, version: int | None) -> None:
@@ -476,8 +476,9 @@ def test_the_highest_config_version_is_not_raised() -> None:
 @pytest.mark.parametrize("transport", ["knet", "udp", "udpu"])
 @pytest.mark.parametrize("node_id", [0, 1, 65535, 65536, 2**31, 2**32 - 1, 2**32])
 def test_ids_that_the_transport_cannot_carry_are_refused(transport: str, node_id: int) -> None:
-    text = corosync_conf.render_new("c", [{"name": "a", "node_id": 1, "links": ["10.0.0.1"]}]).replace("secauth: on", "secauth: off")
-    text = text.replace("nodeid: 1", f"nodeid: {node_id}").replace("transport: knet", f"transport: {transport}")
+    text = corosync_conf.render_new("c", [{"name": "a", "node_id": 1, "links": ["10.0.0.1"]}])
+    text = text.replace("secauth: on", "secauth: off").replace("nodeid: 1", f"nodeid: {node_id}")
+    text = text.replace("transport: knet", f"transport: {transport}")
     errors = [each.message for each in corosync_conf.problems(corosync_conf.parse(text)) if "nodeid" in each.message]
     right = 1 <= node_id <= corosync_conf.MAX_NODE_ID[transport] or (node_id == 0 and transport != "knet")
     assert bool(errors) is not right
@@ -488,33 +489,38 @@ def test_ids_that_the_transport_cannot_carry_are_refused(transport: str, node_id
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        ("2001:db8::1", "2001:DB8:0:0::1"), ("10.0.0.1", "::ffff:10.0.0.1"), ("10.0.0.1", "::FFFF:a00:1"), ("10.0.0.8", "10.0.0.010"),
+        ("2001:db8::1", "2001:DB8:0:0::1"), ("10.0.0.1", "::ffff:10.0.0.1"), ("10.0.0.1", "::FFFF:a00:1"),
+        ("10.0.0.8", "10.0.0.010"),
         ("10.0.0.1", "10.1"), ("10.0.0.1", "0xa000001"), ("10.0.0.1", "167772161"), ("pve1.example.org", "PVE1.Example.ORG."),
         ("fe80::1%e0", "FE80:0::1%e0"),
     ],
 )  # fmt: skip
 def test_one_address_in_two_forms(one: str, other: str) -> None:
     assert corosync_conf.address_key(one) == corosync_conf.address_key(other)
-    text = corosync_conf.render_new("c", [{"name": "a", "node_id": 1, "links": ["192.0.2.1"]}, {"name": "b", "node_id": 2, "links": ["192.0.2.2"]}])
+    listed = [{"name": name, "node_id": number, "links": [f"192.0.2.{number}"]} for number, name in enumerate("ab", 1)]
+    text = corosync_conf.render_new("c", listed)
     document = corosync_conf.parse(text.replace("192.0.2.1", one).replace("192.0.2.2", other))
     assert any("belongs to both a and b" in each.message for each in corosync_conf.problems(document))
 
 
-@pytest.mark.parametrize(("one", "other"), [("10.0.0.1", "10.0.0.2"), ("pve1", "pve1.example.org"), ("fe80::1%e0", "fe80::1%e1"), ("10", "a")])
+@pytest.mark.parametrize(
+    ("one", "other"), [("10.0.0.1", "10.0.0.2"), ("pve1", "pve1.example.org"), ("fe80::1%e0", "fe80::1%e1"), ("10", "a")]
+)
 def test_two_addresses(one: str, other: str) -> None:
     assert corosync_conf.address_key(one) != corosync_conf.address_key(other)
 
 
 @pytest.mark.parametrize(
     ("name", "short"),
-    [("pve1", "pve1"), ("pve1.example.org", "pve1"), ("192.0.2.1", "192.0.2.1"), ("2001:db8::1", "2001:db8::1"), ("10.1", "10.1")],
+    [("pve1", "pve1"), ("pve1.example.org", "pve1"), *((each, each) for each in ("192.0.2.1", "2001:db8::1", "10.1"))],
 )
 def test_a_name_is_cut_at_its_first_dot_and_an_address_is_not(name: str, short: str) -> None:
     assert corosync_conf.short_name(name) == short
 
 
 def test_a_full_host_name_in_the_nodelist_is_the_node_of_its_first_part() -> None:
-    text = corosync_conf.render_new("c", [{"name": f"{n}.example.org", "node_id": i, "links": [f"10.0.0.{i}"]} for i, n in enumerate("ab", 1)])
+    listed = [{"name": f"{name}.example.org", "node_id": n, "links": [f"10.0.0.{n}"]} for n, name in enumerate("ab", 1)]
+    text = corosync_conf.render_new("c", listed)
     document = corosync_conf.parse(text)
     assert [node.name for node in document.nodes()] == ["a", "b"] and document.node("b") is not None
     assert not corosync_conf.add_node(document, "a", 1, ["10.0.0.1"])

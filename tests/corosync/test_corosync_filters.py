@@ -40,6 +40,17 @@ def test_differences_of_hosts_that_were_asked_and_that_were_not() -> None:
     assert found["survivor"]["path"] == "/etc/pve/corosync.conf" and found["lines"][0] == f"cluster {NAME}:"
 
 
+def test_the_group_of_the_inventory_makes_a_probe_and_no_number_does() -> None:
+    nodes = healthy() | {"pve3": None}
+    variables = hostvars(nodes, corosync_cluster_name=NAME)
+    variables["pve3"]["group_names"] = ["pve_probe"]
+    (found,) = filters()["pveguard_corosync_differences"](variables, ["pve1"])
+    assert [each["seen"].startswith("a probe that was not asked") for each in found["findings"]] == [True]
+    variables["pve3"]["group_names"] = []
+    (found,) = filters()["pveguard_corosync_differences"](variables, ["pve1"])
+    assert [each["seen"].startswith("not asked in this run") for each in found["findings"]] == [True]
+
+
 @pytest.mark.slow
 def test_a_report_ends_with_the_differences_and_is_silent_without(tmp_path: Path) -> None:
     play = [

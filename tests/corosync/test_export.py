@@ -516,3 +516,14 @@ def test_what_no_inventory_can_say_is_refused_with_its_key(old: str, new: str, s
     text = corosync_conf.render_new("production", TWO, config_version=7).replace(old, new)
     found = exported({"pve1": node(1, text, text)})
     assert any(says in error for error in found.errors) and not found.hosts()
+
+
+@pytest.mark.parametrize("names", [("192.0.2.1", "192.0.2.2"), ("10.0.0.1", "10.0.0.2"), ("2001:db8::1", "10.1.0.2")])
+def test_hosts_that_are_given_by_address_get_the_names_of_their_nodes(names: tuple[str, str]) -> None:
+    """As with -i '192.0.2.1,': the first was asked, the second did not answer."""
+    found = exported({names[0]: node(1), names[1]: None})
+    assert found.errors == [] and list(found.groups) == ["cluster_production"]
+    hosts = found.hosts()
+    assert set(hosts) == {"pve1", "pve2", "pve3"}
+    assert [hosts[name]["ansible_host"] for name in hosts] == [names[0], names[1], "192.0.2.3"]
+    assert [hosts[name]["corosync_node_id"] for name in hosts] == [1, 2, 3]

@@ -298,7 +298,8 @@ def test_an_id_as_wide_as_its_column_is_a_member(width: int) -> None:
     # As corosync prints it: ten places, and no blank before an id that fills them.
     text = text.replace("         2          1 pve2", f"{node_id:>10}          1 pve2-of-a-long-name.example.org")
     assert corosync_info.parse_quorum(text)["live_member_ids"] == sorted([1, int(node_id)])
-    assert corosync_info.parse_quorum(text.replace(" 1 pve2-", "1234567890 pve2-"))["live_member_ids"] == sorted([1, int(node_id)])
+    votes = text.replace(" 1 pve2-", "1234567890 pve2-")
+    assert corosync_info.parse_quorum(votes)["live_member_ids"] == sorted([1, int(node_id)])
 
 
 @pytest.mark.parametrize(

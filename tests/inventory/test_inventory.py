@@ -61,7 +61,8 @@ def test_each_mistake_is_named(hosts: dict[str, Any], words: tuple[str, ...]) ->
 
 
 @pytest.mark.parametrize(
-    "names", [("192.0.2.1", "192.0.2.2"), ("2001:db8::1", "2001:db8::2"), ("192.0.2.1", "pve2.example.org"), ("10.0.0.1", "10.0.0.2")]
+    "names",
+    [("192.0.2.1", "192.0.2.2"), ("2001:db8::1", "2001:db8::2"), ("192.0.2.1", "pve2.example.org"), ("10.0.0.1", "10.0.0.2")],
 )
 def test_hosts_may_be_named_by_their_address(names: tuple[str, str]) -> None:
     """The node's own name is not known before it is asked, and no part of an address is one."""

@@ -249,3 +249,8 @@ def test_token_filter() -> None:
     assert advice["effective_ms"] == 4000 + 2 * 125
     old["d"]["corosync_token"] = 6000
     assert pveguard_links.token(old, list(old))["ring"]["effective_ms"] == 6250
+    # 0 stands for the default, in the inventory, also as text, and in the file.
+    for wish in (0, "0", None):
+        old["d"]["corosync_token"] = wish
+        corosync["cluster"] = {"config_version": 3, "text": CONF.replace("token: 4000", "token: 0")}
+        assert pveguard_links.token(old, list(old))["ring"]["effective_ms"] == 3250

@@ -20,7 +20,7 @@ from tests.corosync.test_membership import founded, join, members
 
 __all__ = ["NAME", "Watch", "make", "members", "place", "run", "watch1"]
 
-NAME, NUMBER = "watch1", 1000
+NAME, NUMBER = "watch1", 7
 # What is installed on a member here, and on the probe.
 DPKG_QUERY = '#!/bin/sh\necho "corosync installed 3.1.7-1"\necho "pve-cluster installed 9.0.0"\n'
 #: The quorum of a member, several times a second, one line each: votes, whether there is quorum, node ids.

@@ -15,7 +15,7 @@ from lab.tests.doubles.harness import wait_for
 from tests.corosync.nodes import Member
 from tests.corosync.test_leave_end_to_end import changed
 
-from .cluster import NAME, make, members, place, run, watch1
+from .cluster import NAME, NUMBER, make, members, place, run, watch1
 
 __all__ = ["members", "place", "watch1"]  # the fixtures
 pytestmark = [pytest.mark.slow, pytest.mark.root]
@@ -37,7 +37,7 @@ def a_probe(nodes: list[Member], watch1: Callable[[list[Member]], Member]) -> Me
     listed = nodes[0].change(cluster_name="pvelab", nodes=[node])
     assert listed.get("error") is None, listed
     result = probe.member(
-        state="joined", conf=listed["after"], authkey=nodes[0].authkey(), expected_ids=[*listed["live"], 1000], tree_sha256=None
+        state="joined", conf=listed["after"], authkey=nodes[0].authkey(), expected_ids=[*listed["live"], NUMBER], tree_sha256=None
     )
     assert result.get("error") is None, result
     return probe

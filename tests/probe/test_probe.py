@@ -25,7 +25,6 @@ from ansible.module_utils.pveguard.plan import cluster_plan
 
 from filter_plugins import pveguard_units
 
-
 #: The id of the probe: any.
 NUMBER = 9
 
@@ -57,7 +56,13 @@ def facts(text: str | None = None, quorate: bool = True, **more: Any) -> dict[st
         "hostname": "x",
         "packages": {"pve-manager": None, "pve-ha-manager": None, "pve-cluster": None},
         "ha": {"watchdog_active": False},
-        "corosync": {"cluster": copy, "host": copy, "cluster_name": "c" if text else None, "quorate": quorate and bool(text), "members": members(text) if text else []},
+        "corosync": {
+            "cluster": copy,
+            "host": copy,
+            "cluster_name": "c" if text else None,
+            "quorate": quorate and bool(text),
+            "members": members(text) if text else [],
+        },
         "pmxcfs": {"guests": [], "storage": False, "users": False, "has_corosync_conf": bool(text)},
         **more,
     }
@@ -133,6 +138,17 @@ def test_votes_are_changed_only_where_they_differ(listed: int | None, wanted: in
     assert probe.votes_to_change("watch1", wanted, facts(conf(2, probe_votes=listed))) is differs
 
 
+def test_what_a_node_of_this_name_left_on_etc_pve_does_not_make_the_probe_another_member() -> None:
+    for votes in (0, 1):
+        seed = facts(conf(2, probe_votes=votes))
+        seed["corosync"]["members"][-1].update(probe=False, is_node=True)
+        # The machine says itself that it is the listed one.
+        node = facts(conf(2, probe_votes=votes))
+        node["corosync"]["node_id"] = NUMBER
+        assert probe.refusals("watch1", votes, node, seed, NUMBER) == []
+        assert len(probe.refusals("watch1", votes, facts(), seed, NUMBER)) == votes
+
+
 # --- which member is one
 
 
@@ -189,7 +205,8 @@ def test_the_votes_and_what_is_on_etc_pve_tell_a_probe_and_no_id_does(
 def test_the_placeholder_that_is_made_is_known_again() -> None:
     made = probe_home.certificate("watch1")
     assert probe_home.is_placeholder(made) and probe_home.is_placeholder(b"text\n" + made)
-    for other in (b"", b"-----BEGIN CERTIFICATE-----\n!!\n-----END CERTIFICATE-----\n", pem(b"CN=pve1"), b"pveguard probe, no service"):
+    broken = b"-----BEGIN CERTIFICATE-----\n!!\n-----END CERTIFICATE-----\n"
+    for other in (b"", broken, pem(b"CN=pve1"), probe_home.MARK.encode()):
         assert not probe_home.is_placeholder(other)
 
 
@@ -363,6 +380,25 @@ def test_no_step_of_another_node_waits_for_a_probe() -> None:
     assert pveguard_units.cluster_peers(hostvars, list(hostvars), "watch1") == ["watch1", "a", "b"]
     facts_of = {name: value["pveguard_node"]["node"] for name, value in hostvars.items()}
     assert write_amplification.measuring_hosts(facts_of) == ["a"]
+
+
+def test_members_with_the_ids_that_probes_once_had_are_counted_and_waited_for() -> None:
+    listed = [{"name": f"pve{n}", "node_id": 998 + n, "links": [f"10.0.0.{n}"]} for n in range(1, 4)]
+    text = corosync_conf.render_new("c", listed, config_version=4)
+    hosts = {}
+    for each in listed:
+        hosts[each["name"]] = one = facts(text, hostname=each["name"])
+        one["corosync"].update(node_id=each["node_id"], running=True, live_member_ids=[999, 1000])
+        one["pmxcfs"].update(mode="cluster", quorate=True, mounted=True)
+    found = report_table._cluster(hosts["pve2"], None)
+    assert (found["members"], found["live"], found["probe"]) == (3, 2, False)
+    texts = [each.text for each in assess._corosync(hosts["pve2"])]
+    assert any("1 of 3 members of c are not up" in each for each in texts) and not any("probe" in each for each in texts)
+    hostvars = {host: {"pveguard_node": {"node": one}} for host, one in hosts.items()}
+    assert pveguard_units.cluster_peers(hostvars, list(hosts), "pve1") == ["pve1", "pve2", "pve3"]
+    assert write_amplification.measuring_hosts({"pve2": hosts["pve2"]}) == ["pve2"]
+    (cluster,) = corosync_compare.compare({"pve1": hosts["pve1"], "pve2": None, "pve3": hosts["pve3"]})
+    assert all("probe" not in each["seen"] for each in cluster["findings"])
 
 
 def test_the_report_counts_members_and_marks_the_probe() -> None:

@@ -15,7 +15,7 @@ from lab.tests.doubles.harness import wait_for
 from tests.corosync.nodes import Member
 from tests.corosync.test_leave_end_to_end import changed
 
-from .cluster import NAME, Watch, make, members, place, power_cut, power_on, run, watch1
+from .cluster import NAME, NUMBER, Watch, make, members, place, power_cut, power_on, run, watch1
 
 __all__ = ["members", "place", "watch1"]  # the fixtures
 pytestmark = [pytest.mark.slow, pytest.mark.root]
@@ -55,9 +55,9 @@ def test_members_notice_nothing_of_a_probe(members: Make, watch1: Add, place: Pa
     assert code == 0 and changed(output) > 0 and listed(first) is None, output
     code, output = run(place, nodes, probe, probe_state="present")
     assert code == 0, output
-    assert live(first) == [1, 2, 1000] == live(probe)
+    assert live(first) == [1, 2, NUMBER] == live(probe)
     found = listed(first)
-    assert found is not None and (found.node_id, found.votes) == (1000, 0)
+    assert found is not None and (found.node_id, found.votes) == (NUMBER, 0)
     assert sha256(probe, "etc/corosync/authkey") == sha256(first, "etc/corosync/authkey")
     assert (probe.pve / "shared.cfg").read_text() == "of the cluster\n"
     # Written on the probe; the member takes it at its own time.
@@ -74,7 +74,7 @@ def test_members_notice_nothing_of_a_probe(members: Make, watch1: Add, place: Pa
     wait_for("the members to miss it", lambda: live(first) == [1, 2])
     (first.pve / "meanwhile.cfg").write_text("written without it\n")
     power_on(probe)
-    wait_for("its return", lambda: live(first) == [1, 2, 1000], 90)
+    wait_for("its return", lambda: live(first) == [1, 2, NUMBER], 90)
     wait_for("what was written meanwhile", lambda: (probe.pve / "meanwhile.cfg").exists())
 
     code, output = run(place, nodes, probe, "--check", probe_state="absent")
@@ -90,15 +90,15 @@ def test_members_notice_nothing_of_a_probe(members: Make, watch1: Add, place: Pa
     code, output = run(place, nodes, probe, probe_state="absent")
     assert code == 0 and changed(output) == 0, output
 
-    assert watch.end() >= {(1, 2), (1, 2, 1000)}
+    assert watch.end() >= {(1, 2), (1, 2, NUMBER)}
     # What corosync and the daemon said of it is understood, and nothing else happened to the ring.
     said = [(line.partition("[")[0].split()[-1], line.partition("]: ")[2]) for line in first.syslog.take() if "]: " in line]
     found = ring_events.events(ring_events.Line(who, number, text) for number, (who, text) in enumerate(said))
     ring = ring_events.summary(found, 1)
-    assert ring["joined"] == [1000, 1000] and ring["left"] == [1000, 1000], said
+    assert ring["joined"] == [NUMBER, NUMBER] and ring["left"] == [NUMBER, NUMBER], said
     assert ring["counts"]["membership"] == 4 and ring["counts"]["quorum_lost"] == 0
     assert ring["counts"]["reload"] >= 1 and ring["counts"]["sync"] >= 2
-    assert ring["leaders"] and 1000 not in ring["leaders"]
+    assert ring["leaders"] and NUMBER not in ring["leaders"]
 
 
 def test_a_probe_alone_is_never_quorate_and_its_vote_is_asked_for(members: Make, watch1: Add, place: Path) -> None:
@@ -108,11 +108,11 @@ def test_a_probe_alone_is_never_quorate_and_its_vote_is_asked_for(members: Make,
     assert run(place, nodes, probe, probe_state="present")[0] == 0
     # Cut from a cluster in which it has no vote it is read-only, whatever it is told to expect.
     probe.cut()
-    wait_for("the probe to be alone", lambda: live(probe) == [1000])
+    wait_for("the probe to be alone", lambda: live(probe) == [NUMBER])
     probe.tool("corosync-quorumtool", "-e", "1")
     assert probe.info()["quorate"] is False and not probe.writable()
     probe.heal()
-    wait_for("its return", lambda: live(first) == [1, 2, 1000], 90)
+    wait_for("its return", lambda: live(first) == [1, 2, NUMBER], 90)
 
     # With a vote it is the third: one member and the probe go on without the other.
     code, output = run(place, nodes, probe, probe_state="present", probe_votes=1)
@@ -122,17 +122,17 @@ def test_a_probe_alone_is_never_quorate_and_its_vote_is_asked_for(members: Make,
     code, output = run(place, nodes, probe, probe_state="present", probe_votes=1)
     assert code == 0 and changed(output) == 0, output
     second.cut()
-    wait_for("the loss of a member", lambda: live(first) == [1, 1000])
+    wait_for("the loss of a member", lambda: live(first) == [1, NUMBER])
     assert first.info()["quorate"] is True
     second.heal()
-    wait_for("its return", lambda: live(first) == [1, 2, 1000], 90)
+    wait_for("its return", lambda: live(first) == [1, 2, NUMBER], 90)
     wait_for("quorum on it", lambda: second.info()["quorate"])
     # Members alone are as they were without it.
     power_cut(probe)
     wait_for("the loss of the probe", lambda: live(first) == [1, 2])
     assert first.info()["quorate"] is True
     power_on(probe)
-    wait_for("its return", lambda: live(first) == [1, 2, 1000], 90)
+    wait_for("its return", lambda: live(first) == [1, 2, NUMBER], 90)
 
     code, output = run(place, nodes, probe, probe_state="present", probe_votes=0)
     assert code == 0 and first.info()["expected_votes"] == 2, output
@@ -212,4 +212,4 @@ def test_the_gates_hold_for_a_probe(members: Make, watch1: Add, place: Path) -> 
     assert code != 0 and "link_gate_mtu_min" in output, output
     assert nodes[0].cluster_conf.read_text() == before and "corosync.conf" not in probe.tree()
     code, output = run(place, nodes, probe, probe_state="present", **gates)
-    assert code == 0 and live(nodes[0]) == [1, 2, 1000], output
+    assert code == 0 and live(nodes[0]) == [1, 2, NUMBER], output

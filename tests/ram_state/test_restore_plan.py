@@ -232,6 +232,16 @@ def test_peers_are_found_by_name_and_by_address() -> None:
     assert restore_plan.peer_hosts(node(cluster=False), inventory, "pve1") == []
 
 
+def test_peers_named_by_their_address_in_any_form() -> None:
+    asked = node()
+    asked["corosync"]["members"][1]["addresses"] = ["2001:DB8:0:0::2"]
+    inventory: dict[str, dict[str, Any]] = {"pve1": {}, "2001:db8::2": {}, "10.0.0.3": {}, "10.0.0.33": {}}
+    assert restore_plan.peer_hosts(asked, inventory, "pve1") == ["10.0.0.3", "2001:db8::2"]
+    silent, answered = restore_plan.peers(asked, {"2001:db8::2": None, "10.0.0.3": node("pve3.example.org")})
+    assert (silent.name, silent.host, silent.asked) == ("pve2", "2001:db8::2", False)
+    assert (answered.name, answered.host, answered.asked) == ("pve3", "10.0.0.3", True)
+
+
 def test_what_is_known_of_peers() -> None:
     saved = {**node("pve3", root_version=None), "ram_state": {"saved_root_version": 450}}
     answers = {"third": saved, "pve2.example.org": None, "stranger": node("other")}
