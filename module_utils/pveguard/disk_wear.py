@@ -120,6 +120,9 @@ _PERCENTAGE_FULL = 255
 #: Ratings beyond these many full writes of a drive, or below one, are in another unit.
 _RATED_WRITES = (1, 200_000)
 
+#: No drive has a petabyte yet.
+_MAX_CAPACITY = 10**15
+
 _DAYS_A_YEAR = 365.25
 #: Above this a drive ends for another reason than its writes.
 _LONG_YEARS = 20.0
@@ -272,6 +275,8 @@ class _Counts:
     erases_low: int | None = None
     erases_high: int | None = None
     commands: int | None = None
+    #: Of the whole drive; the disk may be one of several namespaces of it.
+    capacity: int | None = None
 
 
 def _rate(result: dict[str, Any], table: Iterable[Mapping[str, Any]], notes: list[str]) -> None:
@@ -299,7 +304,7 @@ def _settle(result: dict[str, Any], counts: _Counts, disk: Mapping[str, Any], no
     else:
         drive = wear_plausibility.Drive(
             kind=result["kind"],
-            size=result["size_bytes"],
+            size=max(filter(None, (result["size_bytes"], counts.capacity)), default=None),
             hours=result["power_on_hours"],
             percentage_used=result["percentage_used"],
             erases_low=counts.erases_low,
@@ -546,7 +551,10 @@ def _from_smartctl(
     result["model"] = (
         _said(answer.get("model_name")) or _said(answer.get("scsi_model_name")) or result["model"]
     )
-    result["size_bytes"] = result["size_bytes"] or _count(_map(answer.get("user_capacity")).get("bytes"))
+    capacity = _count(_map(answer.get("user_capacity")).get("bytes"))
+    result["size_bytes"] = result["size_bytes"] or capacity
+    total = _count(answer.get("nvme_total_capacity")) or 0
+    counts.capacity = min(total, _MAX_CAPACITY) or None
     rate = _count(answer.get("rotation_rate"))
     if rate is not None:
         result["rotational"] = rate > 0

@@ -527,6 +527,13 @@ def test_percentages_that_are_none(log: dict[str, Any], used: int | None, text: 
     assert text is None or any(text in note for note in found["notes"])
 
 
+def test_a_namespace_is_a_part_of_its_drive() -> None:
+    answer = nvme_answer(data_units_written=10**9, percentage_used=0)
+    assert read(answer, transport="nvme", size_bytes=10**11)["written_bytes"] is None
+    answer["nvme_total_capacity"] = 3 * 10**12
+    assert read(answer, transport="nvme", size_bytes=10**11)["written_bytes"] == 10**9 * 512_000
+
+
 def test_hours_beyond_any_drives_life_are_none() -> None:
     found = read(ata((241, LBAS, SECTORS), power_on_time={"hours": 2**32 - 1}))
     assert found["power_on_hours"] is None and found["written_bytes"] == SECTORS * 512
