@@ -298,21 +298,22 @@ def _settle(result: dict[str, Any], counts: _Counts, disk: Mapping[str, Any], no
         notes.append(f"power-on hours: {number_text(hours)} are more than such a drive can have been on")
         result["power_on_hours"] = None
     _settle_percentage(result, counts, notes)
+    drive = wear_plausibility.Drive(
+        kind=result["kind"],
+        size=max(filter(None, (result["size_bytes"], counts.capacity)), default=None),
+        hours=result["power_on_hours"],
+        percentage_used=result["percentage_used"],
+        erases_low=counts.erases_low,
+        erases_high=counts.erases_high,
+        since_boot=disk.get("written_since_boot_bytes"),
+        commands=counts.commands,
+        rated=result["rated_tbw_bytes"],
+        link=disk.get("link_bytes_per_second"),
+    )
     if disk["virtual"]:
         # A hypervisor's figures are those of a machine, not of a drive.
         good = counts.written
     else:
-        drive = wear_plausibility.Drive(
-            kind=result["kind"],
-            size=max(filter(None, (result["size_bytes"], counts.capacity)), default=None),
-            hours=result["power_on_hours"],
-            percentage_used=result["percentage_used"],
-            erases_low=counts.erases_low,
-            erases_high=counts.erases_high,
-            since_boot=disk.get("written_since_boot_bytes"),
-            commands=counts.commands,
-            rated=result["rated_tbw_bytes"],
-        )
         good = []
         for written, origin, standard in counts.written:
             against = wear_plausibility.contradictions(written, drive)
@@ -331,7 +332,11 @@ def _settle(result: dict[str, Any], counts: _Counts, disk: Mapping[str, Any], no
             result["written_bytes"] = result["written_from"] = None
     elif not counts.written and not notes:
         notes.append("the drive does not report what was written to it")
-    _settle_nand(result, counts, notes)
+    _settle_nand(result, counts, drive, notes)
+    for key in ("media_errors", "unsafe_shutdowns"):
+        if (result[key] or 0) >= _RAW_LIMIT:
+            notes.append(f"{key.replace('_', ' ')}: {result[key]} is no count")
+            result[key] = None
 
 
 def _settle_percentage(result: dict[str, Any], counts: _Counts, notes: list[str]) -> None:
@@ -357,7 +362,9 @@ def _settle_percentage(result: dict[str, Any], counts: _Counts, notes: list[str]
     result["percentage_used"] = result["percentage_from"] = None
 
 
-def _settle_nand(result: dict[str, Any], counts: _Counts, notes: list[str]) -> None:
+def _settle_nand(
+    result: dict[str, Any], counts: _Counts, drive: wear_plausibility.Drive, notes: list[str]
+) -> None:
     written = result["written_bytes"]
     if counts.pages:
         host, own = counts.pages
@@ -370,8 +377,9 @@ def _settle_nand(result: dict[str, Any], counts: _Counts, notes: list[str]) -> N
             result["nand_from"] = "ATA attributes 247 and 248: pages programmed for the host and by the drive"
     elif counts.nand:
         nand, origin = counts.nand
-        if written and not wear_plausibility.amplification_is_possible(nand, written):
-            notes.append(f"{origin}: {bytes_text(nand)} cannot be right: the host wrote {bytes_text(written)}")
+        against = wear_plausibility.flash_contradictions(nand, written, drive)
+        if against:
+            notes.append(f"{origin}: {bytes_text(nand)} cannot be right: {'; '.join(against)}")
             return
         result["nand_bytes"], result["nand_from"] = nand, origin
         if written:
