@@ -88,7 +88,7 @@ options:
   power_cut:
     description: >-
       Verdict of M(power_cut_ledger). Where it is of this drive, a conviction is a verdict of V(fail), and after an
-      acquittal no suspicion is a V(warn).
+      acquittal no suspicion is a V(warn), unless the power-loss protection of the drive has failed.
     type: dict
     default: {}
   previous:

@@ -127,14 +127,15 @@ def whole_disks(root: Path | str = Path("/")) -> list[Path]:
 def disk(place: Path, root: Path, *, run: Run = run, tools: bool = False) -> dict[str, Any]:
     """One whole disk, by its real path in sysfs.
 
-    ``name``; ``size_bytes``; ``written_since_boot_bytes`` (by this kernel); ``rotational``, ``removable`` (bool);
-    ``rpm``; ``transport`` (usb, mmc, virtio, hyperv, xen, sata, sas, scsi, nvme, iscsi, fc, nbd, rbd, drbd, zram);
-    ``virtual`` (a hypervisor's); ``vendor``, ``model``, ``serial``, ``wwn``; ``identity`` (wwn or model and serial;
-    name and size where the drive says nothing of itself); ``write_cache`` (what the kernel believes: ``write back``
-    needs flushes, ``write through`` does not); ``drive_write_cache`` (what the drive says); ``volatile_cache`` (either
-    of them says write back; None: nobody says); ``power_loss_protection`` (True, False: none, None: not known) with
-    ``power_loss_rule``; ``power_loss_failed`` (True: the drive has it and says that it does not work, so it counts as
-    none); ``health`` (list of what the drive complains of, a sentence each).
+    ``name``; ``size_bytes``; ``written_since_boot_bytes`` (by this kernel); ``link_bytes_per_second`` (of NVMe, at
+    most); ``rotational``, ``removable`` (bool); ``rpm``; ``transport`` (usb, mmc, virtio, hyperv, xen, sata, sas, scsi,
+    nvme, iscsi, fc, nbd, rbd, drbd, zram); ``virtual`` (a hypervisor's); ``vendor``, ``model``, ``serial``, ``wwn``;
+    ``identity`` (wwn or model and serial; name and size where the drive says nothing of itself); ``write_cache`` (what
+    the kernel believes: ``write back`` needs flushes, ``write through`` does not); ``drive_write_cache`` (what the
+    drive says); ``volatile_cache`` (either of them says write back; None: nobody says); ``power_loss_protection``
+    (True, False: none, None: not known) with ``power_loss_rule``; ``power_loss_failed`` (True: the drive has it and
+    says that it does not work, so it counts as none); ``health`` (list of what the drive complains of, a sentence
+    each).
     """
     name = place.name
     udev = _udev(place, root)
@@ -182,6 +183,7 @@ def disk(place: Path, root: Path, *, run: Run = run, tools: bool = False) -> dic
         "name": name,
         "size_bytes": size * SECTOR_BYTES if size is not None else None,
         "written_since_boot_bytes": _written(place),
+        "link_bytes_per_second": _link_speed(place) if transport == "nvme" else None,
         "rotational": rotational,
         "removable": _flag(place / "removable"),
         "rpm": rpm,
@@ -459,6 +461,17 @@ def _written(place: Path) -> int | None:
     """The seventh field of stat counts sectors written (Documentation/block/stat.rst)."""
     fields = _text(place / "stat").split()
     return int(fields[6]) * SECTOR_BYTES if len(fields) > 6 and fields[6].isdigit() else None
+
+
+def _link_speed(place: Path) -> int | None:
+    """What the PCI Express link of an NVMe drive can carry at most, from its own capabilities."""
+    bus = place / "device/device"
+    speed = re.match(r"(\d+(?:\.\d)?) GT/s", _text(bus / "max_link_speed"))
+    width = _int(bus / "max_link_width")
+    if not speed or not width or width > 32:
+        return None
+    # 8b/10b coding up to 5 GT/s, 128b/130b or better above.
+    return round(float(speed[1]) * 1e9 * (0.8 if float(speed[1]) <= 5 else 1) * width / 8)
 
 
 def _first(*paths: Path) -> str | None:

@@ -120,6 +120,9 @@ _PERCENTAGE_FULL = 255
 #: Ratings beyond these many full writes of a drive, or below one, are in another unit.
 _RATED_WRITES = (1, 200_000)
 
+#: No drive has a petabyte yet.
+_MAX_CAPACITY = 10**15
+
 _DAYS_A_YEAR = 365.25
 #: Above this a drive ends for another reason than its writes.
 _LONG_YEARS = 20.0
@@ -272,6 +275,8 @@ class _Counts:
     erases_low: int | None = None
     erases_high: int | None = None
     commands: int | None = None
+    #: Of the whole drive; the disk may be one of several namespaces of it.
+    capacity: int | None = None
 
 
 def _rate(result: dict[str, Any], table: Iterable[Mapping[str, Any]], notes: list[str]) -> None:
@@ -293,21 +298,22 @@ def _settle(result: dict[str, Any], counts: _Counts, disk: Mapping[str, Any], no
         notes.append(f"power-on hours: {number_text(hours)} are more than such a drive can have been on")
         result["power_on_hours"] = None
     _settle_percentage(result, counts, notes)
+    drive = wear_plausibility.Drive(
+        kind=result["kind"],
+        size=max(filter(None, (result["size_bytes"], counts.capacity)), default=None),
+        hours=result["power_on_hours"],
+        percentage_used=result["percentage_used"],
+        erases_low=counts.erases_low,
+        erases_high=counts.erases_high,
+        since_boot=disk.get("written_since_boot_bytes"),
+        commands=counts.commands,
+        rated=result["rated_tbw_bytes"],
+        link=disk.get("link_bytes_per_second"),
+    )
     if disk["virtual"]:
         # A hypervisor's figures are those of a machine, not of a drive.
         good = counts.written
     else:
-        drive = wear_plausibility.Drive(
-            kind=result["kind"],
-            size=result["size_bytes"],
-            hours=result["power_on_hours"],
-            percentage_used=result["percentage_used"],
-            erases_low=counts.erases_low,
-            erases_high=counts.erases_high,
-            since_boot=disk.get("written_since_boot_bytes"),
-            commands=counts.commands,
-            rated=result["rated_tbw_bytes"],
-        )
         good = []
         for written, origin, standard in counts.written:
             against = wear_plausibility.contradictions(written, drive)
@@ -326,7 +332,11 @@ def _settle(result: dict[str, Any], counts: _Counts, disk: Mapping[str, Any], no
             result["written_bytes"] = result["written_from"] = None
     elif not counts.written and not notes:
         notes.append("the drive does not report what was written to it")
-    _settle_nand(result, counts, notes)
+    _settle_nand(result, counts, drive, notes)
+    for key in ("media_errors", "unsafe_shutdowns"):
+        if (result[key] or 0) >= _RAW_LIMIT:
+            notes.append(f"{key.replace('_', ' ')}: {result[key]} is no count")
+            result[key] = None
 
 
 def _settle_percentage(result: dict[str, Any], counts: _Counts, notes: list[str]) -> None:
@@ -352,7 +362,9 @@ def _settle_percentage(result: dict[str, Any], counts: _Counts, notes: list[str]
     result["percentage_used"] = result["percentage_from"] = None
 
 
-def _settle_nand(result: dict[str, Any], counts: _Counts, notes: list[str]) -> None:
+def _settle_nand(
+    result: dict[str, Any], counts: _Counts, drive: wear_plausibility.Drive, notes: list[str]
+) -> None:
     written = result["written_bytes"]
     if counts.pages:
         host, own = counts.pages
@@ -365,8 +377,9 @@ def _settle_nand(result: dict[str, Any], counts: _Counts, notes: list[str]) -> N
             result["nand_from"] = "ATA attributes 247 and 248: pages programmed for the host and by the drive"
     elif counts.nand:
         nand, origin = counts.nand
-        if written and not wear_plausibility.amplification_is_possible(nand, written):
-            notes.append(f"{origin}: {bytes_text(nand)} cannot be right: the host wrote {bytes_text(written)}")
+        against = wear_plausibility.flash_contradictions(nand, written, drive)
+        if against:
+            notes.append(f"{origin}: {bytes_text(nand)} cannot be right: {'; '.join(against)}")
             return
         result["nand_bytes"], result["nand_from"] = nand, origin
         if written:
@@ -546,7 +559,10 @@ def _from_smartctl(
     result["model"] = (
         _said(answer.get("model_name")) or _said(answer.get("scsi_model_name")) or result["model"]
     )
-    result["size_bytes"] = result["size_bytes"] or _count(_map(answer.get("user_capacity")).get("bytes"))
+    capacity = _count(_map(answer.get("user_capacity")).get("bytes"))
+    result["size_bytes"] = result["size_bytes"] or capacity
+    total = _count(answer.get("nvme_total_capacity")) or 0
+    counts.capacity = min(total, _MAX_CAPACITY) or None
     rate = _count(answer.get("rotation_rate"))
     if rate is not None:
         result["rotational"] = rate > 0

@@ -239,7 +239,7 @@ def judge(
     """Set ``verdict``, ``reason`` and ``message`` of a measured ``result`` by its figures; see :func:`bench`.
 
     ``power_cut``: verdict of :mod:`power_cut`; where it is of this drive, a conviction is a ``fail`` (``lying``) and
-    an acquittal outweighs every suspicion.
+    an acquittal outweighs every suspicion, unless the drive's power-loss protection has failed.
     """
     measured, device = result["measured_path"], result["device"] or result["block_device"]["source"]
     rate, interval = result["fsyncs_per_second"], result["fsyncs_per_second_interval"]
@@ -284,14 +284,17 @@ def judge(
                 f"{number_text(warn_p99_ms)} ms ({p99_threshold_name})",
             )
         )
-    if result["suspect"] and proof.get("verdict") != "acquitted":
+    disks = (result.get("block_device") or {}).get("disks") or []
+    # A power cut that was survived with a protection says nothing of the drive without.
+    unprotected = any(disk.get("power_loss_failed") for disk in disks)
+    if result["suspect"] and (unprotected or proof.get("verdict") != "acquitted"):
         evidence = "; ".join(entry["evidence"] for entry in result["suspect"])
         warnings.append(
             ("suspect", f"may acknowledge what it has not stored: {evidence}. Only a power cut proves it")
         )
     complaints = [
         f"{disk['name']}: {text}"
-        for disk in (result.get("block_device") or {}).get("disks") or []
+        for disk in disks
         for text in disk.get("health") or []
     ]
     if complaints:

@@ -268,7 +268,8 @@ def _suspicion(disk: Mapping[str, Any]) -> list[Html]:
         parts.append(
             html_page.notice(kind, f"A power cut was tried on {_time(proof['time'])}: {proof['verdict']}.")
         )
-    if disk["suspect"] and (proof or {}).get("verdict") != "acquitted":
+    unprotected = any(each.get("power_loss_failed") for each in disk["drives"])
+    if disk["suspect"] and (unprotected or (proof or {}).get("verdict") != "acquitted"):
         parts.append(
             html_page.notice(
                 "warn",

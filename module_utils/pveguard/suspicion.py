@@ -14,8 +14,9 @@ DEFAULT_RPM = 7200
 #: More than this many fsyncs in one revolution are not explained by blocks that happen to lie side by side.
 PER_REVOLUTION = 1.5
 
-#: Milliseconds. No NAND page is programmed faster than in about 0.1 ms (SLC; the usual TLC takes several times as long),
-#: and an fsync that allocates blocks waits for two flushes. Half of one is impossible without a protected cache.
+#: Milliseconds. No NAND page is programmed faster than in about 0.1 ms (SLC; the usual TLC takes several times as
+#: long), and a commit of a journal, which a truncation needs as well as new blocks, waits for two flushes. Half of
+#: one is impossible without a protected cache.
 FLASH_PROGRAM_MS = 0.1
 IMPOSSIBLE_MS = FLASH_PROGRAM_MS / 2
 

@@ -18,6 +18,8 @@ GIB = 1 << 30
 INTERFACE = {"nvme": 16e9, "sata": 6e8, "sas": 4.8e9}
 #: More hours than any solid-state drive can have been on; counts beyond it are in other units (or wrapped).
 MAX_HOURS = 250_000
+#: Full writes of a drive in its first hour, after which it says 1.
+FIRST_HOUR_WRITES = 4
 #: What a drive in use is written to in an hour of its first thousand, and in one of the others; an idle system with a
 #: journal writes some ten times as much. Drives that have been on for less than MIN_HOURS may not have been used yet.
 MIN_HOURS = 100
@@ -46,7 +48,8 @@ class Drive:
 
     ``kind``: nvme, sata, sas or unknown. ``percentage_used``: by the drive's own count. ``erases_low`` and
     ``erases_high``: erasures of its average block, at least and at most. ``since_boot``: what the kernel wrote to it
-    since it booted. ``commands``: write commands in its life. ``rated``: the maker's endurance.
+    since it booted. ``commands``: write commands in its life. ``rated``: the maker's endurance. ``link``: what the
+    interface of this drive carries in a second.
     """
 
     kind: str = "unknown"
@@ -58,6 +61,7 @@ class Drive:
     since_boot: int | None = None
     commands: int | None = None
     rated: int | None = None
+    link: int | None = None
 
 
 def contradictions(written: int, drive: Drive) -> list[str]:
@@ -65,18 +69,23 @@ def contradictions(written: int, drive: Drive) -> list[str]:
     return [*_by_time(written, drive), *_by_counts(written, drive), *_by_wear(written, drive)]
 
 
-def amplification_is_possible(nand: int, written: int) -> bool:
-    """Whether ``nand`` bytes can have been programmed for ``written`` bytes of the host."""
-    return MIN_AMPLIFICATION * written <= nand <= MAX_AMPLIFICATION * written
+def flash_contradictions(nand: int, written: int | None, drive: Drive) -> list[str]:
+    """The same for ``nand`` bytes that were programmed into the flash of ``drive``, for ``written`` bytes of the host."""
+    if written and not MIN_AMPLIFICATION * written <= nand <= MAX_AMPLIFICATION * written:
+        return [f"the host wrote {bytes_text(written)}"]
+    # What is inside a drive is as fast as the fastest interface, or it would have been given that.
+    return [*_by_time(nand, Drive(hours=drive.hours)), *_by_wear(nand, Drive(size=drive.size))]
 
 
 def _by_time(written: int, drive: Drive) -> list[str]:
     found = []
-    speed = INTERFACE.get(drive.kind, max(INTERFACE.values()))
+    speed = drive.link or INTERFACE.get(drive.kind, max(INTERFACE.values()))
     hours = MAX_HOURS if drive.hours is None else drive.hours
     if written > (hours + 1) * 3600 * speed:
         on = "in any drive's life" if drive.hours is None else f"in {number_text(hours)} power-on hours"
         found.append(f"more than its interface can carry {on}")
+    elif drive.hours == 0 and drive.size and written > FIRST_HOUR_WRITES * drive.size:
+        found.append(f"{number_text(written / drive.size)} times its size in less than one power-on hour")
     if drive.hours is not None and drive.hours >= MIN_HOURS:
         first = min(drive.hours, FIRST_HOURS)
         if written < first * FIRST_RATE + (drive.hours - first) * LATER_RATE:

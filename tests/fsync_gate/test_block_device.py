@@ -11,7 +11,7 @@ import pytest
 from ansible.module_utils.pveguard import block_device, suspicion
 from ansible.module_utils.pveguard.run import CommandMissing, Result
 
-from .sysfs import MMC, RAID, SAS, USB, Machine, nvme, sata, virtio
+from .sysfs import MMC, NVME, RAID, SAS, USB, Machine, nvme, sata, virtio
 
 
 @pytest.fixture
@@ -65,6 +65,37 @@ def test_nvme(machine: Machine, cache: str, kind: str, protection: bool | None) 
     found = describe(machine)
     assert (found["class"], found["power_loss_protection"]) == (kind, protection)
     assert (found["transport"], found["disks"][0]["serial"]) == ("nvme", "S4EWNX0M123456")
+
+
+@pytest.mark.parametrize(
+    ("speed", "width", "expected"),
+    [
+        ("8.0 GT/s PCIe", "4", 4 * 10**9),
+        ("16.0 GT/s PCIe", "4", 8 * 10**9),
+        ("5.0 GT/s PCIe", "2", 10**9),
+        ("2.5 GT/s", "4", 10**9),
+        ("Unknown", "4", None),
+        ("8.0 GT/s PCIe", "255", None),
+        (None, None, None),
+    ],
+)
+def test_what_the_link_of_an_nvme_carries(machine: Machine, speed: str | None, width: str | None, expected: int | None) -> None:
+    nvme(machine)
+    machine.mount("nvme0n1")
+    if speed and width:
+        bus = "sys/devices/pci0000:00/0000:00:1d.0"
+        machine.write(f"{bus}/max_link_speed", speed)
+        machine.write(f"{bus}/max_link_width", width)
+        (machine.root / "sys/devices" / NVME / "device").symlink_to(machine.root / bus)
+    assert describe(machine)["disks"][0]["link_bytes_per_second"] == expected
+
+
+def test_what_was_written_since_boot(machine: Machine) -> None:
+    place = sata(machine)
+    machine.mount("sda")
+    assert describe(machine)["disks"][0]["written_since_boot_bytes"] is None
+    machine.write(f"{place}/block/sda/stat", "  1 2 3 4 5 6 2048 8 9 10 11 12 13 14 15 16 17")
+    assert describe(machine)["disks"][0]["written_since_boot_bytes"] == 1 << 20
 
 
 def test_a_hypervisor_hides_the_medium(machine: Machine) -> None:

@@ -249,6 +249,17 @@ def test_verdicts() -> None:
     assert (slow["verdict"], slow["reason"]) == ("fail", "slow"), "a refusal goes before a warning"
 
 
+def test_an_acquittal_does_not_outlive_the_protection() -> None:
+    """The power cut was survived with it."""
+    suspect = [{"rule": "latency", "evidence": "median fdatasync of 0.02 ms"}]
+    proof = {"verdict": "acquitted", "drive_identity": "eui.1", "time": "2026-11-01T00:00:00Z"}
+    for failed, verdict in ((False, "pass"), (True, "warn")):
+        disk = {"name": "nvme0n1", "power_loss_failed": failed, "health": []}
+        result = figures(suspect=suspect, drive_identity="eui.1", block_device={"disks": [disk]})
+        fsync_bench.judge(result, power_cut=proof)
+        assert result["verdict"] == verdict and ("0.02 ms" in result["message"]) == failed
+
+
 def test_slow_names_path_seen_wanted_and_variable(tmp_path: Path) -> None:
     result = fsync_bench.bench(
         str(tmp_path), 0.1, min_fsyncs_per_second=10**9, threshold_name="fsync_gate_min_fsyncs"

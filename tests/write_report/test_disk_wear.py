@@ -424,8 +424,14 @@ DEVSTAT = {"pages": [{"number": 1, "table": [{"offset": 24, "value": 40 * 10**9,
         (nvme_answer(data_units_written=10**10, power_on_hours=80), {"transport": "nvme"}, "more than its interface can carry"),
         (nvme_answer(data_units_written=2**64 - 1), {"transport": "nvme"}, "more than its interface can carry"),
         (nvme_answer(data_units_written=2**64 - 1, power_on_hours=None), {"transport": "nvme"}, "any drive's life"),
-        (nvme_answer(data_units_written=10**8, power_on_hours=0), {"transport": "nvme"}, None),
+        (nvme_answer(data_units_written=7 * 10**6, power_on_hours=0), {"transport": "nvme"}, None),
+        (nvme_answer(data_units_written=10**7, power_on_hours=0), {"transport": "nvme"}, "in less than one power-on hour"),
         (nvme_answer(data_units_written=2 * 10**8, power_on_hours=0), {"transport": "nvme"}, "in 0 power-on hours"),
+        (
+            nvme_answer(data_units_written=3 * 10**9, power_on_hours=100),
+            {"transport": "nvme", "link_bytes_per_second": 4 * 10**9},
+            "more than its interface can carry in 100",
+        ),
         (nvme_answer(data_units_written=1500), {"transport": "nvme"}, "too little for 10,000"),
         (nvme_answer(data_units_written=4 * 10**9, percentage_used=0), {"transport": "nvme"}, "only 0 % of its rated life"),
         (nvme_answer(data_units_written=3 * 10**5, percentage_used=60), {"transport": "nvme"}, "60 % of its rated life is used"),
@@ -527,6 +533,19 @@ def test_percentages_that_are_none(log: dict[str, Any], used: int | None, text: 
     assert text is None or any(text in note for note in found["notes"])
 
 
+def test_a_namespace_is_a_part_of_its_drive() -> None:
+    answer = nvme_answer(data_units_written=10**9, percentage_used=0)
+    assert read(answer, transport="nvme", size_bytes=10**11)["written_bytes"] is None
+    answer["nvme_total_capacity"] = 3 * 10**12
+    assert read(answer, transport="nvme", size_bytes=10**11)["written_bytes"] == 10**9 * 512_000
+
+
+def test_counts_of_errors_that_are_none() -> None:
+    answer = nvme_answer(data_units_written=10**8, media_errors=2**64 - 1, unsafe_shutdowns=2**127)
+    found = read(answer, transport="nvme")
+    assert found["media_errors"] is None and found["unsafe_shutdowns"] is None and len(found["notes"]) == 2
+
+
 def test_hours_beyond_any_drives_life_are_none() -> None:
     found = read(ata((241, LBAS, SECTORS), power_on_time={"hours": 2**32 - 1}))
     assert found["power_on_hours"] is None and found["written_bytes"] == SECTORS * 512
@@ -540,6 +559,8 @@ def test_flash_that_does_not_fit_what_the_host_wrote() -> None:
         assert found["written_bytes"] == 3_000_000 << 25
         assert found["nand_bytes"] is None and found["drive_amplification"] is None
         assert "NAND_Writes_1GiB" in found["notes"][0]
+    found = read(ata((243, "NAND_Writes_1GiB", 2**46)))
+    assert found["nand_bytes"] is None and any("NAND_Writes_1GiB" in note for note in found["notes"])
     pages = (247, "Host_Program_Page_Count", 1000), (248, "FTL_Program_Page_Count", 10**9)
     found = read(ata(host, *pages))
     assert found["drive_amplification"] is None and "247 and 248" in found["notes"][0]
@@ -631,7 +652,7 @@ def test_no_answer_of_a_drive_is_a_traceback(name: str) -> None:
         json.dumps(found, allow_nan=False)
         assert found["written_bytes"] is not None or found["notes"], (seed, answer)
         for key in ("written_bytes", "nand_bytes", "media_errors", "unsafe_shutdowns", "power_on_hours"):
-            assert found[key] is None or type(found[key]) is int and found[key] >= 0, (seed, key)
+            assert found[key] is None or type(found[key]) is int and 0 <= found[key] < 1e21, (seed, key)
         if found["written_bytes"] is not None:
             hours = disk_wear.wear_plausibility.MAX_HOURS if found["power_on_hours"] is None else found["power_on_hours"]
             assert found["written_bytes"] <= (hours + 1) * 3600 * 16e9, seed
