@@ -51,8 +51,9 @@ node:
         The cluster file system: mounted, writable (by the modes of its files), mode (down, local or cluster, as the daemon
         decides it: by corosync.conf in its database and the option -l), quorate (null where there is no cluster), met_corosync
         (false while a daemon in cluster mode has not met its Corosync, so that /etc/pve is read-only; null where that is not
-        the question), root_version, tree_sha256 (noise aside), guests, storage, users, has_corosync_conf (these four null where the database
-        is there and not understood), database_bytes (file and log), member_addresses (by node name), error (why something of this is not known; that is never taken for local mode).
+        the question), root_version, tree_sha256 (noise aside), guests, storage, users, has_corosync_conf (these four null
+        where the database is there and not understood), database_bytes (file and log), member_addresses (by node name), error
+        (why something of this is not known; that is never taken for local mode).
       type: dict
     corosync: {description: 'Both copies of corosync.conf, membership, quorum, links, effective token in ms.', type: dict}
     locks_kept:
