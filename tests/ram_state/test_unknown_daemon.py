@@ -187,3 +187,17 @@ def test_statistics_of_sqlite_are_no_other_schema(ps: ModuleType, clock: Clock, 
     ram_node.w.write("storage.cfg", b"dir: later\n")
     clock.run(3)
     assert clock.watcher.status["error"] is None and ps.pending_rescue(ram_node.paths) is None
+
+
+@pytest.mark.parametrize("text", [b"garbage" * 1000, b"SQLite format 3\0" + b"\xff" * 8000])
+def test_a_database_that_is_none_is_kept_as_it_is(ps: ModuleType, ram_node: Node, text: bytes) -> None:
+    ram_node.stop_daemon()
+    for suffix in ("-wal", "-shm", ""):
+        Path(ram_node.paths.live_db + suffix).unlink(missing_ok=True)
+    Path(ram_node.paths.live_db).write_bytes(text)
+    store = ps.Store(ram_node.paths, ram_node.config)
+    try:
+        result = ps.save(store)
+    finally:
+        store.close()
+    assert result["rescued"]["kind"] == "damaged" and Path(result["rescued"]["path"]).read_bytes() == text
