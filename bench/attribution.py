@@ -37,19 +37,18 @@ def step(inventory: str, running: Sequence[str], seconds: int, method: str) -> d
     found = {}
     for node, result in results.items():
         window = result["window"]
-        per_class = {entry["class"]: entry for entry in window["classes"]}
+        minutes = window["seconds"] / 60
+        per_class = {entry["class"]: entry["transactions"] for entry in window["classes"]}
         locks = [file for file in window["files"] if file["class"] == "locks"]
         ha = [file for file in window["files"] if file["path"].endswith("/lrm_status")]
         found[node] = {
             "managers": len(running),
             "method": method,
             "seconds": window["seconds"],
-            "transactions_per_minute": window["transactions_per_minute"],
-            "ha_per_minute": per_class["ha"]["transactions_per_minute"] if "ha" in per_class else 0.0,
-            "lock_transactions_per_minute": (
-                per_class["locks"]["transactions_per_minute"] if "locks" in per_class else 0.0
-            ),
-            "lock_files_per_minute": round(sum(f["changes"] for f in locks) * 60 / window["seconds"], 1),
+            "transactions_per_minute": round(window["transactions"] / minutes, 1),
+            "ha_per_minute": round(per_class.get("ha", 0) / minutes, 1),
+            "lock_transactions_per_minute": round(per_class.get("locks", 0) / minutes, 1),
+            "lock_files_per_minute": round(sum(f["changes"] for f in locks) / minutes, 1),
             "writers": sorted({str(file["node"]) for file in ha}),
             "exact": all(file["exact"] for file in window["files"]),
             "journal": window["journal"],

@@ -93,9 +93,17 @@ def _size_and_time(path: str) -> tuple[int, int] | None:
     return found.st_size, found.st_mtime_ns
 
 
+def _opened(path: str) -> int:
+    """Open for reading, without a note of it in the inode where that is allowed: a file system writes it down."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME)
+    except PermissionError:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
 def _head(path: str, length: int) -> bytes:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = _opened(path)
     except FileNotFoundError:
         return b""
     try:
@@ -298,7 +306,7 @@ def _discard_copy(work: str) -> None:
 
 
 def _copy(source: str, target: str) -> None:
-    with open(source, "rb") as reader:
+    with open(_opened(source), "rb") as reader:
         fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(fd, "wb") as writer:
             while block := reader.read(1024 * 1024):
@@ -325,6 +333,21 @@ def _vfs() -> bool:
         except (ImportError, OSError, AttributeError, MemoryError):
             _registered = False
     return _registered
+
+
+def _read_quietly(path: bytes) -> None:
+    """As :func:`_opened`, of the file that SQLite has just opened."""
+    try:
+        numbers = os.listdir("/proc/self/fd")
+    except OSError:
+        return
+    for number in numbers:
+        try:
+            if os.readlink(f"/proc/self/fd/{number}".encode()) == path:
+                fcntl.fcntl(int(number), fcntl.F_SETFL, fcntl.fcntl(int(number), fcntl.F_GETFL) | os.O_NOATIME)
+        except OSError:
+            # Closed by now, or not ours to say.
+            continue
 
 
 def _register() -> None:
@@ -376,7 +399,10 @@ def _register() -> None:
                 flags = flags & ~(_OPEN_READWRITE | _OPEN_CREATE) | _OPEN_READONLY
             elif name:
                 return _CANTOPEN
-            return int(open_file(this, name, file, flags, out))
+            result = int(open_file(this, name, file, flags, out))
+            if result == 0:
+                _read_quietly(ctypes.string_at(name))
+            return result
         except BaseException:
             # An interrupt; without an answer SQLite would take the file for opened.
             return _CANTOPEN

@@ -503,3 +503,30 @@ def test_no_name_of_the_carried_code_is_used_again(program: str) -> None:
     names = re.findall(r"^(?:def |class )?(\w+)(?:\(| =|: Any =|:.* = )", text, re.MULTILINE)
     names = [name for name in names if name not in ("if", "for", "with", "from", "import")]
     assert "look" in names and sorted({name for name in names if names.count(name) > 1}) == []
+
+
+def test_a_look_leaves_no_time_of_access(tmp_path: Path) -> None:
+    """The file system would write it to the disk, 16 KiB at each look after a write."""
+    path = tmp_path / "config.db"
+    writer = sqlite3.connect(path, isolation_level=None)
+    writer.execute("PRAGMA journal_mode=WAL").fetchone()
+    writer.execute("CREATE TABLE t (a)")
+    writer.execute("INSERT INTO t VALUES (1)")
+    files = [Path(f"{path}{suffix}") for suffix in ("", "-wal", "-shm")]
+
+    def times() -> list[int]:
+        return [file.stat().st_atime_ns for file in files]
+
+    def make_old() -> list[int]:
+        for file in files:
+            os.utime(file, ns=(0, file.stat().st_mtime_ns))
+        return times()
+
+    before = make_old()
+    path.read_bytes()
+    if times() == before:
+        pytest.skip("no times of access on this file system")
+    before = make_old()
+    assert live_database.look(str(path), lambda connection: connection.execute("SELECT a FROM t").fetchone()) == (1,)
+    assert times() == before
+    writer.close()

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from ansible.module_utils.pveguard import pmxcfs, pmxcfs_writes
+from ansible.module_utils.pveguard import block_writes, pmxcfs, pmxcfs_writes
 from ansible.module_utils.pveguard.errors import PveguardError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -213,3 +213,52 @@ def test_guests_are_counted_as_the_daemon_counts_them() -> None:
     ]
     assert pmxcfs.guest_ids(paths) == [100, 101, 102]
     assert [STATE.guest_of(path) for path in paths if STATE.guest_of(path)] == [100, 101, 102]
+
+
+@pytest.mark.parametrize(
+    ("digits", "version"),
+    [
+        *(("7", 7), ("007", 7), ("0", 0), (str(2**63), 2**63), (str(2**64 - 1), 2**64 - 1)),
+        *((str(2**64), 2**64 - 1), ("9" * 5000, 2**64 - 1)),
+    ],
+)
+def test_a_version_of_corosync_conf_of_any_length(tmp_path: Path, digits: str, version: int) -> None:
+    text = f"totem {{\n  cluster_name: c\n  config_version: {digits}\n}}\n"
+    assert STATE.config_version(text) == version
+    root = tmp_path / "node"
+    (root / "var/lib/pve-cluster").mkdir(parents=True)
+    Database(root / "var/lib/pve-cluster/config.db").add("corosync.conf", text.encode())
+    paths = STATE.Paths(str(root))
+    store = STATE.Store(paths, STATE.Config())
+    try:
+        assert STATE.save(store)["saved"]
+    finally:
+        store.close()
+    (mine,) = STATE.generations(paths)
+    assert mine.manifest["config_version"] == (version or None) and mine.problems() == []
+    name = MEMBER.save_generation(MEMBER.Node(root), "pve1", "bootstrap")
+    other = STATE.find_generation(paths, name)
+    assert other.manifest["config_version"] == version and other.problems() == []
+
+
+def test_sizes_count_what_lies_in_the_log(tmp_path: Path) -> None:
+    """After a join all of the content may lie there: the file is then one page."""
+    root = tmp_path / "node"
+    (root / "var/lib/pve-cluster").mkdir(parents=True)
+    database = Database(root / "var/lib/pve-cluster/config.db")
+    database.db.execute("PRAGMA wal_autocheckpoint=0")
+    for number in range(8):
+        database.add(f"f{number}", bytes(1024 * 1024))
+    file, log = database.path.stat().st_size, Path(f"{database.path}-wal").stat().st_size
+    assert file < 16384 and log > 8 << 20
+    assert pmxcfs.collect(root)["database_bytes"] == file + log
+    assert block_writes.counters(database=str(database.path))["database"]["bytes"] == file + log
+    # What RAM it needs is in its pages and a log of the usual length.
+    assert STATE.state_bytes(str(database.path)) >= 16 << 20
+    small = STATE.tmpfs_sizes(file, STATE.Config(), 1 << 34)[1]
+    assert STATE.tmpfs_sizes(STATE.state_bytes(str(database.path)), STATE.Config(), 1 << 34)[1] > small + (30 << 20)
+    # A log that was held up once keeps its length.
+    for _ in range(20):
+        database.db.execute("UPDATE tree SET data = randomblob(1048575) WHERE name = 'f1'")
+    assert Path(f"{database.path}-wal").stat().st_size > 24 << 20
+    assert STATE.state_bytes(str(database.path)) < 20 << 20

@@ -42,7 +42,10 @@ def test_a_type_is_any_text_without_white_space() -> None:
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ("dir: a\r\n\tpath /x\r\n\r\nnfs: b\r\n\tnodes pve1\r\n", [("dir", "a", {"path": "/x"}), ("nfs", "b", {"nodes": "pve1"})]),
+        (
+            "dir: a\r\n\tpath /x\r\n\r\nnfs: b\r\n\tnodes pve1\r\n",
+            [("dir", "a", {"path": "/x"}), ("nfs", "b", {"nodes": "pve1"})],
+        ),
         ("dir:\ta.b-c_d\t\n  path\t/x y  \n", [("dir", "a.b-c_d", {"path": "/x y"})]),
         ("dir:a\n\tshared\n", [("dir", "a", {"shared": ""})]),
         ("# dir: no\ndir: a\n# path /no\n\t# path /no\n\tpath /x\n", [("dir", "a", {"path": "/x"})]),

@@ -97,11 +97,17 @@ def test_members_that_are_not_understood_are_no_quorum(
     assert ".members does not answer, or not as it is known" in json.loads(capsys.readouterr().out)["error"]
     assert content(node) == before
     found = status(node, capsys)
-    assert found["quorate"] is None is found["daemon_mode"] and found["answers"] is False
+    assert found["quorate"] is None is found["daemon_mode"] and found["answers"] is True
     assert any(".members" in warning and "quorum is not known" in warning for warning in found["warnings"])
     watched = ps.Members(node.paths)
     watched.look()
     assert watched.state is None and watched.answered is None
+
+
+def test_the_way_back_to_disk_needs_no_members_that_are_understood(ps: ModuleType, ram_node: Node) -> None:
+    ram_node.members = {"node": "pve1", "peers": []}
+    assert ram_node.command("retire", "--json", "--connection", "") == 0
+    assert not ram_node.ram and ram_node.writer is not None
 
 
 def schema(path: str | Path) -> list[Any]:
@@ -187,3 +193,17 @@ def test_statistics_of_sqlite_are_no_other_schema(ps: ModuleType, clock: Clock, 
     ram_node.w.write("storage.cfg", b"dir: later\n")
     clock.run(3)
     assert clock.watcher.status["error"] is None and ps.pending_rescue(ram_node.paths) is None
+
+
+@pytest.mark.parametrize("text", [b"garbage" * 1000, b"SQLite format 3\0" + b"\xff" * 8000])
+def test_a_database_that_is_none_is_kept_as_it_is(ps: ModuleType, ram_node: Node, text: bytes) -> None:
+    ram_node.stop_daemon()
+    for suffix in ("-wal", "-shm", ""):
+        Path(ram_node.paths.live_db + suffix).unlink(missing_ok=True)
+    Path(ram_node.paths.live_db).write_bytes(text)
+    store = ps.Store(ram_node.paths, ram_node.config)
+    try:
+        result = ps.save(store)
+    finally:
+        store.close()
+    assert result["rescued"]["kind"] == "damaged" and Path(result["rescued"]["path"]).read_bytes() == text

@@ -130,6 +130,12 @@ def test_the_log_is_counted_exactly_or_not_at_all(tmp_path: Path) -> None:
 # -- a folder in place of /etc/pve
 
 
+SCHEMA = (
+    "CREATE TABLE tree (inode INTEGER PRIMARY KEY NOT NULL, parent INTEGER NOT NULL, version INTEGER NOT NULL, "
+    "writer INTEGER NOT NULL, mtime INTEGER NOT NULL, type INTEGER NOT NULL, name TEXT NOT NULL, data BLOB)"
+)
+
+
 class Fake:
     """A root with an /etc/pve that is a folder, and a database that this process has open."""
 
@@ -142,8 +148,9 @@ class Fake:
         self.database = root / "config.db"
         self.connection = sqlite3.connect(self.database, isolation_level=None, check_same_thread=False)
         self.connection.execute("PRAGMA journal_mode=WAL")
-        self.connection.execute("CREATE TABLE tree (inode INTEGER PRIMARY KEY, version INTEGER)")
-        self.connection.execute("INSERT INTO tree VALUES (0, 7)")
+        # As the daemon makes it: of another schema nothing is measured.
+        self.connection.execute(SCHEMA)
+        self.connection.execute("INSERT INTO tree VALUES (0, 0, 7, 1, 0, 8, '__version__', NULL)")
         (root / "pid").write_text(str(os.getpid()))
 
     def members(self, online: dict[str, int], quorate: int = 1) -> None:
