@@ -89,7 +89,9 @@ def test_what_create_add_and_delnode_leave_behind(members: Callable[[int], Membe
     assert join(one, two).returncode == 255, "it is a member"
 
     lock = one.pve / "priv/lock/file-corosync_conf"
-    assert lock.is_dir(), "a cluster of one has no quorum once its second node is listed, so the lock could not be given back"
+    assert lock.is_dir(), (
+        "a cluster of one has no quorum once its second node is listed, so the lock could not be given back"
+    )
     lock.rmdir()
 
     two.stop_daemons()
