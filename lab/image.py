@@ -20,8 +20,8 @@ from typing import Any
 
 from . import layout
 from .errors import LabError
-from .progress import say, step
 from .image_root import DOUBLES_AT
+from .progress import say, step
 from .system import file_lock, require_space, require_tools, run
 
 RELEASES = ("trixie", "bookworm")

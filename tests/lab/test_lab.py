@@ -298,7 +298,10 @@ def test_a_failure_of_mmdebstrap_is_its_own_line(tmp_path: Path, monkeypatch: py
     layout.images_dir().mkdir(parents=True)
     program = tmp_path / "bin/mmdebstrap"
     program.parent.mkdir()
-    program.write_text("#!/bin/sh\nprintf 'I: going\\nE: Unable to locate package x\\nI: one\\nI: two\\nI: three\\nI: four\\n' >&2\nexit 25\n")
+    program.write_text(
+        "#!/bin/sh\nfor line in 'I: going' 'E: Unable to locate package x' 'I: one' 'I: two' 'I: three' 'I: four'; do\n"
+        '    echo "$line" >&2\ndone\nexit 25\n'
+    )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     with pytest.raises(LabError) as error:

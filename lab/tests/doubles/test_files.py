@@ -317,11 +317,11 @@ def test_a_guest_whose_configuration_is_open_is_gone_when_it_is_removed(node: No
 
 
 def test_a_killed_daemon_leaves_the_hidden_row_behind(node: Node) -> None:
-    stream = open(node.pve / "b", "wb", buffering=0)
-    stream.write(b"1")
+    descriptor = os.open(node.pve / "b", os.O_WRONLY | os.O_CREAT)
+    os.write(descriptor, b"1")
     os.unlink(node.pve / "b")
     node.stop(signal.SIGKILL)
-    error_of(stream.close)
+    error_of(lambda: os.close(descriptor))
     node.start()
     assert list(hidden(node).values()) == [b"1"]
 

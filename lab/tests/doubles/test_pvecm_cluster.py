@@ -8,9 +8,11 @@ import shutil
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 
+from lab import cluster
 from lab.tests.doubles.harness import PVECM, RUN_AT, Node, wait_for, why_not
 from tests.corosync.nodes import PATH, Member, Switch
 
@@ -89,7 +91,9 @@ def test_what_create_add_and_delnode_leave_behind(members: Callable[[int], Membe
     assert join(one, two).returncode == 255, "it is a member"
 
     lock = one.pve / "priv/lock/file-corosync_conf"
-    assert lock.is_dir(), "a cluster of one has no quorum once its second node is listed, so the lock could not be given back"
+    assert lock.is_dir(), (
+        "a cluster of one has no quorum once its second node is listed, so the lock could not be given back"
+    )
     lock.rmdir()
 
     two.stop_daemons()
@@ -120,3 +124,23 @@ def test_what_refuses_a_join(members: Callable[[int], Member]) -> None:
     assert done.returncode == 255 and "already exists" in done.stderr
     assert not (two.root / "etc/corosync/authkey").exists()
     assert "pve2" not in one.cluster_conf.read_text()
+
+
+def test_the_profile_of_a_cluster_leaves_what_add_leaves(
+    members: Callable[[int], Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = members(2)
+    machine = SimpleNamespace(name="pve2", number=2)
+
+    def do(on: object, command: str, timeout: float = 0) -> str:
+        if "authkey" in command and "base64 -d" in command:
+            done = node.tool("bash", "-c", "set -e\n" + command.partition("printf")[0])
+            assert done.returncode == 0, done.stderr
+        return "a2V5"
+
+    monkeypatch.setattr(cluster, "_do", do)
+    monkeypatch.setattr(cluster, "_wait", lambda *arguments: None)
+    cluster.add(machine, machine, [1], 2)  # type: ignore[arg-type]
+    assert mode(node, "etc/corosync/authkey") == 0o644
+    assert (node.root / "etc/corosync/authkey").read_bytes() == b"key"
+    assert (node.root / "etc/ssh/sshd_config").read_text() == "PermitRootLogin yes\n"

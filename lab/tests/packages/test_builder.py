@@ -19,8 +19,7 @@ import pytest
 
 from lab import image_root, system
 from lab.errors import LabError
-from lab.packages import BuildError, Repository, build_repository, repository_digest
-from lab.packages import build
+from lab.packages import BuildError, Repository, build, build_repository, repository_digest
 from lab.packages.build import HERE, find_packages, maintainer_scripts, read_package
 from lab.system import telling
 from lab.tests.doubles.harness import wait_for
@@ -443,7 +442,8 @@ def test_apt_prefers_what_a_url_has_whatever_its_version(
     """A ``file:`` URL stands for the repository of real packages."""
     for name in DOUBLES[:2]:
         make_deb(tmp_path / "given", name, version)
-    elsewhere = build_repository(tmp_path / "elsewhere", source=str(tmp_path / "given"), root=make_package(tmp_path / "s", "pve-x"))
+    root = make_package(tmp_path / "s", "pve-x")
+    elsewhere = build_repository(tmp_path / "elsewhere", source=str(tmp_path / "given"), root=root)
     assert elsewhere.path is not None and doubles.path is not None
     for release in elsewhere.path.rglob("*Release*"):
         release.unlink()
@@ -488,7 +488,7 @@ E: Unable to correct problems, you have held broken packages.
             "pve-cluster : Depends: libpve-common (>= 9) | but it is not installable | "
             "E: Unable to correct problems, you have held broken packages.",
         ),
-        ("I: installing\nE: Unable to locate package nonsense\nI: cleaning\nI: done\n1\n2\n", "E: Unable to locate package nonsense"),
+        ("I: installing\nE: Unable to locate package x\nI: cleaning\nI: done\n1\n2\n", "E: Unable to locate package x"),
         (
             "E: Unable to satisfy dependencies. Reached two conflicting decisions:\n   1. a is selected for install\nother\n  x",
             "E: Unable to satisfy dependencies. Reached two conflicting decisions: | 1. a is selected for install",
