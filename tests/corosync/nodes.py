@@ -19,7 +19,7 @@ PROGRAM = ROOT / "roles/corosync/files/cluster-member"
 SYSTEMCTL = rf"""#!/bin/bash
 echo "$*" >> /run/systemctl.log
 pid() {{
-    local p; p=$(cat "$1" 2>/dev/null) && [ -d "/proc/$p" ] || return 1
+    local p; p=$(cat "$1" 2>/dev/null) && [ -n "$p" ] && [ -d "/proc/$p" ] || return 1
     ! grep -q '^State:.Z' "/proc/$p/status" && echo "$p"
 }}
 file() {{
@@ -137,8 +137,8 @@ class Member(Node):
             **request,
         }
         (self.root / "run/request").write_text(json.dumps(request))
-        self.tool(str(PROGRAM), "run", "/run/request", "/run/result", timeout=deadline_s + 90)
-        assert not (self.root / "run/request").exists()
+        done = self.tool(str(PROGRAM), "run", "/run/request", "/run/result", timeout=deadline_s + 90)
+        assert not (self.root / "run/request").exists(), f"code {done.returncode}: {done.stdout}{done.stderr}"
         result: dict[str, Any] = json.loads((self.root / "run/result").read_text())
         return result
 
