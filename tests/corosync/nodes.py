@@ -30,7 +30,7 @@ file() {{
     esac
 }}
 stop() {{ local p; p=$(pid "$(file "$1")") || return 0; kill "$p"
-    for _ in $(seq 300); do pid "$(file "$1")" > /dev/null || return 0; sleep 0.05; done; return 1; }}
+    for _ in $(seq 1800); do pid "$(file "$1")" > /dev/null || return 0; sleep 0.05; done; return 1; }}
 start() {{ pid "$(file "$1")" > /dev/null && return 0
     case $1 in
     pve-cluster.service) {RUN_AT}/usr/bin/pmxcfs;;

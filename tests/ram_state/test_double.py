@@ -33,7 +33,7 @@ LIVE=/var/lib/pve-cluster
 end() { # PIDFILE
     [ -e "$1" ] || return 0
     pid=$(cat "$1"); kill "$pid" 2>/dev/null
-    for _ in $(seq 300); do kill -0 "$pid" 2>/dev/null || break; sleep 0.05; done
+    for _ in $(seq 1800); do kill -0 "$pid" 2>/dev/null || break; sleep 0.05; done
     rm -f "$1"
 }
 case "$*" in
