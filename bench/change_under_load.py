@@ -86,6 +86,15 @@ def judge(lines: Sequence[Sequence[Any]]) -> dict[str, Any]:
     }
 
 
+def whole_lines(text: str) -> list[list[Any]]:
+    """The lines of a writer that was stopped in the middle of whatever it did."""
+    lines = text.splitlines()
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError:
+        return [json.loads(line) for line in lines[:-1]]
+
+
 class Bench:
     def __init__(self, inventory: str) -> None:
         self.inventory = inventory
@@ -129,8 +138,7 @@ class Bench:
             self.shell(f"systemctl stop {UNIT}; true")
         said = self.shell(f"cat {RESULT}")
         rows = [
-            {"phase": what, "node": name, **judge([json.loads(line) for line in said[name]["stdout"].splitlines()])}
-            for name in self.names
+            {"phase": what, "node": name, **judge(whole_lines(said[name]["stdout"]))} for name in self.names
         ]
         print(f"{what}: {', '.join(str(row['longest_gap_ms']) for row in rows)} ms", file=sys.stderr)
         return rows

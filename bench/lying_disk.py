@@ -138,7 +138,7 @@ def wait_for_records(
         seen = {}
         for name in plays:
             notes = work / name / "power_cut" / f"{node}.acknowledged"
-            seen[name] = len(notes.read_text().splitlines()) - 1 if notes.exists() else 0
+            seen[name] = notes.read_text().count("\n") - 1 if notes.exists() else 0
         if all(seen[name] >= least[name] for name in plays):
             return seen
         for name, process in plays.items():

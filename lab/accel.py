@@ -11,7 +11,7 @@ from . import layout
 from .image import Image
 from .initrd import PROBE_OK
 from .progress import say
-from .system import run
+from .system import run, write_whole
 
 TCG = ("-accel", "tcg,thread=multi", "-cpu", "max")
 KVM = ("-accel", "kvm", "-cpu", "host")
@@ -66,7 +66,7 @@ def choose(image: Image) -> str:
     good, reason = probe_kvm(image)
     accel = "kvm" if good else "tcg"
     say(f"{'KVM' if good else 'emulation (TCG)'}: {reason}")
-    cache.write_text(json.dumps({"key": key, "accel": accel, "reason": reason}) + "\n")
+    write_whole(cache, json.dumps({"key": key, "accel": accel, "reason": reason}) + "\n")
     return accel
 
 

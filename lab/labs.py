@@ -18,7 +18,7 @@ from . import accel, cluster, guestssh, identity, image, layout, net
 from .errors import LabError
 from .machine import Machine
 from .progress import say, step
-from .system import file_lock, in_parallel, require_space, require_tools, run
+from .system import file_lock, in_parallel, require_space, require_tools, run, write_whole
 
 BASE = "base"  # the snapshot of a profile's first settled state
 SUSPEND = "suspend"  # where `down` leaves a running lab
@@ -378,7 +378,7 @@ class Lab:
             node: (entry["port"], (self.directory / "hostkeys" / f"{node}.pub").read_text())
             for node, entry in self.state.nodes.items() if entry.get("port")
         }  # fmt: skip
-        (self.directory / "known_hosts").write_text(guestssh.known_hosts(entries))
+        write_whole(self.directory / "known_hosts", guestssh.known_hosts(entries))
 
     def _create_disks(self, names: Sequence[str]) -> None:
         self._keys(names)

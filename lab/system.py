@@ -135,6 +135,13 @@ def file_lock(path: Path, what: str, wait: bool = True) -> Iterator[None]:
         yield
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file that others may be reading: they see the old text or the new one."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(text)
+    partial.rename(path)
+
+
 def in_parallel(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
     """``map`` in threads, results in order; all finish before the first error is raised."""
     if not items:

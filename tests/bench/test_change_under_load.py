@@ -39,3 +39,10 @@ def test_a_writer_that_never_came_back_does_not_pass(bench: ModuleType) -> None:
 
 def test_the_program_of_the_writer_is_one(bench: ModuleType) -> None:
     compile(bench.WRITER, "writer", "exec")
+
+
+def test_a_line_that_was_cut_off_is_left_out(bench: ModuleType) -> None:
+    assert bench.whole_lines("[0.0, 0.1, null]\n[0.2, 0.3, 30]\n") == [[0.0, 0.1, None], [0.2, 0.3, 30]]
+    assert bench.whole_lines("[0.0, 0.1, null]\n[0.2, 0.") == [[0.0, 0.1, None]]
+    with pytest.raises(ValueError):
+        bench.whole_lines("[0.0, 0.\n[0.2, 0.3, 30]\n[0.4")

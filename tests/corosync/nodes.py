@@ -20,7 +20,7 @@ PATH = "/run/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SYSTEMCTL = rf"""#!/bin/bash
 echo "$*" >> /run/systemctl.log
 pid() {{ # of a process of this node: the number in the file of one that was killed may be somebody else's by now
-    local p; p=$(cat "$1" 2>/dev/null) && [ "/proc/$p/ns/mnt" -ef /proc/self/ns/mnt ] && echo "$p"
+    local p; p=$(cat "$1" 2>/dev/null) && [ -n "$p" ] && [ "/proc/$p/ns/mnt" -ef /proc/self/ns/mnt ] && echo "$p"
 }}
 file() {{
     case $1 in
@@ -31,8 +31,8 @@ file() {{
 }}
 lives() {{ [ "/proc/$1/ns/mnt" -ef /proc/self/ns/mnt ]; }} # a zombie has no namespaces
 stop() {{ local p; p=$(pid "$(file "$1")") || return 0; kill "$p"
-    # The process, not its file: that goes before the process does. Then as systemd does at TimeoutStopSec.
-    for _ in $(seq 200); do lives "$p" || return 0; sleep 0.05; done
+    # The process, not its file: that goes before the process does. In the end as systemd does at TimeoutStopSec.
+    for _ in $(seq 1800); do lives "$p" || return 0; sleep 0.05; done
     kill -9 "$p"; while lives "$p"; do sleep 0.05; done; }}
 start() {{ pid "$(file "$1")" > /dev/null && return 0
     case $1 in
@@ -145,8 +145,8 @@ class Member(Node):
             **request,
         }
         (self.root / "run/request").write_text(json.dumps(request))
-        self.tool(str(PROGRAM), "run", "/run/request", "/run/result", timeout=deadline_s + 90)
-        assert not (self.root / "run/request").exists()
+        done = self.tool(str(PROGRAM), "run", "/run/request", "/run/result", timeout=deadline_s + 90)
+        assert not (self.root / "run/request").exists(), f"code {done.returncode}: {done.stdout}{done.stderr}"
         result: dict[str, Any] = json.loads((self.root / "run/result").read_text())
         return result
 

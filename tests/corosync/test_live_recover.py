@@ -45,7 +45,7 @@ def recover(nodes: list[Member]) -> list[str]:
             assert before == [node.host_conf.read_bytes() for node in nodes]
             done = carry_out(by_name[action["host"]], action)
             assert done.get("changed") is True, done
-    wait_for("a healthy cluster", lambda: plan(nodes)["healthy"], 30)
+    wait_for("a healthy cluster", lambda: plan(nodes)["healthy"])
     return words
 
 
@@ -58,7 +58,7 @@ def version(node: Member) -> int:
 @pytest.mark.campaign
 def test_planted_disorders_are_repaired(cluster: list[Member]) -> None:
     first, second, third = cluster
-    wait_for("a healthy cluster", lambda: plan(cluster)["healthy"], 30)
+    wait_for("a healthy cluster", lambda: plan(cluster)["healthy"])
     assert recover(cluster) == []
     good = first.host_conf.read_text()
     known = version(first)
@@ -81,7 +81,7 @@ def test_planted_disorders_are_repaired(cluster: list[Member]) -> None:
     # A text that Corosync does not start with.
     third.systemctl("stop", "corosync.service")
     third.host_conf.write_text("totem {\n  version\n")
-    wait_for("two members", lambda: plan(cluster)["steps"], 30)
+    wait_for("two members", lambda: plan(cluster)["steps"])
     assert recover(cluster) == ["host_copy:pve3", "start:pve3"]
     assert {node.host_conf.read_text() for node in cluster} == {first.host_conf.read_text()}
 
@@ -114,4 +114,4 @@ def test_planted_disorders_are_repaired(cluster: list[Member]) -> None:
     for node in (second, third):
         node.sh("ip link set e0 up")
     assert recover(cluster) in (["start:pve2", "start:pve3"], ["start:pve3", "start:pve2"])
-    wait_for("the file", (third.pve / "alone.cfg").exists, 30)
+    wait_for("the file", (third.pve / "alone.cfg").exists)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -120,7 +121,10 @@ class Daemon:
 @pytest.fixture
 def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Daemon:
     monkeypatch.setattr(pve_file, "is_mounted", lambda _root: True)
-    return Daemon(tmp_path)
+    made = Daemon(tmp_path)
+    # The time of day, too: a busy machine takes a second from here to the first call.
+    monkeypatch.setattr(pve_lock, "time", SimpleNamespace(**{**vars(time), "time": lambda: made.begun + made.now}))
+    return made
 
 
 def refused(daemon: Daemon, deadline_s: float = 30) -> str:

@@ -364,7 +364,7 @@ def _start(path: Path) -> subprocess.Popen[bytes]:
 def test_ended_by_a_signal_it_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     process = _start(tmp_path)
     process.send_signal(number)
-    assert process.wait(30) == -number
+    assert process.wait(120) == -number
     _wait_until(lambda: list(tmp_path.iterdir()) == [])
 
 
@@ -373,7 +373,7 @@ def test_killed_altogether_the_next_one_cleans_up(tmp_path: Path) -> None:
     running = fsync_bench.remove_stale(str(tmp_path))
     assert running == [], "a running measurement is not stale"
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait(30)
+    process.wait(120)
     _wait_until(lambda: fsync_bench.bench(str(tmp_path), 0.05) and list(tmp_path.iterdir()) == [])
 
 

@@ -244,7 +244,7 @@ def test_a_controller_that_goes_away_leaves_a_mark(tmp_path: Path) -> None:
         assert head["run"] == RUN and head["boot_id"] == power_ledger.boot_id()
         assert [int(writer.stdout.readline()) for _ in range(3)] == [1, 2, 3]
         writer.stdout.close()
-        assert writer.wait(30) == 0
+        assert writer.wait(120) == 0
     found = power_ledger.read(str(tmp_path / "disk"), RUN)
     assert found is not None and found.stopped
     assert judge(found, 3)["verdict"] == "inconclusive"

@@ -379,6 +379,29 @@ def test_the_verdict_is_cached_until_the_next_boot(monkeypatch: pytest.MonkeyPat
     assert accel.choose(picture) == "kvm"
 
 
+def test_who_reads_meanwhile_sees_the_old_text_or_the_new(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / "lab"
+    folder.mkdir()
+    target, seen = folder / "known_hosts", list[str]()
+    target.write_text("old")
+    write_text, rename = Path.write_text, Path.rename
+
+    def written(path: Path, text: str) -> int:
+        done = write_text(path, text)
+        seen.append(target.read_text())
+        return done
+
+    def renamed(path: Path, to: Path) -> Path:
+        seen.append(target.read_text())
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "write_text", written)
+    monkeypatch.setattr(Path, "rename", renamed)
+    system.write_whole(target, "new")
+    assert seen == ["old", "old"] and target.read_text() == "new"
+    assert [path.name for path in folder.iterdir()] == ["known_hosts"]
+
+
 # --- command line -------------------------------------------------------------------------------------------
 
 

@@ -88,7 +88,7 @@ def run(spaces: dict[str, str], faults: Faults, tmp_path: Path) -> Run:
             *(str(tmp_path / "play.yml"), "-e", f"results={results}", *arguments),
         ]
         environment = {**os.environ, "ANSIBLE_CONFIG": str(network.ROOT / "ansible.cfg"), "NO_COLOR": "1"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
         assert results.exists(), done.stdout + done.stderr
         return done, json.loads(results.read_text())
 

@@ -116,7 +116,7 @@ class Watch:
         """The memberships that were seen. No member was restarted, and none lost a vote or the quorum."""
         for sampler in self.samplers:
             sampler.terminate()
-            sampler.wait(10)
+            sampler.wait()
         seen = set()
         votes = len(self.nodes)
         ids = {node.number for node in self.nodes}

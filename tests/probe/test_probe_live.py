@@ -181,7 +181,7 @@ def test_the_other_playbooks_go_on_with_a_probe_up_and_off(members: Make, watch1
     assert code == 0 and changed(output) == 1, output
     found = listed(probe)
     assert found is not None and found.votes == 0
-    wait_for("the change on the probe", lambda: "token: 5000" in probe.host_conf.read_text(), 30)
+    wait_for("the change on the probe", lambda: "token: 5000" in probe.host_conf.read_text())
     code, output = run(place, nodes, probe, playbook="corosync.yml", corosync_token=5000, corosync_update_nodes=True)
     assert code == 0 and changed(output) == 0, output
     code, output = run(place, nodes, probe, playbook="assess.yml")

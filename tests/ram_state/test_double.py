@@ -32,11 +32,11 @@ DROP=/etc/systemd/system/pve-cluster.service.d/pveguard.conf
 LIVE=/var/lib/pve-cluster
 # A zombie has no namespaces; a number that is used again is a process of another node.
 lives() { [ "/proc/$(cat "$1" 2>/dev/null)/ns/mnt" -ef /proc/self/ns/mnt ]; } # PIDFILE
-end() { # PIDFILE, TimeoutStopSec: what has not ended by then is killed, as systemd does
+end() { # PIDFILE: what has not ended in the end is killed, as systemd does at TimeoutStopSec
     cp "$1" "$1.end" 2>/dev/null || return 0 # the daemon removes its own before it has ended
     if lives "$1.end"; then
         kill "$(cat "$1.end")"
-        for _ in $(seq $(($2 * 20))); do lives "$1.end" || break; sleep 0.05; done
+        for _ in $(seq 1800); do lives "$1.end" || break; sleep 0.05; done
         ! lives "$1.end" || kill -9 "$(cat "$1.end")"
         while lives "$1.end"; do sleep 0.05; done
     fi
@@ -56,9 +56,9 @@ case "$*" in
         setsid $PS watch >>/run/ps.log 2>&1 </dev/null &
         echo $! > /run/watch.pid
     fi ;;
-"stop pveguard-state-watch.service") end /run/watch.pid 60 ;;
+"stop pveguard-state-watch.service") end /run/watch.pid ;;
 "stop pve-cluster.service")
-    end /run/pve-cluster.pid 10
+    end /run/pve-cluster.pid
     [ ! -e $DROP ] || $PS save --if-enabled >>/run/ps.log 2>&1 ;;
 "stop pveguard-state.service") $PS final-save >>/run/ps.log 2>&1 ;;
 "stop var-lib-pve\x2dcluster-backup.mount") umount $LIVE/backup ;;

@@ -106,7 +106,7 @@ def watching(node: Node) -> Iterator[subprocess.Popen[bytes]]:
 
 def ended(process: subprocess.Popen[bytes]) -> int:
     process.send_signal(signal.SIGTERM)
-    return process.wait(30)
+    return process.wait(120)
 
 
 def content(node: Node, rows: Rows) -> Rows:
@@ -183,7 +183,7 @@ def test_a_store_on_a_full_disk(ps: ModuleType, tmp_path: Path) -> None:
         assert restored(ps, node, tmp_path / "boot") == before
         assert {p.name: p.read_bytes() for p in Path(node.paths.generations).iterdir()} == kept
         ballast.unlink()
-        wait(lambda: works(ps, node), 60)
+        wait(lambda: works(ps, node))
         assert {name: (Path(node.paths.generations) / name).read_bytes() for name in kept} == kept
         assert ended(process) == 0
         assert restored(ps, node, tmp_path / "boot2") == content(node, node.w.rows())
@@ -205,7 +205,7 @@ def test_a_read_only_store(ps: ModuleType, tmp_path: Path) -> None:
             assert process.poll() is None
             assert restored(ps, node, tmp_path / "boot") == before
             disk.remount("rw")
-            wait(lambda: works(ps, node), 60)
+            wait(lambda: works(ps, node))
             assert ended(process) == 0
 
 

@@ -346,7 +346,7 @@ def real_node(ps: ModuleType, root: Path) -> Iterator[Node]:
         subprocess.run(["umount", "-l", str(node.live)], check=True)
 
 
-def wait(condition: Callable[[], bool], seconds: float = 30.0, pause: float = 0.02) -> None:
+def wait(condition: Callable[[], bool], seconds: float = 120.0, pause: float = 0.02) -> None:
     start = time.monotonic()
     while not condition():
         assert time.monotonic() - start < seconds, "waited in vain"
@@ -381,7 +381,7 @@ def test_the_watcher_as_a_process(ps: ModuleType, tmp_path: Path) -> None:
                 node.w.write(f"file{i}", os.urandom(100))
                 wait(same)
             second = watch(node)
-            assert second.wait(20) == ps.EXIT_LOCKED
+            assert second.wait(120) == ps.EXIT_LOCKED
             # Killed in the middle: the next one goes on.
             node.w.write("unsaved", b"1")
             process.kill()
@@ -390,7 +390,7 @@ def test_the_watcher_as_a_process(ps: ModuleType, tmp_path: Path) -> None:
             wait(same)
             node.w.write("last", b"1")
             process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 0
+            assert process.wait(120) == 0
             assert same() and not os.path.exists(node.paths.replica + "-wal")
         finally:
             process.kill()

@@ -270,10 +270,11 @@ def test_a_version_that_goes_back_is_unknown(daemon: Daemon) -> None:
 
 
 def test_a_window_on_a_live_database(daemon: Daemon, tmp_path: Path) -> None:
+    """It lasts until there were thirty transactions and more."""
     stop = threading.Event()
 
     def beat() -> None:
-        while not stop.wait(0.1):
+        while not stop.wait(0.01):
             daemon.heartbeat("pve1")
 
     start = daemon.version
@@ -281,12 +282,17 @@ def test_a_window_on_a_live_database(daemon: Daemon, tmp_path: Path) -> None:
     thread.start()
     try:
         _, writes = pmxcfs_writes.observe(
-            1.0, store=str(tmp_path), database=str(daemon.path), sample_seconds=0.02, run=no_sync
+            30.0,
+            store=str(tmp_path),
+            database=str(daemon.path),
+            run=no_sync,
+            clock=lambda: float(daemon.version - start),
+            sleep=lambda _: time.sleep(0.02),
         )
     finally:
         stop.set()
         thread.join()
-    assert 0 < writes["transactions"] <= daemon.version - start
+    assert 0 < writes["transactions"] <= daemon.version - start and writes["seconds"] >= 30
     (file,) = writes["files"]
     assert file["path"] == "nodes/pve1/lrm_status"
     # One heartbeat may be cut by either end of the window.

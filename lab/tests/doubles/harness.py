@@ -23,9 +23,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PACKAGE = Path(__file__).resolve().parents[2] / "packages" / "pve-cluster"
+ROOT = Path(__file__).resolve().parents[3]
+PACKAGE = ROOT / "lab/packages/pve-cluster"
 DOUBLE = PACKAGE / "root/usr/bin/pmxcfs"
-LIVE_DATABASE = PACKAGE.parents[2] / "module_utils/pveguard/live_database.py"
+LIVE_DATABASE = ROOT / "module_utils/pveguard/live_database.py"
 PMXCFS = Path(os.environ.get("PMXCFS") or DOUBLE).resolve()
 IS_DOUBLE = PMXCFS == DOUBLE
 PVECM = PACKAGE / "root/usr/bin/pvecm"
@@ -49,6 +50,7 @@ SETUP = """
 set -e
 mount --make-rprivate /
 exec 8< "$TREE" 9< "${SHOWN:-/}"
+case "$CHECKOUT" in /root/* | /var/lib/*) mount --rbind "$CHECKOUT" /mnt ;; *) CHECKOUT= ;; esac
 mount -t tmpfs -o mode=755 node /run
 mkdir -p /run/n/etc /run/n/dev /run/n/ssh /run/double /run/harness
 mount -c --bind /proc/self/fd/8 /run/double
@@ -73,6 +75,8 @@ if [ -n "$SHOWN" ]; then
     mount -c --bind /proc/self/fd/9 "$SHOWN"
 fi
 exec 8<&- 9<&-
+# The programs under test are run by their paths.
+[ -z "$CHECKOUT" ] || { mkdir -p "$CHECKOUT"; mount --move /mnt "$CHECKOUT"; }
 hostname "$NAME"
 ip link set lo up 2>/dev/null || true
 echo ready
@@ -241,7 +245,7 @@ class Node:
         self._children: list[subprocess.Popen[bytes]] = []
         self._closed = False
         self._reader: subprocess.Popen[bytes] | None = None
-        places = {"TREE": str(PACKAGE / "root"), "SHOWN": shown()}
+        places = {"CHECKOUT": str(ROOT), "TREE": str(PACKAGE / "root"), "SHOWN": shown()}
         environment = {**os.environ, **places, "HOSTS": hosts, "NAME": name}
         self._holder = subprocess.Popen(
             ["unshare", "-m", "-u", "-i", "-n", "bash", "-c", SETUP],
@@ -301,6 +305,13 @@ class Node:
         if result.returncode == 0:
             self.pid_of_daemon = int((self.root / "run/pve-cluster.pid").read_text())
         return result
+
+    def started(self) -> None:
+        """Waits for a daemon that something else starts: the mount, and a PID file that is not empty any more."""
+        wait_for("the mount", (self.pve / ".version").exists)
+        path = self.root / "run/pve-cluster.pid"
+        wait_for("the PID file", lambda: path.exists() and path.read_text().endswith("\n"))
+        self.pid_of_daemon = int(path.read_text())
 
     def alive(self) -> bool:
         return self.pid_of_daemon > 0 and alive(self.pid_of_daemon) and self.has(self.pid_of_daemon)

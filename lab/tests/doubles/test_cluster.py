@@ -18,7 +18,7 @@ import pytest
 
 from lab.tests.doubles import harness
 from lab.tests.doubles.conftest import why_not
-from lab.tests.doubles.harness import Node, wait_for
+from lab.tests.doubles.harness import SECONDS, Node, wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -516,7 +516,7 @@ def test_a_full_backend_stops_the_member_and_blocks_its_writers(cluster: Cluster
         writer.wait(2.5)
     assert victim.alive()
     victim.stop(signal.SIGKILL)
-    assert writer.wait(10) != 0
+    assert writer.wait(SECONDS) != 0
     victim.start()
     wait_for("the return", victim.writable)
     wait_for("equal members", cluster.equal)

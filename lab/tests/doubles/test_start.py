@@ -469,7 +469,7 @@ def test_a_pinned_reader_makes_the_log_grow(node: Node) -> None:
         "/usr/bin/python3",
         "-c",
         "import sqlite3, time; c = sqlite3.connect('/var/lib/pve-cluster/config.db'); c.execute('begin');"
-        "c.execute('select * from tree').fetchall(); open('/run/reading', 'w'); time.sleep(60)",
+        "c.execute('select * from tree').fetchall(); open('/run/reading', 'w'); time.sleep(3600)",
     )
     wait_for("the reader", lambda: (node.root / "run/reading").exists())
     node.start()
@@ -596,17 +596,14 @@ def test_the_double_can_be_made_as_slow_as_the_real_daemon(
 def test_in_the_foreground_sqlites_locks_are_held(empty_node: Node) -> None:
     node = empty_node
     node.spawn(node.daemon_path, "-f")
-    wait_for("the mount", lambda: (node.pve / ".version").exists())
-    wait_for("the PID file", lambda: (node.root / "run/pve-cluster.pid").exists())
-    node.pid_of_daemon = int((node.root / "run/pve-cluster.pid").read_text())
+    node.started()
     assert "POSIX" in locks_on(node, node.state / "config.db-shm"), "kinder than what runs on a node"
 
 
 def test_foreground_and_wrong_arguments(empty_node: Node) -> None:
     assert empty_node.run(empty_node.daemon_path, "--nonsense").returncode != 0
     process = empty_node.spawn(empty_node.daemon_path, "-f", log="/run/out")
-    wait_for("the mount", lambda: (empty_node.pve / ".version").exists())
+    empty_node.started()
     (empty_node.pve / "x").touch()
-    empty_node.pid_of_daemon = int((empty_node.root / "run/pve-cluster.pid").read_text())
     empty_node.stop()
     assert process.wait(60) == 0
