@@ -257,11 +257,17 @@ def unreadable_text(ha: Mapping[str, Any]) -> str:
 
 
 def strangers_text(ha: Mapping[str, Any]) -> str:
-    """Clients of watchdog-mux that are no manager of HA; empty where there are none."""
-    strangers = [each for each in ha["watchdog"]["clients"] if not each["manager"]]
-    if not strangers:
-        return ""
-    return f"the watchdog is held by {clients_text(strangers)}, which is no part of HA: end it in good order"
+    """Clients of watchdog-mux that are no manager of HA, or that are gone; empty where there are none."""
+    clients = ha["watchdog"]["clients"]
+    strangers = [each for each in clients if not each["manager"]]
+    if strangers:
+        return f"the watchdog is held by {clients_text(strangers)}, which is no part of HA: end it in good order"
+    if ha["watchdog_active"] and not clients and not is_running(ha["services"][LRM]):
+        return (
+            "the watchdog is armed, but the LRM does not run and no client is connected to watchdog-mux: one was ended without "
+            "letting go, and the watchdog may reset this node. Look at 'systemctl status pve-ha-lrm watchdog-mux'"
+        )
+    return ""
 
 
 def clients_text(clients: list[dict[str, Any]]) -> str:
