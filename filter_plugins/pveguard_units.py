@@ -87,15 +87,27 @@ def ha_on(hostvars: Hosts, hosts: Iterable[str]) -> list[str]:
     ]
 
 
-def ha_objections(hostvars: Hosts, hosts: Iterable[str], name: str) -> list[str]:
-    """Why HA must not be switched off now, from the results of ha_info registered as ``name`` on each host."""
-    return ha_info.objections({host: (_get(hostvars, host, name) or {}).get("ha") or {} for host in hosts})
+def _ha(hostvars: Hosts, hosts: Iterable[str], *names: str) -> dict[str, dict[str, Any]]:
+    """What ha_info said of each host: the first of ``names`` under which a result was registered, {} where there is none."""
+    found = {host: [(_get(hostvars, host, name) or {}).get("ha") for name in names] for host in hosts}
+    return {host: next(filter(None, results), {}) for host, results in found.items()}
+
+
+def ha_objections(hostvars: Hosts, hosts: Iterable[str], *names: str, held: bool = True) -> list[str]:
+    """Why HA must not be switched off now, from the results of ha_info registered on each host, as the first of ``names`` that
+    exists. ``held`` False: without the watchdogs that the managers will let go by themselves.
+    """
+    return ha_info.objections(_ha(hostvars, hosts, *names), held)
+
+
+def ha_release_awaited(hostvars: Hosts, hosts: Iterable[str], name: str) -> list[str]:
+    """Who holds a watchdog that the managers will let go by themselves, where nothing else is in the way."""
+    return ha_info.release_awaited(_ha(hostvars, hosts, name))
 
 
 def ha_watchdog_holders(hostvars: Hosts, hosts: Iterable[str], name: str) -> list[str]:
     """Who holds a watchdog, from the results of ha_info registered as ``name`` on each host."""
-    facts = {host: (_get(hostvars, host, name) or {}).get("ha") or {} for host in hosts}
-    return ha_info.watchdog_holders(facts)
+    return ha_info.watchdog_holders(_ha(hostvars, hosts, name))
 
 
 def _file(directory: str, kind: str, host: str) -> Path:
@@ -348,6 +360,7 @@ class FilterModule:
             "pveguard_next_peers": next_peers,
             "pveguard_ha_on": ha_on,
             "pveguard_ha_objections": ha_objections,
+            "pveguard_ha_release_awaited": ha_release_awaited,
             "pveguard_ha_watchdog_holders": ha_watchdog_holders,
             "pveguard_gate_files": gate_files,
             "pveguard_power_cut_acknowledged": power_cut.acknowledged,

@@ -10,15 +10,23 @@ short_description: HA resources, services, heartbeats and watchdog of a Proxmox 
 description:
   - Reads in one round trip what decides whether HA may be switched off on a node, and whether it is.
   - Warns of HA resources that nothing recovers because HA is masked on this node.
-  - Reads only; also where HA or the cluster file system is not installed.
+  - Reads only; also where HA or the cluster file system is not installed. A cluster file system that does not answer is
+    said in C(pve_error).
 attributes:
   check_mode:
     support: full
-    description: It reads only, so it does the same in check mode.
+    description: It reads only, so it does the same in check mode; it does not wait then.
   diff_mode:
     support: none
     description: There is nothing to compare.
-options: {}
+options:
+  release_wait_seconds:
+    description:
+      - Answer only when no LRM of the cluster holds a watchdog any more, after this many seconds at the latest. The managers
+        keep theirs for minutes after the last HA resource was removed.
+      - It answers at once where waiting cannot help, such as with HA resources.
+    type: int
+    default: 0
 author:
   - The pveguard authors
 """
@@ -45,8 +53,9 @@ ha:
   contains:
     installed: {description: Whether the LRM or CRM is installed., type: bool}
     resources: {description: 'HA resources of the cluster, such as vm:100.', type: list, elements: str}
-    resources_known: {description: False while /etc/pve is not mounted., type: bool}
+    resources_known: {description: False while /etc/pve is not mounted or does not answer., type: bool}
     quorate: {description: Whether /etc/pve takes writes., type: bool}
+    pve_error: {description: Why /etc/pve cannot be read although it is mounted; null where it can., type: str}
     groups: {description: HA groups., type: list, elements: str}
     rules: {description: HA rules., type: list, elements: str}
     services:
@@ -65,7 +74,11 @@ ha:
       type: dict
     manager_status: {description: Content of manager_status; null when there is none., type: dict}
     other_requests:
-      description: Nodes in maintenance or fenced, and queued commands.
+      description: Nodes in maintenance, fenced or in a state that is not known, and queued commands.
+      type: list
+      elements: str
+    not_understood:
+      description: What the managers say and is not known here. It is never taken for the best.
       type: list
       elements: str
     watchdog_active: {description: Whether a client holds the watchdog., type: bool}
@@ -73,13 +86,13 @@ ha:
       description: >-
         present, identity, nowayout and magic_close (null when unknown), stoppable (closing the device is known not to
         reset the node), devices (name, identity, state, nowayout, magic_close of each) and clients (pid and name of
-        each process that holds it through watchdog-mux).
+        each process that holds it through watchdog-mux, and whether it is a manager of HA).
       type: dict
     fencing:
       description: >-
-        command (whether the installed manager can disarm) and state (armed, standby, disarming or disarmed, as
-        ha-manager status shows it); null unless a client holds the watchdog here or on another node, or pveguard had
-        it disarmed.
+        command (whether the installed manager can disarm), state (armed, standby, disarming or disarmed, as
+        ha-manager status shows it), said (its own words) and error (why something is not known); all null unless there are
+        no resources and a client holds the watchdog here or on another node, or pveguard had it disarmed.
       type: dict
     softdog: {description: 'loaded, and blacklisted by pveguard.', type: dict}
     masked: {description: Whether all installed units are masked., type: bool}
@@ -108,8 +121,15 @@ from ansible.module_utils.pveguard import ha_info
 
 
 def main() -> None:
-    module = AnsibleModule(argument_spec={}, supports_check_mode=True)
+    module = AnsibleModule(
+        argument_spec={"release_wait_seconds": {"type": "int", "default": 0}}, supports_check_mode=True
+    )
+    seconds = module.params["release_wait_seconds"]
+    if seconds > 0 and not module.check_mode:
+        ha_info.await_release(seconds, lambda: ha_info.collect(ask_manager=False))
     facts = ha_info.collect()
+    for text in facts["not_understood"]:
+        module.warn(f"HA on {facts['node']}: {text}, which pveguard does not know")
     if facts["unattended"]:
         module.warn(ha_info.unattended_text(facts["node"], facts["unattended"]))
     module.exit_json(changed=False, ha=facts)

@@ -12,12 +12,13 @@ description:
   - What ran and was enabled before is kept in V(/etc/pveguard/ha.json), so that O(state=restored) gives back
     exactly that. A run that was interrupted is completed by the next one.
   - Refuses, before anything is changed, while HA has resources anywhere in the cluster, while the HA manager is
-    busy, while a client holds the watchdog, and while /etc/pve is not mounted.
+    busy, while a client holds the watchdog, and while /etc/pve is not mounted or does not answer.
   - watchdog-mux is not stopped where the watchdog's driver has C(nowayout) or no magic close, or does not say, because
     closing the device would reset the node. It is masked for the next boot instead.
   - Where the installed manager has C(ha-manager crm-command disarm-ha) (Proxmox VE 9.2 and later) and a watchdog is
     held in the cluster, the manager disarms first, and what it says is waited for; V(enabled) and V(restored) arm it
-    again.
+    again. The command is known by the program's own help. A manager that does not disarm in time is armed again, and
+    nothing is stopped.
   - What stopped managers leave in C(/etc/pve) (C(lrm_status), and C(manager_status) with the last one) is removed with
     the watchdog, so that neither the web page nor C(ha-manager status) shows managers which do not run.
   - V(enabled) waits until the LRM is active, which for one without resources is a fresh status with mode C(active) and
@@ -51,6 +52,13 @@ options:
         (V(/etc/modprobe.d/pveguard-softdog.conf)). V(enabled) and V(restored) remove that file.
     type: bool
     default: false
+  release_wait_seconds:
+    description:
+      - With V(disabled) and the managers, wait this long for managers that still hold the watchdog although there are no
+        resources any more, and cannot disarm. They let go some ten minutes after the last one was removed.
+      - In check mode it is not waited, and they are taken for having let go.
+    type: int
+    default: 0
 author:
   - The pveguard authors
 """
@@ -83,6 +91,12 @@ returned:
   returned: success
   type: list
   elements: str
+waited:
+  description: What was waited for, and how long.
+  returned: success
+  type: list
+  elements: str
+  sample: ["12 s until 'ha-manager status' said fencing 'disarmed' and the watchdog was free"]
 watchdog_until_reboot:
   description: >-
     True when watchdog-mux is masked but goes on until the next boot, because its driver cannot be stopped.
@@ -101,6 +115,7 @@ def main() -> None:
             "state": {"type": "str", "choices": ["disabled", "enabled", "restored"], "required": True},
             "part": {"type": "str", "choices": ["managers", "watchdog", "all"], "default": "all"},
             "blacklist_softdog": {"type": "bool", "default": False},
+            "release_wait_seconds": {"type": "int", "default": 0},
         },
         supports_check_mode=True,
     )
@@ -109,6 +124,7 @@ def main() -> None:
             module.params["state"],
             module.params["part"],
             blacklist_softdog=module.params["blacklist_softdog"],
+            release_wait_s=module.params["release_wait_seconds"],
             check=module.check_mode,
         )
     except (PveguardError, OSError) as error:
@@ -120,6 +136,7 @@ def main() -> None:
         steps=result["steps"],
         watchdog_until_reboot=result["watchdog_until_reboot"],
         returned=result["returned"],
+        waited=result["waited"],
         diff={
             "before": result["before"],
             "after": result["after"],

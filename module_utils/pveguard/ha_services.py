@@ -15,7 +15,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ from .ha_info import CRM, LRM, MANAGERS, MUX
 from .run import Run
 from .run import run as real_run
 
-#: systemd waits for a manager to give its lock back; its own stop timeout is 95 s.
-STOP_TIMEOUT_S = 120.0
+#: A manager acts on SIGTERM only after seconds, and systemd ends one that does not after the stop timeout of its unit (95 s
+#: for the LRM). This is for systemctl itself, which must not be given up while systemd still waits.
+STOP_TIMEOUT_S = 300.0
 #: The LRM writes its status every 5 s.
 STATUS_DEADLINE_S = 20.0
 #: A CRM looks every 10 s, and one that takes over the lock of one that died waits 120 s; then the LRM takes its own.
@@ -35,7 +36,7 @@ ACTIVE_DEADLINE_S = 180.0
 
 #: A module whose connection was lost goes on; the next one waits for its end, at most as long as one can take.
 LOCK = Path("run/pveguard/ha.lock")
-LOCK_DEADLINE_S = 300.0
+LOCK_DEADLINE_S = 900.0
 
 SOFTDOG = "softdog"
 #: watchdog-mux loads the driver by its name, which "blacklist" alone does not prevent.
@@ -75,6 +76,20 @@ class _Node:
     host: str
     sleep: Callable[[float], None]
     clock: Callable[[], float]
+    ticks: Callable[[], float]
+    #: What was waited for, and what an operator should know.
+    waited: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def held(self) -> bool:
+        """A client holds the watchdog through watchdog-mux."""
+        return (self.root / "run/watchdog-mux.active").exists()
+
+    def look(self, ask_manager: bool = True) -> dict[str, Any]:
+        return ha_info.collect(
+            run=self.run, root=self.root, hostname=self.host, now=self.clock(), ask_manager=ask_manager
+        )
 
 
 def apply(
@@ -82,32 +97,47 @@ def apply(
     part: str = "all",
     *,
     blacklist_softdog: bool = False,
+    release_wait_s: float = 0.0,
     check: bool = False,
     run: Run = real_run,
     root: Path | str = Path("/"),
     hostname: str | None = None,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.time,
+    ticks: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:
     """Bring the HA services to ``state``; with ``check`` only say what would be done.
 
     ``state``: ``disabled`` (stopped and masked), ``enabled`` (running, started at boot, the LRM active),
     ``restored`` (as they were before the first ``disabled``; nothing when pveguard never switched them off).
     ``part``: ``managers`` (LRM and CRM), ``watchdog`` (watchdog-mux, and what the managers left in /etc/pve) or
-    ``all``. ``blacklist_softdog``: with the watchdog, take softdog out of the kernel and keep it out.
+    ``all``. ``blacklist_softdog``: with the watchdog, take softdog out of the kernel and keep it out. ``release_wait_s``:
+    how long to wait, before anything is changed, for managers that hold the watchdog without resources and cannot disarm.
+    ``clock`` gives Unix time, ``ticks`` a clock for deadlines, both in seconds.
 
     Returns ``changed``, ``steps`` (commands in order), ``before`` and ``after`` (text for a diff),
     ``watchdog_until_reboot`` (watchdog-mux still runs because its driver cannot be stopped), ``returned`` (units that
-    had been switched off and were on again) and ``warnings``.
+    had been switched off and were on again), ``waited`` (what was waited for) and ``warnings``.
     Raises PveguardError, before anything is changed, while HA has resources, a request is pending, the
     watchdog has a client (and the manager cannot disarm), or the cluster file system cannot be read or has no quorum;
     and when a service does not stop or start.
     """
-    node = _Node(run, Path(root), hostname or socket.gethostname().split(".", 1)[0], sleep, clock)
+    node = _Node(run, Path(root), hostname or socket.gethostname().split(".", 1)[0], sleep, clock, ticks)
     if check:
-        return _apply(node, state, part, blacklist_softdog, check)
+        return _apply(node, state, part, blacklist_softdog, check, release_wait_s)
+    if state == "disabled" and part != "watchdog" and release_wait_s > 0 and node.held:
+        _await_release(node, release_wait_s)
     with _alone(node):
-        return _apply(node, state, part, blacklist_softdog, check)
+        return _apply(node, state, part, blacklist_softdog, check, release_wait_s)
+
+
+def _await_release(node: _Node, seconds: float) -> None:
+    """Until the managers of this node let go, where nothing but that is in the way and they cannot disarm."""
+    begun = node.ticks()
+    if not ha_info.release_awaited({node.host: node.look()}):
+        return
+    ha_info.await_release(seconds, lambda: node.look(ask_manager=False), node.sleep, node.ticks)
+    node.waited.append(f"{node.ticks() - begun:.0f} s until the managers had let go of the watchdog")
 
 
 @contextmanager
@@ -132,26 +162,29 @@ def _alone(node: _Node) -> Iterator[None]:
         yield
 
 
-def _apply(node: _Node, state: str, part: str, blacklist_softdog: bool, check: bool) -> dict[str, Any]:
+def _apply(
+    node: _Node, state: str, part: str, blacklist_softdog: bool, check: bool, release_wait_s: float
+) -> dict[str, Any]:
     run, root, clock = node.run, node.root, node.clock
-    info = ha_info.collect(run=run, root=root, hostname=node.host, now=clock())
+    info = node.look()
     memory = _load(root)
     if not info["installed"]:
-        return _result(False, [], "", "", False, [], [])
+        return _result(node, False, [], "", "", False, [])
 
     steps = plan(info, state, part, memory, blacklist_softdog)
     # Also where all units run: a run may have ended between the request to disarm and the first stop.
-    moves = bool({step.verb for step in steps} & {"stop", "start"})
-    disarmed = state != "disabled" and (state == "enabled" or bool(memory and memory.get("disarmed")))
-    if part in ("managers", "all") and (moves or (disarmed and info["manager_status"])):
-        info["fencing"] = ha_fencing.look(run)
-        steps = plan(info, state, part, memory, blacklist_softdog)
+    rearm = state == "enabled" or (state == "restored" and bool(memory and memory.get("disarmed")))
+    if rearm and part in ("managers", "all"):
+        starts = any(step.verb == "start" for step in steps)
+        if (starts or info["manager_status"] is not None) and info["fencing"] == ha_fencing.UNKNOWN:
+            info["fencing"] = ha_fencing.look(run)
+            steps = plan(info, state, part, memory, blacklist_softdog)
     forget = state != "disabled" and part == "all" and memory is not None
     returned = [unit for unit in info["returned"] if unit in _units(part)] if state == "disabled" else []
-    warnings = []
+    warnings = node.warnings
     if state == "disabled":
         if steps:
-            _refuse(info, part, check)
+            _refuse(info, node, part, check, release_wait_s)
         elif info["resources"]:
             warnings.append(ha_info.unattended_text(node.host, info["resources"]))
         if returned:
@@ -164,7 +197,7 @@ def _apply(node: _Node, state: str, part: str, blacklist_softdog: bool, check: b
     if not steps and not forget:
         if waits:
             _await_active(node, None)
-        return _result(False, [], before, before, _until_reboot(info), returned, warnings)
+        return _result(node, False, [], before, before, _until_reboot(info), returned)
     wrote = [step for step in steps if step.verb == "write"]
     if check:
         predicted = predict(info["services"], steps)
@@ -173,16 +206,21 @@ def _apply(node: _Node, state: str, part: str, blacklist_softdog: bool, check: b
             kept = _settled(remembered(info, memory, steps), predicted, part)
         after = _describe(predicted, None if forget else kept, wrote)
         until = _until_reboot({**info, "services": predicted})
-        return _result(True, steps, before, after, until, returned, warnings)
+        return _result(node, True, steps, before, after, until, returned)
 
     if state == "disabled":
-        wanted = remembered(info, memory, steps)
-        if wanted != memory:
-            _save(root, wanted)
-        memory = wanted
+        former, memory = memory, remembered(info, memory, steps)
+        if memory != former:
+            _save(root, memory)
+        if steps and steps[0] == Step("disarm"):
+            _disarm(node, former, memory)
     started = clock()
     for step in steps:
-        _do(step, node)
+        if step.verb != "disarm":
+            _do(step, node)
+    late: list[Step] = []
+    if rearm and part != "watchdog" and memory and memory.get("disarmed") and Step("arm") not in steps:
+        late = _rearmed(node, memory)
     if waits:
         _await_active(node, started)
     elif Step("start", (LRM,)) in steps:
@@ -190,12 +228,13 @@ def _apply(node: _Node, state: str, part: str, blacklist_softdog: bool, check: b
             _await_active(node, started)
         except PveguardError as error:
             warnings.append(str(error))  # the way back goes on: what was there before is there again
-    after_info = ha_info.collect(run=run, root=root, hostname=node.host, now=clock())
+    after_info = node.look(ask_manager=False)
     missed = plan(after_info, state, part, memory, blacklist_softdog)
     # The last of several nodes at once finds that nobody else has a status any more.
-    late = [step for step in missed if step.verb == "remove"]
-    for step in late:
+    removed = [step for step in missed if step.verb == "remove"]
+    for step in removed:
         _do(step, node)
+    late += removed
     missed = [step for step in missed if step.verb not in ("remove", "unload")]
     if missed:
         raise PveguardError(
@@ -214,7 +253,7 @@ def _apply(node: _Node, state: str, part: str, blacklist_softdog: bool, check: b
         _forget(root)
         memory = None
     after = _describe(after_info["services"], memory, wrote)
-    return _result(True, [*steps, *late], before, after, _until_reboot(after_info), returned, warnings)
+    return _result(node, True, [*steps, *late], before, after, _until_reboot(after_info), returned)
 
 
 def plan(
@@ -225,9 +264,11 @@ def plan(
     managers = [unit for unit in MANAGERS if unit in services] if part in ("managers", "all") else []
     mux = [MUX] if MUX in services and part in ("watchdog", "all") else []
     fencing = info["fencing"]["state"] if info["fencing"]["command"] else None
+    # What is shown besides, or nothing, does not count as free.
+    armed = fencing in ("armed", "disarming") or (info["watchdog_active"] and fencing != "disarmed")
     if state == "disabled":
         steps = [Step("stop", (unit,)) for unit in managers if ha_info.is_running(services[unit])]
-        if steps and fencing in ("armed", "disarming"):
+        if steps and info["fencing"]["command"] and armed:  # all of them are stops
             steps.insert(0, Step("disarm"))
         steps += _together("mask", [unit for unit in managers if not ha_info.is_masked(services[unit])])
         if part == "managers":
@@ -310,7 +351,8 @@ def remembered(
 
     A unit that runs unmasked was brought back by somebody, so its entry is renewed; anything else may be the
     half-done work of an interrupted run, so its entry stays. ``off`` says that a run left the unit switched off (see
-    :func:`_settled`), ``disarmed`` beside ``units`` that pveguard asked the manager to disarm.
+    :func:`_settled`), ``disarmed`` beside ``units`` that pveguard asked the manager to disarm, and ``fencing`` what that
+    one had shown before.
     """
     units = dict(memory["units"]) if memory else {}
     for unit, service in info["services"].items():
@@ -320,8 +362,12 @@ def remembered(
         active = ha_info.is_running(service)
         if unit not in units or (active and not masked):
             units[unit] = {"active": active, "masked": masked, "wanted": service["wanted"]}
-    disarmed = bool(memory and memory.get("disarmed")) or Step("disarm") in steps
-    return {"version": 1, "units": units, **({"disarmed": True} if disarmed else {})}
+    found = {"version": 1, "units": units}
+    if Step("disarm") in steps:
+        return {**found, "disarmed": True, "fencing": info["fencing"]["said"]}
+    if memory and memory.get("disarmed"):
+        return {**found, "disarmed": True, "fencing": memory.get("fencing")}
+    return found
 
 
 def _settled(memory: dict[str, Any], services: dict[str, Any], part: str) -> dict[str, Any]:
@@ -341,23 +387,22 @@ def _together(verb: str, units: list[str]) -> list[Step]:
     return [Step(verb, tuple(units))] if units else []
 
 
-def _refuse(info: dict[str, Any], part: str, check: bool) -> None:
+def _refuse(info: dict[str, Any], node: _Node, part: str, check: bool, release_wait_s: float) -> None:
     if info["resources"]:
         raise PveguardError(
             f"HA is in use: /etc/pve/ha/resources.cfg holds {ha_info.shown(info['resources'])}. Nothing was "
             "changed. Remove them "
             "('ha-manager remove SID') or set ha_state: keep"
         )
-    if info["resources_known"] and not info["quorate"]:
+    if not info["resources_known"]:
+        raise PveguardError(
+            f"whether HA has resources is not known: {ha_info.unreadable_text(info)}. Nothing was changed. Look at "
+            "'systemctl status pve-cluster' and run again"
+        )
+    if not info["quorate"]:
         raise PveguardError(
             "/etc/pve has no quorum, so it may not show the HA resources that others have added. Nothing was changed. Bring "
             "the other members back ('corosync-quorumtool -s') and run again"
-        )
-    if not info["resources_known"]:
-        raise PveguardError(
-            "/etc/pve is not mounted, so whether HA has resources is not known. Nothing was changed. Start "
-            "the cluster "
-            "file system ('systemctl start pve-cluster') and run again"
         )
     if info["other_requests"]:
         raise PveguardError(
@@ -365,13 +410,21 @@ def _refuse(info: dict[str, Any], part: str, check: bool) -> None:
             "'ha-manager "
             "status' shows all nodes online, or set ha_state: keep"
         )
-    # Where the manager can disarm, it lets go by itself before anything is stopped.
-    if info["watchdog_active"] and not (part != "watchdog" and info["fencing"]["command"]):
-        raise PveguardError(
-            f"a client holds the watchdog (/run/watchdog-mux.active exists{_clients(info)}): stopping it now could reset the "
-            "node. Nothing was changed. The managers let go some ten minutes after the last HA resource is removed; run "
-            "again then"
-        )
+    strangers = ha_info.strangers_text(info)
+    if strangers:
+        raise PveguardError(f"{node.host}: {strangers}. Nothing was changed; run again then")
+    # Where the manager can disarm, or will let go while a run waits, it does so before anything is stopped.
+    released = info["fencing"]["command"] or (check and release_wait_s > 0)
+    if info["watchdog_active"] and not (released and (part != "watchdog" or check)):
+        by = ha_info.clients_text(info["watchdog"]["clients"])
+        holder = f"{node.host} (/run/watchdog-mux.active exists{f'; {by}' if by else ''})"
+        if not any(ha_info.is_running(info["services"][unit]) for unit in MANAGERS):
+            raise PveguardError(
+                f"a client holds the watchdog of {holder} although LRM and CRM are stopped: stopping watchdog-mux now could "
+                "reset the node. Nothing was changed. Look for the client with 'ss -xp | grep watchdog-mux' and run again"
+            )
+        after = "".join(f" Waited: {text}." for text in node.waited)
+        raise PveguardError(f"{ha_info.held_text(holder, info['fencing'])} Nothing was changed.{after}")
     # In check mode the managers still run because nothing stops them.
     if part == "watchdog" and not check:
         running = [unit for unit in MANAGERS if ha_info.is_running(info["services"][unit])]
@@ -383,26 +436,50 @@ def _refuse(info: dict[str, Any], part: str, check: bool) -> None:
             )
 
 
-def _clients(info: dict[str, Any]) -> str:
-    shown = [f"{client['name']}, pid {client['pid']}" for client in info["watchdog"]["clients"]]
-    return f"; held by {'; '.join(shown)}" if shown else ""
+def _disarm(node: _Node, former: dict[str, Any] | None, memory: dict[str, Any]) -> None:
+    """Let the manager release every watchdog. Raises PveguardError, with everything as it was, when it does not."""
+    try:
+        node.waited.append(ha_fencing.disarm(node.run, node.sleep, node.ticks, lambda: node.held))
+    except ha_fencing.NotTakenBack:
+        raise  # the memory tells a revert that there is something to arm
+    except PveguardError:
+        if former is None:
+            _forget(node.root)
+        elif former != memory:
+            _save(node.root, former)
+        raise
+
+
+def _rearmed(node: _Node, memory: dict[str, Any]) -> list[Step]:
+    """What is left to do of the way back from a disarm once the managers run: nobody may stay disarmed unseen."""
+    fencing = ha_fencing.look(node.run)
+    if fencing["state"] in ("disarmed", "disarming"):
+        _do(Step("arm"), node)
+        return [Step("arm")]
+    if fencing["state"] is None and fencing["command"] is not False:
+        was = f" (before it was disarmed: {memory['fencing']!r})" if memory.get("fencing") else ""
+        why = f", {fencing['error']}" if fencing["error"] else ""
+        node.warnings.append(
+            f"{node.host}: whether HA is armed again is not known: fencing is {ha_fencing.shown(fencing)}{was}{why}. Look at "
+            f"'ha-manager status'; where it says disarmed, run '{' '.join(ha_fencing.ARM)}'"
+        )
+    return []
 
 
 def _do(step: Step, node: _Node) -> None:
     if step.verb in ("write", "remove"):
         _change_file(step, node)
         return
-    if step.verb == "disarm":
-        ha_fencing.disarm(node.run, node.sleep)
-        _await_free(node, "after the HA manager had disarmed. Nothing was stopped")
-        return
     if step.verb == "arm":
-        ha_fencing.arm(node.run, node.sleep)
+        ha_fencing.arm(node.run, node.sleep, node.ticks)
         return
     if step.verb == "unload":
         node.run(step.argv, timeout=60)  # whether it worked is seen afterwards
         return
-    if step.units == (MUX,) and step.verb == "stop" and (node.root / "run/watchdog-mux.active").exists():
+    if step.verb == "stop" and step.units != (MUX,):
+        # A resource that came a moment ago would have it taken again.
+        _await_free(node, f"before '{step}', which was not run. Look at 'ha-manager status' and run again")
+    if step.units == (MUX,) and step.verb == "stop" and node.held:
         raise PveguardError(
             "a client took the watchdog (/run/watchdog-mux.active): watchdog-mux was not stopped; run again"
         )
@@ -425,6 +502,10 @@ def _do(step: Step, node: _Node) -> None:
         if ha_info.is_running(state):
             raise PveguardError(
                 f"{unit} is still {state['active']!r} after '{step}', expected inactive; run again"
+            )
+        if state["active"] == "failed":
+            node.warnings.append(
+                f"{node.host}: {unit} did not end in good order after '{step}' (see 'systemctl status {unit}')"
             )
         if unit == LRM:
             _await_lrm(node)
@@ -457,43 +538,51 @@ def _change_file(step: Step, node: _Node) -> None:
 
 
 def _wait(node: _Node, seconds: float, there: Callable[[], bool]) -> bool:
-    """Look every half second until ``there`` or for ``seconds``."""
-    waited = 0.0
+    """Look every half second until ``there`` or for ``seconds``, however long a look takes."""
+    end = node.ticks() + seconds
     while not there():
-        if waited >= seconds:
+        if node.ticks() >= end:
             return False
         node.sleep(0.5)
-        waited += 0.5
     return True
 
 
 def _await_free(node: _Node, when: str) -> None:
-    if _wait(node, STATUS_DEADLINE_S, lambda: not (node.root / "run/watchdog-mux.active").exists()):
+    if _wait(node, STATUS_DEADLINE_S, lambda: not node.held):
         return
-    info = ha_info.collect(run=node.run, root=node.root, hostname=node.host)
+    by = ha_info.clients_text(node.look(ask_manager=False)["watchdog"]["clients"])
     raise PveguardError(
-        f"a client still holds the watchdog of {node.host} (/run/watchdog-mux.active{_clients(info)}) {when}"
+        f"a client still holds the watchdog of {node.host} (/run/watchdog-mux.active exists{f'; held by {by}' if by else ''}) "
+        f"{when}"
     )
 
 
 def _await_lrm(node: _Node) -> None:
     """Until the node's status no longer says that the LRM is in charge of services."""
-    status = node.root / "etc/pve/nodes" / node.host / "lrm_status"
-    if not _wait(node, STATUS_DEADLINE_S, lambda: ha_info.lrm_status(status)["state"] != "active"):
+    try:
+        free = _wait(node, STATUS_DEADLINE_S, lambda: ha_info.lrm_state(node.host, node.root) != "active")
+    except OSError as error:
+        raise PveguardError(f"{error}, after the LRM was stopped. The CRM was left running; run again") from error
+    if not free:
         raise PveguardError(
-            f"{status} still says 'active' {STATUS_DEADLINE_S:g} s after the LRM was stopped, expected any other state. "
-            "The CRM was left running; look at 'ha-manager status'"
+            f"/etc/pve/nodes/{node.host}/lrm_status still says 'active' {STATUS_DEADLINE_S:g} s after the LRM was stopped, "
+            "expected any other state. The CRM was left running; look at 'ha-manager status'"
         )
 
 
 def _await_crm(node: _Node, ended: float) -> None:
     """Until nobody writes manager_status in this node's name any more."""
+    seen: dict[str, Any] = {}
 
     def there() -> bool:
-        manager = ha_info.collect(run=node.run, root=node.root, hostname=node.host)["crm"]
-        return manager["master"] != node.host or (manager["timestamp"] or 0) <= ended
+        info = node.look(ask_manager=False)
+        seen.update(info)
+        manager = info["crm"]
+        return not info["pve_error"] and (manager["master"] != node.host or (manager["timestamp"] or 0) <= ended)
 
     if not _wait(node, STATUS_DEADLINE_S, there):
+        if seen["pve_error"]:
+            raise PveguardError(f"{seen['pve_error']}, after the CRM was stopped. watchdog-mux was left running; run again")
         raise PveguardError(
             f"/etc/pve/ha/manager_status is still written by the CRM of {node.host}, {STATUS_DEADLINE_S:g} s after it was "
             "stopped. watchdog-mux was left running; look for another pve-ha-crm ('pgrep -a pve-ha-crm')"
@@ -509,18 +598,16 @@ def _await_active(node: _Node, started: float | None) -> None:
     seen: dict[str, Any] = {}
 
     def there() -> bool:
-        info = ha_info.collect(run=node.run, root=node.root, hostname=node.host, now=node.clock())
+        info = node.look(ask_manager=False)
         seen.update(info["lrm"], resources=info["resources"], master=info["crm"]["master"])
         oldest = int(node.clock() - 60 if started is None else started)
         if info["lrm"]["mode"] != "active" or (info["lrm"]["timestamp"] or 0) < oldest:
             return False
         if not info["resources"]:
             return info["lrm"]["state"] in ("active", "wait_for_agent_lock")
-        manager = info["manager_status"] or {}
-        if (manager.get("timestamp") or 0) < oldest:
+        if (info["crm"]["timestamp"] or 0) < oldest:
             return False  # no CRM has looked at the resources yet
-        services = manager.get("service_status")
-        mine = [sid for sid, s in services.items() if s.get("node") == node.host] if isinstance(services, dict) else []
+        mine = ha_info.services_of(info["manager_status"], node.host)
         return info["lrm"]["state"] in ("active", *([] if mine else ["wait_for_agent_lock"]))
 
     if not _wait(node, ACTIVE_DEADLINE_S, there):
@@ -550,13 +637,13 @@ def _describe(services: dict[str, Any], memory: dict[str, Any] | None, files: Se
 
 
 def _result(
+    node: _Node,
     changed: bool,
     steps: list[Step],
     before: str,
     after: str,
     until_reboot: bool,
     returned: list[str],
-    warnings: list[str],
 ) -> dict[str, Any]:
     return {
         "changed": changed,
@@ -565,7 +652,8 @@ def _result(
         "after": after,
         "watchdog_until_reboot": until_reboot,
         "returned": returned,
-        "warnings": warnings,
+        "waited": node.waited,
+        "warnings": node.warnings,
     }
 
 

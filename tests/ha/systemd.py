@@ -25,11 +25,19 @@ class Node:
     def __init__(self, root: Path, watchdogs: Sequence[str] = ("0",), installed: bool = True) -> None:
         self.root = root
         self.calls: list[list[str]] = []
+        #: By command: for how long it may take.
+        self.timeouts: dict[str, float] = {}
         self.active = dict.fromkeys(ha_info.UNITS, "active" if installed else "inactive")
         self.hook: Callable[[list[str]], Result | None] = lambda argv: None
+        #: Asked before each call of ha-manager, with its arguments.
+        self.manager_hook: Callable[[list[str]], Result | None] = lambda arguments: None
         self.now = 1.0
         #: What ``ha-manager status`` shows of fencing; None: a manager that cannot disarm.
         self.fencing: str | None = None
+        #: What ``ha-manager status`` prints; None: quorum, and fencing where it is shown.
+        self.status_text: str | None = None
+        #: How long a call of ``ha-manager`` takes.
+        self.manager_seconds = 0.0
         #: What ``ss -xpnH`` prints.
         self.sockets = ""
         #: What happens while the code waits, by the number of the wait.
@@ -93,15 +101,17 @@ class Node:
             wanted = self._wanted(unit) or unit == MUX
             self.active[unit] = "active" if wanted and not self._masked(unit) else "inactive"
 
-    def facts(self) -> dict[str, Any]:
-        return ha_info.collect(run=self.run, root=self.root, hostname="pve1", now=self.now)
+    def facts(self, ask_manager: bool = True) -> dict[str, Any]:
+        return ha_info.collect(
+            run=self.run, root=self.root, hostname="pve1", now=self.now, ask_manager=ask_manager
+        )
 
     def apply(
-        self, state: str, part: str = "all", check: bool = False, blacklist_softdog: bool = False
+        self, state: str, part: str = "all", check: bool = False, blacklist_softdog: bool = False, wait: float = 0
     ) -> dict[str, Any]:
         return ha_services.apply(
             state, part, check=check, blacklist_softdog=blacklist_softdog, run=self.run, root=self.root,
-            hostname="pve1", sleep=self.sleep, clock=lambda: self.now,
+            hostname="pve1", sleep=self.sleep, clock=lambda: self.now, ticks=lambda: self.now, release_wait_s=wait,
         )  # fmt: skip
 
     @property
@@ -128,6 +138,7 @@ class Node:
         env: Mapping[str, str] | None = None,
     ) -> Result:
         self.calls.append(list(argv))
+        self.timeouts[" ".join(argv)] = timeout
         program, verb, *units = argv
         if program == "ss":
             return Result(0, self.sockets, "")
@@ -162,10 +173,15 @@ class Node:
         return Result(0, "", "")
 
     def _manager(self, arguments: list[str]) -> Result:
+        self.now += self.manager_seconds
+        refused = self.manager_hook(arguments)
+        if refused is not None:
+            return refused
         if arguments == ["help", "crm-command"]:
             return Result(0, "ha-manager crm-command disarm-ha <resource-mode>\n" if self.fencing else "", "")
         if arguments == ["status"]:
-            return Result(0, f"quorum OK\nfencing {self.fencing}\n" if self.fencing else "quorum OK\n", "")
+            said = f"quorum OK\nfencing {self.fencing}\n" if self.fencing else "quorum OK\n"
+            return Result(0, said if self.status_text is None else self.status_text, "")
         assert self.fencing and arguments[0] == "crm-command", arguments
         return self.hook(["ha-manager", *arguments]) or Result(0, "", "")
 

@@ -4,14 +4,19 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import ha_info
-from ansible.module_utils.pveguard.run import CommandMissing
+from ansible.module_utils.pveguard import ha_fencing, ha_files, ha_info
+from ansible.module_utils.pveguard.run import CommandMissing, Result
 
 from tests.ha.systemd import Node
+
+
+def fencing(command: bool | None, state: str | None = None, said: str | None = None, error: str | None = None) -> dict[str, Any]:
+    return {"command": command, "state": state, "said": said, "error": error}
 
 
 def test_nothing_installed_is_off_and_raises_nothing(tmp_path: Path) -> None:
@@ -149,10 +154,29 @@ def test_who_holds_the_watchdog(tmp_path: Path) -> None:
     assert node.facts()["watchdog"]["clients"] == []
     node.hold_watchdog()
     facts = node.facts()
-    assert facts["watchdog"]["clients"] == [{"pid": 812, "name": "pve-ha-lrm"}]
-    assert facts["fencing"] == {"command": False, "state": None}
-    node.fencing = "armed"
-    assert node.facts()["fencing"] == {"command": True, "state": "armed"}
+    assert facts["watchdog"]["clients"] == [{"pid": 812, "name": "pve-ha-lrm", "manager": True}]
+    assert facts["fencing"] == fencing(False)
+    node.fencing = "armed (CRM watchdog active)"
+    assert node.facts()["fencing"] == fencing(True, "armed", "armed (CRM watchdog active)")
+
+
+def test_a_client_is_a_manager_by_its_name_or_its_unit(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.hold_watchdog()
+    names = {11: "pve-ha-crm", 12: "perl", 13: "perl", 14: "backup-tool"}
+    node.sockets = "".join(
+        f'u_str ESTAB 0 0 /run/watchdog-mux.sock {pid}1 * {pid}2 users:(("watchdog-mux",pid=1,fd=5))\n'
+        f'u_str ESTAB 0 0 * {pid}2 * {pid}1 users:(("{name}",pid={pid},fd=3))\n'
+        for pid, name in names.items()
+    )
+    for pid, unit in ((12, "pve-ha-lrm.service"), (13, "other.service")):
+        (tmp_path / f"proc/{pid}").mkdir(parents=True)
+        (tmp_path / f"proc/{pid}/cgroup").write_text(f"0::/system.slice/{unit}\n")
+    facts = node.facts()
+    assert {each["pid"]: each["manager"] for each in facts["watchdog"]["clients"]} == {11: True, 12: True, 13: False, 14: False}
+    assert ha_info.objections({"b": {**facts, "fencing": fencing(True, "armed")}}) == [
+        "b: the watchdog is held by perl, pid 13; backup-tool, pid 14, which is no part of HA: end it in good order"
+    ]
 
 
 def test_managers_of_all_nodes(tmp_path: Path) -> None:
@@ -206,24 +230,94 @@ def test_watchdog_holders() -> None:
 
 
 ACTIVE = {"state": "active", "age_seconds": 3}
+HELD = "there is no HA resource any more, but the LRM is still active and holds the watchdog: "
 
 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"resources": ["vm:100", "ct:101"]}, "HA is in use: ct:101, vm:100"),
+        ({"resources": ["vm:100", "ct:101"]}, "HA is in use: ct:101, vm:100 (remove them with 'ha-manager remove SID')"),
         ({"other_requests": ["queued command 'stop vm:1'"]}, "queued command 'stop vm:1'"),
         ({"quorate": False}, "b: /etc/pve has no quorum, so it may not show what others have added"),
-        ({"resources_known": False, "quorate": False}, "b: /etc/pve is not mounted"),
-        ({"watchdog_active": True}, "a client holds the watchdog of b"),
-        ({"lrm_states": {"c": ACTIVE}}, "a client holds the watchdog of c (its lrm_status says active)"),
+        (
+            {"resources_known": False, "quorate": False},
+            "b: /etc/pve is not mounted (start it with 'systemctl start pve-cluster')",
+        ),
+        (
+            {"resources_known": False, "quorate": False, "pve_error": "/etc/pve does not answer within 20 s"},
+            "b: /etc/pve does not answer within 20 s",
+        ),
+        ({"watchdog_active": True, "node": "b"}, f"{HELD}b."),
+        ({"lrm_states": {"c": ACTIVE}}, f"{HELD}c (its lrm_status says active)."),
+        (
+            {"lrm_states": {"c": {"state": "dozing", "age_seconds": 3}}},
+            f"{HELD}c (its lrm_status says 'dozing', which is not known).",
+        ),
+        ({"lrm_states": {"c": {"state": None, "age_seconds": None}}}, f"{HELD}c (its lrm_status cannot be read)."),
     ],
 )
 def test_objections(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
     node = Node(tmp_path)
     good = node.facts()
     assert ha_info.objections({"a": good, "b": good, "silent": {}}) == []
-    assert ha_info.objections({"a": good, "b": {**good, **changes}}) == [named]
+    (said,) = ha_info.objections({"a": good, "b": {**good, **changes}})
+    assert said == named or said.startswith(f"{named} The managers let go by themselves some ten minutes after")
+
+
+def test_a_held_watchdog_is_told_with_what_helps_and_nothing_else(tmp_path: Path) -> None:
+    """Nobody is offline: the last resource was removed a minute ago."""
+    good = Node(tmp_path).facts()
+    client = {"pid": 812, "name": "pve-ha-lrm", "manager": True}
+    held = {**good, "watchdog_active": True, "watchdog": {**good["watchdog"], "clients": [client]}}
+    (said,) = ha_info.objections({"web1": held})
+    assert said.startswith(f"{HELD}web1 (pve-ha-lrm, pid 812). ")
+    for part in ("ten minutes after the last resource was removed", "ha_release_wait_seconds", "crm-command disarm-ha freeze"):
+        assert part in said
+    assert "online" not in said and "offline" not in said
+    assert ha_info.objections({"web1": held}, held=False) == []
+    unknown = {**held, "fencing": fencing(None, error="'ha-manager help crm-command' failed: no answer within 120 s")}
+    (said,) = ha_info.objections({"web1": unknown})
+    assert said.endswith("Whether this one has it is not known: 'ha-manager help crm-command' failed: no answer within 120 s.")
+
+
+def test_what_is_waited_for(tmp_path: Path) -> None:
+    good = Node(tmp_path).facts()
+    held = {**good, "watchdog_active": True}
+    assert ha_info.release_awaited({"a": good}) == []
+    assert ha_info.release_awaited({"a": good, "b": {**held, "node": "b"}}) == ["b"]
+    # Not where waiting is not what helps.
+    stranger = {"pid": 7, "name": "backup-tool", "manager": False}
+    for changes in (
+        {"resources": ["vm:100"]},
+        {"fencing": fencing(True, "armed")},
+        {"other_requests": ["node c is in maintenance"]},
+        {"quorate": False},
+        {"watchdog": {**good["watchdog"], "clients": [stranger]}},
+    ):
+        assert ha_info.release_awaited({"a": {**held, **changes}}) == [], changes
+
+
+def test_waiting_ends_when_they_have_let_go_or_at_its_end(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.hold_watchdog()
+    node.lrm("active")
+
+    def let_go() -> None:
+        node.hold_watchdog(False)
+        node.lrm("wait_for_agent_lock")
+
+    def wait(seconds: float) -> dict[str, Any]:
+        return ha_info.await_release(seconds, lambda: node.facts(False), node.sleep, lambda: node.now)
+
+    node.events = {20: let_go}
+    began = node.now
+    assert wait(60)["watchdog_active"] and node.now - began == 60
+    assert not wait(60)["watchdog_active"] and node.now - began == 100
+    # A resource that comes meanwhile ends it too.
+    node.hold_watchdog()
+    node.events = {node.sleeps + 2: lambda: node.pve("ha/resources.cfg", "vm: 100\n")}
+    assert wait(60)["resources"] == ["vm:100"] and node.now - began == 110
+    assert not [call for call in node.calls if call[0] == "ha-manager"], "these calls are slow"
 
 
 def test_objections_are_said_once(tmp_path: Path) -> None:
@@ -233,7 +327,7 @@ def test_objections_are_said_once(tmp_path: Path) -> None:
 
 def test_a_held_watchdog_is_no_objection_where_the_manager_can_disarm(tmp_path: Path) -> None:
     good = Node(tmp_path).facts()
-    held = {**good, "watchdog_active": True, "fencing": {"command": True, "state": "armed"}}
+    held = {**good, "watchdog_active": True, "fencing": fencing(True, "armed")}
     assert ha_info.objections({"a": good, "b": held}) == []
 
 
@@ -242,4 +336,164 @@ def test_fencing_is_asked_when_another_node_is_in_charge(tmp_path: Path) -> None
     node.fencing = "armed"
     assert node.facts()["fencing"]["command"] is None
     node.lrm("active", name="pve2")
-    assert node.facts()["fencing"] == {"command": True, "state": "armed"}
+    assert node.facts()["fencing"] == fencing(True, "armed", "armed")
+    assert node.facts(False)["fencing"] == fencing(None)
+    # With resources nobody disarms, so nobody waits for two slow calls.
+    node.pve("ha/resources.cfg", "vm: 100\n")
+    node.calls.clear()
+    assert node.facts()["fencing"] == fencing(None)
+    assert [call for call in node.calls if call[0] == "ha-manager"] == []
+
+
+# --- formats ---------------------------------------------------------------------------------------------------------
+
+#: As a real one looks: keys in any order, results of what it did.
+BUSY = (
+    '{"results":{"p4a/Zq+9bFVtq1Jr3WcTdw":{"exit_code":0,"state":"started","sid":"vm:100"},'
+    '"Sx1":{"sid":"ct:101","state":"stopped","exit_code":7}},"timestamp":%s,"state":"%s","mode":"active"}'
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        BUSY % (90, "active"),
+        BUSY % ('"90"', "active"),
+        (BUSY % ("90.0", "active")).replace(",", ",\r\n  ").replace(":{", " : {\t"),
+        "\ufeff" + BUSY % (90, "active") + "\r\n\r\n",
+        '{"state":"active","timestamp":90,"mode":"active","results":null,"more":[1]}',
+    ],
+)
+def test_a_status_is_read_whatever_its_order_and_space(tmp_path: Path, text: str) -> None:
+    node = Node(tmp_path)
+    node.now = 100.0
+    node.pve("nodes/pve2/lrm_status", text)
+    facts = node.facts(False)
+    assert facts["lrm_states"]["pve2"] == {"state": "active", "mode": "active", "timestamp": 90, "age_seconds": 10}
+    assert facts["not_understood"] == []
+    assert ha_info.watchdog_holders({"a": facts}) == ["pve2 (its lrm_status says active)"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "lrm_status is no JSON object"),
+        ('{"state":"wait_for_agent_lock","mo', "lrm_status is no JSON object"),
+        ('["wait_for_agent_lock"]', "lrm_status is no JSON object"),
+        ("[" * 100_000, "lrm_status is no JSON object"),
+        ('{"mode":"active","timestamp":90}', "says state None"),
+        ('{"state":"dozing","mode":"active","timestamp":90}', "says state 'dozing'"),
+        ('{"state":["active"],"mode":"active","timestamp":90}', "says state ['active']"),
+        ('{"state":"active","mode":"turbo","timestamp":NaN}', "says mode 'turbo'"),
+        ('{"state":"active","mode":{},"timestamp":1e999}', "says mode {}"),
+        ('{"state":"lost_agent_lock","mode":"active","timestamp":true}', ""),
+    ],
+)
+def test_a_status_that_is_not_known_is_told_and_never_taken_for_a_free_watchdog(tmp_path: Path, text: str, said: str) -> None:
+    node = Node(tmp_path)
+    node.now = 100.0
+    node.pve("nodes/pve2/lrm_status", text)
+    facts = node.facts()
+    assert said in " ".join(facts["not_understood"])
+    (holder,) = ha_info.watchdog_holders({"a": facts})
+    assert holder.startswith("pve2 (its lrm_status ")
+    (objection,) = ha_info.objections({"a": facts})
+    assert holder in objection
+    # Whether a node that was asked holds a watchdog does not depend on a word, unless that is the word for it.
+    other = {**facts, "node": "pve2"}
+    known = ["pve2 (its lrm_status says active)", "pve2 (its lrm_status says lost_agent_lock)"]
+    assert ha_info.watchdog_holders({"a": facts, "b": other}) in ([], *([each] for each in known))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "manager_status is no JSON object"),
+        ("{", "manager_status is no JSON object"),
+        ('{"node_status":{"pve2":"vanishing"}}', "node pve2 is in state 'vanishing'"),
+        ('{"node_status":{"pve2":null}}', "node pve2 is in state None"),
+        ('{"node_status":{"pve2":["online"]}}', "node pve2 is in state ['online']"),
+    ],
+)
+def test_a_manager_status_that_is_not_known_stops_the_run(tmp_path: Path, text: str, said: str) -> None:
+    node = Node(tmp_path)
+    node.pve("ha/manager_status", text)
+    facts = node.facts()
+    assert said in " ".join(facts["other_requests"]) and facts["not_understood"]
+    assert said in " ".join(ha_info.objections({"a": facts}))
+
+
+def test_nodes_that_are_gone_are_in_nobodys_way(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.now = 10_000.0
+    node.lrm("wait_for_agent_lock")
+    node.pve("nodes/gone/lrm_status", json.dumps({"state": "active", "mode": "active", "timestamp": 100}))
+    node.pve("nodes/left/.keep", "")
+    node.pve("ha/manager_status", json.dumps({"node_status": {"pve1": "online", "gone": "gone", "left": "unknown"}}))
+    assert ha_info.objections({"a": node.facts()}) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "state", "said"),
+    [
+        ("quorum OK\nfencing armed (CRM watchdog active)\n", "armed", "armed (CRM watchdog active)"),
+        ("quorum OK\r\n  fencing:\tstandby (CRM watchdog standby)  \r\n", "standby", "standby (CRM watchdog standby)"),
+        ("fencing disarmed (resource mode: freeze)\nlrm pve1 (idle)\n", "disarmed", "disarmed (resource mode: freeze)"),
+        ("Fencing (Disarming, waiting)", "disarming", "Disarming, waiting)"),
+        ("quorum OK\nfencing half-armed (x)\n", None, "half-armed (x)"),
+        ("quorum OK\nfencing\n", None, None),
+        ("fencing armed\nfencing disarmed\n", None, "armed; disarmed"),
+        ("quorum OK\nlrm fencing (active, watchdog active, x)\nservice vm:100 (fencing, started)\n", None, None),
+        ("fencingstate armed\n", None, None),
+        ("", None, None),
+    ],
+)
+def test_the_line_of_fencing(text: str, state: str | None, said: str | None) -> None:
+    assert ha_fencing.parse(text) == (state, said)
+
+
+def test_a_manager_that_does_not_answer_is_unknown_and_not_one_that_cannot(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.fencing = "armed"
+    node.hold_watchdog()
+    silent = Result(124, "", "ha-manager: no answer within 120 s")
+    node.manager_hook = lambda arguments: silent
+    facts = node.facts()
+    assert facts["fencing"]["command"] is None
+    assert "'ha-manager help crm-command' failed: ha-manager: no answer" in " ".join(facts["not_understood"])
+    node.manager_hook = lambda arguments: silent if arguments == ["status"] else None
+    assert node.facts()["fencing"] == fencing(True, error="'ha-manager status' failed: ha-manager: no answer within 120 s")
+    # What it had printed until then need not be all of it.
+    node.manager_hook = lambda arguments: Result(124, "fencing disarmed\n", "") if arguments == ["status"] else None
+    assert node.facts()["fencing"]["state"] is None
+
+
+def test_a_request_of_ours_that_waits_is_nobody_elses(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.pve("ha/crm_commands", "\r\n disarm-ha freeze\r\n\n")
+    assert node.facts()["other_requests"] == []
+    node.pve("ha/crm_commands", "disarm-ha freeze\narm-ha\n")
+    assert node.facts()["other_requests"] == ["queued command 'arm-ha'"]
+
+
+# --- /etc/pve that does not answer ---------------------------------------------------------------------------------
+
+
+def test_a_daemon_that_hangs_hangs_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A named pipe that nobody writes to is opened for ever, as a file of a daemon that does not answer."""
+    node = Node(tmp_path)
+    os.mkfifo(tmp_path / "etc/pve/ha/resources.cfg")
+    monkeypatch.setattr(ha_files, "ANSWER_S", 0.5)
+    facts = node.facts()
+    assert facts["pve_error"] == "/etc/pve does not answer within 0.5 s"
+    assert not facts["resources_known"] and not facts["quorate"] and facts["resources"] == []
+    assert facts["services"][ha_info.LRM]["active"] == "active", "the rest is known"
+    assert ha_info.objections({"a": facts}) == ["a: /etc/pve does not answer within 0.5 s"]
+
+
+def test_a_file_that_cannot_be_read_is_no_empty_file(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    (tmp_path / "etc/pve/ha/resources.cfg").mkdir()  # Is a directory: as good an error as any
+    facts = node.facts()
+    assert facts["pve_error"] == "/etc/pve/ha/resources.cfg cannot be read: Is a directory"
+    assert not facts["resources_known"]

@@ -6,11 +6,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.module_utils.pveguard import ha_files, ha_info, ha_services
 from ansible.module_utils.pveguard.errors import PveguardError
 from ansible.module_utils.pveguard.run import Result
 
@@ -19,6 +21,13 @@ from tests.ha.systemd import CRM, LRM, MUX, Killed, Node
 OFF_MANAGERS = [["stop", LRM], ["stop", CRM], ["mask", LRM, CRM]]
 OFF_WATCHDOG = [["stop", MUX], ["mask", MUX]]
 ON = [["unmask", MUX, CRM, LRM], ["start", MUX], ["start", CRM], ["start", LRM]]
+
+
+@pytest.fixture(autouse=True)
+def _read_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No child for each of some hundred looks, but where /etc/pve is to hang."""
+    if "hangs" not in request.node.name:
+        monkeypatch.setattr(ha_files, "read", ha_files.read_here)
 
 
 def off(node: Node) -> None:
@@ -350,12 +359,98 @@ def test_a_manager_that_was_disarmed_by_others_stays_so_unless_enabled(tmp_path:
 
 def test_a_manager_that_does_not_disarm_is_asked_to_forget_it(tmp_path: Path) -> None:
     node = Node(tmp_path)
-    node.fencing = "armed"
+    node.fencing = "armed (CRM watchdog active)"
     node.hold_watchdog()
-    with pytest.raises(PveguardError, match="did not disarm within 180 s.*nothing was stopped"):
+    before = node.snapshot()
+    with pytest.raises(PveguardError, match="did not disarm within 180 s: .* says fencing 'armed'.*nothing was stopped"):
         node.apply("disabled", "managers")
     assert node.verbs == [DISARM, ARM]
+    assert node.snapshot() == before
+
+
+@pytest.mark.parametrize("shown", ["resting (all is well)", "standby (CRM watchdog standby)", ""])
+def test_what_the_manager_shows_besides_is_not_taken_for_free(tmp_path: Path, shown: str) -> None:
+    """The watchdog is held; only 'disarmed', or standby with a free watchdog, ends the wait."""
+    node = Node(tmp_path)
+    node.fencing = "x"
+    node.status_text = f"quorum OK\nfencing {shown}\n" if shown else "quorum OK\n"
+    node.hold_watchdog()
+    before = node.snapshot()
+    with pytest.raises(PveguardError, match="a client holds the watchdog of this node") as refusal:
+        node.apply("disabled", "managers")
+    assert node.verbs == [DISARM, ARM] and node.snapshot() == before
+    if shown.startswith("resting"):
+        assert "says fencing 'resting (all is well)', which is not known" in str(refusal.value)
+    # The same words, and a watchdog that was let go.
+    node.calls.clear()
+
+    def disarmed() -> None:
+        node.hold_watchdog(False)
+        if not shown.startswith("standby"):
+            node.status_text = "fencing disarmed (resource mode: freeze)\r\n"
+
+    node.events = {node.sleeps + 3: disarmed}
+    assert node.apply("disabled", "managers")["steps"][0] == " ".join(DISARM)
+    assert node.verbs == [DISARM, *OFF_MANAGERS]
+
+
+def test_what_was_waited_for_is_said(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.fencing = "armed"
+    node.hold_watchdog()
+    node.hook = disarms(node)
+    (said,) = node.apply("disabled", "managers")["waited"]
+    assert said == "4 s until 'ha-manager status' said fencing 'disarmed' and the watchdog was free"
+
+
+def test_slow_calls_of_the_manager_do_not_make_the_deadline_longer(tmp_path: Path) -> None:
+    """A call costs 10 s of processor time on an emulated node, 30 s where three of them share one."""
+    node = Node(tmp_path)
+    node.fencing = "armed"
+    node.hold_watchdog()
+    node.manager_seconds = 30.0
+    began = node.now
+    with pytest.raises(PveguardError, match="did not disarm within 180 s"):
+        node.apply("disabled", "managers")
+    assert node.now - began < 180 + 6 * 30 + 10
+    for argv in (["ha-manager", "status"], ["ha-manager", "help", "crm-command"], DISARM, ARM):
+        assert node.timeouts[" ".join(argv)] >= 120
+
+
+def test_a_request_that_fails_changes_nothing(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.fencing = "armed"
+    node.hold_watchdog()
+    before = node.snapshot()
+    node.hook = lambda argv: Result(255, "", "no quorum!\n")
+    with pytest.raises(PveguardError, match="disarm-ha freeze' failed: no quorum!. Nothing was changed"):
+        node.apply("disabled", "managers")
+    assert node.verbs == [DISARM] and node.snapshot() == before
+    # One that did not answer may have been taken, so it is taken back.
+    node.calls.clear()
+    node.hook = lambda argv: Result(124, "", "no answer within 120 s") if argv == DISARM else None
+    with pytest.raises(PveguardError, match="no answer within 120 s. The request was taken back"):
+        node.apply("disabled", "managers")
+    assert node.verbs == [DISARM, ARM] and node.snapshot() == before
+
+
+def test_a_request_that_cannot_be_taken_back_is_remembered(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.fencing = "armed (CRM watchdog active)"
+    node.hold_watchdog()
+    node.pve("ha/manager_status", "{}")
+
+    def fails(argv: list[str]) -> Result | None:
+        node.fencing = "disarming"
+        return Result(255, "", "no quorum!") if argv == ARM else None
+
+    node.hook = fails
+    with pytest.raises(PveguardError, match=r"arm-ha' failed too \(no quorum!\): HA may be disarmed, so run it by hand"):
+        node.apply("disabled", "managers")
     assert all(state == "active" for state in node.active.values())
+    node.calls.clear()
+    node.hook = disarms(node)
+    assert node.apply("restored")["steps"] == [" ".join(ARM)]
 
 
 def test_a_client_that_is_no_manager_is_named(tmp_path: Path) -> None:
@@ -366,14 +461,193 @@ def test_a_client_that_is_no_manager_is_named(tmp_path: Path) -> None:
         'u_str ESTAB 0 0 /run/watchdog-mux.sock 23 * 22 users:(("watchdog-mux",pid=1,fd=5))\n'
         'u_str ESTAB 0 0 * 22 * 23 users:(("backup-tool",pid=77,fd=3))\n'
     )
+    before = node.snapshot()
+    for check in (True, False):
+        with pytest.raises(PveguardError, match=r"backup-tool, pid 77, which is no part of HA.*Nothing was changed"):
+            node.apply("disabled", "managers", check=check, wait=900)
+    assert node.verbs == [] and node.snapshot() == before and node.sleeps == 0
 
-    def disarmed(argv: list[str]) -> None:
-        node.fencing = "disarmed"
 
-    node.hook = disarmed
-    with pytest.raises(PveguardError, match=r"backup-tool, pid 77.*Nothing was stopped"):
-        node.apply("disabled", "managers")
-    assert node.verbs == [DISARM]
+def test_the_way_back_looks_again_when_the_managers_run(tmp_path: Path) -> None:
+    """A manager_status that another node wrote meanwhile: disarmed is seen only after the start."""
+    node = Node(tmp_path)
+    node.fencing = "armed (CRM watchdog active)"
+    node.hold_watchdog()
+    node.hook = disarms(node)
+    node.apply("disabled", "all")
+    assert json.loads((tmp_path / "etc/pveguard/ha.json").read_text())["fencing"] == "armed (CRM watchdog active)"
+    node.fencing = "standby"
+    node.calls.clear()
+
+    def start(argv: list[str]) -> Result | None:
+        if argv[1:] == ["start", LRM]:
+            node.fencing = "disarmed (resource mode: freeze)"
+        return disarms(node)(argv)
+
+    node.hook = start
+    assert node.apply("restored")["steps"][-1] == " ".join(ARM)
+    assert node.verbs == [*ON, ARM] and node.fencing == "standby"
+
+
+def test_the_way_back_says_when_it_does_not_know(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.fencing = "armed (CRM watchdog active)"
+    node.hold_watchdog()
+    node.hook = disarms(node)
+    node.apply("disabled", "all")
+    node.status_text = "quorum OK\nfencing resting\n"
+    (warning,) = node.apply("restored")["warnings"]
+    assert "whether HA is armed again is not known: fencing is 'resting', which is not known" in warning
+    assert "(before it was disarmed: 'armed (CRM watchdog active)')" in warning and "crm-command arm-ha" in warning
+
+
+# --- managers that cannot disarm: they let go by themselves ----------------------------------------------------------
+
+
+def idle(node: Node) -> None:
+    node.hold_watchdog(False)
+    node.lrm("wait_for_agent_lock")
+
+
+@pytest.fixture
+def armed(tmp_path: Path) -> Node:
+    """A minute after the last resource was removed, with a manager that cannot disarm."""
+    node = Node(tmp_path)
+    node.hold_watchdog()
+    node.lrm("active")
+    node.sockets = (
+        'u_str ESTAB 0 0 /run/watchdog-mux.sock 23 * 22 users:(("watchdog-mux",pid=1,fd=5))\n'
+        'u_str ESTAB 0 0 * 22 * 23 users:(("pve-ha-lrm",pid=812,fd=3))\n'
+    )
+    return node
+
+
+@pytest.mark.parametrize("check", [False, True], ids=["run", "check"])
+@pytest.mark.parametrize("part", ["managers", "watchdog", "all"])
+def test_a_watchdog_that_is_still_held_is_refused_with_what_helps(armed: Node, part: str, check: bool) -> None:
+    before = armed.snapshot()
+    with pytest.raises(PveguardError) as refusal:
+        armed.apply("disabled", part, check=check)
+    said = str(refusal.value)
+    assert said.startswith("there is no HA resource any more, but the LRM is still active and holds the watchdog: pve1 (")
+    for words in ("pve-ha-lrm, pid 812", "ten minutes", "ha_release_wait_seconds", "disarm-ha freeze", "Nothing was changed"):
+        assert words in said
+    assert "online" not in said
+    assert armed.verbs == [] and armed.snapshot() == before
+
+
+def test_a_run_waits_until_they_let_go_and_goes_on(armed: Node) -> None:
+    predicted = armed.apply("disabled", "all", check=True, wait=900)
+    assert armed.verbs == [] and armed.sleeps == 0
+    armed.events = {7: lambda: idle(armed)}
+    result = armed.apply("disabled", "all", wait=900)
+    assert result["steps"] == predicted["steps"] and armed.verbs == [*OFF_MANAGERS, *OFF_WATCHDOG]
+    assert result["waited"] == ["35 s until the managers had let go of the watchdog"]
+
+
+def test_a_run_that_waited_in_vain_says_so_and_changes_nothing(armed: Node) -> None:
+    before, began = armed.snapshot(), armed.now
+    with pytest.raises(PveguardError, match="Nothing was changed. Waited: 900 s"):
+        armed.apply("disabled", "all", wait=900)
+    assert armed.verbs == [] and armed.snapshot() == before and armed.now - began == 900
+
+
+def test_a_resource_that_comes_while_a_run_waits(armed: Node) -> None:
+    armed.events = {3: lambda: resources(armed)}
+    with pytest.raises(PveguardError, match="HA is in use: .*vm:100. Nothing was changed"):
+        armed.apply("disabled", "all", wait=900)
+    assert armed.verbs == [] and armed.sleeps == 3
+
+
+def test_where_the_manager_can_disarm_nobody_waits(armed: Node) -> None:
+    armed.fencing = "armed (CRM watchdog active)"
+    armed.hook = disarms(armed)
+    assert armed.apply("disabled", "managers", wait=900)["steps"][0] == " ".join(DISARM)
+    assert armed.sleeps == 2
+
+
+# --- managers that act on SIGTERM after seconds ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [15, 95])
+def test_slow_stops_break_no_deadline(tmp_path: Path, seconds: float) -> None:
+    """Systemd waits 95 s for an LRM; it writes its status, and holds what it holds, to the last."""
+    node = Node(tmp_path)
+
+    def slow(argv: list[str]) -> None:
+        if argv[1] == "stop":
+            node.lrm("wait_for_agent_lock")
+            node.now += seconds
+
+    node.hook = slow
+    assert node.apply("disabled", "all")["warnings"] == []
+    assert node.verbs == [*OFF_MANAGERS, *OFF_WATCHDOG] and node.facts()["disabled"]
+    assert node.timeouts[f"systemctl stop {LRM}"] > 95 + 60
+
+
+def test_a_manager_that_systemd_had_to_end_is_told(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    real = node.run
+
+    def run(argv: Any, **more: Any) -> Result:
+        done = real(argv, **more)
+        if list(argv[1:]) == ["stop", LRM]:
+            node.active[LRM] = "failed"
+        return done
+
+    node.run = run  # type: ignore[method-assign]
+    (warning,) = node.apply("disabled", "managers")["warnings"]
+    assert f"{LRM} did not end in good order" in warning
+
+
+@pytest.mark.parametrize("at", [LRM, CRM])
+def test_a_watchdog_that_is_taken_right_before_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+    """By a resource that somebody has just added: whoever holds it goes on."""
+    node = Node(tmp_path)
+    save, lrm_state = ha_services._save, ha_info.lrm_state
+
+    def saved(root: Path, memory: dict[str, Any]) -> None:
+        save(root, memory)
+        node.hold_watchdog(at == LRM)
+
+    def seen(host: str, root: Path) -> Any:
+        node.hold_watchdog()
+        return lrm_state(host, root)
+
+    (tmp_path / "run/watchdog-mux.active").mkdir(parents=True)
+    node.hold_watchdog(False)
+    monkeypatch.setattr(ha_services, "_save" if at == LRM else "unused", saved, raising=False)
+    monkeypatch.setattr(ha_info, "lrm_state" if at == CRM else "unused", seen, raising=False)
+    said = f"still holds the watchdog of pve1.*before 'systemctl stop {at}', which was not run"
+    with pytest.raises(PveguardError, match=said):
+        node.apply("disabled", "all")
+    assert ["stop", at] not in node.verbs and ["stop", MUX] not in node.verbs
+    assert (tmp_path / "etc/pveguard/ha.json").exists(), "what ran before is known"
+
+
+def test_a_cluster_file_system_that_hangs_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node(tmp_path)
+    monkeypatch.setattr(ha_files, "ANSWER_S", 0.5)
+
+    def hang(argv: list[str]) -> None:
+        if argv[1:] == ["stop", LRM]:
+            os.mkfifo(tmp_path / "etc/pve/ha/crm_commands")
+
+    node.hook = hang
+    with pytest.raises(PveguardError, match="/etc/pve does not answer within 0.5 s, after the LRM was stopped. The CRM was left"):
+        node.apply("disabled", "all")
+    assert node.verbs == [["stop", LRM]]
+
+
+def test_a_cluster_file_system_that_hangs_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node(tmp_path)
+    before = node.snapshot()
+    monkeypatch.setattr(ha_files, "ANSWER_S", 0.5)
+    os.mkfifo(tmp_path / "etc/pve/ha/resources.cfg")
+    with pytest.raises(PveguardError, match="not known: /etc/pve does not answer within 0.5 s. Nothing was changed"):
+        node.apply("disabled", "all")
+    (tmp_path / "etc/pve/ha/resources.cfg").unlink()
+    assert node.verbs == [] and node.snapshot() == before
 
 
 # --- until the LRM is active ---------------------------------------------------------------------------------------

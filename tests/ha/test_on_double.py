@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import ha_fencing, ha_info, ha_services
+from ansible.module_utils.pveguard import ha_info, ha_services
+from ansible.module_utils.pveguard.errors import PveguardError
 from ansible.module_utils.pveguard.run import Result
 
 from lab.tests.doubles.harness import wait_for
@@ -35,13 +36,6 @@ HURRY = 10
 
 class Killed(BaseException):
     """The run was ended in the middle."""
-
-
-@pytest.fixture(autouse=True)
-def _whole_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Deadlines are counted in waits: as many more of them as they are shorter."""
-    for module, name in ((ha_services, "STATUS_DEADLINE_S"), (ha_services, "ACTIVE_DEADLINE_S"), (ha_fencing, "DEADLINE_S")):
-        monkeypatch.setattr(module, name, HURRY * getattr(module, name))
 
 
 class Machine:
@@ -66,8 +60,11 @@ class Machine:
         device.mkdir(parents=True)
         for name, text in (("identity", "i6300ESB timer"), ("nowayout", "0"), ("options", "0x8180")):
             (device / name).write_text(text)
-        node.conf.write_text("feed_interval=0.1\narm=always\ndisarm=yes\n")
+        self.configure()
         self.boot()
+
+    def configure(self, text: str = "arm=always\n") -> None:
+        self.node.conf.write_text(f"feed_interval=0.1\n{text}")
 
     def boot(self) -> None:
         for unit in (MUX, CRM, LRM):
@@ -97,12 +94,16 @@ class Machine:
         said = self.node.log.read_text() if self.node.log.exists() else ""
         return FIRES in said or (self.node.armed and not self.active(MUX))
 
-    def apply(self, state: str, part: str = "all", kill_before: str = "") -> dict[str, Any]:
+    def apply(self, state: str, part: str = "all", kill_before: str = "", **more: Any) -> dict[str, Any]:
         self.kill_before = kill_before
         self.calls.clear()
         return ha_services.apply(
-            state, part, run=self.run, root=self.root, hostname=self.name, sleep=lambda seconds: time.sleep(seconds / HURRY)
-        )
+            state, part, run=self.run, root=self.root, hostname=self.name,
+            **{"sleep": lambda seconds: time.sleep(seconds / HURRY), **more},
+        )  # fmt: skip
+
+    def facts(self) -> dict[str, Any]:
+        return ha_info.collect(run=self.run, root=self.root, hostname=self.name)
 
     def run(
         self, argv: Sequence[str], *, input: str | None = None, timeout: float = 60.0,
@@ -191,6 +192,110 @@ def test_off_and_on_with_a_watchdog_that_is_held(machine: Machine) -> None:
     machine.wait_active()
     machine.node.wait_for_food()
     assert not machine.armed_and_unfed()
+
+
+# --- after the last resource was removed ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def used(node: double.Node, tmp_path: Path) -> Machine:
+    """A node whose last resource was removed a moment ago; the managers keep the watchdog for ten minutes."""
+    machine = Machine(node, tmp_path / "root")
+    machine.configure("idle_seconds=600\nstop_seconds=1\n")
+    node.add("vm:100")
+    machine.wait_active()
+    wait_for("the manager", lambda: "fencing armed (CRM watchdog active)" in node.lines())
+    assert node.manager("remove", "vm:100").returncode == 0
+    node.wait_for_beats(3)
+    assert node.armed and machine.lrm_state() == "active"
+    return machine
+
+
+def units(machine: Machine) -> dict[str, bool]:
+    return {unit: machine.active(unit) and unit not in machine.masked for unit in ha_info.UNITS}
+
+
+ALL_ON = dict.fromkeys(ha_info.UNITS, True)
+
+
+def test_the_manager_disarms_itself_and_comes_back_armed(used: Machine) -> None:
+    predicted = used.apply("disabled", check=True)
+    assert used.calls == [] and used.node.armed and units(used) == ALL_ON
+    assert predicted["steps"][0] == "ha-manager crm-command disarm-ha freeze"
+    result = used.apply("disabled")
+    # What the manager left came since.
+    assert result["steps"][: len(predicted["steps"])] == predicted["steps"]
+    (waited,) = result["waited"]
+    assert "until 'ha-manager status' said fencing 'disarmed' and the watchdog was free" in waited
+    assert ended_well(used) and not any(units(used).values())
+    assert not used.apply("disabled")["changed"]
+    assert used.apply("restored")["warnings"] == []
+    assert units(used) == ALL_ON and "fencing standby (CRM watchdog standby)" in used.node.lines()
+    used.node.add("vm:100")
+    used.wait_active()
+    wait_for("fencing as it was", lambda: "fencing armed (CRM watchdog active)" in used.node.lines())
+    assert not used.armed_and_unfed()
+
+
+@pytest.mark.parametrize("second", ["restored", "enabled"])
+def test_a_cluster_that_was_left_disarmed_is_armed_again(used: Machine, second: str) -> None:
+    with pytest.raises(Killed):
+        used.apply("disabled", kill_before=f"systemctl stop {LRM}")
+    assert "fencing disarmed (resource mode: freeze)" in used.node.lines() and units(used) == ALL_ON
+    assert used.apply(second)["steps"] == ["ha-manager crm-command arm-ha"]
+    assert "disarm" not in " ".join(used.node.lines()) and not used.armed_and_unfed()
+    used.node.add("vm:100")
+    used.wait_active()
+
+
+def test_without_disarm_it_is_refused_with_what_helps_and_nothing_is_changed(used: Machine) -> None:
+    used.configure("idle_seconds=600\ndisarm=no\n")
+    with pytest.raises(PveguardError) as refusal:
+        used.apply("disabled")
+    said = str(refusal.value)
+    assert said.startswith("there is no HA resource any more, but the LRM is still active and holds the watchdog: pve1 (")
+    assert "wait for that and run again" in said and "crm-command disarm-ha freeze" in said and "online" not in said
+    assert used.calls == [] and units(used) == ALL_ON and used.node.armed
+    assert not (used.root / "etc/pveguard").exists()
+    used.node.wait_for_food()
+    (objection,) = ha_info.objections({"pve1": used.facts()})
+    assert "the LRM is still active" in objection
+
+
+def test_without_disarm_a_run_waits_until_the_managers_idle(used: Machine) -> None:
+    used.configure("idle_seconds=600\ndisarm=no\n")
+    looks: list[bool] = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(used.node.armed)
+        if len(looks) == 3:  # now the ten minutes have passed
+            used.configure("idle_seconds=0\ndisarm=no\n")
+        time.sleep(seconds / HURRY)
+
+    result = used.apply("disabled", release_wait_s=900, sleep=sleep)
+    assert looks[:3] == [True, True, True]
+    assert "until the managers had let go of the watchdog" in result["waited"][0]
+    assert result["steps"][0] == f"systemctl stop {LRM}" and ended_well(used)
+
+
+def test_slow_managers_and_slow_calls_break_no_deadline(used: Machine) -> None:
+    """As on an emulated node, in proportion: a stop takes three times the wait between two looks, each call one."""
+    used.configure("idle_seconds=600\nstop_seconds=3\ncall_seconds=0.5\n")
+    assert used.apply("disabled")["warnings"] == []
+    assert ended_well(used) and not any(units(used).values())
+    used.apply("restored")
+    assert units(used) == ALL_ON and not used.armed_and_unfed()
+
+
+def test_an_lrm_that_was_killed_is_no_free_watchdog(used: Machine) -> None:
+    """Its watchdog stays armed and is fed no more: the node will be reset, and nothing is made worse before that."""
+    used.processes[LRM].kill()
+    used.processes[LRM].wait(10)
+    wait_for("the multiplexer to see it", used.armed_and_unfed)
+    assert used.facts()["watchdog_active"]
+    with pytest.raises(PveguardError, match="the watchdog is armed, but the LRM does not run and no client is connected"):
+        used.apply("disabled", release_wait_s=900)
+    assert used.calls == [] and used.active(MUX) and used.active(CRM)
 
 
 STEPS = [

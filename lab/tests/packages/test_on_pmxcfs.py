@@ -90,7 +90,8 @@ def test_idle_crm_costs_nothing(node: harness.Node) -> None:
 def test_ha_manager(node: harness.Node) -> None:
     assert node.run(str(MANAGER), "add", "vm:100").returncode == 0
     assert (node.pve / "ha/resources.cfg").read_text() == "vm: 100\n"
-    assert node.run(str(MANAGER), "status").stdout == "quorum OK\nservice vm:100 (---, queued)\n"
+    said = node.run(str(MANAGER), "status").stdout
+    assert said == "quorum OK\nfencing standby (CRM watchdog standby)\nservice vm:100 (---, queued)\n"
     assert node.run(str(MANAGER), "remove", "vm:100").returncode == 0
     assert (node.pve / "ha/resources.cfg").read_text() == ""
 
