@@ -40,6 +40,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "fsync_gate_min_fsyncs": (0, 1e9),
     "fsync_gate_power_cut_minutes": (0.1, 10080),
     "fsync_gate_warn_p99_ms": (0, 60000),
+    "ha_release_wait_seconds": (0, _DAY_SECONDS),
     "link_gate_duration": (1, 300),
     "link_gate_jitter_fail_ms": (0, 60000),
     "link_gate_jitter_warn_ms": (0, 60000),
