@@ -418,14 +418,17 @@ class Daemon:
 
     # event loop
 
-    def run(self) -> None:
-        """Serve until a signal or an unmount."""
-        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    def catch_signals(self) -> None:
+        """From now on a signal ends :meth:`run` in good order, also one that comes before it."""
+        self._wake, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: setattr(self, "_stopping", True))
+
+    def run(self) -> None:
+        """Serve until a signal or an unmount."""
         self._poll = select.poll()
-        self._poll.register(wake_read, select.POLLIN)
+        self._poll.register(self._wake, select.POLLIN)
         self._poll.register(self.session.fd, select.POLLIN)
         pump, poll, dcdb = self.session.pump, self._poll.poll, self.dcdb
         while not self._stopping:
@@ -497,6 +500,8 @@ def serve(daemon: Daemon, *, detach: Callable[[], Callable[[], None]] | None = N
         log.crit(*failure.args)
         log.notice("main", "exit proxmox configuration filesystem (-1)")
         return 255
+    # Whoever learns that it is ready may stop it at once.
+    daemon.catch_signals()
     with open(PID_FILE, "w") as stream:
         stream.write(f"{os.getpid()}\n")
     on_ready()
