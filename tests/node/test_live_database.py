@@ -471,6 +471,7 @@ OPENERS = {
     "bench/ram_state.py": "databases that it makes for a daemon; the replica",
     "bench/disk.py": "stores that were taken out of a disk",
     "lab/cluster.py": "as pvecm: dumped while the daemon is stopped",
+    "lab/packages/pve-cluster/root/usr/bin/pvecm": "dumped while the daemon is stopped",
     "lab/packages/pve-cluster/root/usr/lib/pve-cluster-lab/pmxcfs_lab/memdb.py": "the daemon itself",
 }
 
