@@ -93,7 +93,8 @@ tests: ## unit and slow in one run
 SCENARIO ?= default corosync ha
 molecule: ## molecule scenarios on virtual machines (SCENARIO=default: that one)
 	@$(bootstrap) base lab test
-	@scripts/molecule $(SCENARIO) -- $(ARGS)
+	@set -e; for scenario in $(SCENARIO); do \
+	    echo "molecule test -s $$scenario $(ARGS)"; molecule test -s $$scenario $(ARGS); done
 
 campaign: ## longer proofs on every profile of the lab, power cuts by the hundred: hours; figures in docs/figures.md
 	@$(bootstrap) base lab test

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 from pathlib import Path
 
@@ -71,13 +70,3 @@ def login(directory: Path, port: int, timeout: float = 60.0) -> str:
     if done.returncode == 0:
         return ""
     return (done.stderr.strip().splitlines() or [f"ssh status {done.returncode}"])[-1]
-
-
-def banner(port: int, timeout: float = 3.0) -> bool:
-    """True when a server that speaks ssh answers."""
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=timeout) as sock:
-            sock.settimeout(timeout)
-            return sock.recv(8).startswith(b"SSH-")
-    except OSError:
-        return False

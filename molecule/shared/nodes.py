@@ -36,6 +36,11 @@ def ephemeral() -> Path:
     return Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
 
 
+def sort_by_folder(items: list[pytest.Item], folders: list[str]) -> None:
+    """Run the tests of one folder after the other in this order: molecule names their files sorted."""
+    items.sort(key=lambda item: folders.index(item.path.parent.name))
+
+
 def bench_summary(program: str, *arguments: str | Path) -> dict[str, Any]:
     """What ``bench/PROGRAM --json`` found on the lab of the scenario; its violations are for the caller to judge."""
     root = Path(__file__).resolve().parents[2]

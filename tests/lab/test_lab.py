@@ -511,6 +511,39 @@ def test_down_without_a_lab_is_fine(capsys: pytest.CaptureFixture[str]) -> None:
     assert lab_cli(capsys, "down")[0] == 0
 
 
+def test_a_node_is_logged_in_to_when_its_ssh_server_listens_and_not_knocked_at_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An emulated sshd needs seconds for a connection; on a busy machine a knock every second was all that it did."""
+    said = iter([LabError("pve1: no answer on the serial console"), (124, ""), (0, "")])
+    happened: list[str] = []
+
+    class Talk:
+        def run(self, command: str, timeout: float = 60.0) -> tuple[int, str]:
+            assert ":0016 " in command
+            answer = next(said)
+            happened.append("asked")
+            if isinstance(answer, LabError):
+                raise answer
+            return answer
+
+    def login(*_: Any) -> str:
+        happened.append("login")
+        return "" if happened.count("login") == 2 else "ssh status 255"
+
+    def connect(*_: Any, **__: Any) -> None:
+        raise AssertionError("a connection that is no login")
+
+    monkeypatch.setattr(machine.Machine, "console", property(lambda _: Talk()))
+    monkeypatch.setattr(machine.Machine, "reset_if_stuck", lambda _: happened.append("stuck?"))
+    monkeypatch.setattr(guestssh, "login", login)
+    monkeypatch.setattr(socket, "create_connection", connect)
+    lab = make_lab(nodes=1)
+    said = iter([*said, (0, "")])
+    lab.wait_ready([lab.machine("pve1")], 30)
+    assert happened == ["asked", "stuck?", "asked", "stuck?", "asked", "login", "asked", "login"]
+
+
 def test_a_reused_pid_is_not_our_machine() -> None:
     lab = make_lab()
     lab.state.nodes["pve1"]["start"] = "1"

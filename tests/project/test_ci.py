@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""scripts/ci and scripts/molecule: what runs beside what, and that no failure is lost."""
+"""scripts/ci: what runs beside what, and that no failure is lost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-#: In the place of make, python and molecule: says what it was called with, and fails where the test wants it.
+#: In the place of make and python: says what it was called with, and fails where the test wants it.
 FAKE = """#!/bin/bash
 called="${0##*/} $*"
 echo "begin $called" >> "$CALLS"
@@ -21,7 +21,7 @@ echo "output of $called"
     sleep 0.1
 done
 echo "end $called" >> "$CALLS"
-for word in $FAIL; do [[ $called != *"$word"* ]] || exit 7; done
+[[ -z $FAIL ]] || ! grep -q "$FAIL" <<< "$called" || exit 7
 exit 0
 """
 
@@ -36,7 +36,7 @@ def run(folder: Path, script: str, *arguments: str, fail: str = "", slow: str = 
     (folder / "scripts").mkdir()
     (folder / "bin").mkdir()
     shutil.copy(ROOT / "scripts" / script, folder / "scripts")
-    for name in ("make", "python", "molecule"):
+    for name in ("make", "python"):
         (folder / "bin" / name).write_text(FAKE)
         (folder / "bin" / name).chmod(0o755)
     calls = folder / "calls"
@@ -52,59 +52,44 @@ def run(folder: Path, script: str, *arguments: str, fail: str = "", slow: str = 
     return Ran(done.returncode, done.stdout, calls.read_text().splitlines())
 
 
-def memory_for_six_nodes() -> bool:
-    words = (Path("/proc/meminfo").read_text().partition("MemAvailable:")[2]).split()
-    return int(words[0]) > 13 * 1024 * 1024
+ALONE = "make molecule SCENARIO=default"
+BESIDE = "make molecule SCENARIO=corosync ha"
 
 
-def test_everything_is_run_and_the_labs_are_prepared_before_molecule_begins(tmp_path: Path) -> None:
-    ran = run(tmp_path, "ci", slow="--profile cluster", until="end make tests")
+def test_scenarios_run_beside_the_tests_and_default_alone(tmp_path: Path) -> None:
+    ran = run(tmp_path, "ci", slow="--profile pve", until="begin make lint")
     assert ran.code == 0, ran.text
-    assert [call for call in ran.calls if call.startswith("begin make")] == [
-        "begin make lint", "begin make tests", "begin make molecule",
-    ]  # fmt: skip
-    first = ran.calls.index("begin make molecule")
-    assert [call.split()[6] for call in ran.calls[:first] if call.startswith("end python -m lab")] == ["up", "down"] * 2
-    assert "labs: output of python -m lab --name molecule-cluster down --discard" in ran.text
-
-
-@pytest.mark.parametrize(("fail", "molecule"), [("lint", False), ("tests", False), ("molecule", True)])
-def test_what_fails_fails_the_run(tmp_path: Path, fail: str, molecule: bool) -> None:
-    ran = run(tmp_path, "ci", fail=fail)
-    assert ran.code != 0
-    assert any(call == "begin make molecule" for call in ran.calls) is molecule
-
-
-def test_labs_that_could_not_be_prepared_are_said_and_left_to_molecule(tmp_path: Path) -> None:
-    ran = run(tmp_path, "ci", fail="cluster")
-    assert ran.code == 0 and "labs were not prepared" in ran.text
-    assert ran.calls[-1] == "end make molecule"
-
-
-def test_scenarios_of_one_lab_follow_each_other_beside_the_others(tmp_path: Path) -> None:
-    if not memory_for_six_nodes():
-        pytest.skip("not enough memory for six nodes")
-    ran = run(tmp_path, "molecule", "default", "corosync", "ha", "--", "--debug", slow="default", until="end molecule test -s ha")
-    assert ran.code == 0, ran.text
-    assert ran.calls.index("end molecule test -s corosync --debug") < ran.calls.index("begin molecule test -s ha --debug")
-    assert ran.calls[-1] == "end molecule test -s default --debug"
+    assert {call for call in ran.calls if call.startswith("end make")} == {
+        "end make lint", "end make tests", f"end {BESIDE}", f"end {ALONE}",
+    }  # fmt: skip
+    assert ran.calls[-2:] == [f"begin {ALONE}", f"end {ALONE}"]
+    assert ran.calls.index("end python -m lab --name molecule-default down --discard") < ran.calls.index(f"begin {BESIDE}")
     # One output after the other.
-    order = [line for line in ran.text.splitlines() if line.startswith("output of")]
-    assert [line.split()[5] for line in order] == ["default", "corosync", "ha"]
+    shown = [line.removeprefix("output of ") for line in ran.text.splitlines() if line.startswith("output of make")]
+    assert shown == ["make lint", "make tests", BESIDE, ALONE]
+
+
+def test_the_tests_do_not_wait_for_the_scenarios(tmp_path: Path) -> None:
+    ran = run(tmp_path, "ci", slow=BESIDE, until="end make tests")
+    assert ran.code == 0 and ran.calls.index("end make tests") < ran.calls.index(f"end {BESIDE}")
 
 
 @pytest.mark.parametrize(
-    ("fail", "begun"),
-    [("default", {"default", "corosync", "ha"}), ("corosync", {"default", "corosync"}), ("ha", {"default", "corosync", "ha"})],
+    ("fail", "said", "alone"),
+    [
+        ("lint", "lint or tests", False),
+        ("tests", "lint or tests", False),
+        ("corosync", "scenarios corosync and ha", False),
+        ("default", "scenario default", True),
+    ],
 )
-def test_a_scenario_that_fails_fails_the_run(tmp_path: Path, fail: str, begun: set[str]) -> None:
-    if not memory_for_six_nodes():
-        pytest.skip("not enough memory for six nodes")
-    ran = run(tmp_path, "molecule", "default", "corosync", "ha", fail=fail)
-    assert ran.code != 0 and f"molecule: scenario {fail} failed" in ran.text
-    assert {call.split()[4] for call in ran.calls} == begun
+def test_what_fails_fails_the_run(tmp_path: Path, fail: str, said: str, alone: bool) -> None:
+    ran = run(tmp_path, "ci", fail=f"make.*{fail}")
+    assert ran.code != 0 and f"ci: failed: {said}" in ran.text
+    assert f"output of {BESIDE}" in ran.text
+    assert (f"begin {ALONE}" in ran.calls) is alone
 
 
-def test_one_scenario_runs_alone(tmp_path: Path) -> None:
-    ran = run(tmp_path, "molecule", "ha")
-    assert ran.code == 0 and [call.strip() for call in ran.calls] == ["begin molecule test -s ha", "end molecule test -s ha"]
+def test_a_lab_that_could_not_be_prepared_is_left_to_the_scenario(tmp_path: Path) -> None:
+    ran = run(tmp_path, "ci", fail="python")
+    assert ran.code == 0 and ran.calls[-1] == f"end {ALONE}"

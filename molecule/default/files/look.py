@@ -87,22 +87,13 @@ def sectors_written() -> int:
     return int(numbers[6])
 
 
-def fold_in_owed() -> bool:
-    """Whether the watcher has still to bring what it saved from the replica's log into the replica, a minute later."""
-    try:
-        log, replica = (os.stat(f"{STORE}/config.db{suffix}").st_mtime for suffix in ("-wal", ""))
-    except FileNotFoundError:
-        return False
-    return log - replica > 5
-
-
 def settle(seconds: float = 180) -> None:
     """Until the device is written nothing for ten seconds: what was changed before, here or elsewhere, is saved."""
     end, before = time.monotonic() + seconds, -1
     while time.monotonic() < end:
         os.sync()
         now = sectors_written()
-        if now == before and not fold_in_owed():
+        if now == before:
             return
         before = now
         time.sleep(10)

@@ -23,6 +23,10 @@ ephemeral = shared.ephemeral
 Protect = Callable[[str], tuple[int, str]]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    shared.sort_by_folder(items, ["order", "refusal", "interruptions", "later"])
+
+
 @pytest.fixture(scope="session")
 def nodes() -> ha_interruptions.Nodes:
     return ha_interruptions.Nodes(Lab(os.environ["PVEGUARD_LAB"]))
