@@ -248,15 +248,6 @@ def judge(
     if interval:
         seen += f" (95 % interval {number_text(interval[0])} to {number_text(interval[1])})"
     seen += f", p99 {number_text(result['p99_ms'])} ms, on {measured}"
-    if "pveperf" in result["methods"] and min_fsyncs_per_second and rate < min_fsyncs_per_second:
-        _fail(
-            result,
-            "slow",
-            f"{seen} ({result['filesystem']} on {device}); wanted at least "
-            f"{number_text(min_fsyncs_per_second)} ({threshold_name}). A slow disk stalls the token of the whole "
-            "cluster",
-        )
-        return
     proof = dict(power_cut or {})
     if not proof.get("drive_identity") or proof["drive_identity"] != result["drive_identity"]:
         proof = {}
@@ -266,6 +257,15 @@ def judge(
             "lying",
             f"{measured}: {device} acknowledged what it had not stored, as a power cut proved at {proof.get('time')}: "
             f"{proof.get('evidence')}. Replace it; 'fsync_gate_power_cut=prepare' proves another one",
+        )
+        return
+    if "pveperf" in result["methods"] and min_fsyncs_per_second and rate < min_fsyncs_per_second:
+        _fail(
+            result,
+            "slow",
+            f"{seen} ({result['filesystem']} on {device}); wanted at least "
+            f"{number_text(min_fsyncs_per_second)} ({threshold_name}). A slow disk stalls the token of the whole "
+            "cluster",
         )
         return
     warnings: list[tuple[str, str]] = []

@@ -249,6 +249,14 @@ def test_verdicts() -> None:
     assert (slow["verdict"], slow["reason"]) == ("fail", "slow"), "a refusal goes before a warning"
 
 
+def test_a_disk_that_lies_and_is_slow_is_refused_for_its_lies() -> None:
+    """A faster one would be replaced for nothing."""
+    proof = {"verdict": "convicted", "drive_identity": "eui.1", "time": "2026-11-01T00:00:00Z", "evidence": "20 lost"}
+    result = figures(drive_identity="eui.1")
+    fsync_bench.judge(result, min_fsyncs_per_second=1e9, power_cut=proof)
+    assert (result["verdict"], result["reason"]) == ("fail", "lying") and "as a power cut proved" in result["message"]
+
+
 def test_an_acquittal_does_not_outlive_the_protection() -> None:
     """The power cut was survived with it."""
     suspect = [{"rule": "latency", "evidence": "median fdatasync of 0.02 ms"}]
