@@ -212,8 +212,7 @@ def test_token_and_refusals_of_a_change(members: Callable[[int], Member], tmp_pa
     for wanted, message in (
         ({"cluster_name": "other", "token_ms": 5000}, "is of the cluster 'pvelab'"),
         ({"nodes": [{"name": "pve2", "node_id": 1, "links": ["10.77.0.2"]}]}, "already has node pve1"),
-        # corosync -t judges what the semantic checks let through.
-        ({"token_ms": 1}, "corosync refuses the new corosync.conf"),
+        ({"token_ms": 1}, "corosync.conf would be wrong: totem.token is 1"),
     ):
         assert message in first.change(**wanted)["error"]
     assert (first.pve / "corosync.conf").read_bytes() == text

@@ -152,7 +152,7 @@ def test_what_is_refused_changes_nothing(members: Make, watch1: Add, place: Path
         wait_gone(first, "priv/lock/pveguard")
 
     refused("need 3 of 4", probe_votes=1)
-    refused("must be one of: present, absent", probe_state="maybe")
+    refused("is not one of present, absent", probe_state="maybe")
     code, output = run(place, nodes, probe)
     assert code != 0 and "say what is to be done: -e probe_state=present or" in output, output
     refused("the group pve_probe has watch1", probe_host="pve1")
