@@ -221,7 +221,7 @@ def cluster_plan(
         hosts[host] = {
             "cluster": own.get("corosync_cluster_name") or None,
             "node": (own.get("pveguard_node") or {}).get("node"),
-            "probe": _is_probe(own),
+            "probe": probe.is_described(own),
         }
     return plan.cluster_plan(hosts, list(play_hosts), bootstrap or None, joining_probe or None)
 
@@ -245,7 +245,7 @@ def _compared(hosts: HostVariables) -> list[dict[str, Any]]:
     """What the nodes of each cluster say, side by side."""
     nodes = {host: (own.get("pveguard_node") or {}).get("node") for host, own in hosts.items()}
     wanted = {host: own.get("corosync_cluster_name") or None for host, own in hosts.items()}
-    return corosync_compare.compare(nodes, wanted, [host for host, own in hosts.items() if _is_probe(own)])
+    return corosync_compare.compare(nodes, wanted, [host for host, own in hosts.items() if probe.is_described(own)])
 
 
 def assessments(hostvars: Any, play_hosts: Collection[str]) -> dict[str, dict[str, Any]]:
@@ -269,12 +269,8 @@ def _wishes(own: Mapping[str, Any]) -> assess.Wishes:
     return assess.Wishes(
         ha_state=str(own.get("ha_state") or "auto"),
         # What a probe stores is nobody's.
-        ram_state=variables.as_bool(own.get("ram_state_enabled", True)) and not _is_probe(own),
+        ram_state=variables.as_bool(own.get("ram_state_enabled", True)) and not probe.is_described(own),
     )
-
-
-def _is_probe(own: Mapping[str, Any]) -> bool:
-    return probe.GROUP in (own.get("group_names") or ())
 
 
 def _typed(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:

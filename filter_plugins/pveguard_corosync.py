@@ -36,7 +36,7 @@ def differences(hostvars: Any, hosts: Collection[str] = ()) -> list[dict[str, An
     for host, own in rendered(hostvars).items():
         nodes[host] = _facts(own)
         wanted[host] = own.get("corosync_cluster_name") or None
-        if probe.GROUP in (own.get("group_names") or ()):
+        if probe.is_described(own):
             probes.append(host)
     return corosync_compare.compare(nodes, wanted, probes)
 

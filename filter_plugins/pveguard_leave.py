@@ -23,7 +23,7 @@ def decision(hostvars: Any, play_hosts: Collection[str], name: str, dead: bool =
     ``{{ hostvars | pveguard_leave_decision(ansible_play_hosts_all, leave_node, leave_dead) }}``
     """
     facts = {host: (hostvars[host].get("pveguard_node") or {}).get("node") for host in play_hosts}
-    probes = [host for host in play_hosts if probe.GROUP in (hostvars[host].get("group_names") or ())]
+    probes = [host for host in play_hosts if probe.is_described(hostvars[host])]
     return leave.decide(str(name), facts, list(play_hosts), dead, probes)
 
 

@@ -39,7 +39,7 @@ def recover(
     every = rendered(hostvars)
     nodes = {host: _facts(own) if host in asked else None for host, own in every.items()}
     wanted = {host: own.get("corosync_cluster_name") or None for host, own in every.items()}
-    probes = [host for host, own in every.items() if probe.GROUP in (own.get("group_names") or ())]
+    probes = [host for host, own in every.items() if probe.is_described(own)]
     found = corosync_recover.plan(nodes, wanted, done, choice, probes)
     steps = [step for cluster in found for step in cluster["steps"]]
     return {

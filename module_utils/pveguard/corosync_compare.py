@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from . import corosync_conf, probe, text_table
+from . import corosync_conf, plan, probe, text_table
 from .corosync_conf import CorosyncConfError, short_name
 
 PROBLEM, WARNING = "problem", "warning"
@@ -232,7 +232,7 @@ def _view(host: str, facts: Mapping[str, Any] | None) -> View:
     # Where the cluster file system is not installed there is no daemon that could be down.
     packages = facts.get("packages")
     pmxcfs = (facts.get("pmxcfs") or {}) if packages is None or packages.get("pve-cluster") else {}
-    name = short_name(str(facts.get("hostname") or host))
+    name = plan.node_name(host, facts)
     member = not info.get("example_conf")
     cluster_name = info.get("cluster_name") if member else None
     return View(
@@ -247,20 +247,7 @@ def _view(host: str, facts: Mapping[str, Any] | None) -> View:
         listed=tuple((m.get("id"), str(m["name"])) for m in info.get("members") or () if m.get("name")) if member else (),
         probes=frozenset(probe.ids(info)) if member else frozenset(),
         probe=probe.is_one(facts),
-        addresses={
-            **{
-                corosync_conf.address_key(str(address)): str(m["name"])
-                for m in info.get("members") or ()
-                for address in m.get("addresses") or ()
-                if m.get("name")
-            },
-            **{
-                corosync_conf.address_key(str(address)): str(member_name)
-                for member_name, address in (pmxcfs.get("member_addresses") or {}).items()
-            },
-        }
-        if member
-        else {},
+        addresses=plan.names_by_address({"corosync": info, "pmxcfs": pmxcfs}) if member else {},
         running=bool(info.get("running")),
         running_version=info.get("running_config_version"),
         member_versions={int(number): version for number, version in (info.get("member_config_versions") or {}).items()},

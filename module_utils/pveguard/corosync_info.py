@@ -306,7 +306,7 @@ def _on_pve(root: Path, errors: list[str]) -> tuple[bytes | None, dict[str, tupl
     hold this process too.
     """
 
-    def work(_caller: Any = None) -> dict[str, Any]:
+    def work() -> dict[str, Any]:
         data = read_or_none(root / CLUSTER_COPY)
         places = {}
         for name in _names(data):
@@ -314,16 +314,10 @@ def _on_pve(root: Path, errors: list[str]) -> tuple[bytes | None, dict[str, tupl
         return {"conf": None if data is None else data.decode("latin-1"), "places": places}
 
     try:
-        if not pmxcfs.mounted(root):
-            said = work()
-        else:
-            with supervised.endings() as signals:
-                said = supervised.Child(work, lambda: None).run(signals, ANSWER_S, 5.0)
+        said = supervised.ask(work, ANSWER_S) if pmxcfs.mounted(root) else work()
     except supervised.Stalled:
         said = {}
         errors.append(f"/{CLUSTER_COPY}: no answer from the daemon within {ANSWER_S:g} s")
-    except supervised.Interrupted as interrupted:
-        raise SystemExit(128 + interrupted.number) from None
     except OSError as error:
         said = {}
         errors.append(f"/{CLUSTER_COPY}: {error.strerror}")

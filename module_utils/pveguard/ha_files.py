@@ -13,8 +13,6 @@ from . import pve_file, supervised
 
 #: Seconds until all of it is read.
 ANSWER_S = 20.0
-#: Seconds until a child that was killed is gone.
-_KILL_S = 5.0
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)
 _FILES = {
     "resources": "ha/resources.cfg",
@@ -67,19 +65,12 @@ def json_object(text: str | None) -> dict[str, Any] | None:
 
 def read(root: Path = Path("/")) -> Files:
     """All of it; never raises, but SystemExit when a signal asks this process to end."""
-
-    def work(_caller: supervised.Caller) -> dict[str, Any]:
-        return _read(root)
-
     try:
-        with supervised.endings() as signals:
-            found = supervised.Child(work, lambda: None).run(signals, ANSWER_S, _KILL_S)
+        found = supervised.ask(lambda: _read(root), ANSWER_S)
     except supervised.Stalled:
         return Files(error=f"{pve_file.MOUNT} does not answer within {ANSWER_S:g} s")
     except OSError as error:
         return Files(error=f"{pve_file.MOUNT} cannot be read: {error.strerror}")
-    except supervised.Interrupted as interrupted:
-        raise SystemExit(128 + interrupted.number) from None
     return _files(found)
 
 

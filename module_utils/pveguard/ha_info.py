@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import math
 import re
-import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import ha_fencing, ha_files, section_config
+from . import ha_fencing, ha_files, node_name, section_config
 from .run import CommandMissing, Run
 from .run import run as real_run
 from .systemd import unit_states
@@ -108,7 +107,7 @@ def collect(
     """
     root = Path(root)
     now = time.time() if now is None else now
-    host = hostname or socket.gethostname().split(".", 1)[0]
+    host = hostname or node_name.own()
     services = service_states(run, root)
     here = [unit for unit in UNITS if services[unit]["installed"]]
     files = ha_files.read(root)

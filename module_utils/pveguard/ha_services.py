@@ -11,7 +11,6 @@ import copy
 import fcntl
 import json
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import ha_fencing, ha_info, pve_file
+from . import ha_fencing, ha_info, node_name, pve_file
 from .atomic import fsync_dir, write_atomic
 from .errors import PveguardError
 from .ha_info import CRM, LRM, MANAGERS, MUX
@@ -122,7 +121,7 @@ def apply(
     watchdog has a client (and the manager cannot disarm), or the cluster file system cannot be read or has no quorum;
     and when a service does not stop or start.
     """
-    node = _Node(run, Path(root), hostname or socket.gethostname().split(".", 1)[0], sleep, clock, ticks)
+    node = _Node(run, Path(root), hostname or node_name.own(), sleep, clock, ticks)
     if check:
         return _apply(node, state, part, blacklist_softdog, check, release_wait_s)
     if state == "disabled" and part != "watchdog" and release_wait_s > 0 and node.held:

@@ -194,12 +194,8 @@ def _by_address(name: str, answers: Mapping[str, Facts]) -> str:
     """The name of a node that did not answer and may be given by its address, as the members know it."""
     key = corosync_conf.address_key(name)
     for facts in answers.values():
-        for member in facts["corosync"].get("members") or []:
-            if member.get("name") and key in {corosync_conf.address_key(str(each)) for each in member.get("addresses") or ()}:
-                return str(member["name"])
-        for member_name, address in (facts["pmxcfs"].get("member_addresses") or {}).items():
-            if corosync_conf.address_key(str(address)) == key:
-                return str(member_name)
+        if found := plan.names_by_address(facts).get(key):
+            return found
     return corosync_conf.short_name(name)
 
 

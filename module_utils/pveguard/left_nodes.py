@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import shlex
 from collections.abc import Collection, Mapping, Sequence
@@ -59,16 +58,8 @@ def _members(tree: Tree, own_name: str) -> Collection[str] | None:
     except PveguardError:
         return None
     # An address in the place of a name says nothing about the directory; and a list without this node is not its own.
-    known = {str(name).split(".", 1)[0] for name in names if name and not _is_address(name)}
+    known = {name for name in names if name and corosync_conf.address(name) is None}
     return known if len(known) == len(names) and own_name in known else None
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 def _authorized(tree: Tree, name: str) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from . import probe
-from .corosync_conf import short_name
+from .corosync_conf import address_key, short_name
 
 Plan = dict[str, Any]
 
@@ -238,6 +238,18 @@ def _group_plan(
         else:
             plans[host] = _plan("join", cluster=cluster, seed=seed, reason="not a member yet")
     return plans
+
+
+def names_by_address(node: Mapping[str, Any]) -> dict[str, str]:
+    """``{address: name}`` of the members that a node (facts of node_info) knows, by corosync.conf before what they tell each
+    other; addresses in the form of :func:`corosync_conf.address_key`.
+    """
+    told = ((node.get("pmxcfs") or {}).get("member_addresses") or {}).items()
+    found = {address_key(str(address)): str(name) for name, address in told}
+    for member in (node.get("corosync") or {}).get("members") or ():
+        if member.get("name"):
+            found.update({address_key(str(address)): str(member["name"]) for address in member.get("addresses") or ()})
+    return found
 
 
 def _namesakes(hosts: Collection[str], nodes: Mapping[str, Mapping[str, Any] | None]) -> dict[str, list[str]]:

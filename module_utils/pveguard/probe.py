@@ -26,6 +26,11 @@ FOREIGN = {
 }
 
 
+def is_described(variables: Mapping[str, Any]) -> bool:
+    """Whether the inventory has the host of these variables as a probe."""
+    return GROUP in (variables.get("group_names") or ())
+
+
 def is_listed(member: Mapping[str, Any]) -> bool:
     """Whether a member of corosync_info's ``members`` is a probe, as far as the cluster tells.
 

@@ -212,7 +212,7 @@ def answered(action: Callable[[], object], answer_s: float = ANSWER_S) -> None:
     It may raise OSError, which is raised here again; ETIMEDOUT when it is not done after ``answer_s`` seconds.
     """
 
-    def work(_caller: supervised.Caller) -> dict[str, str]:
+    def work() -> dict[str, str]:
         try:
             action()
         except OSError:
@@ -222,12 +222,9 @@ def answered(action: Callable[[], object], answer_s: float = ANSWER_S) -> None:
         return {"done": "yes"}
 
     try:
-        with supervised.endings() as signals:
-            done = supervised.Child(work, lambda: None).run(signals, answer_s, 5.0)
+        done = supervised.ask(work, answer_s)
     except supervised.Stalled:
         raise OSError(errno.ETIMEDOUT, f"no answer from the daemon within {answer_s:g} s") from None
-    except supervised.Interrupted as interrupted:
-        raise SystemExit(128 + interrupted.number) from None
     if "mistake" in done:
         raise RuntimeError(done["mistake"])
     if not done:

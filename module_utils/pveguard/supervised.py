@@ -30,6 +30,8 @@ ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 #: Ends what the child says, and stands before it for each sign of progress.
 _END, _PROGRESS = b"\n", b"."
+#: Seconds until a child that was killed is gone, where the caller does not say.
+_KILL_S = 5.0
 
 
 class Interrupted(BaseException):
@@ -198,6 +200,19 @@ class Child:
             self._clean_up()
         finally:
             os._exit(0)
+
+
+def ask(work: Callable[[], dict[str, Any]], seconds: float) -> dict[str, Any]:
+    """What ``work`` returns, from a :class:`Child` that leaves nothing behind; {} when it was ended before.
+
+    Raises :class:`Stalled` after ``seconds`` without an answer, OSError as the work did, and SystemExit when a signal asks this
+    process to end.
+    """
+    try:
+        with endings() as signals:
+            return Child(lambda _caller: work(), lambda: None).run(signals, seconds, _KILL_S)
+    except Interrupted as interrupted:
+        raise SystemExit(128 + interrupted.number) from None
 
 
 def _listen(reader: int, signals: Endings, silence_s: float) -> dict[str, Any]:

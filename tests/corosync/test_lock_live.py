@@ -5,41 +5,22 @@ the quorum of a cluster of one is lost by then, and the lock of the change canno
 from __future__ import annotations
 
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from ansible.module_utils.pveguard import corosync_change
 
-from lab.tests.doubles.harness import wait_for, why_not
+from lab.tests.doubles.harness import wait_for
 
-from .nodes import Member, Switch
-from .test_membership import founded, join
+from .nodes import Member
+from .test_membership import founded, join, members
 
+__all__ = ["members"]  # the fixture
 pytestmark = [pytest.mark.slow, pytest.mark.root]
 
 Make = Callable[[int], Member]
-
-
-@pytest.fixture
-def members() -> Iterator[Make]:
-    reason = why_not() or (None if shutil.which("corosync") else "needs corosync")
-    if reason:
-        pytest.skip(reason)
-    switch = Switch()
-    made: list[Member] = []
-
-    def make(number: int) -> Member:
-        made.append(Member(number))
-        switch.plug(made[-1])
-        return made[-1]
-
-    yield make
-    for node in made:
-        node.close()
-    switch.close()
 
 
 def lock_of(node: Member) -> Any:

@@ -4,42 +4,32 @@
 from __future__ import annotations
 
 import gzip
-import shutil
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 
 from lab import cluster
-from lab.tests.doubles.harness import PVECM, RUN_AT, Node, wait_for, why_not
-from tests.corosync.nodes import PATH, Member, Switch
+from lab.tests.doubles.harness import PVECM, RUN_AT, Node, wait_for
+from tests.corosync.nodes import PATH, Member
+from tests.corosync.test_membership import members as plain_members
 
+__all__ = ["plain_members"]  # the fixture
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 
 @pytest.fixture
-def members() -> Iterator[Callable[[int], Member]]:
-    reason = why_not() or (None if shutil.which("corosync") else "needs corosync")
-    if reason:
-        pytest.skip(reason)
-    switch = Switch()
-    made: list[Member] = []
-
+def members(plain_members: Callable[[int], Member]) -> Callable[[int], Member]:
     def make(number: int) -> Member:
-        node = Member(number)
-        made.append(node)
-        switch.plug(node)
+        node = plain_members(number)
         (node.root / "run/bin/pvecm").symlink_to(f"{RUN_AT}/usr/bin/pvecm")
         (node.root / "run/lock").mkdir()
         node.sh("mkdir -p /run/n/etc/ssh; echo PermitRootLogin prohibit-password > /etc/ssh/sshd_config")
         return node
 
-    yield make
-    for node in made:
-        node.close()
-    switch.close()
+    return make
 
 
 def pvecm(node: Member, *arguments: str) -> subprocess.CompletedProcess[str]:
