@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import sqlite3
 import struct
 import time
@@ -55,6 +56,9 @@ MERGE_SECONDS = 2.0
 MEMORY = ("/dev/shm", "/run")
 #: Memory that stays free there.
 MEMORY_RESERVE = 16 * 1024 * 1024
+
+#: That wait for the end of a look: what their handlers raise would be lost where SQLite calls into Python.
+_HELD_BACK = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _VFS = "pveguard-read"
 _LOG_HEADER = 32
@@ -186,7 +190,11 @@ def look(path: str, function: Callable[[sqlite3.Connection], Value], seconds: fl
             if os.path.exists(f"{path}-journal") and os.stat(f"{path}-journal").st_size:
                 raise Unreadable(f"{path}-journal: a transaction was not finished; the daemon finishes it at its start")
             if tries % (LOOKS_BEFORE_COPY + 1) and (not files.has_log or _vfs()):
-                return _through(files, function)
+                former = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+                try:
+                    return _through(files, function)
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, former)
             return _copied(files, function)
         except _Torn:
             failed = 0

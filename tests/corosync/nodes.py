@@ -32,7 +32,7 @@ file() {{
 lives() {{ [ "/proc/$1/ns/mnt" -ef /proc/self/ns/mnt ]; }} # a zombie has no namespaces
 stop() {{ local p; p=$(pid "$(file "$1")") || return 0; kill "$p"
     # The process, not its file: that goes before the process does. In the end as systemd does at TimeoutStopSec.
-    for _ in $(seq 1800); do lives "$p" || return 0; sleep 0.05; done
+    for _ in $(seq "$(cat /run/stop-polls 2> /dev/null || echo 1800)"); do lives "$p" || return 0; sleep 0.05; done
     kill -9 "$p"; while lives "$p"; do sleep 0.05; done; }}
 start() {{ pid "$(file "$1")" > /dev/null && return 0
     case $1 in

@@ -95,11 +95,14 @@ def run(spaces: dict[str, str], faults: Faults, tmp_path: Path) -> Run:
     return play
 
 
+#: Bounds that a busy machine keeps.
+BOUNDS = ("-e", '{"link_gate_rtt_fail_ms": 600, "link_gate_jitter_fail_ms": 600, "link_gate_duration": 6}')
+
+
 def test_of_three_new_nodes_only_the_one_behind_the_bad_link_is_refused(run: Run, faults: Faults) -> None:
-    """The third is out and the others go on; without the fault it goes on too. Bounds that a busy machine keeps."""
-    bounds = ["-e", '{"link_gate_rtt_fail_ms": 600, "link_gate_jitter_fail_ms": 600, "link_gate_duration": 6}']
+    """The third is out and the others go on; without the fault it goes on too."""
     faults.delay_ms = 400
-    done, results = run(*bounds, n1="bootstrap", n2="join", n3="join")
+    done, results = run(*BOUNDS, n1="bootstrap", n2="join", n3="join")
     assert done.returncode == 2
     assert results["n3"]["verdict"] == "fail" and results["n3"]["under_load"]
     for part in ("n3: link 0 to n1", "round-trip time p99", "wanted at most 600 ms", "link_gate_rtt_fail_ms"):
@@ -110,7 +113,7 @@ def test_of_three_new_nodes_only_the_one_behind_the_bad_link_is_refused(run: Run
     assert "changed=0" in done.stdout and "Traceback" not in done.stdout + done.stderr
 
     faults.delay_ms = 0
-    done, results = run(*bounds, n1="bootstrap", n2="join", n3="join")
+    done, results = run(*BOUNDS, n1="bootstrap", n2="join", n3="join")
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("joined") == 3 and "needed_ms" in done.stdout
     assert "fail" not in {result["verdict"] for result in results.values()}
@@ -135,7 +138,7 @@ def test_never_measures_nobody_and_always_measures_members_at_rest(run: Run, fau
     done, results = run("-e", "pveguard_gate_enforce=never", n1="adopt", n2="join", n3="join")
     assert done.returncode == 0
     assert {result["reason"] for result in results.values()} == {"not_asked"}
-    done, results = run("-e", "pveguard_gate_enforce=always", n1="adopt", n2="adopt", n3="adopt")
+    done, results = run(*BOUNDS, "-e", "pveguard_gate_enforce=always", n1="adopt", n2="adopt", n3="adopt")
     assert done.returncode == 2
     assert not any(result["under_load"] for result in results.values())
     assert {host for host, result in results.items() if result["verdict"] == "fail"} == {"n3"}

@@ -7,6 +7,7 @@ import ctypes
 import os
 import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -504,6 +505,35 @@ def test_no_name_of_the_carried_code_is_used_again(program: str) -> None:
     names = re.findall(r"^(?:def |class )?(\w+)(?:\(| =|: Any =|:.* = )", text, re.MULTILINE)
     names = [name for name in names if name not in ("if", "for", "with", "from", "import")]
     assert "look" in names and sorted({name for name in names if names.count(name) > 1}) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_in_the_middle_of_opening_is_not_lost(
+    path: Path, writer: Writer, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """SQLite calls into Python there, and an exception out of a handler went nowhere: who was told to end went on."""
+    fill(writer)
+
+    class Told(Exception):
+        pass
+
+    def told(*_: object) -> None:
+        raise Told
+
+    quietly = live_database._read_quietly
+
+    def struck(name: bytes) -> None:
+        os.kill(os.getpid(), number)
+        quietly(name)
+
+    monkeypatch.setattr(live_database, "_read_quietly", struck)
+    former = signal.signal(number, told)
+    try:
+        with pytest.raises(Told):
+            live_database.look(str(path), count)
+    finally:
+        signal.signal(number, former)
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {number}
 
 
 def test_a_look_leaves_no_time_of_access(tmp_path: Path) -> None:
