@@ -57,7 +57,8 @@ MEMORY = ("/dev/shm", "/run")
 #: Memory that stays free there.
 MEMORY_RESERVE = 16 * 1024 * 1024
 
-#: That wait for the end of a look: what their handlers raise would be lost where SQLite calls into Python.
+#: That wait for the end of a look: what their handlers raise would be lost where SQLite calls into Python. (Another thread of
+#: the process may still be given one; none of ours that has a handler which raises reads beside others.)
 _HELD_BACK = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _VFS = "pveguard-read"

@@ -523,7 +523,8 @@ def test_a_signal_in_the_middle_of_opening_is_not_lost(
     quietly = live_database._read_quietly
 
     def struck(name: bytes) -> None:
-        os.kill(os.getpid(), number)
+        # To this thread, the only one in the programs; the workers of the tests have others.
+        signal.pthread_kill(threading.get_ident(), number)
         quietly(name)
 
     monkeypatch.setattr(live_database, "_read_quietly", struck)
