@@ -4,7 +4,7 @@
 
     python bench/fsync_gate.py [--json] [--path DIRECTORY] [--rounds N] [--seconds S] [--iops N]
 
-ours is module_utils/pveguard/fsync_bench.py, methods pveperf and fdatasync; the loop in Perl is in this file and makes
+ours is module_utils/pveguard/gates/fsync_bench.py, methods pveperf and fdatasync; the loop in Perl is in this file and makes
 the calls of the real program, which prints into Perl's buffer, syncs, and closes; the last is etcd's check. A round of
 each pair is a row of short turns of a fraction of a second, ours and theirs by turns (and the other way round every
 other time), so that what else the machine does falls on both; rates and percentiles are those of all turns of the round
@@ -37,7 +37,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "module_utils"))
 
-from pveguard import block_device  # type: ignore[import-not-found]  # noqa: E402
+from pveguard.disk import block_device  # type: ignore[import-not-found]  # noqa: E402
 
 #: Ratios of ours by theirs.
 AIMS = {"ratio_pveperf": (0.95, 1.05), "ratio_fio_p99": (0.8, 1.25), "ratio_fio_rate": (0.9, 1.1)}
@@ -187,7 +187,7 @@ def fio_turn(side: Side, directory: Path, seconds: float, enter: Enter) -> None:
 OURS = """
 import gc, json, os, sys, time
 sys.path.insert(0, sys.argv[1])
-from pveguard import fsync_bench
+from pveguard.gates import fsync_bench
 method, directory = sys.argv[2:]
 kept = fsync_bench.Pveperf(directory) if method == "pveperf" else None
 gc.disable()
