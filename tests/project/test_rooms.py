@@ -19,7 +19,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "disk": ("base", "pmxcfs"),
     "ha": ("base", "formats", "pmxcfs"),
     "corosync": ("base", "formats", "pmxcfs", "ha"),
-    "state": ("base", "formats"),
+    "state": ("base", "formats", "pmxcfs"),
     "cluster": ("base", "formats", "pmxcfs", "disk", "ha", "corosync", "state"),
     "gates": ("base", "disk"),
     "writes": ("base", "formats", "pmxcfs", "disk", "corosync"),
