@@ -49,7 +49,7 @@ sys.path.insert(0, str(PACKAGE / "root/usr/lib/pve-cluster-lab"))
 
 from pmxcfs_lab.memdb import DIRECTORY, FILE, SCHEMA  # type: ignore[import-not-found]  # noqa: E402
 
-PROGRAM = ROOT / "roles/ram_state/files/pve-state"
+PROGRAM = ROOT / "scripts/pve-state"
 UNIT = ROOT / "roles/ram_state/files/units/pveguard-state-watch.service"
 MIB = 1 << 20
 #: One heartbeat of the HA stack: seconds between two, bytes of lrm_status. Each is create, write and rename.

@@ -1,5 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Founding, joining and leaving a cluster, detached from the connection, because /etc/pve goes away."""
+"""Make this node the first or another member of a cluster, or a node by itself again; or leave it exactly as it was.
+
+    cluster-member run REQUEST RESULT
+
+REQUEST is a JSON file (removed when read: it holds the cluster's key), RESULT the JSON file that is written
+at the end. The daemon of the cluster file system is stopped on the way, and with it may go every ssh login,
+so this runs as a unit of its own, never under the connection that started it. Whatever fails, and when the
+deadline has passed, the database, the files and the units are put back and the node runs as before.
+
+Request: state (``bootstrapped``, ``joined`` or ``left``), node_name, node_id, cluster_name, conf (text), authkey
+(base64 or null: made anew), expected_ids (node ids that must be in the membership), deadline_s, tree_sha256
+(of the database that was judged before; null skips the comparison), run_updatecerts. For ``left`` neither conf,
+authkey nor ids are needed: the node gives up the cluster's database, key and corosync.conf, which the store keeps.
+
+Result: changed, generation, cluster_name, node_id, live_member_ids, config_version, waited_s, steps,
+warnings; on failure ``error`` and ``restored``.
+"""
 
 from __future__ import annotations
 
@@ -444,7 +460,8 @@ def _interrupted(number: int, _frame: object) -> None:
     raise Failure(f"stopped by signal {signal.Signals(number).name}")
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
     if len(argv) != 3 or argv[0] != "run":
         print(__doc__, file=sys.stderr)
         return 2
@@ -464,7 +481,3 @@ def main(argv: list[str]) -> int:
     write_atomic(result_file, json.dumps(result, indent=1).encode(), 0o600)
     print(result.get("error") or f"done in {result.get('waited_s')} s", flush=True)
     return 1 if "error" in result else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -495,8 +495,14 @@ def load_config(paths, args):
         return Config()
 
 
-def main(argv=None):
-    Parser.as_json = "--json" in (sys.argv[1:] if argv is None else argv)
+def answer(argv):
+    """The exit code of a command and its result, which is not printed. SystemExit for what cannot be understood."""
+    code, result, _ = _carried_out(argv)
+    return code, result
+
+
+def _carried_out(argv):
+    Parser.as_json = "--json" in argv
     args = parser().parse_args(argv)
     paths = Paths(args.root)
     try:
@@ -516,14 +522,16 @@ def main(argv=None):
             traceback.print_exc()
     if args.result:
         write_volatile(args.result, result)
+    return code, result, args
+
+
+def main(argv=None):
+    # Names on /etc/pve may be any bytes, and a locale may know no letters beyond ASCII.
+    if argv is None and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    code, result, args = _carried_out(sys.argv[1:] if argv is None else argv)
     if args.json:
         print(json.dumps(result, sort_keys=True))
     elif "message" in result:
         print(result["message"])
     return code
-
-
-if __name__ == "__main__":
-    # Names on /etc/pve may be any bytes, and a locale may know no letters beyond ASCII.
-    sys.stdout.reconfigure(errors="backslashreplace")
-    sys.exit(main())
