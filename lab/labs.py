@@ -50,28 +50,16 @@ class Lab(Store):
                 raise LabError(f"--nvme {', '.join(unknown)}: the nodes are {', '.join(names)}")
             if unknown := [node for node in plain if node not in names]:
                 raise LabError(f"--plain {', '.join(unknown)}: the nodes are {', '.join(names)}")
-            if self.running() and not fresh:
-                if set(state.nodes) <= set(store.built(self.manifest())):
-                    bringup.up_running(self, names, profile, release, nvme, memory, plain, source)
-                    return
+            again = not fresh and bool(self.running())
+            if again and not set(state.nodes) <= set(store.built(self.manifest())):
                 say("the last start did not come to its end: the nodes begin anew")
                 guests.kill(self, self.running())
-            if not nvme and not fresh:
-                nvme = [node for node in names if state.nodes.get(node, {}).get("nvme")]
-            if not plain and not fresh:
-                plain = [node for node in names if self.is_plain(node)]
-            bringup.up_stopped(
-                self,
-                names,
-                profile or state.profile or "pve",
-                release or state.release or "trixie",
-                fresh,
-                nvme,
-                memory or state.memory,
-                port_base,
-                source,
-                plain,
-            )
+                again = False
+            if not again and not fresh:
+                nvme = nvme or [node for node in names if state.nodes.get(node, {}).get("nvme")]
+                plain = plain or [node for node in names if self.is_plain(node)]
+            wanted = bringup.Wanted(names, profile, release, memory, nvme, plain, fresh, port_base, source)
+            (bringup.up_running if again else bringup.up_stopped)(self, wanted)
 
     def down(self, *, off: bool = False, discard: bool = False, remove: bool = False) -> None:
         """Leave no process. Default: save the running state, so that the next ``up`` goes on with it.
