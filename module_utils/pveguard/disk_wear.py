@@ -200,34 +200,7 @@ def read(
     """
     notes: list[str] = []
     name, transport = disk["name"], disk["transport"]
-    result: dict[str, Any] = {
-        "disk": name,
-        "model": disk["model"],
-        "serial_sha256": None,
-        "kind": {"nvme": "nvme", "sata": "sata", "sas": "sas"}.get(transport or "", "unknown"),
-        "virtual": disk["virtual"],
-        "rotational": disk["rotational"],
-        "size_bytes": disk["size_bytes"],
-        "written_bytes": None,
-        "written_from": None,
-        "nand_bytes": None,
-        "nand_from": None,
-        "drive_amplification": None,
-        "percentage_used": None,
-        "percentage_from": None,
-        "spare_percent": None,
-        "media_errors": None,
-        "unsafe_shutdowns": None,
-        "power_on_hours": None,
-        "health_passed": None,
-        "health": [],
-        "power_loss_protection": None,
-        "power_loss_rule": None,
-        "rated_tbw_bytes": None,
-        "rated_from": None,
-        "tool": None,
-        "notes": notes,
-    }
+    result = _nothing_known(disk, notes)
     serial = disk["serial"]
     counts = _Counts()
     answer: dict[str, Any] | None = None
@@ -261,6 +234,38 @@ def read(
         _rate(result, table, notes)
     _settle(result, counts, disk, notes)
     return result
+
+
+def _nothing_known(disk: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """A result of :func:`read` before the drive is asked."""
+    return {
+        "disk": disk["name"],
+        "model": disk["model"],
+        "serial_sha256": None,
+        "kind": {"nvme": "nvme", "sata": "sata", "sas": "sas"}.get(disk["transport"] or "", "unknown"),
+        "virtual": disk["virtual"],
+        "rotational": disk["rotational"],
+        "size_bytes": disk["size_bytes"],
+        "written_bytes": None,
+        "written_from": None,
+        "nand_bytes": None,
+        "nand_from": None,
+        "drive_amplification": None,
+        "percentage_used": None,
+        "percentage_from": None,
+        "spare_percent": None,
+        "media_errors": None,
+        "unsafe_shutdowns": None,
+        "power_on_hours": None,
+        "health_passed": None,
+        "health": [],
+        "power_loss_protection": None,
+        "power_loss_rule": None,
+        "rated_tbw_bytes": None,
+        "rated_from": None,
+        "tool": None,
+        "notes": notes,
+    }
 
 
 @dataclass
