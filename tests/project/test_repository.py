@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
+from tests.project import ansible_runs
+
 ROOT = Path(__file__).resolve().parents[2]
 #: Top-level folders that every Debian machine has (FHS 3.0); any other is peculiar to one machine.
 COMMON_FOLDERS = {
@@ -183,11 +185,7 @@ def _playbooks() -> list[Path]:
 def test_playbooks_pass_the_syntax_check() -> None:
     playbooks = [str(path) for path in _playbooks()]
     assert str(ROOT / "site.yml") in playbooks
-    environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
-    program = str(Path(sys.executable).parent / "ansible-playbook")
-    command = [program, "--syntax-check", "-i", "node,", *playbooks]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr or result.stdout
+    ansible_runs.run("ansible-playbook", "--syntax-check", "-i", "node,", *playbooks)
 
 
 def test_playbooks_gather_no_facts_and_need_no_group() -> None:
