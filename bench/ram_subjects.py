@@ -24,7 +24,7 @@ from lab.tests.doubles.harness import PACKAGE, LoopDevice, Node, wait_for  # noq
 
 sys.path.insert(0, str(PACKAGE / "root/usr/lib/pve-cluster-lab"))
 
-from pmxcfs_lab.memdb import DIRECTORY, FILE, SCHEMA  # type: ignore[import-not-found]  # noqa: E402
+from pmxcfs_lab.memdb import DIRECTORY, FILE, SCHEMA  # noqa: E402
 
 PROGRAM = ROOT / "roles/ram_state/files/pve-state"
 UNIT = ROOT / "roles/ram_state/files/units/pveguard-state-watch.service"

@@ -124,6 +124,7 @@ steps:
 """
 
 import platform
+from typing import Any
 
 from ansible.module_utils.pveguard import cluster_member
 from ansible.module_utils.pveguard.errors import PveguardError
@@ -173,7 +174,7 @@ def main() -> None:
                 msg=f"{request.node_name} must not {verb} the cluster {request.cluster_name!r}; "
                 "nothing was changed: " + "; ".join(judgement.refusals)
             )
-        result = {"generation": None}
+        result: dict[str, Any] = {"generation": None}
         if not module.check_mode:
             result = cluster_member.apply(request, judgement, params["program"])
     except (PveguardError, OSError) as error:

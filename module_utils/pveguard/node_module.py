@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule  # type: ignore[import-untyped]
+from ansible.module_utils.basic import AnsibleModule
 
 #: Characters of one value that are logged; a corosync.conf of 16 nodes is about this long.
 LOGGED = 2000

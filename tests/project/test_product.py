@@ -200,3 +200,16 @@ def test_a_circle_is_found_wherever_the_import_stands(tmp_path: Path) -> None:
         ["module_utils/pveguard/base/a.py", "module_utils/pveguard/state/b.py"],
     ]
     assert arrows["bench/q.py"] == {"lab/z.py"} and arrows["bench/p.py"] == {"bench/q.py"}
+
+
+# --- types ----------------------------------------------------------------------------------------------------
+
+
+def test_every_python_file_is_type_checked(python_files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    typecheck = load_file("scripts/typecheck.py")
+    groups, homeless = typecheck.grouped(python_files)
+    assert homeless == []
+    assert all(groups.values()), "a group without files"
+    assert {file for files in groups.values() for file in files} | set(typecheck.LEFT_OUT) == set(python_files)
+    assert typecheck.grouped(["elsewhere/program"])[1] == ["elsewhere/program"]
