@@ -273,7 +273,7 @@ journal:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.pveguard import corosync_change, corosync_conf, pve_lock
+from ansible.module_utils.pveguard import corosync_change, corosync_conf, corosync_wish, pve_lock
 from ansible.module_utils.pveguard.errors import PveguardError
 
 ARGUMENTS: dict[str, Any] = {
@@ -332,7 +332,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
-    wanted = corosync_change.Wanted(
+    wanted = corosync_wish.Wanted(
         cluster_name=params["cluster_name"],
         nodes=params["nodes"],
         token_ms=params["token"],

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import corosync_conf, corosync_info, ha_info, pmxcfs
+from . import corosync_check, corosync_conf, corosync_edit, corosync_info, ha_info, pmxcfs
 from .atomic import read_or_none, write_atomic
 from .detached import run_detached
 from .errors import PveguardError
@@ -98,7 +98,7 @@ def judge(
     if request.state == "bootstrapped":
         node = {"name": request.node_name, "node_id": request.node_id, "links": request.links}
         token = corosync_conf.DEFAULT_TOKEN_MS if request.token_ms is None else request.token_ms
-        conf = corosync_conf.render_new(request.cluster_name, [node], token)
+        conf = corosync_edit.render_new(request.cluster_name, [node], token)
     before = (info["host"] or {}).get("text", "")
     result = Judgement(False, [], conf, before, facts["tree_sha256"])
     own = info["cluster"]
@@ -278,7 +278,7 @@ def _name_refusals(request: Request, resolve: Resolve, is_local: Callable[[str],
 def _conf_refusals(request: Request, conf: str) -> list[str]:
     try:
         document = corosync_conf.parse(conf, "the cluster's corosync.conf")
-        corosync_conf.refuse_problems(document)
+        corosync_check.refuse_problems(document)
     except PveguardError as error:
         return [str(error)]
     if document.cluster_name != request.cluster_name:

@@ -21,7 +21,7 @@ from typing import Any
 
 from . import corosync_conf, corosync_info, ha_info, plan
 from .atomic import read_or_none, write_atomic
-from .corosync_change import CRYPTO_RELOAD_VERSION
+from .corosync_refusals import CRYPTO_RELOAD_VERSION
 from .errors import PveguardError
 from .run import Run
 from .run import run as real_run

@@ -12,10 +12,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import corosync_compare, corosync_conf, corosync_edit, probe, text_table
+from . import corosync_check, corosync_compare, corosync_conf, corosync_edit, probe, text_table
 from . import inventory as inventory_rules
-from .corosync_compare import View
 from .corosync_conf import Document, Node, Section
+from .corosync_views import View
 from .errors import PveguardError
 
 #: How Ansible reaches a host, as far as that is no secret. The first two are a host's own.
@@ -162,7 +162,7 @@ def _settings(document: Document) -> tuple[dict[str, Any], list[str]]:
 
     Every wish is put to the edits that the role makes: what they refuse or would write in another way is no variable.
     """
-    example = corosync_conf.parse(corosync_conf.render_new("new", [{"name": "n", "node_id": 1, "links": ["192.0.2.1"]}]))
+    example = corosync_conf.parse(corosync_edit.render_new("new", [{"name": "n", "node_id": 1, "links": ["192.0.2.1"]}]))
     defaults = _defaults(document, example)
     found = dict(_statements(document.root))
     left = {
@@ -185,7 +185,7 @@ def _settings(document: Document) -> tuple[dict[str, Any], list[str]]:
     if links:
         variables["corosync_link_options"] = links
     cipher, digest = document.crypto
-    sound = cipher in corosync_conf.CIPHERS and digest in corosync_conf.HASHES
+    sound = cipher in corosync_check.CIPHERS and digest in corosync_check.HASHES
     if sound and document.crypto != example.crypto:
         variables["corosync_crypto"] = {"cipher": cipher, "hash": digest}
     for name in _CRYPTO if sound else ():
@@ -220,7 +220,7 @@ def _link(document: Document, number: int, left: dict[str, str], tried: Document
     link: dict[str, Any] = {"number": number}
     for option, text in corosync_edit.link_options(document, number).items():
         value = _plain(text)
-        right = value in corosync_conf.LINK_TRANSPORTS if option == "transport" else isinstance(value, int)
+        right = value in corosync_check.LINK_TRANSPORTS if option == "transport" else isinstance(value, int)
         name = _link_key(number, option)
         if name in left and right and _stays(corosync_edit.set_link, tried, number, None, {option: value}):
             link[option] = value

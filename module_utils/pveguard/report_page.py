@@ -12,7 +12,7 @@ from typing import Any
 from . import block_writes, canvas_charts, html_page, report_summary, ring_events
 from .canvas_charts import REST, SERIES, Series
 from .html_page import Html, tag
-from .report_summary import Finding, names_text, rate
+from .report_summary import Finding, named, rate
 from .units import (
     MOST_YEARS,
     UNKNOWN,
@@ -193,7 +193,7 @@ def _notices(report: Mapping[str, Any], judged: Mapping[str, tuple[str, list[Fin
     made = []
     for kind in ("fail", "warn", UNKNOWN):
         items = [
-            Html(f"<strong>{html_page.text(names_text(names, 6))}</strong>: {html_page.text(text)}")
+            Html(f"<strong>{html_page.text(named(names, 6))}</strong>: {html_page.text(text)}")
             for (each, text), names in said.items()
             if each == kind
         ]
@@ -381,7 +381,7 @@ def _changed(report: Mapping[str, Any]) -> list[Html]:
     listed: list[object] = [*sorted(notes)]
     if missing:
         listed.append(
-            f"{names_text(missing, 6)}: no figures from before, because nothing was observed before protection; "
+            f"{named(missing, 6)}: no figures from before, because nothing was observed before protection; "
             "they cannot be had later"
         )
     if listed:
@@ -478,7 +478,7 @@ def _writers(report: Mapping[str, Any]) -> list[Html]:
             html_page.notice(
                 UNKNOWN,
                 Html(
-                    f"Who writes on {html_page.text(names_text(silent, 6))} is unknown: no window was observed there. "
+                    f"Who writes on {html_page.text(named(silent, 6))} is unknown: no window was observed there. "
                     '<code class="code">-e write_report_measure=always</code> observes one.'
                 ),
             )
@@ -662,7 +662,7 @@ def _writing_nodes(windows: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Htm
         numbers=range(1, 1 + len(rows)),
     )
     if len(order) > MAX_NODES:
-        loudest = tag("p", f"Most comes from {names_text(order[:3])}.")
+        loudest = tag("p", f"Most comes from {named(order[:3])}.")
         return [tag("h4", "By node"), loudest, html_page.details(f"All {len(order)} writing nodes", table)]
     return [tag("h4", "By node"), table]
 
@@ -733,7 +733,7 @@ def _drives(report: Mapping[str, Any]) -> list[Html]:
         parts.append(
             html_page.notice(
                 UNKNOWN,
-                f"No drive of {names_text(silent, 6)} has told anything: no drive with health data, no tool to ask it "
+                f"No drive of {named(silent, 6)} has told anything: no drive with health data, no tool to ask it "
                 "(smartmontools or nvme-cli), or not asked in this run.",
             )
         )
@@ -936,7 +936,7 @@ def _amplification(report: Mapping[str, Any]) -> list[Html]:
         members = result.get("members") or []
         said_notes = [
             *(
-                [f"Every member pays the same: {names_text([str(member) for member in members], 6)}."]
+                [f"Every member pays the same: {named([str(member) for member in members], 6)}."]
                 if len(members) > 1
                 else []
             ),
@@ -1013,7 +1013,7 @@ def _next(report: Mapping[str, Any]) -> list[Html]:
         items.append(
             tag(
                 "li",
-                tag("p", html_page.badge(step.kind, names_text(step.nodes, 6))),
+                tag("p", html_page.badge(step.kind, named(step.nodes, 6))),
                 tag("p", tag("strong", step.todo), " ", tag("code", step.code) if step.code else ""),
                 tag("p", "; ".join(why), class_="muted small"),
             )

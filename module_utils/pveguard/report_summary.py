@@ -118,7 +118,7 @@ def overall(report: Mapping[str, Any]) -> tuple[str, str]:
         )
         if names:
             why = f" ({reasons[0]})" if len(reasons) == 1 else ""
-            said.append(f"{names_text(names)} {'is' if len(names) == 1 else 'are'} {word}{why}")
+            said.append(f"{named(names)} {'is' if len(names) == 1 else 'are'} {word}{why}")
     if rate_known["nodes"]:
         before, after = number_text(rate_known["before"]), number_text(rate_known["after"])
         said.append(
@@ -127,7 +127,7 @@ def overall(report: Mapping[str, Any]) -> tuple[str, str]:
     return worst, " ".join(f"{each}." for each in said)
 
 
-def names_text(names: Sequence[str], limit: int = 4) -> str:
+def named(names: Sequence[str], limit: int = 4) -> str:
     """``a, b and c``, at most ``limit`` names and how many more."""
     if len(names) > limit:
         return f"{', '.join(names[: limit - 1])} and {len(names) - limit + 1} more"
@@ -364,7 +364,7 @@ def _ha(node: Mapping[str, Any]) -> list[Finding]:
         return [
             Finding(
                 FAIL,
-                f"HA is off but has resources ({names_text(ha['unattended'])}): nothing would restart them",
+                f"HA is off but has resources ({named(ha['unattended'])}): nothing would restart them",
                 "Bring HA back, or remove the resources.",
                 "ha_state: enabled, then make site; or ha-manager remove SID",
             )
@@ -384,7 +384,7 @@ def _ha(node: Mapping[str, Any]) -> list[Finding]:
         found.append(
             Finding(
                 WARN,
-                f"HA was switched off and came back ({names_text(ha['returned'])}): a package upgrade, or somebody by hand",
+                f"HA was switched off and came back ({named(ha['returned'])}): a package upgrade, or somebody by hand",
                 "Switch it off again, or set ha_state: keep.",
                 "make site",
             )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import block_writes, disk_wear, probe, report_summary, text_table
+from . import block_writes, drive_endurance, probe, report_summary, text_table
 from .units import UNKNOWN, bytes_text, duration_text, number_text, time_text
 
 SCHEMA = "pveguard-report"
@@ -318,7 +318,7 @@ def _disks(
         }
         for key, figures in (("endurance", days["day"]), ("endurance_before", days["day_before"])):
             per_day = figures["device_bytes"] * DAY_SECONDS / figures["seconds"] if here and figures else None
-            shown[key] = disk_wear.endurance(disk, per_day)
+            shown[key] = drive_endurance.endurance(disk, per_day)
             if here and figures is None and key == "endurance" and days["rate_from"]:
                 shown[key]["notes"].append(
                     "years are told from the writes of a day or more, which are counted since "

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.pveguard import corosync_change, corosync_conf, corosync_edit, pve_file, pve_lock
-from ansible.module_utils.pveguard.corosync_change import ChangeFailed, Wanted
+from ansible.module_utils.pveguard.corosync_change import ChangeFailed
+from ansible.module_utils.pveguard.corosync_wish import Wanted
 from ansible.module_utils.pveguard.errors import PveguardError
 
 from .cluster import Cluster, text_of

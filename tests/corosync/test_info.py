@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import corosync_conf, corosync_info
+from ansible.module_utils.pveguard import corosync_edit, corosync_info
 from ansible.module_utils.pveguard.run import CommandMissing, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
 RECORDED = Path(__file__).parent / "recorded"
-CONF = corosync_conf.render_new(
+CONF = corosync_edit.render_new(
     "pvelab",
     [
         {"name": "pve1", "node_id": 1, "links": ["10.99.0.1"]},

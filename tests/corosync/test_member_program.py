@@ -16,12 +16,12 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import corosync_conf
+from ansible.module_utils.pveguard import corosync_edit
 
 from .fakes import make_database, snapshot
 
 PROGRAM = Path(__file__).resolve().parents[2] / "roles/corosync/files/cluster-member"
-CONF = corosync_conf.render_new("lab", [{"name": "pve2", "node_id": 2, "links": ["10.77.0.2"]}])
+CONF = corosync_edit.render_new("lab", [{"name": "pve2", "node_id": 2, "links": ["10.77.0.2"]}])
 SHARED, OWN = "ssh-ed25519 AAAA shared", "ssh-ed25519 BBBB own"
 
 

@@ -23,12 +23,6 @@ TOO_LONG_FILES = {
     "module_utils/pveguard/report_page.py",
     "roles/corosync/files/cluster-member",
     "roles/ram_state/files/pve-state",
-    "module_utils/pveguard/corosync_change.py",
-    "module_utils/pveguard/corosync_compare.py",
-    "module_utils/pveguard/corosync_conf.py",
-    "module_utils/pveguard/corosync_recover.py",
-    "module_utils/pveguard/disk_wear.py",
-    "module_utils/pveguard/link_bench.py",
 }
 #: Their functions are looked at once they are split.
 UNSPLIT = TOO_LONG_FILES
