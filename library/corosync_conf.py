@@ -273,8 +273,10 @@ journal:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.pveguard import corosync_change, corosync_conf, corosync_wish, pve_lock
-from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.corosync import corosync_change, corosync_wish
+from ansible.module_utils.pveguard.formats import corosync_conf
+from ansible.module_utils.pveguard.pmxcfs import pve_lock
 
 ARGUMENTS: dict[str, Any] = {
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},

@@ -35,7 +35,7 @@ GROUPS = {
     "lab": Group(("lab/", "inventory/"), (".", DOUBLE)),
     "bench": Group(("bench/",), ("bench", ".", CORES, DOUBLE)),
     "scripts": Group(("scripts/",), ("scripts", CORES)),
-    "molecule": Group(("molecule/",), ("molecule/shared", ".", "bench", CORES, f"{CORES}/pveguard")),
+    "molecule": Group(("molecule/",), ("molecule/shared", ".", "bench", CORES, f"{CORES}/pveguard/pmxcfs")),
 }
 #: As of 30 November 2026 these become packages below module_utils, and get their types there.
 LEFT_OUT = ("roles/corosync/files/cluster-member", "roles/ram_state/files/pve-state")

@@ -11,17 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible.module_utils.pveguard import (
-    corosync_change,
-    corosync_check,
-    corosync_conf,
-    corosync_edit,
-    corosync_export,
-    corosync_info,
-    corosync_wish,
-)
-from ansible.module_utils.pveguard.inventory import inventory_errors
-from ansible.module_utils.pveguard.plan import cluster_plan
+from ansible.module_utils.pveguard.cluster import corosync_export
+from ansible.module_utils.pveguard.cluster.inventory import inventory_errors
+from ansible.module_utils.pveguard.cluster.plan import cluster_plan
+from ansible.module_utils.pveguard.corosync import corosync_change, corosync_info, corosync_wish
+from ansible.module_utils.pveguard.formats import corosync_check, corosync_conf, corosync_edit
 from hypothesis import example, given
 from hypothesis import strategies as st
 

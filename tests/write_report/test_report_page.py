@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import (
+from ansible.module_utils.pveguard.disk import drive_endurance
+from ansible.module_utils.pveguard.report import (
     canvas_charts,
-    drive_endurance,
     html_page,
     report_page,
     report_summary,
@@ -177,7 +177,7 @@ def test_each_fault_is_named_with_what_helps(
 
 
 def test_variables_and_commands_of_the_steps_exist() -> None:
-    source = (ROOT / "module_utils/pveguard/report_summary.py").read_text()
+    source = (ROOT / "module_utils/pveguard/report/report_summary.py").read_text()
     specs = "".join(path.read_text() for path in ROOT.glob("roles/*/meta/argument_specs.yml"))
     targets = set(re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text()))
     variables = set(re.findall(r"\b((?:ram_state|ha)_[a-z_]+): ", source)) - {"ha_info"}
