@@ -244,8 +244,8 @@ def test_the_inventory_of_a_cluster_is_valid_and_asks_for_what_is_there(
     hosts = {host: {**content["vars"], **own} for host, own in content["hosts"].items()}
     assert hosts == found.hosts()
     # The rules of validate.yml, the types and names of every role's variables among them.
-    rules = load_filters("pveguard")
-    assert rules.FilterModule().filters()["pveguard_inventory_errors"](hosts) == []
+    rules = load_filters("playbooks")
+    assert rules.FILTERS["pveguard_inventory_errors"](hosts) == []
     wanted = asked_of(hosts)
     assert corosync_wish.merge(text, wanted) == (text, [])
     # Nor with corosync_update_nodes.
@@ -498,7 +498,7 @@ def test_what_is_on_a_live_cluster_is_said_and_changes_nothing(name: str, monkey
     assert says in rendered
     (content,) = yaml.safe_load(rendered)["all"]["children"].values()
     hosts = {host: {**content["vars"], **own} for host, own in content["hosts"].items()}
-    assert load_filters("pveguard").FilterModule().filters()["pveguard_inventory_errors"](hosts) == []
+    assert load_filters("playbooks").FILTERS["pveguard_inventory_errors"](hosts) == []
     nodes = [{"name": host, "node_id": own["corosync_node_id"], "links": own["corosync_links"]} for host, own in hosts.items()]
     wanted = dataclasses.replace(asked_of(hosts), nodes=nodes, update_nodes=True)
     assert corosync_wish.sequence(text, wanted) == ([], [])

@@ -12,12 +12,11 @@ from ansible.module_utils.pveguard.cluster import assess, corosync_compare, leav
 from ansible.module_utils.pveguard.cluster.inventory import inventory_errors
 from ansible.module_utils.pveguard.cluster.plan import cluster_plan
 from ansible.module_utils.pveguard.corosync import corosync_info, corosync_wish, probe_members
+from ansible.module_utils.pveguard.filters import report as pveguard_units
 from ansible.module_utils.pveguard.formats import corosync_conf, corosync_edit
 from ansible.module_utils.pveguard.pmxcfs import probe_home
 from ansible.module_utils.pveguard.report import report_table
 from ansible.module_utils.pveguard.writes import write_amplification
-
-from filter_plugins import pveguard_units
 
 #: The id of the probe: any.
 NUMBER = 9

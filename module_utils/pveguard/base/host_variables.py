@@ -124,3 +124,9 @@ def reason(error: BaseException) -> str:
 def rendered(hostvars: Any) -> HostVariables:
     """``hostvars`` as filters take it, whatever it is."""
     return hostvars if isinstance(hostvars, HostVariables) else HostVariables(hostvars)
+
+
+def facts_of(variables: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a host said of itself in this run, to node_info or corosync_info; None where it was not asked or did not answer."""
+    node = (variables.get("pveguard_node") or {}).get("node")
+    return node if isinstance(node, dict) else None
