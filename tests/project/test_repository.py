@@ -196,7 +196,7 @@ def test_each_file_of_filters_loads_alone() -> None:
 
 
 def test_a_filter_has_one_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    plugin = load_file("filter_plugins/pveguard.py")
+    plugin = load_file("filter_plugins/pveguard_filters.py")
     names = plugin.FilterModule().filters()
     assert {"pveguard_bool", "pveguard_link_pairs", "pveguard_report"} <= names.keys()
     monkeypatch.setitem(load_filters("gate").FILTERS, "pveguard_report", str)

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 class AnsibleModule:
     params: dict[str, Any]
     check_mode: bool
-    _diff: bool
+    _diff: bool  # --diff; the name is the documented one
 
     def __init__(
         self,
