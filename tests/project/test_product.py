@@ -207,3 +207,47 @@ def test_every_python_file_is_type_checked(python_files: list[str], monkeypatch:
     assert all(groups.values()), "a group without files"
     assert {file for files in groups.values() for file in files} | set(typecheck.LEFT_OUT) == set(python_files)
     assert typecheck.grouped(["elsewhere/program"])[1] == ["elsewhere/program"]
+
+
+# --- Ansible's private parts ----------------------------------------------------------------------------------
+
+#: ``(file, what)`` for which Ansible has no public way; a comment there says so.
+PRIVATE = {
+    ("module_utils/pveguard/base/host_variables.py", "_inventory"),
+    ("module_utils/pveguard/base/host_variables.py", "_loader"),
+    ("module_utils/pveguard/base/node_module.py", "_log_invocation"),
+    ("module_utils/pveguard/filters/playbooks.py", "ansible._internal._datatag._tags"),
+}
+#: Of AnsibleModule, HostVars, InventoryManager and Templar.
+ATTRIBUTES = {"_inventory", "_loader", "_log_invocation", "_sources", "_templar", "_variable_manager", "_vars"}
+
+
+def private_parts(tree: ast.Module) -> Iterator[str]:
+    """Private modules of Ansible that are imported, and private attributes of its objects, also by getattr()."""
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "ansible" else [node.module or ""]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        yield from (name for name in names if name.startswith("ansible.") and "._" in name)
+        if isinstance(node, ast.Attribute) and node.attr in ATTRIBUTES:
+            yield node.attr
+        elif isinstance(node, ast.Constant) and node.value in ATTRIBUTES:
+            yield str(node.value)
+
+
+def test_nothing_private_of_ansible_where_there_is_a_public_way(python_files: list[str]) -> None:
+    sources = {name: (ROOT / name).read_bytes() for name in python_files}
+    users = [name for name, text in sources.items() if b"ansible" in text]
+    found = {(name, part) for name in users for part in private_parts(parse(name))}
+    assert found - PRIVATE == set(), "is there a public way? Else a comment that says there is none, and a line in PRIVATE"
+    assert PRIVATE - found == set(), "no longer used: take it out of PRIVATE"
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["import ansible._internal.x", "from ansible.module_utils._internal import x", "h._inventory", 'getattr(h, "_loader")'],
+)
+def test_a_private_part_is_found(line: str) -> None:
+    assert len(list(private_parts(ast.parse(line)))) == 1

@@ -30,6 +30,7 @@ class NodeModule(AnsibleModule):
 
     params: dict[str, Any]
 
+    # Private in Ansible, which has no public way: no_log hides a value in the result as well.
     def _log_invocation(self) -> None:
         whole = self.params
         self.params = shortened(whole)
