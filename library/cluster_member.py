@@ -118,6 +118,7 @@ steps:
 """
 
 import platform
+from typing import Any
 
 from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.base.node_module import NodeModule
@@ -166,7 +167,7 @@ def main() -> None:
                 msg=f"{request.node_name} must not {verb} the cluster {request.cluster_name!r}; "
                 "nothing was changed: " + "; ".join(judgement.refusals)
             )
-        result = {"generation": None}
+        result: dict[str, Any] = {"generation": None}
         if not module.check_mode:
             result = cluster_member.apply(request, judgement)
     except (PveguardError, OSError) as error:

@@ -178,7 +178,7 @@ def main() -> None:
     status: dict[str, Any] = result.get("status") or {"state": "absent"}
     for warning in preflight.get("warnings", []) + status.get("warnings", []):
         module.warn(warning)
-    figures = {
+    figures: dict[str, Any] = {
         key: result[key]
         for key in ("downtime_seconds", "tmpfs_bytes", "root_version", "tree_sha256", "login", "source")
         if key in result

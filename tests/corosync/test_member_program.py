@@ -14,13 +14,13 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard.formats import corosync_conf
+from ansible.module_utils.pveguard.formats import corosync_edit
 
 from tests.node_program import cluster_member
 
 from .fakes import make_database, snapshot
 
-CONF = corosync_conf.render_new("lab", [{"name": "pve2", "node_id": 2, "links": ["10.77.0.2"]}])
+CONF = corosync_edit.render_new("lab", [{"name": "pve2", "node_id": 2, "links": ["10.77.0.2"]}])
 SHARED, OWN = "ssh-ed25519 AAAA shared", "ssh-ed25519 BBBB own"
 
 

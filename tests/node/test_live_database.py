@@ -467,7 +467,7 @@ OPENERS = {
     "module_utils/pveguard/cluster/corosync_repair.py": "copies that it made",
     "module_utils/pveguard/state/rows.py": "replica, generations and staged copies",
     "module_utils/pveguard/cluster/join_node.py": "copies that it made",
-    "bench/ram_state.py": "databases that it makes for a daemon; the replica",
+    "bench/ram_subjects.py": "databases that it makes for a daemon; the replica",
     "bench/disk.py": "stores that were taken out of a disk",
     "lab/cluster.py": "as pvecm: dumped while the daemon is stopped",
     "lab/packages/pve-cluster/root/usr/bin/pvecm": "dumped while the daemon is stopped",
@@ -480,6 +480,8 @@ def test_nothing_else_opens_a_database() -> None:
     found = set()
     for name in tracked:
         if name.startswith(("docs/", "tests/", "lab/tests/")) or name.endswith((".md", ".lock", ".json")):
+            continue
+        if (ROOT / name).is_dir():  # a link to a folder
             continue
         text = (ROOT / name).read_text(errors="replace")
         if re.search(r"sqlite3\.connect\(|^\W*sqlite3 -|sqlite3 [^ ]*config\.db", text, re.MULTILINE):

@@ -24,6 +24,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "gates": ("base", "disk"),
     "writes": ("base", "formats", "pmxcfs", "disk", "corosync"),
     "report": ("base", "pmxcfs", "disk", "corosync", "gates", "writes"),
+    # On the controller only.
+    "filters": ("base", "formats", "ha", "corosync", "state", "cluster", "gates", "writes", "report"),
 }
 
 

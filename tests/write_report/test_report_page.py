@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard.disk import disk_wear
+from ansible.module_utils.pveguard.disk import drive_endurance
 from ansible.module_utils.pveguard.report import (
     canvas_charts,
     html_page,
@@ -259,7 +259,7 @@ def test_drives_keep_what_they_told_and_unknown_rates_stay_unknown() -> None:
     rates = {"endurance": 92_000.0 * 1440, "endurance_before": 4.2e6 * 1440}
     for key, rate in rates.items():
         behind, elsewhere = (disk[key] for disk in made["disks"])
-        assert behind == disk_wear.endurance(sample.drive(), rate) and behind["years_left"]
+        assert behind == drive_endurance.endurance(sample.drive(), rate) and behind["years_left"]
         assert elsewhere["years_left"] is None, "only the drive behind the store has a rate"
     assert "drives: no smartctl" in made["notes"]
     later = sample.entry("pve1", wear=None, last=made)

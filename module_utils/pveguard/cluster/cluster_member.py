@@ -28,7 +28,7 @@ from ..base.node_program import Program
 from ..base.run import Run
 from ..base.run import run as real_run
 from ..corosync import corosync_info
-from ..formats import corosync_conf
+from ..formats import corosync_check, corosync_conf, corosync_edit
 from ..ha import ha_info
 from ..pmxcfs import pmxcfs
 from . import join  # noqa: F401  (so that Ansible ships the program with the module)
@@ -106,7 +106,7 @@ def judge(
     if request.state == "bootstrapped":
         node = {"name": request.node_name, "node_id": request.node_id, "links": request.links}
         token = corosync_conf.DEFAULT_TOKEN_MS if request.token_ms is None else request.token_ms
-        conf = corosync_conf.render_new(request.cluster_name, [node], token)
+        conf = corosync_edit.render_new(request.cluster_name, [node], token)
     before = (info["host"] or {}).get("text", "")
     result = Judgement(False, [], conf, before, facts["tree_sha256"])
     own = info["cluster"]
@@ -286,7 +286,7 @@ def _name_refusals(request: Request, resolve: Resolve, is_local: Callable[[str],
 def _conf_refusals(request: Request, conf: str) -> list[str]:
     try:
         document = corosync_conf.parse(conf, "the cluster's corosync.conf")
-        corosync_conf.refuse_problems(document)
+        corosync_check.refuse_problems(document)
     except PveguardError as error:
         return [str(error)]
     if document.cluster_name != request.cluster_name:

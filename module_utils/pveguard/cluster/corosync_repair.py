@@ -30,7 +30,7 @@ from ..formats import corosync_conf
 from ..ha import ha_info
 from ..pmxcfs import live_database, pmxcfs, pve_file
 from ..state import program, ram_state
-from . import cluster_member, corosync_compare
+from . import cluster_member, corosync_views
 from . import node as node_facts
 
 #: Where the state of a node is kept before anything is changed, a directory for each time.
@@ -283,7 +283,7 @@ def _publish(request: Request, check: bool, node: Node) -> dict[str, Any]:
 
 def _host_copy(request: Request, check: bool, node: Node) -> dict[str, Any]:
     info = _unchanged(request, node)
-    bad = corosync_compare.unusable(request.text, "the text to be written")
+    bad = corosync_views.unusable(request.text, "the text to be written")
     if bad:
         raise PveguardError(f"refused: {bad}")
     new = corosync_conf.parse(request.text)
@@ -295,7 +295,7 @@ def _host_copy(request: Request, check: bool, node: Node) -> dict[str, Any]:
     former = (info["host"] or {}).get("config_version") or 0
     if former > (new.config_version or 0):
         raise PveguardError(
-            f"refused: {corosync_compare.HOST_COPY} has config_version {former}, above {new.config_version} of the text: run "
+            f"refused: {corosync_views.HOST_COPY} has config_version {former}, above {new.config_version} of the text: run "
             "again"
         )
     corosync_change.validate(request.text, node.run, node.root / "run/pveguard")
@@ -346,8 +346,8 @@ def _start_corosync(request: Request, check: bool, node: Node) -> dict[str, Any]
     if info["running"] and info["quorate"]:
         raise PveguardError("refused: Corosync runs here and has quorum by now: run again")
     if info["host"] is None:
-        raise PveguardError(f"refused: there is no {corosync_compare.HOST_COPY}")
-    bad = corosync_compare.unusable(info["host"]["text"], corosync_compare.HOST_COPY)
+        raise PveguardError(f"refused: there is no {corosync_views.HOST_COPY}")
+    bad = corosync_views.unusable(info["host"]["text"], corosync_views.HOST_COPY)
     if bad:
         raise PveguardError(f"refused: {bad}")
     if info["authkey_sha256"] is None:
@@ -480,7 +480,7 @@ def _start_daemon(request: Request, check: bool, node: Node) -> dict[str, Any]:
     if state["mode"] == "local":
         raise PveguardError("refused: the daemon runs and works alone (local mode): run again")
     if info["host"] is None or info["example_conf"]:
-        raise PveguardError(f"refused: without {corosync_compare.HOST_COPY} the daemon may work alone")
+        raise PveguardError(f"refused: without {corosync_views.HOST_COPY} the daemon may work alone")
     if state["database_bytes"] is None:
         raise PveguardError(f"refused: there is no /{pmxcfs.DATABASE}, so the daemon would begin empty")
     if state["root_version"] is not None and not state["has_corosync_conf"]:

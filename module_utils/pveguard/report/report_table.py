@@ -13,7 +13,7 @@ from typing import Any
 from ..base import text_table
 from ..base.units import UNKNOWN, bytes_text, duration_text, number_text, time_text
 from ..corosync import probe_members
-from ..disk import block_writes, disk_wear
+from ..disk import block_writes, drive_endurance
 from . import report_summary
 
 SCHEMA = "pveguard-report"
@@ -109,6 +109,13 @@ def entry(
         "counters": counters or last.get("counters"),
         "notes": notes,
     }
+    notes += _remarks(result, gate, plan)
+    return result
+
+
+def _remarks(result: Mapping[str, Any], gate: Mapping[str, Any] | None, plan: Mapping[str, Any] | None) -> list[str]:
+    """What is to be said of a node beside its figures, a sentence each."""
+    notes: list[str] = []
     if result["gate"]["verdict"] in ("fail", "warn") and gate:
         notes.append(f"gate: {result['gate']['message']}")
     if plan and plan.get("action") == "refuse":
@@ -123,7 +130,7 @@ def entry(
         notes.append("watchdog-mux is masked but runs until the next boot: its driver cannot be stopped")
     if result["corosync"]["copies"] == "differ":
         notes.append("the two copies of corosync.conf differ: see 'journalctl -u pve-cluster'")
-    return result
+    return notes
 
 
 def render(report: Mapping[str, Any]) -> str:
@@ -314,7 +321,7 @@ def _disks(
         }
         for key, figures in (("endurance", days["day"]), ("endurance_before", days["day_before"])):
             per_day = figures["device_bytes"] * DAY_SECONDS / figures["seconds"] if here and figures else None
-            shown[key] = disk_wear.endurance(disk, per_day)
+            shown[key] = drive_endurance.endurance(disk, per_day)
             if here and figures is None and key == "endurance" and days["rate_from"]:
                 shown[key]["notes"].append(
                     "years are told from the writes of a day or more, which are counted since "

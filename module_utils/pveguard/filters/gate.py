@@ -10,18 +10,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import ansible.module_utils
 import yaml
 
-_ROOT = Path(__file__).resolve().parent.parent
-# Filters are loaded by the controller, which does not know this project's module_utils as modules do.
-if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
-
-from ansible.module_utils.pveguard.base import variables as typed
-from ansible.module_utils.pveguard.base.errors import PveguardError
-from ansible.module_utils.pveguard.base.host_variables import rendered
-from ansible.module_utils.pveguard.report import gate_page, gate_report
+from ..base import variables as typed
+from ..base.errors import PveguardError
+from ..base.host_variables import rendered
+from ..report import gate_page, gate_report
+from . import ROOT
 
 Hosts = Mapping[str, Mapping[str, Any]]
 
@@ -38,7 +33,7 @@ _LINKS = {
 
 def _defaults(role: str) -> dict[str, Any]:
     try:
-        value = yaml.safe_load((_ROOT / "roles" / role / "defaults" / "main.yml").read_text())
+        value = yaml.safe_load((ROOT / "roles" / role / "defaults" / "main.yml").read_text())
     except OSError:
         return {}
     return value if isinstance(value, dict) else {}
@@ -57,7 +52,7 @@ def _thresholds(
 
 
 def _directory(directory: str) -> Path:
-    return Path(directory) if directory else _ROOT / "reports"
+    return Path(directory) if directory else ROOT / "reports"
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -114,12 +109,8 @@ def files(value: Mapping[str, Any], directory: str = "") -> list[dict[str, str]]
     ]
 
 
-class FilterModule:
-    """The filters of this file."""
-
-    def filters(self) -> dict[str, Callable[..., Any]]:
-        return {
-            "pveguard_gate_report": report,
-            "pveguard_gate_table": gate_report.render,
-            "pveguard_gate_report_files": files,
-        }
+FILTERS: dict[str, Callable[..., Any]] = {
+    "pveguard_gate_report": report,
+    "pveguard_gate_table": gate_report.render,
+    "pveguard_gate_report_files": files,
+}

@@ -4,20 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-import ansible.module_utils
 from ansible.errors import AnsibleFilterError
 
-_ROOT = Path(__file__).resolve().parent.parent
-# Filters are loaded by the controller, which does not know this project's module_utils as modules do.
-if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
-
-from ansible.module_utils.pveguard.base import variables
-from ansible.module_utils.pveguard.base.errors import PveguardError
-from ansible.module_utils.pveguard.base.host_variables import rendered
+from ..base import variables
+from ..base.errors import PveguardError
+from ..base.host_variables import rendered
 
 
 def corosync_nodes(hostvars: Mapping[str, Mapping[str, Any]], members: Iterable[str]) -> list[dict[str, Any]]:
@@ -45,6 +38,4 @@ def node_ids(hostvars: Mapping[str, Mapping[str, Any]], hosts: Iterable[str]) ->
     return [variables.as_int(every[host]["corosync_node_id"]) for host in hosts if "corosync_node_id" in every[host]]
 
 
-class FilterModule:
-    def filters(self) -> dict[str, Callable[..., Any]]:
-        return {"pveguard_corosync_nodes": corosync_nodes, "pveguard_corosync_node_ids": node_ids}
+FILTERS: dict[str, Callable[..., Any]] = {"pveguard_corosync_nodes": corosync_nodes, "pveguard_corosync_node_ids": node_ids}

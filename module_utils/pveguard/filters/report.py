@@ -11,20 +11,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import ansible.module_utils
-
-_ROOT = Path(__file__).resolve().parent.parent
-# Filters are loaded by the controller, which does not know this project's module_utils as modules do.
-if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
-
-from ansible.module_utils.pveguard.base import units, variables
-from ansible.module_utils.pveguard.base.host_variables import rendered
-from ansible.module_utils.pveguard.corosync import probe_members
-from ansible.module_utils.pveguard.gates import power_cut
-from ansible.module_utils.pveguard.ha import ha_info
-from ansible.module_utils.pveguard.report import report_metrics, report_page, report_table
-from ansible.module_utils.pveguard.writes import ring_events
+from ..base import units, variables
+from ..base.host_variables import facts_of, rendered
+from ..corosync import probe_members
+from ..gates import power_cut
+from ..ha import ha_info
+from ..report import report_metrics, report_page, report_table
+from ..writes import ring_events
+from . import ROOT
 
 Hosts = Mapping[str, Mapping[str, Any]]
 
@@ -36,7 +30,7 @@ def _get(hostvars: Hosts, host: str, name: str) -> Any:
 
 def _node(hostvars: Hosts, host: str) -> dict[str, Any] | None:
     """The facts of node_info of a host, as registered in ``pveguard_node``."""
-    return (_get(hostvars, host, "pveguard_node") or {}).get("node")
+    return facts_of(hostvars[host]) if host in hostvars else None
 
 
 def cluster_peers(hostvars: Hosts, hosts: Iterable[str], host: str) -> list[str]:
@@ -219,7 +213,7 @@ def baseline_files(hostvars: Hosts, hosts: Iterable[str], directory: str, name: 
 
 
 #: Chart.js, inlined into the page; its licence is beside it.
-_LIBRARY = _ROOT / "roles/write_report/files/chart.umd.min.js"
+_LIBRARY = ROOT / "roles/write_report/files/chart.umd.min.js"
 
 
 def report(
@@ -338,36 +332,32 @@ def _page(value: Mapping[str, Any], base: Path, look_only: bool = False) -> str:
     return report_page.page(value, _LIBRARY.read_text(), link, look_only)
 
 
-class FilterModule:
-    """Filters of pveguard."""
-
-    def filters(self) -> dict[str, Callable[..., Any]]:
-        return {
-            "pveguard_bytes": units.bytes_text,
-            "pveguard_duration": units.duration_text,
-            "pveguard_number": units.number_text,
-            "pveguard_rate": units.rate_text,
-            "pveguard_change": units.change_text,
-            "pveguard_percent": units.percent_text,
-            "pveguard_time": units.time_text,
-            "pveguard_years": units.years_text,
-            "pveguard_cluster_peers": cluster_peers,
-            "pveguard_next_peers": next_peers,
-            "pveguard_ha_on": ha_on,
-            "pveguard_ha_objections": ha_objections,
-            "pveguard_ha_release_awaited": ha_release_awaited,
-            "pveguard_ha_watchdog_holders": ha_watchdog_holders,
-            "pveguard_gate_files": gate_files,
-            "pveguard_power_cut_acknowledged": power_cut.acknowledged,
-            "pveguard_power_cut_files": power_cut_files,
-            "pveguard_power_cut_notes": power_cut_notes,
-            "pveguard_saved": saved,
-            "pveguard_baseline_files": baseline_files,
-            "pveguard_report": report,
-            "pveguard_report_files": report_files,
-            "pveguard_old_reports": old_reports,
-            "pveguard_assess_files": assess_files,
-            "pveguard_report_metrics": report_metrics.render,
-            "pveguard_report_table": report_table.render,
-            "pveguard_ring_lines": ring_lines,
-        }
+FILTERS: dict[str, Callable[..., Any]] = {
+    "pveguard_bytes": units.bytes_text,
+    "pveguard_duration": units.duration_text,
+    "pveguard_number": units.number_text,
+    "pveguard_rate": units.rate_text,
+    "pveguard_change": units.change_text,
+    "pveguard_percent": units.percent_text,
+    "pveguard_time": units.time_text,
+    "pveguard_years": units.years_text,
+    "pveguard_cluster_peers": cluster_peers,
+    "pveguard_next_peers": next_peers,
+    "pveguard_ha_on": ha_on,
+    "pveguard_ha_objections": ha_objections,
+    "pveguard_ha_release_awaited": ha_release_awaited,
+    "pveguard_ha_watchdog_holders": ha_watchdog_holders,
+    "pveguard_gate_files": gate_files,
+    "pveguard_power_cut_acknowledged": power_cut.acknowledged,
+    "pveguard_power_cut_files": power_cut_files,
+    "pveguard_power_cut_notes": power_cut_notes,
+    "pveguard_saved": saved,
+    "pveguard_baseline_files": baseline_files,
+    "pveguard_report": report,
+    "pveguard_report_files": report_files,
+    "pveguard_old_reports": old_reports,
+    "pveguard_assess_files": assess_files,
+    "pveguard_report_metrics": report_metrics.render,
+    "pveguard_report_table": report_table.render,
+    "pveguard_ring_lines": ring_lines,
+}

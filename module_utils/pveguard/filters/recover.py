@@ -8,22 +8,12 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import ansible.module_utils
 from ansible.errors import AnsibleFilterError
 
-_ROOT = Path(__file__).resolve().parent.parent
-# Filters are loaded by the controller, which does not know this project's module_utils as modules do.
-if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
-
-from ansible.module_utils.pveguard.base.host_variables import rendered
-from ansible.module_utils.pveguard.cluster import corosync_recover, corosync_repair
-from ansible.module_utils.pveguard.corosync import probe_members
-
-
-def _facts(variables: Any) -> dict[str, Any] | None:
-    node = (variables.get("pveguard_node") or {}).get("node")
-    return node if isinstance(node, dict) else None
+from ..base.host_variables import facts_of, rendered
+from ..cluster import corosync_recover, corosync_repair
+from ..corosync import probe_members
+from . import ROOT
 
 
 def recover(
@@ -38,7 +28,7 @@ def recover(
     if not isinstance(asked, (list, tuple)) or not isinstance(hosts, (list, tuple)):
         raise AnsibleFilterError("pveguard_recover takes the hosts that answered and all hosts of the play")
     every = rendered(hostvars)
-    nodes = {host: _facts(own) if host in asked else None for host, own in every.items()}
+    nodes = {host: facts_of(own) if host in asked else None for host, own in every.items()}
     wanted = {host: own.get("corosync_cluster_name") or None for host, own in every.items()}
     probes = [host for host, own in every.items() if probe_members.is_described(own)]
     found = corosync_recover.plan(nodes, wanted, done, choice, probes)
@@ -67,10 +57,10 @@ def recover_files(
 
     ``saved``: host -> the directory that its state was saved to; its name is that of the directory here.
     """
-    base = Path(reports_dir or _ROOT / "reports").absolute() / "recover"
+    base = Path(reports_dir or ROOT / "reports").absolute() / "recover"
     files = []
     for host, directory in saved.items():
-        info = (_facts(hostvars[host]) or {}).get("corosync") or {}
+        info = (facts_of(hostvars[host]) or {}).get("corosync") or {}
         for key, name in (("cluster", "etc-pve-corosync.conf"), ("host", "etc-corosync-corosync.conf")):
             if info.get(key):
                 parts = [re.sub(r"[^A-Za-z0-9_-]", "_", part) for part in (host, Path(directory).name)]
@@ -79,12 +69,8 @@ def recover_files(
     return files
 
 
-class FilterModule:
-    """The filters of this file."""
-
-    def filters(self) -> dict[str, Callable[..., Any]]:
-        return {
-            "pveguard_recover": recover,
-            "pveguard_recover_words": recover_words,
-            "pveguard_recover_files": recover_files,
-        }
+FILTERS: dict[str, Callable[..., Any]] = {
+    "pveguard_recover": recover,
+    "pveguard_recover_words": recover_words,
+    "pveguard_recover_files": recover_files,
+}

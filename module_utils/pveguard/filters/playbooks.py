@@ -14,20 +14,15 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import ansible.module_utils
-
-_ROOT = Path(__file__).resolve().parent.parent
-# Filters are loaded by the controller, which does not know this project's module_utils as modules do.
-if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
-
+import yaml
 from ansible.errors import AnsibleFilterError
-from ansible.module_utils.pveguard.base import variables
-from ansible.module_utils.pveguard.base.errors import PveguardError
-from ansible.module_utils.pveguard.base.host_variables import HostVariables, rendered
-from ansible.module_utils.pveguard.cluster import assess, corosync_compare, inventory, plan
-from ansible.module_utils.pveguard.corosync import probe_members
-from ansible.parsing.yaml.loader import AnsibleLoader
+
+from ..base import variables
+from ..base.errors import PveguardError
+from ..base.host_variables import HostVariables, facts_of, rendered
+from ..cluster import assess, corosync_compare, inventory, plan
+from ..corosync import probe_members
+from . import ROOT
 
 #: Variables of the playbooks themselves; those of roles come from their argument_specs.
 PLAYBOOK_VARIABLES: dict[str, dict[str, Any]] = {
@@ -66,11 +61,15 @@ PLAYBOOK_VARIABLES: dict[str, dict[str, Any]] = {
 }
 
 
+#: Several times faster where libyaml is there.
+_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
 def _specs() -> dict[str, dict[str, dict[str, Any]]]:
     """``{role: {variable: spec}}`` of every role's meta/argument_specs.yml, all entry points together."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for path in sorted(_ROOT.glob("roles/*/meta/argument_specs.yml")):
-        document = AnsibleLoader(path.read_text()).get_single_data() or {}
+    for path in sorted(ROOT.glob("roles/*/meta/argument_specs.yml")):
+        document = yaml.load(path.read_text(), Loader=_YAML) or {}
         options: dict[str, dict[str, Any]] = {}
         for entry in (document.get("argument_specs") or {}).values():
             options.update(entry.get("options") or {})
@@ -79,6 +78,10 @@ def _specs() -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def _origin(value: Any) -> str:
+    """``FILE:LINE`` where a value was written, empty where that is not known.
+
+    Private in Ansible: nothing public tells it, and without it a message names no place.
+    """
     try:
         from ansible._internal._datatag._tags import Origin
 
@@ -222,7 +225,7 @@ def cluster_plan(
     for host, own in rendered(hostvars).items():
         hosts[host] = {
             "cluster": own.get("corosync_cluster_name") or None,
-            "node": (own.get("pveguard_node") or {}).get("node"),
+            "node": facts_of(own),
             "probe": probe_members.is_described(own),
         }
     return plan.cluster_plan(hosts, list(play_hosts), bootstrap or None, joining_probe or None)
@@ -234,7 +237,7 @@ def assessment(hostvars: Any, play_hosts: Collection[str]) -> str:
     plans = cluster_plan(hosts, play_hosts)
     parts = []
     for host, own in hosts.items():
-        node = (own.get("pveguard_node") or {}).get("node")
+        node = facts_of(own)
         if node is None:
             if host in play_hosts:
                 parts.append(f"{host}: could not be asked")
@@ -245,7 +248,7 @@ def assessment(hostvars: Any, play_hosts: Collection[str]) -> str:
 
 def _compared(hosts: HostVariables) -> list[dict[str, Any]]:
     """What the nodes of each cluster say, side by side."""
-    nodes = {host: (own.get("pveguard_node") or {}).get("node") for host, own in hosts.items()}
+    nodes = {host: facts_of(own) for host, own in hosts.items()}
     wanted = {host: own.get("corosync_cluster_name") or None for host, own in hosts.items()}
     return corosync_compare.compare(nodes, wanted, [host for host, own in hosts.items() if probe_members.is_described(own)])
 
@@ -257,7 +260,7 @@ def assessments(hostvars: Any, play_hosts: Collection[str]) -> dict[str, dict[st
     clusters = _compared(hosts)
     found = {}
     for host in play_hosts:
-        node = (hosts[host].get("pveguard_node") or {}).get("node")
+        node = facts_of(hosts[host])
         if node is not None:
             findings = assess.across(host, clusters) + assess.findings(node, plans[host])
             found[host] = {
@@ -370,20 +373,16 @@ def _command(pid: int) -> list[str]:
         return []
 
 
-class FilterModule:
-    """The filters of this file."""
-
-    def filters(self) -> dict[str, Any]:
-        return {
-            "pveguard_bool": _typed(variables.as_bool),
-            "pveguard_int": _typed(variables.as_int),
-            "pveguard_float": _typed(variables.as_float),
-            "pveguard_inventory_errors": inventory_errors,
-            "pveguard_assessment": assessment,
-            "pveguard_assessments": assessments,
-            "pveguard_cluster_name": cluster_name,
-            "pveguard_variables_of": variables_of,
-            "pveguard_cluster_plan": cluster_plan,
-            "pveguard_run_holder": run_holder,
-            "pveguard_holder_is_gone": holder_is_gone,
-        }
+FILTERS: dict[str, Callable[..., Any]] = {
+    "pveguard_bool": _typed(variables.as_bool),
+    "pveguard_int": _typed(variables.as_int),
+    "pveguard_float": _typed(variables.as_float),
+    "pveguard_inventory_errors": inventory_errors,
+    "pveguard_assessment": assessment,
+    "pveguard_assessments": assessments,
+    "pveguard_cluster_name": cluster_name,
+    "pveguard_variables_of": variables_of,
+    "pveguard_cluster_plan": cluster_plan,
+    "pveguard_run_holder": run_holder,
+    "pveguard_holder_is_gone": holder_is_gone,
+}

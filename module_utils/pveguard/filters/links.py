@@ -4,23 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-import ansible.module_utils
-
-_ROOT = Path(__file__).resolve().parent.parent
-# Filters are loaded by the controller, which does not know this project's module_utils as modules do.
-if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
-
-from ansible.module_utils.pveguard.base import variables
-from ansible.module_utils.pveguard.base.errors import PveguardError
-from ansible.module_utils.pveguard.base.host_variables import HostVariables, rendered
-from ansible.module_utils.pveguard.cluster import plan
-from ansible.module_utils.pveguard.corosync import token_advice
-from ansible.module_utils.pveguard.formats import corosync_conf
-from ansible.module_utils.pveguard.gates import fsync_bench, link_gate
+from ..base import variables
+from ..base.errors import PveguardError
+from ..base.host_variables import HostVariables, facts_of, rendered
+from ..cluster import plan
+from ..corosync import token_advice
+from ..formats import corosync_conf
+from ..gates import fsync_bench, link_gate
 
 #: Where the role registers what its module measured, and keeps the result.
 MEASURED = "__link_gate_measured"
@@ -85,14 +77,10 @@ def token(hostvars: Any, hosts: list[str]) -> dict[str, dict[str, Any]]:
     every = rendered(hostvars)
     for host in hosts:
         own = every[host]
-        name = own.get("corosync_cluster_name") or plan.live_cluster(_facts(own))
+        name = own.get("corosync_cluster_name") or plan.live_cluster(facts_of(own))
         if name:
             clusters.setdefault(str(name), []).append(host)
     return {name: _advice(every, members) for name, members in clusters.items()}
-
-
-def _facts(variables: Mapping[str, Any]) -> dict[str, Any] | None:
-    return (variables.get("pveguard_node") or {}).get("node")
 
 
 def _advice(hostvars: Any, hosts: list[str]) -> dict[str, Any]:
@@ -113,7 +101,7 @@ def _advice(hostvars: Any, hosts: list[str]) -> dict[str, Any]:
             for figures in (link, link.get("load") or {})
             if figures.get("rtt_p99_ms") is not None
         ]
-        facts = _facts(own)
+        facts = facts_of(own)
         if plan.live_cluster(facts):
             corosync = (facts or {}).get("corosync") or {}
             listed = max(listed, len(corosync.get("members") or []))
@@ -144,12 +132,8 @@ def _configured(corosync: Mapping[str, Any]) -> tuple[int, int]:
     )
 
 
-class FilterModule:
-    """The filters of this file."""
-
-    def filters(self) -> dict[str, Callable[..., Any]]:
-        return {
-            "pveguard_link_pairs": link_pairs,
-            "pveguard_link_result": link_result,
-            "pveguard_token_advice": token,
-        }
+FILTERS: dict[str, Callable[..., Any]] = {
+    "pveguard_link_pairs": link_pairs,
+    "pveguard_link_result": link_result,
+    "pveguard_token_advice": token,
+}

@@ -4,18 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
 from typing import Any
 
-import ansible.module_utils
-
-_ROOT = Path(__file__).resolve().parent.parent
-# Filters are loaded by the controller, which does not know this project's module_utils as modules do.
-if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
-
-from ansible.module_utils.pveguard.cluster import probe
-from ansible.module_utils.pveguard.corosync import probe_members
+from ..cluster import probe
+from ..corosync import probe_members
 
 
 def chosen(groups: Mapping[str, Collection[str]], play_hosts: Collection[str], name: str = "") -> dict[str, str]:
@@ -54,12 +46,8 @@ def votes_differ(seed: Mapping[str, Any], name: str, votes: int) -> bool:
     return probe.votes_to_change(name, int(votes), seed)
 
 
-class FilterModule:
-    """The filters of this file."""
-
-    def filters(self) -> dict[str, Callable[..., Any]]:
-        return {
-            "pveguard_probe_chosen": chosen,
-            "pveguard_probe_refusals": refusals,
-            "pveguard_probe_votes_differ": votes_differ,
-        }
+FILTERS: dict[str, Callable[..., Any]] = {
+    "pveguard_probe_chosen": chosen,
+    "pveguard_probe_refusals": refusals,
+    "pveguard_probe_votes_differ": votes_differ,
+}

@@ -4,19 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import Any
 
-import ansible.module_utils
-
-_ROOT = Path(__file__).resolve().parent.parent
-# Filters are loaded by the controller, which does not know this project's module_utils as modules do.
-if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
-
-from ansible.module_utils.pveguard.base.errors import PveguardError
-from ansible.module_utils.pveguard.base.host_variables import rendered
-from ansible.module_utils.pveguard.cluster import corosync_authkey, plan
+from ..base.errors import PveguardError
+from ..base.host_variables import facts_of, rendered
+from ..cluster import corosync_authkey, plan
 
 
 def decision(hostvars: Any, play_hosts: Collection[str], cluster: str = "") -> dict[str, Any]:
@@ -25,7 +17,7 @@ def decision(hostvars: Any, play_hosts: Collection[str], cluster: str = "") -> d
     ``{{ hostvars | pveguard_authkey_decision(ansible_play_hosts_all, authkey_cluster) }}``. The key that the inventory has
     is judged, not returned.
     """
-    facts = {host: (hostvars[host].get("pveguard_node") or {}).get("node") for host in play_hosts}
+    facts = {host: facts_of(hostvars[host]) for host in play_hosts}
     every = rendered(hostvars)
     keys = {
         every[host].get("corosync_authkey")
@@ -41,8 +33,4 @@ def decision(hostvars: Any, play_hosts: Collection[str], cluster: str = "") -> d
     return found
 
 
-class FilterModule:
-    """The filter of this file."""
-
-    def filters(self) -> dict[str, Callable[..., Any]]:
-        return {"pveguard_authkey_decision": decision}
+FILTERS: dict[str, Callable[..., Any]] = {"pveguard_authkey_decision": decision}

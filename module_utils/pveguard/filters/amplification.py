@@ -4,17 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-import ansible.module_utils
-
-_ROOT = Path(__file__).resolve().parent.parent
-# Filters are loaded by the controller, which does not know this project's module_utils as modules do.
-if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
-
-from ansible.module_utils.pveguard.writes import write_amplification
+from ..base.host_variables import facts_of
+from ..writes import write_amplification
 
 
 def amplification_hosts(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> list[str]:
@@ -23,7 +16,7 @@ def amplification_hosts(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> li
     ``{{ hostvars | pveguard_amplification_hosts(ansible_play_hosts) }}``, by the facts in ``pveguard_node``.
     """
     return write_amplification.measuring_hosts(
-        {host: (hostvars[host].get("pveguard_node") or {}).get("node") for host in hosts}
+        {host: facts_of(hostvars[host]) for host in hosts}
     )
 
 
@@ -34,11 +27,7 @@ def amplification_table(result: Mapping[str, Any]) -> list[str]:
     return write_amplification.render(result)
 
 
-class FilterModule:
-    """Filters of pveguard."""
-
-    def filters(self) -> dict[str, Callable[..., Any]]:
-        return {
-            "pveguard_amplification_hosts": amplification_hosts,
-            "pveguard_amplification_table": amplification_table,
-        }
+FILTERS: dict[str, Callable[..., Any]] = {
+    "pveguard_amplification_hosts": amplification_hosts,
+    "pveguard_amplification_table": amplification_table,
+}

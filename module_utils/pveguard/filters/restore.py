@@ -4,18 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import ansible.module_utils
-
-_ROOT = Path(__file__).resolve().parent.parent
-# Filters are loaded by the controller, which does not know this project's module_utils as modules do.
-if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
-
-from ansible.module_utils.pveguard.base.host_variables import rendered
-from ansible.module_utils.pveguard.state import restore_plan
+from ..base.host_variables import rendered
+from ..state import restore_plan
 
 
 def target(hosts: Collection[str], wanted: str = "") -> dict[str, str]:
@@ -73,15 +65,11 @@ def _listed(hosts: Iterable[str]) -> str:
     return ", ".join(hosts)
 
 
-class FilterModule:
-    """The filters of this file."""
-
-    def filters(self) -> dict[str, Callable[..., Any]]:
-        return {
-            "pveguard_restore_target": target,
-            "pveguard_restore_command": restore_plan.command,
-            "pveguard_restore_peer_hosts": peer_hosts,
-            "pveguard_restore_proposal": proposal,
-            "pveguard_restore_sources": sources,
-            "pveguard_restore_way_back": way_back,
-        }
+FILTERS: dict[str, Callable[..., Any]] = {
+    "pveguard_restore_target": target,
+    "pveguard_restore_command": restore_plan.command,
+    "pveguard_restore_peer_hosts": peer_hosts,
+    "pveguard_restore_proposal": proposal,
+    "pveguard_restore_sources": sources,
+    "pveguard_restore_way_back": way_back,
+}

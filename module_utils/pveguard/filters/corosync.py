@@ -8,22 +8,10 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-import ansible.module_utils
-
-_ROOT = Path(__file__).resolve().parent.parent
-# Filters are loaded by the controller, which does not know this project's module_utils as modules do.
-if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
-    ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
-
-from ansible.module_utils.pveguard.base.host_variables import rendered
-from ansible.module_utils.pveguard.cluster import corosync_compare, corosync_export
-from ansible.module_utils.pveguard.corosync import probe_members
-
-
-def _facts(variables: Any) -> dict[str, Any] | None:
-    """Facts of a host that was asked in this run, by node_info or by corosync_info alone."""
-    node = (variables.get("pveguard_node") or {}).get("node")
-    return node if isinstance(node, dict) else None
+from ..base.host_variables import facts_of, rendered
+from ..cluster import corosync_compare, corosync_export
+from ..corosync import probe_members
+from . import ROOT
 
 
 def differences(hostvars: Any, hosts: Collection[str] = ()) -> list[dict[str, Any]]:
@@ -35,7 +23,7 @@ def differences(hostvars: Any, hosts: Collection[str] = ()) -> list[dict[str, An
     nodes, wanted = {}, {}
     probes = []
     for host, own in rendered(hostvars).items():
-        nodes[host] = _facts(own)
+        nodes[host] = facts_of(own)
         wanted[host] = own.get("corosync_cluster_name") or None
         if probe_members.is_described(own):
             probes.append(host)
@@ -51,7 +39,7 @@ def export(
     errors}``; with an error it must not be written. ``path``: the file, or a directory for a hosts.yml; below the reports
     when empty. A file that is there with another text is an error unless ``overwrite``.
     """
-    nodes = {host: _facts(hostvars[host]) for host in hosts}
+    nodes = {host: facts_of(hostvars[host]) for host in hosts}
     every = rendered(hostvars)
     wanted = {host: {name: every[host].get(name) for name in corosync_export.CONNECTION} for host in hosts}
     found = corosync_export.inventory(nodes, wanted)
@@ -77,13 +65,9 @@ def _target(path: str, found: corosync_export.Inventory, reports_dir: str) -> Pa
         name = found.clusters[0] if len(found.clusters) == 1 else "nodes"
         # The name comes from a node.
         name = "".join(char if char.isalnum() or char in "-_" else "_" for char in name)
-        return Path(reports_dir or _ROOT / "reports").absolute() / "inventory" / name / "hosts.yml"
+        return Path(reports_dir or ROOT / "reports").absolute() / "inventory" / name / "hosts.yml"
     target = Path(os.path.abspath(os.path.expanduser(path)))
     return target / "hosts.yml" if path.endswith("/") or target.is_dir() else target
 
 
-class FilterModule:
-    """The filters of this file."""
-
-    def filters(self) -> dict[str, Callable[..., Any]]:
-        return {"pveguard_corosync_differences": differences, "pveguard_corosync_export": export}
+FILTERS: dict[str, Callable[..., Any]] = {"pveguard_corosync_differences": differences, "pveguard_corosync_export": export}
