@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.gate.test_gate_page import colours
+
 from . import sample
 from .browser import Browser, chromium
 from .test_report_page import hostile, page
@@ -78,12 +80,10 @@ def test_on_paper_charts_have_the_colours_of_paper(browser: Browser, tmp_path: P
     file.write_text(page(sample.three()))
     browser.open(file, dark=True)
     legend = "Chart.getChart(document.querySelector('canvas')).options.plugins.legend.labels.color"
-    from ansible.module_utils.pveguard.html_page import DARK, LIGHT
-
-    assert browser.evaluate(legend) == DARK["text"]
+    assert browser.evaluate(legend) == colours("dark")["text"]
     browser.evaluate("window.dispatchEvent(new Event('beforeprint'))")
-    assert browser.evaluate(legend) == LIGHT["text"]
+    assert browser.evaluate(legend) == colours("light")["text"]
     browser.evaluate("window.dispatchEvent(new Event('afterprint'))")
-    assert browser.evaluate(legend) == DARK["text"]
+    assert browser.evaluate(legend) == colours("dark")["text"]
     browser.print(tmp_path / "page.pdf")
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF-")
