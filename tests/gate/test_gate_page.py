@@ -214,8 +214,8 @@ def test_a_link_is_shown_from_its_median_to_its_p99_and_its_longest_time() -> No
     figures = {"rtt_p50_ms": 0.2, "rtt_p99_ms": 0.4, "rtt_max_ms": 0.9, "loss_percent": 0.0, "load": load}
     chart = charts.round_trips("Title", [("a", figures, "pass")])
     rest, loaded = chart.data["series"]
-    assert (rest["values"], rest["spans"]) == ([[0.2, 0.4]], [[0.2, 0.9]])
-    assert (loaded["values"], loaded["spans"], loaded["colour"]) == ([[0.3, 0.8]], [[0.3, 2.0]], "mark-soft")
+    assert (rest["values"], rest["spans"]) == ([[0.2, 0.4]], [[0.4, 0.9]])
+    assert (loaded["values"], loaded["spans"], loaded["colour"]) == ([[0.3, 0.8]], [[0.8, 2.0]], "mark-soft")
     assert chart.data["labels"][0] == ["p99 0.4 ms"] and "under load p99 0.8 ms" in chart.description
 
 

@@ -276,12 +276,12 @@ def round_trips(
     every = [*(figures for _, figures, _ in rows), *loads]
     axis = scale([warn, fail, *(figures.get(key) for figures in every for key in keys)], 0.1, 10)
 
-    def ends(figures: Mapping[str, Any], high: str) -> list[float] | None:
+    def ends(figures: Mapping[str, Any], low: str, high: str) -> list[float] | None:
         p99 = figures.get("rtt_p99_ms")
         if p99 is None:
             return None
-        low, top = (axis.inside(figures.get(key) or p99) for key in ("rtt_p50_ms", high))
-        return [low, max(low, top)]
+        first, last = (axis.inside(p99 if figures.get(key) is None else figures[key]) for key in (low, high))
+        return [first, max(first, last)]
 
     labels, said = [], []
     for (name, figures, verdict), load in zip(rows, loads, strict=True):
@@ -294,19 +294,19 @@ def round_trips(
     series = [
         Series(
             "at rest",
-            [ends(figures, "rtt_p99_ms") for _, figures, _ in rows],
+            [ends(figures, *keys[:2]) for _, figures, _ in rows],
             labels,
             colours=[_colour(verdict) for _, _, verdict in rows],
-            spans=[ends(figures, "rtt_max_ms") for _, figures, _ in rows],
+            spans=[ends(figures, *keys[1:]) for _, figures, _ in rows],
         )
     ]
     if any(load.get("rtt_p99_ms") is not None for load in loads):
         series.append(
             Series(
                 "under load",
-                [ends(load, "rtt_p99_ms") for load in loads],
+                [ends(load, *keys[:2]) for load in loads],
                 colour="mark-soft",
-                spans=[ends(load, "rtt_max_ms") for load in loads],
+                spans=[ends(load, *keys[1:]) for load in loads],
             )
         )
     limits = [

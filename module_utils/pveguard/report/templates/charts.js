@@ -33,7 +33,7 @@
   }
   function font(context, strong) { context.font = (strong ? "600 " : "") + "12px " + Chart.defaults.font.family; }
 
-  // A text with the colour of the card around it, so that it can be read on a line. Returns nothing.
+  // A text with the colour of the card around it, so that it can be read on a line.
   function write(context, value, x, y, options) {
     font(context, options.strong);
     context.textAlign = options.align || "left";
@@ -84,13 +84,15 @@
           var label = spec.labels[at][row], context = chart.ctx;
           if (label === null || label === undefined) { return; }
           font(context, true);
-          var x = bar.x, room = chart.width - x, wide = context.measureText(label).width;
+          var x = bar.x, room = chart.width - x, wide = context.measureText(label).width + 12, name = "text";
           if (isNaN(x) || set.data[row] === null) { x = chart.chartArea.left; room = chart.width; }
-          var inside = wide + 12 > room;
-          context.textAlign = inside ? "right" : "left";
+          var left = wide > room;
+          // Within a bar that is long enough, else before it.
+          if (left && x - bar.base >= wide) { name = "card"; } else if (left) { x = bar.base; }
+          context.textAlign = left ? "right" : "left";
           context.textBaseline = "middle";
-          context.fillStyle = inside ? colour("card") : colour("text");
-          context.fillText(label, inside ? x - 6 : x + 6, bar.y);
+          context.fillStyle = colour(name);
+          context.fillText(label, left ? x - 6 : x + 6, bar.y);
         });
       });
     }
