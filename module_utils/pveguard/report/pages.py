@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from ..units import UNKNOWN
 from . import page_parts
@@ -37,14 +36,14 @@ def render(template: str, view: Mapping[str, Any], *, scripts: bool = True) -> s
     return _environment().get_template(template).render(
         **view,
         styles=[asset("colours.css"), asset("page.css")],
-        scripts=[Markup(script) for script in found],
+        scripts=found,
         script_hashes=[source(script) for script in found],
     )
 
 
-def asset(name: str) -> Markup:
+def asset(name: str) -> str:
     """A file of ``templates/`` that becomes part of a page as it is."""
-    return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
+    return (TEMPLATES / name).read_text(encoding="utf-8")
 
 
 @functools.cache
@@ -62,7 +61,7 @@ def embeddable(script: str) -> str:
     """``script``, when it can stand between ``<script>`` and ``</script>``. Raises ValueError when it cannot."""
     if "</script" in script.lower() or "<!--" in script:
         raise ValueError("a script that holds '</script' or '<!--' would end before its end")
-    return str(script)
+    return script
 
 
 def source(script: str) -> str:
@@ -84,8 +83,8 @@ def printable(value: str) -> str:
 
 def _shown(value: object) -> object:
     """What an expression of a template becomes before it is escaped."""
-    if isinstance(value, Markup):
-        return value
+    if hasattr(value, "__html__"):
+        return value  # what a macro made
     return UNKNOWN if value is None else printable(str(value))
 
 
