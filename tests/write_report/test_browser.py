@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -129,12 +130,13 @@ def test_bars_of_a_distribution_stand_where_their_times_are(browser: Browser, tm
     for panel, name, colour in ((2, "pveperf", "mark"), (1, "fdatasync", "fail"), (0, "commit", "mark")):
         uppers = [upper for upper, _ in methods[name]["histogram"]]
         marks = [methods[name][key] for key in ("p50_ms", "p99_ms", "p99_9_ms")]
-        # Three places of each bucket, unless the line of a percentile stands there.
-        inside = [upper / 2**share for upper in uppers for share in (0.1, 0.25, 0.4)]
+        # From its left to its right end each bucket has a colour, unless the line of a percentile stands there.
+        inside = [upper / 2**share for upper in uppers for share in (0.05, 0.25, 0.45)]
         inside = [x for x in inside if all(abs(x / mark - 1) > 0.04 for mark in marks)]
         assert len(inside) > len(uppers)
         assert {browser.evaluate(AT % (2, x, panel, 2)) for x in inside} == {light[colour]}, name
         empty = [min(uppers) / 2, max(uppers) * 1.3]
+        empty += [low * 2**0.25 for low, high in pairwise(uppers) if high > low * 1.5]
         assert {browser.evaluate(AT % (2, x, panel, 2)) for x in empty} == {""}, name
 
 
