@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from ansible.module_utils.pveguard import corosync_compare
-from ansible.module_utils.pveguard.assess import (
+from ansible.module_utils.pveguard.cluster import corosync_compare
+from ansible.module_utils.pveguard.cluster.assess import (
     GOOD,
     PROBLEM,
     WARNING,

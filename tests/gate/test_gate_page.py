@@ -9,8 +9,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import gate_page, gate_report
-from ansible.module_utils.pveguard.report import charts, page_parts, pages
+from ansible.module_utils.pveguard.report import charts, gate_page, gate_report, page_parts, pages
 from jinja2 import UndefinedError
 
 from . import sample

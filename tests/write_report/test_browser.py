@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import gate_page, gate_report
+from ansible.module_utils.pveguard.report import gate_page, gate_report
 
 from tests.gate import sample as gates
 from tests.gate import test_gate_page, test_gate_report

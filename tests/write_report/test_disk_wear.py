@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible.module_utils.pveguard import block_device, disk_wear, report_summary
-from ansible.module_utils.pveguard.run import CommandMissing, Result
+from ansible.module_utils.pveguard.base.run import CommandMissing, Result
+from ansible.module_utils.pveguard.disk import block_device, disk_wear
+from ansible.module_utils.pveguard.report import report_summary
 
 from tests.fsync_gate.sysfs import ATA, Machine, nvme, sata, virtio
 from tests.loading import load_module

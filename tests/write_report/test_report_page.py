@@ -10,8 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import disk_wear, report_page, report_summary, report_table
-from ansible.module_utils.pveguard.report import charts, page_parts, pages
+from ansible.module_utils.pveguard.disk import disk_wear
+from ansible.module_utils.pveguard.report import (
+    charts,
+    page_parts,
+    pages,
+    report_page,
+    report_summary,
+    report_table,
+)
 
 from tests.gate.test_gate_page import EVIL, Document, body, colours, contrast
 
@@ -168,7 +175,7 @@ def test_each_fault_is_named_with_what_helps(
 
 
 def test_variables_and_commands_of_the_steps_exist() -> None:
-    source = (ROOT / "module_utils/pveguard/report_summary.py").read_text()
+    source = (ROOT / "module_utils/pveguard/report/report_summary.py").read_text()
     specs = "".join(path.read_text() for path in ROOT.glob("roles/*/meta/argument_specs.yml"))
     targets = set(re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text()))
     variables = set(re.findall(r"\b((?:ram_state|ha)_[a-z_]+): ", source)) - {"ha_info"}

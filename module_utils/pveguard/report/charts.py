@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..units import number_text
+from ..base.units import number_text
 
 #: Colours of series in the order in which they are taken; the page has each for light and dark.
 SERIES = ("series-1", "series-2", "series-3", "series-4", "series-5", "series-6")

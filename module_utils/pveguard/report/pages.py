@@ -18,7 +18,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ..units import UNKNOWN
+from ..base.units import UNKNOWN
 from . import page_parts
 
 _HERE = Path(__file__).resolve().parent

@@ -6,8 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..report_summary import names_text
-from ..units import (
+from ..base.units import (
     MOST_YEARS,
     UNKNOWN,
     age_seconds,
@@ -20,6 +19,7 @@ from ..units import (
 from . import charts, report_findings
 from .charts import REST, SERIES, Chart, Series
 from .page_parts import MAX_GROUPS, MAX_NODES, Figure, Notice, Table
+from .report_summary import names_text
 
 _KINDS = {"nvme": "NVMe", "sata": "SATA", "sas": "SAS"}
 

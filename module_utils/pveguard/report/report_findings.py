@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .. import report_summary
-from ..report_summary import names_text
-from ..units import UNKNOWN
+from ..base.units import UNKNOWN
+from . import report_summary
 from .page_parts import MAX_GROUPS, Badge, Item, Notice
+from .report_summary import names_text
 
 #: Reasons that are named with a step, names in a line, lines of a notice that are open.
 MAX_REASONS, _MAX_NAMES, _MAX_LINES = 3, 6, 12

@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .. import block_writes, report_summary, ring_events
-from ..report_summary import names_text
-from ..units import UNKNOWN, bytes_text, duration_text, number_text, rate_text, time_text
-from . import charts
+from ..base.units import UNKNOWN, bytes_text, duration_text, number_text, rate_text, time_text
+from ..disk import block_writes
+from ..writes import ring_events
+from . import charts, report_summary
 from .charts import REST, SERIES, Chart, Series
 from .page_parts import MAX_GROUPS, MAX_NODES, Code, LongTable, Table, long_table
+from .report_summary import names_text
 
 #: Classes and writers with a colour of their own.
 MAX_SERIES = len(SERIES)
