@@ -129,8 +129,8 @@ class Scale:
         return round(100 * min(1.0, max(0.0, share)), 3)
 
     def inside(self, value: float) -> float:
-        """The value, or the edge it lies beyond: a logarithmic axis has no place for 0."""
-        return min(self.ends[1], max(self.ends[0], value))
+        """The value in six digits, or the edge it lies beyond: a logarithmic axis has no place for 0."""
+        return float(f"{min(self.ends[1], max(self.ends[0], value)):.6g}")
 
     @property
     def ends(self) -> tuple[float, float]:

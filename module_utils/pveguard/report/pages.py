@@ -98,7 +98,7 @@ def _json(value: object) -> str:
             return {clean(key): clean(inner) for key, inner in each.items()}
         return [clean(inner) for inner in each] if isinstance(each, list | tuple) else each
 
-    return json.dumps(clean(value), sort_keys=True, allow_nan=False)
+    return json.dumps(clean(value), sort_keys=True, allow_nan=False, separators=(",", ":"))
 
 
 @functools.cache

@@ -109,6 +109,13 @@ def entry(
         "counters": counters or last.get("counters"),
         "notes": notes,
     }
+    notes += _remarks(result, gate, plan)
+    return result
+
+
+def _remarks(result: Mapping[str, Any], gate: Mapping[str, Any] | None, plan: Mapping[str, Any] | None) -> list[str]:
+    """The notes on what an entry says."""
+    notes = []
     if result["gate"]["verdict"] in ("fail", "warn") and gate:
         notes.append(f"gate: {result['gate']['message']}")
     if plan and plan.get("action") == "refuse":
@@ -123,7 +130,7 @@ def entry(
         notes.append("watchdog-mux is masked but runs until the next boot: its driver cannot be stopped")
     if result["corosync"]["copies"] == "differ":
         notes.append("the two copies of corosync.conf differ: see 'journalctl -u pve-cluster'")
-    return result
+    return notes
 
 
 def render(report: Mapping[str, Any]) -> str:
