@@ -19,9 +19,7 @@ REASON = "Long because "
 #: Generated, not written.
 GENERATED = {"requirements.lock", "requirements-build.lock"}
 #: To be split, as of 30 November 2026. The list must shrink: a file that is within the limit may not stand here.
-TOO_LONG_FILES = {
-    "module_utils/pveguard/report/report_page.py",
-}
+TOO_LONG_FILES: set[str] = set()
 #: Their functions are looked at once they are split.
 UNSPLIT = TOO_LONG_FILES
 

@@ -448,9 +448,8 @@ def perform(node: Node, request: dict[str, object]) -> dict[str, object]:
         "restored": not problems,
     }
     if problems:
-        result["error"] = f"{failure}. NOT everything could be put back: {'; '.join(problems)}"
-        if change.generation:
-            result["error"] += f". The former database is {node.generations / str(change.generation)}.db"
+        former = f". The former database is {node.generations / str(change.generation)}.db" if change.generation else ""
+        result["error"] = f"{failure}. NOT everything could be put back: {'; '.join(problems)}{former}"
     else:
         result["error"] = f"{failure}. The node is as it was before"
     return result

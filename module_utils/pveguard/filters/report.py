@@ -18,7 +18,6 @@ from ..gates import power_cut
 from ..ha import ha_info
 from ..report import report_metrics, report_page, report_table
 from ..writes import ring_events
-from . import ROOT
 
 Hosts = Mapping[str, Mapping[str, Any]]
 
@@ -212,10 +211,6 @@ def baseline_files(hostvars: Hosts, hosts: Iterable[str], directory: str, name: 
     return files
 
 
-#: Chart.js, inlined into the page; its licence is beside it.
-_LIBRARY = ROOT / "roles/write_report/files/chart.umd.min.js"
-
-
 def report(
     hostvars: Hosts,
     hosts: Iterable[str],
@@ -261,12 +256,11 @@ def report_files(value: Mapping[str, Any], directory: str) -> list[dict[str, str
     """
     base, day = Path(directory), Path(directory) / value["time"][:10]
     metrics = report_metrics.render(value)
-    page = _page(value, base)
     files = [
         _json_file(base / "latest.json", value),
         _json_file(day / "report.json", value),
-        {"path": str(base / "index.html"), "content": page},
-        {"path": str(day / "index.html"), "content": report_page.moved(page, _GATE, f"../{_GATE}")},
+        {"path": str(base / "index.html"), "content": _page(value, base)},
+        {"path": str(day / "index.html"), "content": _page(value, base, "../")},
         {"path": str(base / "pveguard.prom"), "content": metrics},
         {"path": str(day / "pveguard.prom"), "content": metrics},
     ]
@@ -327,9 +321,10 @@ def assess_files(value: Mapping[str, Any], directory: str) -> list[dict[str, str
 _GATE = "gate.html"
 
 
-def _page(value: Mapping[str, Any], base: Path, look_only: bool = False) -> str:
-    link = _GATE if (base / _GATE).exists() else ""
-    return report_page.page(value, _LIBRARY.read_text(), link, look_only)
+def _page(value: Mapping[str, Any], base: Path, up: str = "", look_only: bool = False) -> str:
+    """``up``: the way from the folder of the page to ``base``."""
+    link = f"{up}{_GATE}" if (base / _GATE).exists() else ""
+    return report_page.page(value, link, look_only)
 
 
 FILTERS: dict[str, Callable[..., Any]] = {
