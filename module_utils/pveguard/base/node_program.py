@@ -211,14 +211,14 @@ def _written(home: Path, wanted: Mapping[str, bytes]) -> Path:
         target = home / f"{name}-{number}"
     work = Path(tempfile.mkdtemp(prefix=".new-", dir=home))
     try:
-        for path, data in wanted.items():
-            file = work / path
+        for inner, data in wanted.items():
+            file = work / inner
             file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             file.write_bytes(data)
-            file.chmod(0o644 if path.endswith(".py") else 0o755)
-            if path.endswith(".py"):
+            file.chmod(0o644 if inner.endswith(".py") else 0o755)
+            if inner.endswith(".py"):
                 # A traceback shall name the file where it will lie.
-                py_compile.compile(str(file), dfile=f"{target}/{path}", doraise=True)
+                py_compile.compile(str(file), dfile=f"{target}/{inner}", doraise=True)
         work.chmod(0o755)
         _flush(work)
         work.rename(target)
