@@ -5,20 +5,20 @@ from __future__ import annotations
 
 import hashlib
 
-from .live import read_live
-from .replica import LOOK_BYTES
-from .rows import (
+from ..pmxcfs.tree import (
     DIRECTORY,
     LENGTH,
     ROW_VERSION,
     TYPE,
     as_bytes,
-    file_name,
     path_of,
     read_rows,
     root_version,
     without_noise,
 )
+from .live import read_live
+from .replica import LOOK_BYTES
+from .rows import file_name
 
 
 class Change:

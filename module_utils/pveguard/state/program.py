@@ -18,6 +18,7 @@ PVE_STATE = Program(
     "state.cli",
     (
         "pmxcfs.live_database",
+        "pmxcfs.tree",
         *(
             f"state.{name}"
             for name in (

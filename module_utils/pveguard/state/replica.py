@@ -7,12 +7,13 @@ import os
 import sqlite3
 import time
 
+from ..pmxcfs.tree import as_bytes, read_rows
 from .exits import StoreError
 from .files import ensure_store, fsync_path, read_json, size_of, stat_id, write_json
 from .generations import cut_generation, damaged_folder, next_lineage
 from .node import CLOCK_OF_FILES
 from .paths import FORMAT, MIB
-from .rows import INSERT, SCHEMA, as_bytes, connect, read_rows
+from .rows import INSERT, SCHEMA, connect
 from .system import log, utc
 
 # The replica's log: made this long at once, so that a save overwrites what is there and the file system has no size to

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import time
 
+from ..pmxcfs.tree import INODE, LENGTH, NAME, PARENT, ROW_VERSION, path_of, read_rows, root_version
 from .compare import read_change
 from .exits import Damaged, NotRead, Refused, StateError, StoreError
 from .files import copy_file, fsync_path, read_json, remove, remove_database, size_of
@@ -14,21 +15,7 @@ from .generations import cut_generation, damaged_folder, free_name, generations
 from .live import open_live
 from .paths import DAY, PVE_CLUSTER
 from .replica import LOG_LIMIT, Store
-from .rows import (
-    INODE,
-    LENGTH,
-    NAME,
-    PARENT,
-    ROW_VERSION,
-    connect,
-    emptied,
-    path_of,
-    plain_copy,
-    read_hashes,
-    read_only,
-    read_rows,
-    root_version,
-)
+from .rows import connect, emptied, plain_copy, read_hashes, read_only
 from .system import log, printable, utc
 
 # Rescue copies of former times that are kept beside a pending one.

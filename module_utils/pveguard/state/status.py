@@ -8,6 +8,7 @@ import sqlite3
 import time
 
 from ..pmxcfs.live_database import unknown_schema
+from ..pmxcfs.tree import FILE, MTIME, TYPE, path_of, read_rows, root_version
 from .compare import compare
 from .exits import EXIT_DAMAGED, EXIT_ERROR, StateError, UsageError
 from .files import read_json, write_volatile_text
@@ -28,18 +29,12 @@ from .paths import FORMAT, MIB, PVE_CLUSTER, STATE_UNIT, WATCH_UNIT
 from .preflight import ha_masked, ha_resources, ha_warning
 from .rescue import pending_rescue, rescue_text, rows_of, some_of
 from .rows import (
-    FILE,
-    MTIME,
     NO_COROSYNC_CONF,
     SCHEMA_UNKNOWN,
-    TYPE,
     check_connection,
     in_memory,
     is_member,
     is_tombstone,
-    path_of,
-    read_rows,
-    root_version,
     verify_database,
 )
 from .show import last_written

@@ -10,6 +10,7 @@ import sqlite3
 import time
 
 from ..pmxcfs.live_database import Unreadable, position, unknown_schema
+from ..pmxcfs.tree import NAME, path_of, read_rows, root_version
 from .compare import compare
 from .exits import StateError, StoreError
 from .files import Lock, ensure_store, read_json, remove, stat_id, store_lock, write_volatile
@@ -21,7 +22,7 @@ from .paths import MIB
 from .preflight import ha_masked, ha_warning, resource_ids
 from .replica import FOLD_IN_SECONDS, LOG_BYTES, LOG_LIMIT, Store
 from .rescue import modified, rescue_is_over
-from .rows import NAME, is_member, path_of, read_rows, root_version
+from .rows import is_member
 from .save import save, saved_text
 from .show import last_written
 from .status import changed_paths, newest_change, write_metrics
