@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from . import corosync_compare, corosync_conf, text_table
-from .corosync_compare import CLUSTER_COPY, HOST_COPY, PROBLEM, Copy, Finding, Survivor, View
+from .base.findings import PROBLEM, Finding
+from .corosync_compare import CLUSTER_COPY, HOST_COPY, Copy, Survivor, View
 from .corosync_conf import CorosyncConfError
 from .errors import PveguardError
 
@@ -227,13 +228,13 @@ def _with_quorum(
     for view in apart:
         yield from _apart(cluster, view, quorate, reference, extras)
     for finding in corosync_compare.findings(cluster, views):
-        if finding.kind == "trees_differ":
+        if finding.id == corosync_compare.TREES_DIFFER.id:
             yield _refused(
                 "resync",
                 cluster,
                 finding.nodes[0],
                 "fetch the state of one node anew",
-                f"{', '.join(finding.nodes)}: {finding.seen}. Only a person can tell which content is right: compare the files, "
+                f"{', '.join(finding.nodes)}: {finding.text}. Only a person can tell which content is right: compare the files, "
                 "then 'playbooks/restore.yml --limit NODE -e ram_state_restore_resync=true' for the node that is wrong",
             )
 
@@ -874,7 +875,7 @@ def _open(refused: Sequence[Step], left: Sequence[Finding]) -> list[str]:
         return texts
     for each in left:
         if each.severity == PROBLEM and not spoken & set(each.nodes):
-            texts.append(f"{', '.join(each.nodes)}: {each.seen}. {each.helps}")
+            texts.append(f"{', '.join(each.nodes)}: {each.text}. {each.helps}")
     return texts
 
 

@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import block_writes, canvas_charts, html_page, report_summary, ring_events
+from .base.findings import VERDICTS, Finding, rank
 from .canvas_charts import REST, SERIES, Series
+from .disk import drive_findings
 from .html_page import Html, tag
-from .report_summary import Finding, names_text, rate
+from .report_summary import names_text, rate
 from .units import (
     MOST_YEARS,
     UNKNOWN,
@@ -189,7 +191,7 @@ def _notices(report: Mapping[str, Any], judged: Mapping[str, tuple[str, list[Fin
     said: dict[tuple[str, str], list[str]] = {}
     for name, (_, found) in judged.items():
         for each in found:
-            said.setdefault((each.kind, each.text), []).append(name)
+            said.setdefault((VERDICTS[each.severity], each.text), []).append(name)
     made = []
     for kind in ("fail", "warn", UNKNOWN):
         items = [
@@ -869,7 +871,7 @@ def _drive_kind(disk: Mapping[str, Any]) -> str:
     keys = ("percentage_used", "spare_percent", "media_errors")
     if all(disk.get(key) is None for key in keys):
         return UNKNOWN
-    return report_summary.verdict(report_summary.drive_findings([disk]))
+    return report_summary.verdict(drive_findings.findings([disk]))
 
 
 def _factor(value: float | None) -> str:
@@ -1033,9 +1035,8 @@ def _next(report: Mapping[str, Any]) -> list[Html]:
 
 
 def _assessment(name: str, assessment: Mapping[str, Any], many: bool) -> Html:
-    kinds = {"problem": "fail", "warning": "warn", "good": "pass"}
     found = [
-        tag("li", html_page.badge(kinds.get(each["level"], UNKNOWN), each["level"]), " ", each["text"])
+        tag("li", html_page.badge(VERDICTS.get(each["level"], UNKNOWN), each["level"]), " ", each["text"])
         for each in assessment.get("findings") or []
     ]
     changes = assessment.get("changes") or []
@@ -1044,16 +1045,13 @@ def _assessment(name: str, assessment: Mapping[str, Any], many: bool) -> Html:
         tag("p", tag("strong", "make site would change: "), "nothing" if not changes else ""),
         *([tag("ul", *(tag("li", each) for each in changes))] if changes else []),
     ]
-    worst = min(
-        (kinds.get(each["level"], UNKNOWN) for each in assessment.get("findings") or []),
-        key=lambda kind: _BADNESS[kind],
-        default=UNKNOWN,
-    )
+    levels = [each["level"] for each in assessment.get("findings") or []]
+    worst = min(levels, key=rank, default=UNKNOWN)
     if many:
         count = len(changes)
         return html_page.details(f"{name}: {count} change{'' if count == 1 else 's'}", *parts)
     return html_page.card(
         name,
         *parts,
-        mark=html_page.badge(worst, {"fail": "problem", "warn": "warning", "pass": "good"}.get(worst, worst)),
+        mark=html_page.badge(VERDICTS[worst], worst),
     )
