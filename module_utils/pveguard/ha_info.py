@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import ha_fencing, ha_files, node_name, section_config
+from .ha import ha_findings
 from .run import CommandMissing, Run
 from .run import run as real_run
 from .systemd import unit_states
@@ -311,9 +312,10 @@ def _in_charge(lrm_states: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def unattended_text(host: str, resources: list[str]) -> str:
     """The warning for resources that nothing looks after."""
+    helps = ha_findings.UNATTENDED.fix.rstrip("."), ha_findings.UNATTENDED.code
     return (
-        f"HA is off on {host} but there are HA resources: {shown(resources)}. Nothing recovers them when a node fails. Set "
-        "ha_state: enabled and run site.yml, or remove them ('ha-manager remove SID')"
+        f"HA is off on {host} but there are HA resources: {shown(resources)}. Nothing recovers them when a node fails. "
+        f"{helps[0]} ({helps[1]})"
     )
 
 

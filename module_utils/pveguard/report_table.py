@@ -38,9 +38,8 @@ HEADER = (
 
 def build(nodes: Mapping[str, Mapping[str, Any]], now: str) -> dict[str, Any]:
     """The report of all ``nodes`` (name -> :func:`entry`), made at ``now`` (UTC, ISO 8601)."""
-    judged = {
-        name: {**node, "findings": [each.as_dict() for each in report_summary.findings(node, now)]} for name, node in nodes.items()
-    }
+    found = {name: [each.as_dict() for each in report_summary.findings(node, now)] for name, node in nodes.items()}
+    judged = {name: {**node, "findings": found[name]} for name, node in nodes.items()}
     return {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, "time": now, "nodes": judged}
 
 

@@ -204,7 +204,7 @@ def copies(cluster: int | None, host: int | None, quorate: bool = True, nodes: I
             means="the daemon overwrites the host's copy at its next start, sync or change, and corosync takes what is on "
             "/etc/pve at its next reload or start",
             fix="To keep what is on /etc/pve: 'systemctl restart pve-cluster'. To keep the host's: bring it to /etc/pve with "
-            f"config_version {cluster + 1} (copy to .new, edit, rename)",
+            f"config_version {cluster + 1}, as a copy named .new that is edited and renamed",
             code=_DIFF,
             nodes=nodes,
         )
@@ -212,7 +212,8 @@ def copies(cluster: int | None, host: int | None, quorate: bool = True, nodes: I
         return HOST_NEWER(
             seen,
             means="the daemon leaves both as they are ('local corosync.conf is newer'), so they stay different",
-            fix=f"Bring the one that is right to /etc/pve with config_version {host + 1} (copy to .new, edit, rename)",
+            fix=f"Bring the one that is right to /etc/pve with config_version {host + 1}, as a copy named .new that is edited and "
+            "renamed",
             code=_DIFF,
             nodes=nodes,
         )
