@@ -398,6 +398,7 @@ def _cluster(node: Mapping[str, Any] | None, plan: Mapping[str, Any] | None) -> 
     packages = node.get("packages") or {}
     pmxcfs = node.get("pmxcfs") or {}
     clustered = bool((corosync.get("cluster") or corosync.get("host") or {}).get("config_version"))
+    members, live = probe.members_up(corosync) if clustered else (0, 0)
     return {
         "name": corosync.get("cluster_name") if clustered else None,
         "node": node.get("hostname"),
@@ -406,9 +407,8 @@ def _cluster(node: Mapping[str, Any] | None, plan: Mapping[str, Any] | None) -> 
         "quorate": _quorate(corosync, pmxcfs) if clustered else None,
         "met_corosync": pmxcfs.get("met_corosync"),
         "error": pmxcfs.get("error"),
-        # Probes are none of the cluster's members: nothing depends on them.
-        "members": sum(not probe.is_listed(each) for each in corosync.get("members") or []) if clustered else 0,
-        "live": sum(number not in probe.ids(corosync) for number in corosync.get("live_member_ids") or []) if clustered else 0,
+        "members": members,
+        "live": live,
         "probe": (clustered and probe.is_one(node)) or (plan or {}).get("action") == "probe",
     }
 

@@ -36,7 +36,7 @@ def _filesystem(node: Mapping[str, Any]) -> list[Finding]:
         return [down]
     found = _found(pmxcfs_findings.understood(pmxcfs.get("error")))
     if pmxcfs["mode"] == "cluster":
-        members, live = _members(node["corosync"])
+        members, live = probe.members_up(node["corosync"])
         found += _found(corosync_findings.quorum(pmxcfs["quorate"], pmxcfs.get("met_corosync"), live, members or None))
     found += [left_nodes.finding(each) for each in pmxcfs.get("left_nodes") or []]
     return [*found, pmxcfs_findings.content(pmxcfs["mode"], pmxcfs["guests"], pmxcfs.get("database_bytes"))]
@@ -60,16 +60,9 @@ def _corosync(node: Mapping[str, Any]) -> list[Finding]:
     name = corosync.get("cluster_name")
     if probe.is_one(node):
         found.append(corosync_findings.probe(name))
-    members, live = _members(corosync)
+    members, live = probe.members_up(corosync)
     found += _found(corosync_findings.members(name, live, members, corosync.get("quorate")))
     return found + corosync_findings.votes(members, bool(corosync.get("two_node")), bool(corosync.get("qdevice")))
-
-
-def _members(corosync: Mapping[str, Any]) -> tuple[int, int]:
-    """How many members its cluster has and how many of them are up, probes left out."""
-    probes = probe.ids(corosync)
-    members = sum(not probe.is_listed(each) for each in corosync.get("members") or [])
-    return members, sum(number not in probes for number in corosync.get("live_member_ids") or [])
 
 
 def _ram(node: Mapping[str, Any]) -> list[Finding]:

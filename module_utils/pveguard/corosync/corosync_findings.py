@@ -212,8 +212,8 @@ def copies(cluster: int | None, host: int | None, quorate: bool = True, nodes: I
         return HOST_NEWER(
             seen,
             means="the daemon leaves both as they are ('local corosync.conf is newer'), so they stay different",
-            fix=f"Bring the one that is right to /etc/pve with config_version {host + 1}, as a copy named .new that is edited and "
-            "renamed",
+            fix=f"Bring the one that is right to /etc/pve with config_version {host + 1}, as a copy named .new that is edited "
+            "and renamed",
             code=_DIFF,
             nodes=nodes,
         )
