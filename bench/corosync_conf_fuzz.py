@@ -32,9 +32,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "module_utils"))
 
-from pveguard import corosync_conf, corosync_edit  # noqa: E402
-from pveguard.corosync_conf import CorosyncConfError, Document  # noqa: E402
-from pveguard.errors import PveguardError  # noqa: E402
+from pveguard.base.errors import PveguardError  # noqa: E402
+from pveguard.formats import corosync_conf, corosync_edit  # noqa: E402
+from pveguard.formats.corosync_conf import CorosyncConfError, Document  # noqa: E402
 
 CONFIGURATIONS = ROOT / "tests" / "corosync" / "configurations"
 CHUNKS = ("{", "}", "{\n", "}\n", ":", "#", "\n", "\r\n", "\r", "\t", " ", "\0", "\f", "\u2028", "é", "\udcff")

@@ -20,7 +20,7 @@ import ad_hoc
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = ROOT / "molecule" / "default" / "files" / "look.py"
-READER = ROOT / "module_utils" / "pveguard" / "live_database.py"
+READER = ROOT / "module_utils" / "pveguard/pmxcfs/live_database.py"
 
 
 def one_program() -> str:

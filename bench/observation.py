@@ -44,7 +44,7 @@ MEDIANS = ("samples_device_bytes", "write_back_device_bytes", "cpu_percent")
 OBSERVE = """
 import json, resource, sys
 sys.path.insert(0, sys.argv[1])
-from pveguard import pmxcfs_writes
+from pveguard.writes import pmxcfs_writes
 def spent():
     parts = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(part.ru_utime + part.ru_stime for part in parts)

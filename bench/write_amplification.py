@@ -56,7 +56,7 @@ PUBLISHED: dict[int, dict[str, float]] = {
 CORE = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from pveguard import write_amplification
+from pveguard.writes import write_amplification
 print(json.dumps(write_amplification.measure(**json.loads(sys.argv[2]))))
 """
 

@@ -22,9 +22,11 @@ if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
 
 from ansible.errors import AnsibleFilterError
-from ansible.module_utils.pveguard import assess, corosync_compare, inventory, plan, probe, variables
-from ansible.module_utils.pveguard.errors import PveguardError
-from ansible.module_utils.pveguard.host_variables import HostVariables, rendered
+from ansible.module_utils.pveguard.base import variables
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.base.host_variables import HostVariables, rendered
+from ansible.module_utils.pveguard.cluster import assess, corosync_compare, inventory, plan
+from ansible.module_utils.pveguard.corosync import probe_members
 from ansible.parsing.yaml.loader import AnsibleLoader
 
 #: Variables of the playbooks themselves; those of roles come from their argument_specs.
@@ -221,7 +223,7 @@ def cluster_plan(
         hosts[host] = {
             "cluster": own.get("corosync_cluster_name") or None,
             "node": (own.get("pveguard_node") or {}).get("node"),
-            "probe": probe.is_described(own),
+            "probe": probe_members.is_described(own),
         }
     return plan.cluster_plan(hosts, list(play_hosts), bootstrap or None, joining_probe or None)
 
@@ -245,7 +247,7 @@ def _compared(hosts: HostVariables) -> list[dict[str, Any]]:
     """What the nodes of each cluster say, side by side."""
     nodes = {host: (own.get("pveguard_node") or {}).get("node") for host, own in hosts.items()}
     wanted = {host: own.get("corosync_cluster_name") or None for host, own in hosts.items()}
-    return corosync_compare.compare(nodes, wanted, [host for host, own in hosts.items() if probe.is_described(own)])
+    return corosync_compare.compare(nodes, wanted, [host for host, own in hosts.items() if probe_members.is_described(own)])
 
 
 def assessments(hostvars: Any, play_hosts: Collection[str]) -> dict[str, dict[str, Any]]:
@@ -269,7 +271,7 @@ def _wishes(own: Mapping[str, Any]) -> assess.Wishes:
     return assess.Wishes(
         ha_state=str(own.get("ha_state") or "auto"),
         # What a probe stores is nobody's.
-        ram_state=variables.as_bool(own.get("ram_state_enabled", True)) and not probe.is_described(own),
+        ram_state=variables.as_bool(own.get("ram_state_enabled", True)) and not probe_members.is_described(own),
     )
 
 

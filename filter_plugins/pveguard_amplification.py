@@ -14,7 +14,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
 
-from ansible.module_utils.pveguard import write_amplification
+from ansible.module_utils.pveguard.writes import write_amplification
 
 
 def amplification_hosts(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> list[str]:

@@ -14,9 +14,9 @@ _ROOT = Path(__file__).resolve().parent.parent
 if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
 
-from ansible.module_utils.pveguard import corosync_authkey, plan
-from ansible.module_utils.pveguard.errors import PveguardError
-from ansible.module_utils.pveguard.host_variables import rendered
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.base.host_variables import rendered
+from ansible.module_utils.pveguard.cluster import corosync_authkey, plan
 
 
 def decision(hostvars: Any, play_hosts: Collection[str], cluster: str = "") -> dict[str, Any]:

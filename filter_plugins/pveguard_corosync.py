@@ -15,8 +15,9 @@ _ROOT = Path(__file__).resolve().parent.parent
 if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
 
-from ansible.module_utils.pveguard import corosync_compare, corosync_export, probe
-from ansible.module_utils.pveguard.host_variables import rendered
+from ansible.module_utils.pveguard.base.host_variables import rendered
+from ansible.module_utils.pveguard.cluster import corosync_compare, corosync_export
+from ansible.module_utils.pveguard.corosync import probe_members
 
 
 def _facts(variables: Any) -> dict[str, Any] | None:
@@ -36,7 +37,7 @@ def differences(hostvars: Any, hosts: Collection[str] = ()) -> list[dict[str, An
     for host, own in rendered(hostvars).items():
         nodes[host] = _facts(own)
         wanted[host] = own.get("corosync_cluster_name") or None
-        if probe.is_described(own):
+        if probe_members.is_described(own):
             probes.append(host)
     return corosync_compare.compare(nodes, wanted, probes)
 

@@ -18,10 +18,10 @@ _ROOT = Path(__file__).resolve().parent.parent
 if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
 
-from ansible.module_utils.pveguard import gate_page, gate_report
-from ansible.module_utils.pveguard import variables as typed
-from ansible.module_utils.pveguard.errors import PveguardError
-from ansible.module_utils.pveguard.host_variables import rendered
+from ansible.module_utils.pveguard.base import variables as typed
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.base.host_variables import rendered
+from ansible.module_utils.pveguard.report import gate_page, gate_report
 
 Hosts = Mapping[str, Mapping[str, Any]]
 

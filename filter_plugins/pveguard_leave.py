@@ -14,7 +14,8 @@ _ROOT = Path(__file__).resolve().parent.parent
 if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
 
-from ansible.module_utils.pveguard import leave, probe
+from ansible.module_utils.pveguard.cluster import leave
+from ansible.module_utils.pveguard.corosync import probe_members
 
 
 def decision(hostvars: Any, play_hosts: Collection[str], name: str, dead: bool = False) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def decision(hostvars: Any, play_hosts: Collection[str], name: str, dead: bool =
     ``{{ hostvars | pveguard_leave_decision(ansible_play_hosts_all, leave_node, leave_dead) }}``
     """
     facts = {host: (hostvars[host].get("pveguard_node") or {}).get("node") for host in play_hosts}
-    probes = [host for host in play_hosts if probe.is_described(hostvars[host])]
+    probes = [host for host in play_hosts if probe_members.is_described(hostvars[host])]
     return leave.decide(str(name), facts, list(play_hosts), dead, probes)
 
 

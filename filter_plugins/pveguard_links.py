@@ -14,9 +14,13 @@ _ROOT = Path(__file__).resolve().parent.parent
 if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
 
-from ansible.module_utils.pveguard import corosync_conf, fsync_bench, link_gate, plan, token_advice, variables
-from ansible.module_utils.pveguard.errors import PveguardError
-from ansible.module_utils.pveguard.host_variables import HostVariables, rendered
+from ansible.module_utils.pveguard.base import variables
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.base.host_variables import HostVariables, rendered
+from ansible.module_utils.pveguard.cluster import plan
+from ansible.module_utils.pveguard.corosync import token_advice
+from ansible.module_utils.pveguard.formats import corosync_conf
+from ansible.module_utils.pveguard.gates import fsync_bench, link_gate
 
 #: Where the role registers what its module measured, and keeps the result.
 MEASURED = "__link_gate_measured"

@@ -14,7 +14,8 @@ _ROOT = Path(__file__).resolve().parent.parent
 if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
 
-from ansible.module_utils.pveguard import probe
+from ansible.module_utils.pveguard.cluster import probe
+from ansible.module_utils.pveguard.corosync import probe_members
 
 
 def chosen(groups: Mapping[str, Collection[str]], play_hosts: Collection[str], name: str = "") -> dict[str, str]:
@@ -22,13 +23,16 @@ def chosen(groups: Mapping[str, Collection[str]], play_hosts: Collection[str], n
 
     ``{{ groups | pveguard_probe_chosen(ansible_play_hosts_all, probe_host) }}``
     """
-    probes = list(groups.get(probe.GROUP, ()))
+    probes = list(groups.get(probe_members.GROUP, ()))
     if not probes:
-        return {"host": "", "refusal": f"the inventory has no host in the group {probe.GROUP} (docs/probe.md shows one)"}
+        return {"host": "", "refusal": f"the inventory has no host in the group {probe_members.GROUP} (docs/probe.md shows one)"}
     if name and name not in probes:
-        return {"host": "", "refusal": f"probe_host is {name!r}; the group {probe.GROUP} has {', '.join(probes)}"}
+        return {"host": "", "refusal": f"probe_host is {name!r}; the group {probe_members.GROUP} has {', '.join(probes)}"}
     if not name and len(probes) > 1:
-        return {"host": "", "refusal": f"the group {probe.GROUP} has {', '.join(probes)}: name one with -e probe_host=NAME"}
+        return {
+            "host": "",
+            "refusal": f"the group {probe_members.GROUP} has {', '.join(probes)}: name one with -e probe_host=NAME",
+        }
     host = name or probes[0]
     if host not in play_hosts:
         return {"host": "", "refusal": f"{host} is not in this run: run it without --limit"}

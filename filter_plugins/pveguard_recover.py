@@ -16,8 +16,9 @@ _ROOT = Path(__file__).resolve().parent.parent
 if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
 
-from ansible.module_utils.pveguard import corosync_recover, corosync_repair, probe
-from ansible.module_utils.pveguard.host_variables import rendered
+from ansible.module_utils.pveguard.base.host_variables import rendered
+from ansible.module_utils.pveguard.cluster import corosync_recover, corosync_repair
+from ansible.module_utils.pveguard.corosync import probe_members
 
 
 def _facts(variables: Any) -> dict[str, Any] | None:
@@ -39,7 +40,7 @@ def recover(
     every = rendered(hostvars)
     nodes = {host: _facts(own) if host in asked else None for host, own in every.items()}
     wanted = {host: own.get("corosync_cluster_name") or None for host, own in every.items()}
-    probes = [host for host, own in every.items() if probe.is_described(own)]
+    probes = [host for host, own in every.items() if probe_members.is_described(own)]
     found = corosync_recover.plan(nodes, wanted, done, choice, probes)
     steps = [step for cluster in found for step in cluster["steps"]]
     return {

@@ -14,8 +14,8 @@ _ROOT = Path(__file__).resolve().parent.parent
 if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
 
-from ansible.module_utils.pveguard import restore_plan
-from ansible.module_utils.pveguard.host_variables import rendered
+from ansible.module_utils.pveguard.base.host_variables import rendered
+from ansible.module_utils.pveguard.state import restore_plan
 
 
 def target(hosts: Collection[str], wanted: str = "") -> dict[str, str]:

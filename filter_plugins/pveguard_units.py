@@ -18,18 +18,13 @@ _ROOT = Path(__file__).resolve().parent.parent
 if str(_ROOT / "module_utils") not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(str(_ROOT / "module_utils"))
 
-from ansible.module_utils.pveguard import (
-    ha_info,
-    power_cut,
-    probe,
-    report_metrics,
-    report_page,
-    report_table,
-    ring_events,
-    units,
-    variables,
-)
-from ansible.module_utils.pveguard.host_variables import rendered
+from ansible.module_utils.pveguard.base import units, variables
+from ansible.module_utils.pveguard.base.host_variables import rendered
+from ansible.module_utils.pveguard.corosync import probe_members
+from ansible.module_utils.pveguard.gates import power_cut
+from ansible.module_utils.pveguard.ha import ha_info
+from ansible.module_utils.pveguard.report import report_metrics, report_page, report_table
+from ansible.module_utils.pveguard.writes import ring_events
 
 Hosts = Mapping[str, Mapping[str, Any]]
 
@@ -55,8 +50,8 @@ def cluster_peers(hostvars: Hosts, hosts: Iterable[str], host: str) -> list[str]
         or (
             cluster
             and (node.get("corosync") or {}).get("cluster_name") == cluster
-            and not probe.is_one(node)
-            and probe.GROUP not in (_get(hostvars, name, "group_names") or ())
+            and not probe_members.is_one(node)
+            and probe_members.GROUP not in (_get(hostvars, name, "group_names") or ())
         )
     ]
 

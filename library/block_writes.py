@@ -79,7 +79,7 @@ since:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.pveguard import block_writes
+from ansible.module_utils.pveguard.disk import block_writes
 
 
 def main() -> None:

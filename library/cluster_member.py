@@ -125,9 +125,9 @@ steps:
 
 import platform
 
-from ansible.module_utils.pveguard import cluster_member
-from ansible.module_utils.pveguard.errors import PveguardError
-from ansible.module_utils.pveguard.node_module import NodeModule
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.base.node_module import NodeModule
+from ansible.module_utils.pveguard.cluster import cluster_member
 
 
 def main() -> None:

@@ -76,9 +76,10 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.pveguard import corosync_authkey, corosync_info
-from ansible.module_utils.pveguard.atomic import read_or_none
-from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.base.atomic import read_or_none
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.cluster import corosync_authkey
+from ansible.module_utils.pveguard.corosync import corosync_info
 
 
 def main() -> None:

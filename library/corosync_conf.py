@@ -271,8 +271,10 @@ journal:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.pveguard import corosync_change, corosync_conf, pve_lock
-from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.corosync import corosync_change
+from ansible.module_utils.pveguard.formats import corosync_conf
+from ansible.module_utils.pveguard.pmxcfs import pve_lock
 
 
 def main() -> None:

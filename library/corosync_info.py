@@ -166,7 +166,8 @@ missing:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.pveguard import corosync_export, corosync_info
+from ansible.module_utils.pveguard.cluster import corosync_export
+from ansible.module_utils.pveguard.corosync import corosync_info
 
 
 def main() -> None:

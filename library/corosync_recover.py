@@ -112,9 +112,10 @@ arrived:
   type: bool
 """
 
-from ansible.module_utils.pveguard import corosync_repair, pve_lock
-from ansible.module_utils.pveguard.errors import PveguardError
-from ansible.module_utils.pveguard.node_module import NodeModule
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.base.node_module import NodeModule
+from ansible.module_utils.pveguard.cluster import corosync_repair
+from ansible.module_utils.pveguard.pmxcfs import pve_lock
 
 
 def main() -> None:

@@ -72,8 +72,8 @@ config_version:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.pveguard import corosync_pending, corosync_restart
-from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.corosync import corosync_pending, corosync_restart
 
 
 def main() -> None:

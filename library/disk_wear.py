@@ -112,8 +112,8 @@ notes:
   elements: str
 """
 
-from ansible.module_utils.pveguard import disk_wear
-from ansible.module_utils.pveguard.node_module import NodeModule
+from ansible.module_utils.pveguard.base.node_module import NodeModule
+from ansible.module_utils.pveguard.disk import disk_wear
 
 
 def main() -> None:

@@ -316,8 +316,8 @@ drift:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.pveguard import fsync_gate
-from ansible.module_utils.pveguard.fsync_bench import METHODS
+from ansible.module_utils.pveguard.gates import fsync_gate
+from ansible.module_utils.pveguard.gates.fsync_bench import METHODS
 
 
 def main() -> None:

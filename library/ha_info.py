@@ -117,7 +117,7 @@ ha:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.pveguard import ha_info
+from ansible.module_utils.pveguard.ha import ha_info
 
 
 def main() -> None:

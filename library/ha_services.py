@@ -105,8 +105,8 @@ watchdog_until_reboot:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.pveguard import ha_services
-from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.ha import ha_services
 
 
 def main() -> None:

@@ -244,8 +244,8 @@ links:
 from dataclasses import fields
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.pveguard import link_bench
-from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.gates import link_bench
 
 _BOUNDS = {
     "duration": (link_bench.MIN_DURATION_S, link_bench.MAX_DURATION_S, "seconds"),

@@ -73,10 +73,10 @@ changed_paths:
   elements: str
 """
 
-from ansible.module_utils.pveguard import node_files
-from ansible.module_utils.pveguard.errors import PveguardError
-from ansible.module_utils.pveguard.node_module import NodeModule
-from ansible.module_utils.pveguard.run import run
+from ansible.module_utils.pveguard.base import node_files
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.base.node_module import NodeModule
+from ansible.module_utils.pveguard.base.run import run
 
 
 def main() -> None:

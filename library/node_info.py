@@ -69,7 +69,7 @@ node:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.pveguard import node
+from ansible.module_utils.pveguard.cluster import node
 
 
 def main() -> None:

@@ -79,9 +79,9 @@ repository:
   type: str
 """
 
-from ansible.module_utils.pveguard import pmxcfs_package
-from ansible.module_utils.pveguard.errors import PveguardError
-from ansible.module_utils.pveguard.node_module import NodeModule
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.base.node_module import NodeModule
+from ansible.module_utils.pveguard.cluster import pmxcfs_package
 
 
 def main() -> None:

@@ -180,8 +180,9 @@ since:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.pveguard import block_writes, pmxcfs_writes
-from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.disk import block_writes
+from ansible.module_utils.pveguard.writes import pmxcfs_writes
 
 
 def main() -> None:

@@ -115,8 +115,8 @@ ended:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.pveguard import power_cut
-from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.gates import power_cut
 
 
 def main() -> None:

@@ -59,9 +59,9 @@ bytes:
   type: int
 """
 
-from ansible.module_utils.pveguard import pve_file
-from ansible.module_utils.pveguard.errors import PveguardError
-from ansible.module_utils.pveguard.node_module import NodeModule
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.base.node_module import NodeModule
+from ansible.module_utils.pveguard.pmxcfs import pve_file
 
 
 def main() -> None:

@@ -138,9 +138,10 @@ login:
 
 from typing import Any
 
-from ansible.module_utils.pveguard import pmxcfs, ram_state
-from ansible.module_utils.pveguard.errors import PveguardError
-from ansible.module_utils.pveguard.node_module import NodeModule
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.base.node_module import NodeModule
+from ansible.module_utils.pveguard.pmxcfs import pmxcfs
+from ansible.module_utils.pveguard.state import ram_state
 
 
 def main() -> None:

@@ -128,9 +128,9 @@ generation_tree_sha256:
   type: str
 """
 
-from ansible.module_utils.pveguard import restore
-from ansible.module_utils.pveguard.errors import PveguardError
-from ansible.module_utils.pveguard.node_module import NodeModule
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.base.node_module import NodeModule
+from ansible.module_utils.pveguard.state import restore
 
 
 def main() -> None:

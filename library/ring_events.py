@@ -67,8 +67,8 @@ ring:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.pveguard import ring_events
-from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.writes import ring_events
 
 
 def main() -> None:

@@ -173,8 +173,9 @@ notes:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.pveguard import block_writes, write_amplification
-from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.disk import block_writes
+from ansible.module_utils.pveguard.writes import write_amplification
 
 
 def main() -> None:

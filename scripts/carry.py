@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CORE = ROOT / "module_utils/pveguard/live_database.py"
+CORE = ROOT / "module_utils/pveguard/pmxcfs/live_database.py"
 PROGRAMS = (ROOT / "roles/ram_state/files/pve-state", ROOT / "roles/corosync/files/cluster-member")
 BEGIN, END = "# --- live_database: from here", "# --- live_database: its end"
 

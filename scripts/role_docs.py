@@ -21,7 +21,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "module_utils"))
 
-from pveguard.variables import limits_text  # noqa: E402
+from pveguard.base.variables import limits_text  # noqa: E402
 
 START = "<!-- variables -->"
 END = "<!-- /variables -->"

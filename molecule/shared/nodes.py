@@ -26,7 +26,7 @@ from testinfra.utils.ansible_runner import AnsibleRunner
 #: Scripts that look at a node.
 FILES = Path(__file__).resolve().parents[1] / "default/files"
 #: How they read the database, on a node that has no pveguard yet as well.
-READER = Path(__file__).resolve().parents[2] / "module_utils/pveguard/live_database.py"
+READER = Path(__file__).resolve().parents[2] / "module_utils/pveguard/pmxcfs/live_database.py"
 Everywhere = Callable[..., dict[str, Any]]
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from ansible.module_utils.pveguard import corosync_compare
-from ansible.module_utils.pveguard.assess import (
+from ansible.module_utils.pveguard.base.findings import GOOD, PROBLEM, WARNING
+from ansible.module_utils.pveguard.cluster import corosync_compare
+from ansible.module_utils.pveguard.cluster.assess import (
     Wishes,
     across,
     changes,
@@ -14,7 +15,6 @@ from ansible.module_utils.pveguard.assess import (
     render,
     render_clusters,
 )
-from ansible.module_utils.pveguard.base.findings import GOOD, PROBLEM, WARNING
 
 from tests.corosync import cluster_facts
 from tests.loading import load_filters

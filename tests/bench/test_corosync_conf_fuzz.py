@@ -11,7 +11,7 @@ from typing import Any
 import corosync_conf_fuzz as fuzz
 import pytest
 
-from pveguard import corosync_conf, corosync_edit
+from pveguard.formats import corosync_conf, corosync_edit
 
 
 def test_a_run_finds_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,7 +53,7 @@ def test_the_loop_in_perl_is_pveperfs(bench: ModuleType, tmp_path: Path) -> None
 OURS = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
-from pveguard import fsync_bench
+from pveguard.gates import fsync_bench
 fsync_bench.Pveperf(sys.argv[2]).round(time.perf_counter_ns() + 50_000_000, lambda: True)
 """
 

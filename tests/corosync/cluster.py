@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import corosync_change, corosync_conf, corosync_edit, pve_file
-from ansible.module_utils.pveguard.corosync_change import Outcome, Wanted
-from ansible.module_utils.pveguard.run import Result, run
+from ansible.module_utils.pveguard.base.run import Result, run
+from ansible.module_utils.pveguard.corosync import corosync_change
+from ansible.module_utils.pveguard.corosync.corosync_change import Outcome, Wanted
+from ansible.module_utils.pveguard.formats import corosync_conf, corosync_edit
+from ansible.module_utils.pveguard.pmxcfs import pve_file
 
 
 def text_of(nodes: int, links: int = 1, version: int = 4) -> str:

@@ -8,7 +8,8 @@ import functools
 import hashlib
 from typing import Any
 
-from ansible.module_utils.pveguard import corosync_conf, corosync_info
+from ansible.module_utils.pveguard.corosync import corosync_info
+from ansible.module_utils.pveguard.formats import corosync_conf
 
 NAME = "production"
 

@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ansible.module_utils.pveguard.run import Result
+from ansible.module_utils.pveguard.base.run import Result
 
 Answer = Result | Callable[[list[str]], Result]
 

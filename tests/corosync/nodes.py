@@ -100,7 +100,7 @@ class Member(Node):
         """Run a script in the node with the cores at hand: ``args`` in, ``result`` out."""
         text = (
             f"import json, sys\nsys.path.insert(0, {str(ROOT / 'module_utils')!r})\n"
-            "args = json.loads(sys.argv[1])\nfrom pveguard.errors import PveguardError\ntry:\n"
+            "args = json.loads(sys.argv[1])\nfrom pveguard.base.errors import PveguardError\ntry:\n"
             + "".join(f"    {line}\n" for line in script.strip().splitlines())
             + "except PveguardError as error:\n    result = {'error': str(error)}\n"
             + "print(json.dumps(result))\n"
@@ -111,11 +111,11 @@ class Member(Node):
         return result
 
     def info(self) -> dict[str, Any]:
-        return self.python("from pveguard import corosync_info\nresult = corosync_info.collect()")
+        return self.python("from pveguard.corosync import corosync_info\nresult = corosync_info.collect()")
 
     def change(self, *, timeout_s: float = 60, **wanted: Any) -> dict[str, Any]:
         return self.python(
-            "from pveguard import corosync_change as c\n"
+            "from pveguard.corosync import corosync_change as c\n"
             "o = c.apply(c.Wanted(**args[0]), args[1])\n"
             "result = {'changed': o.changed, 'after': o.after, 'live': o.info['live_member_ids'], 'restart': o.restart_needed,\n"
             "          'kept': [each.shown() for each in o.lock_kept]}",
@@ -127,7 +127,7 @@ class Member(Node):
 
     def give_back(self, deadline_s: float = 60) -> dict[str, Any]:
         return self.python(
-            "from pveguard import pve_lock\n"
+            "from pveguard.pmxcfs import pve_lock\n"
             "o = pve_lock.give_back(args[0])\n"
             "result = {'removed': o.removed, 'kept': [each.shown() for each in o.left]}",
             deadline_s,

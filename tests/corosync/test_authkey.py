@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import corosync_authkey, corosync_conf
-from ansible.module_utils.pveguard.errors import PveguardError
-from ansible.module_utils.pveguard.run import Result
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.base.run import Result
+from ansible.module_utils.pveguard.cluster import corosync_authkey
+from ansible.module_utils.pveguard.formats import corosync_conf
 
 from .cluster import Cluster
 from .cluster_facts import conf, node

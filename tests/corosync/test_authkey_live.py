@@ -17,7 +17,7 @@ __all__ = ["members"]  # the fixture
 pytestmark = [pytest.mark.slow, pytest.mark.root]
 
 SCRIPT = """
-from pveguard import corosync_authkey as k
+from pveguard.cluster import corosync_authkey as k
 info = {}
 key = args[1] or (k.generate() if args[0] == 'generate' else '')
 if args[0] == 'place': k.place(key, args[2])

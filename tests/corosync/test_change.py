@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import corosync_change, corosync_conf, corosync_edit, pve_file, pve_lock
-from ansible.module_utils.pveguard.corosync_change import ChangeFailed, Wanted
-from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.corosync import corosync_change
+from ansible.module_utils.pveguard.corosync.corosync_change import ChangeFailed, Wanted
+from ansible.module_utils.pveguard.formats import corosync_conf, corosync_edit
+from ansible.module_utils.pveguard.pmxcfs import pve_file, pve_lock
 
 from .cluster import Cluster, text_of
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible.module_utils.pveguard import corosync_change, corosync_export
+from ansible.module_utils.pveguard.cluster import corosync_export
+from ansible.module_utils.pveguard.corosync import corosync_change
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow

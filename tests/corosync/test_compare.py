@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import corosync_compare
-from ansible.module_utils.pveguard.corosync_compare import CLUSTER_COPY, HOST_COPY, PROBLEM, WARNING
+from ansible.module_utils.pveguard.cluster import corosync_compare
+from ansible.module_utils.pveguard.cluster.corosync_compare import CLUSTER_COPY, HOST_COPY, PROBLEM, WARNING
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -7,9 +7,9 @@ import re
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import corosync_conf
-from ansible.module_utils.pveguard.corosync_conf import CorosyncConfError
-from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.formats import corosync_conf
+from ansible.module_utils.pveguard.formats.corosync_conf import CorosyncConfError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

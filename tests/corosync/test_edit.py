@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.pveguard import corosync_conf, corosync_edit
-from ansible.module_utils.pveguard.corosync_conf import CorosyncConfError, Document
-from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.formats import corosync_conf, corosync_edit
+from ansible.module_utils.pveguard.formats.corosync_conf import CorosyncConfError, Document
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible.module_utils.pveguard import corosync_change, corosync_conf, corosync_export, corosync_info
-from ansible.module_utils.pveguard.inventory import inventory_errors
-from ansible.module_utils.pveguard.plan import cluster_plan
+from ansible.module_utils.pveguard.cluster import corosync_export
+from ansible.module_utils.pveguard.cluster.inventory import inventory_errors
+from ansible.module_utils.pveguard.cluster.plan import cluster_plan
+from ansible.module_utils.pveguard.corosync import corosync_change, corosync_info
+from ansible.module_utils.pveguard.formats import corosync_conf
 from hypothesis import example, given
 from hypothesis import strategies as st
 

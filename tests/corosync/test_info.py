@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import corosync_conf, corosync_info
-from ansible.module_utils.pveguard.run import CommandMissing, Result
+from ansible.module_utils.pveguard.base.run import CommandMissing, Result
+from ansible.module_utils.pveguard.corosync import corosync_info
+from ansible.module_utils.pveguard.formats import corosync_conf
 from hypothesis import given
 from hypothesis import strategies as st
 

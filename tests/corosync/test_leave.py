@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import corosync_conf, leave, node_traces, plan, pve_file
-from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.cluster import leave, plan
+from ansible.module_utils.pveguard.formats import corosync_conf
+from ansible.module_utils.pveguard.pmxcfs import node_traces, pve_file
 
 from .cluster_facts import conf, node
 from .fakes import make_database, snapshot

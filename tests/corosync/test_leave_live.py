@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import corosync_conf, pmxcfs
+from ansible.module_utils.pveguard.formats import corosync_conf
+from ansible.module_utils.pveguard.pmxcfs import pmxcfs
 
 from lab.tests.doubles.harness import wait_for
 
@@ -23,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.root]
 Make = Callable[[int], Member]
 JUDGE = """
 import pathlib
-from pveguard import cluster_member as c
+from pveguard.cluster import cluster_member as c
 j = c.judge(c.Request('left', 'pvelab', args[0], 0, []))
 result = {'member': j.member, 'refusals': j.refusals}
 """

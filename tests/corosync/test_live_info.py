@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import corosync_compare, corosync_conf, corosync_export, inventory
+from ansible.module_utils.pveguard.cluster import corosync_compare, corosync_export, inventory
+from ansible.module_utils.pveguard.formats import corosync_conf
 
 from lab.tests.doubles.harness import wait_for, why_not
 
@@ -51,7 +52,7 @@ def cluster() -> Iterator[list[Member]]:
 def facts(node: Member) -> dict[str, Any]:
     """What node_info says of the two, and the statistics of the links."""
     return node.python(
-        "import socket\nfrom pveguard import corosync_info, pmxcfs\n"
+        "import socket\nfrom pveguard.corosync import corosync_info\nfrom pveguard.pmxcfs import pmxcfs\n"
         "result = {'hostname': socket.gethostname(), 'pmxcfs': pmxcfs.collect(),\n"
         "          'corosync': corosync_info.collect(statistics=True)}"
     )
@@ -67,7 +68,10 @@ def kinds(nodes: list[Member]) -> dict[str, list[str]]:
 
 
 def arrived(node: Member, deadline_s: float, **wanted: Any) -> list[str]:
-    script = "from pveguard import corosync_info\n_, missing = corosync_info.wait(args[0], args[1])\nresult = {'m': missing}"
+    script = (
+        "from pveguard.corosync import corosync_info\n"
+        "_, missing = corosync_info.wait(args[0], args[1])\nresult = {'m': missing}"
+    )
     missing: list[str] = node.python(script, wanted, deadline_s)["m"]
     return missing
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import corosync_conf, corosync_recover
+from ansible.module_utils.pveguard.cluster import corosync_recover
+from ansible.module_utils.pveguard.formats import corosync_conf
 
 from lab.tests.doubles.harness import wait_for
 
@@ -28,7 +29,7 @@ def carry_out(node: Member, action: dict[str, Any], check: bool = False) -> dict
     if request["step"] == "stop_daemon":
         request["program"] = PROGRAM
     return node.python(
-        "from pveguard import corosync_repair as r\nresult = r.carry_out(r.Request(**args[0]), args[1])",
+        "from pveguard.cluster import corosync_repair as r\nresult = r.carry_out(r.Request(**args[0]), args[1])",
         request,
         check,
     )

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import corosync_compare, corosync_conf, corosync_recover
+from ansible.module_utils.pveguard.cluster import corosync_compare, corosync_recover
+from ansible.module_utils.pveguard.formats import corosync_conf
 
 from lab.tests.doubles.harness import wait_for, why_not
 
@@ -20,7 +21,7 @@ from .nodes import Member, Switch
 pytestmark = [pytest.mark.slow, pytest.mark.root]
 
 FACTS = (
-    "import socket\nfrom pveguard import corosync_info, pmxcfs\n"
+    "import socket\nfrom pveguard.corosync import corosync_info\nfrom pveguard.pmxcfs import pmxcfs\n"
     "result = {'hostname': socket.gethostname(), 'pmxcfs': pmxcfs.collect(), 'corosync': corosync_info.collect(),\n"
     "          'packages': {'pve-cluster': '9', 'corosync': '3'}}"
 )
@@ -31,7 +32,7 @@ def facts(node: Member) -> dict[str, Any]:
 
 
 def judged(node: Member) -> tuple[Any, ...]:
-    found = node.python("from pveguard import pmxcfs\nresult = pmxcfs.collect()")
+    found = node.python("from pveguard.pmxcfs import pmxcfs\nresult = pmxcfs.collect()")
     assert found["error"] is None, found
     return found["mode"], found["quorate"], found["writable"], found["met_corosync"]
 
@@ -70,14 +71,15 @@ def test_the_facts_and_the_lock(nodes: list[Member]) -> None:
     assert judged(node) == ("cluster", False, False, False)
     version = node.version()
     taken = node.python(
-        "from pveguard import run_lock\n"
+        "from pveguard.pmxcfs import run_lock\n"
         "holder = {'run_id': 'one', 'who': 'ann@desk'}\n"
         "o = run_lock.acquire(holder)\nresult = {'acquired': o.acquired, 'changed': o.changed}"
     )
     assert taken == {"acquired": True, "changed": True}
     assert (node.root / "run/pveguard/run.lock").exists() and node.version() == version
-    assert node.python("from pveguard import run_lock\nresult = {'released': run_lock.release('one')}") == {"released": True}
-    refused = node.python("from pveguard import pve_file\npve_file.require_writable()\nresult = {}")
+    released = node.python("from pveguard.pmxcfs import run_lock\nresult = {'released': run_lock.release('one')}")
+    assert released == {"released": True}
+    refused = node.python("from pveguard.pmxcfs import pve_file\npve_file.require_writable()\nresult = {}")
     assert "read-only" in refused["error"]
     # The same node in local mode, as an operator may start it.
     restart(node, "-l")
@@ -111,7 +113,7 @@ def test_a_daemon_that_hangs_is_not_writable_and_holds_nobody(nodes: list[Member
     os.kill(node.pid_of_daemon, signal.SIGSTOP)
     try:
         found = node.python(
-            "from pveguard import daemon_mode, pmxcfs\ndaemon_mode.ANSWER_S = 1.0\nresult = pmxcfs.collect()"
+            "from pveguard.pmxcfs import daemon_mode, pmxcfs\ndaemon_mode.ANSWER_S = 1.0\nresult = pmxcfs.collect()"
         )
     finally:
         os.kill(node.pid_of_daemon, signal.SIGCONT)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import corosync_change
+from ansible.module_utils.pveguard.corosync import corosync_change
 
 from lab.tests.doubles.harness import wait_for
 
@@ -58,7 +58,7 @@ def test_a_node_that_never_comes_is_taken_off_and_the_lock_is_given_back(members
     assert first.change(nodes=[second.listed()])["kept"] and lock_of(first).is_dir()
     # As unlist.yml.
     taken_off = first.python(
-        "from pveguard import corosync_change as c\n"
+        "from pveguard.corosync import corosync_change as c\n"
         "o = c.apply(c.Wanted(nodes=args[0], absent=True), 60)\n"
         "result = {'changed': o.changed, 'kept': [each.shown() for each in o.lock_kept]}",
         [second.listed()],
@@ -74,7 +74,7 @@ def test_a_dead_holders_lock_is_broken_by_asking_the_daemon(
     lock_of(first).mkdir(parents=True)
     # One of now is awaited, and named.
     script = (
-        "import pathlib\nfrom pveguard import pve_lock\n"
+        "import pathlib\nfrom pveguard.pmxcfs import pve_lock\n"
         "with pve_lock.Lock(pathlib.Path('/etc/pve') / args[0], args[1]):\n    result = {'taken': True}"
     )
     said = first.python(script, corosync_change.LOCK, 1)["error"]

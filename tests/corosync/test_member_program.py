@@ -16,7 +16,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import corosync_conf
+from ansible.module_utils.pveguard.formats import corosync_conf
 
 from .fakes import make_database, snapshot
 

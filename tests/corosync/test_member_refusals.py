@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import cluster_member, corosync_conf, pmxcfs
-from ansible.module_utils.pveguard.cluster_member import Judgement, Request
-from ansible.module_utils.pveguard.run import Result
+from ansible.module_utils.pveguard.base.run import Result
+from ansible.module_utils.pveguard.cluster import cluster_member
+from ansible.module_utils.pveguard.cluster.cluster_member import Judgement, Request
+from ansible.module_utils.pveguard.formats import corosync_conf
+from ansible.module_utils.pveguard.pmxcfs import pmxcfs
 
 from .fakes import FakeRun, make_database, snapshot
 

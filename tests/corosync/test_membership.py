@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import corosync_conf
+from ansible.module_utils.pveguard.formats import corosync_conf
 
 from lab.tests.doubles.harness import wait_for, why_not
 
@@ -174,7 +174,7 @@ def test_a_unit_that_does_not_start(members: Callable[[int], Member], unit: str)
 
 def test_a_database_that_changed_after_it_was_judged(members: Callable[[int], Member]) -> None:
     first, second = founded(members(1)), members(2)
-    judged = second.python("from pveguard import pmxcfs\nresult = pmxcfs.collect()")["tree_sha256"]
+    judged = second.python("from pveguard.pmxcfs import pmxcfs\nresult = pmxcfs.collect()")["tree_sha256"]
     put_guest(second, 101)
     result = join(first, second, tree_sha256=judged)
     assert "changed while" in result["error"]
@@ -279,7 +279,7 @@ def test_a_link_that_does_not_come_up_is_undone(members: Callable[[int], Member]
 def test_a_setting_that_is_taken_at_a_restart(members: Callable[[int], Member]) -> None:
     first, second = founded(members(1)), members(2)
     assert join(first, second).get("error") is None
-    script = "from pveguard import corosync_restart\nresult = corosync_restart.restart(60, *args)"
+    script = "from pveguard.corosync import corosync_restart\nresult = corosync_restart.restart(60, *args)"
     changed = first.change(totem={"link_mode": "rr"})
     assert changed["restart"] == ["totem.link_mode"], changed
     # With two nodes one of them is no majority.

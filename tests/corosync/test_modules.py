@@ -8,17 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import (
-    cluster_member,
-    corosync_change,
-    corosync_conf,
-    corosync_info,
-    pmxcfs_package,
-)
-from ansible.module_utils.pveguard.cluster_member import Judgement, Request
-from ansible.module_utils.pveguard.corosync_change import Wanted
-from ansible.module_utils.pveguard.detached import DetachedError
-from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.base.detached import DetachedError
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.cluster import cluster_member, pmxcfs_package
+from ansible.module_utils.pveguard.cluster.cluster_member import Judgement, Request
+from ansible.module_utils.pveguard.corosync import corosync_change, corosync_info
+from ansible.module_utils.pveguard.corosync.corosync_change import Wanted
+from ansible.module_utils.pveguard.formats import corosync_conf
 
 RunModule = Callable[..., dict[str, Any]]
 NODE = {"name": "pve2", "node_id": 2, "links": ["10.77.0.2"]}

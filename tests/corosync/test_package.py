@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import pmxcfs_package, pve_file
-from ansible.module_utils.pveguard.errors import PveguardError
-from ansible.module_utils.pveguard.pmxcfs_package import Outcome, Wanted
-from ansible.module_utils.pveguard.run import Result
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.base.run import Result
+from ansible.module_utils.pveguard.cluster import pmxcfs_package
+from ansible.module_utils.pveguard.cluster.pmxcfs_package import Outcome, Wanted
+from ansible.module_utils.pveguard.pmxcfs import pve_file
 
 from .fakes import FakeRun, ok, snapshot
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import corosync_info, corosync_pending, corosync_restart
-from ansible.module_utils.pveguard.run import CommandMissing, Result
+from ansible.module_utils.pveguard.base.run import CommandMissing, Result
+from ansible.module_utils.pveguard.corosync import corosync_info, corosync_pending, corosync_restart
 
 from .cluster import text_of
 

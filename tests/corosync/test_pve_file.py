@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import pve_file
-from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.pmxcfs import pve_file
 
 from lab.tests.doubles.harness import Node, why_not
 
@@ -161,8 +161,8 @@ def node() -> Iterator[Node]:
 def test_on_the_real_mount(node: Node) -> None:
     def apply(path: str, content: str | None, times: int = 1) -> dict[str, Any]:
         script = (
-            f"import json, sys\nsys.path.insert(0, {str(ROOT / 'module_utils')!r})\nfrom pveguard import "
-            "pve_file\n"
+            f"import json, sys\nsys.path.insert(0, {str(ROOT / 'module_utils')!r})\n"
+            "from pveguard.pmxcfs import pve_file\n"
             "path, content, times = json.loads(sys.argv[1])\ndata = None if content is None else "
             "content.encode() * times\n"
             "try:\n    check = pve_file.plan(path, data).changed\n    done = pve_file.apply(path, data)\n"

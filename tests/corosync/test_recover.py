@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import corosync_conf, corosync_recover
+from ansible.module_utils.pveguard.cluster import corosync_recover
+from ansible.module_utils.pveguard.formats import corosync_conf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import corosync_repair, ha_info, pmxcfs, pve_lock
-from ansible.module_utils.pveguard import node as node_facts
-from ansible.module_utils.pveguard.corosync_repair import Node, Request, carry_out
-from ansible.module_utils.pveguard.errors import PveguardError
-from ansible.module_utils.pveguard.run import Result
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.base.run import Result
+from ansible.module_utils.pveguard.cluster import corosync_repair
+from ansible.module_utils.pveguard.cluster import node as node_facts
+from ansible.module_utils.pveguard.cluster.corosync_repair import Node, Request, carry_out
+from ansible.module_utils.pveguard.ha import ha_info
+from ansible.module_utils.pveguard.pmxcfs import pmxcfs, pve_lock
 
 from .cluster import Cluster, text_of
 from .fakes import make_database, snapshot

@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.pveguard import corosync_conf, corosync_edit, corosync_info
-from ansible.module_utils.pveguard.corosync_conf import CorosyncConfError, Document
+from ansible.module_utils.pveguard.corosync import corosync_info
+from ansible.module_utils.pveguard.formats import corosync_conf, corosync_edit
+from ansible.module_utils.pveguard.formats.corosync_conf import CorosyncConfError, Document
 
 from . import running
 

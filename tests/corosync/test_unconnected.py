@@ -14,24 +14,22 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible.module_utils.pveguard import (
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.base.findings import PROBLEM
+from ansible.module_utils.pveguard.base.run import Result
+from ansible.module_utils.pveguard.cluster import (
     assess,
     corosync_compare,
     corosync_recover,
     corosync_repair,
-    ha_info,
     leave,
     plan,
-    pmxcfs,
-    pve_file,
-    report_summary,
-    report_table,
-    restore_plan,
-    write_amplification,
 )
-from ansible.module_utils.pveguard.base.findings import PROBLEM
-from ansible.module_utils.pveguard.errors import PveguardError
-from ansible.module_utils.pveguard.run import Result
+from ansible.module_utils.pveguard.ha import ha_info
+from ansible.module_utils.pveguard.pmxcfs import pmxcfs, pve_file
+from ansible.module_utils.pveguard.report import report_summary, report_table
+from ansible.module_utils.pveguard.state import restore_plan
+from ansible.module_utils.pveguard.writes import write_amplification
 from jinja2 import Environment
 
 from tests.served import serve, unconnected

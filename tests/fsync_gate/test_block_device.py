@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import block_device, suspicion
-from ansible.module_utils.pveguard.run import CommandMissing, Result
+from ansible.module_utils.pveguard.base.run import CommandMissing, Result
+from ansible.module_utils.pveguard.disk import block_device
+from ansible.module_utils.pveguard.gates import suspicion
 
 from .sysfs import MMC, NVME, RAID, SAS, USB, Machine, nvme, sata, virtio
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import fsync_bench
+from ansible.module_utils.pveguard.gates import fsync_bench
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
@@ -360,7 +360,7 @@ def _start(path: Path) -> subprocess.Popen[bytes]:
         "for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):\n"
         "    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)\n"
         f"import sys; sys.path.insert(0, {str(ROOT / 'module_utils')!r})\n"
-        "from pveguard import fsync_bench\n"
+        "from pveguard.gates import fsync_bench\n"
         f"fsync_bench.bench({str(path)!r}, 60, methods=fsync_bench.METHODS)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import fsync_bench, fsync_gate
+from ansible.module_utils.pveguard.gates import fsync_bench, fsync_gate
 
 
 @pytest.fixture

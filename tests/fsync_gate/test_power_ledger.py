@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import power_cut, power_ledger
-from ansible.module_utils.pveguard.errors import PveguardError
-from ansible.module_utils.pveguard.power_ledger import RECORD, SLOTS, Found, judge
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.gates import power_cut, power_ledger
+from ansible.module_utils.pveguard.gates.power_ledger import RECORD, SLOTS, Found, judge
 
 from tests.mounts import own_mounts
 from tests.ram_state.disk import Crash, Disk, put

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible.module_utils.pveguard import power_ledger
+from ansible.module_utils.pveguard.gates import power_ledger
 
 from tests.write_report.test_roles import ROOT, play
 

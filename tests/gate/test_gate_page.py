@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import charts, gate_page, gate_report, html_page
+from ansible.module_utils.pveguard.report import charts, gate_page, gate_report, html_page
 
 from . import sample
 from .test_gate_report import entry, three

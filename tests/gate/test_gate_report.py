@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import gate_page, gate_report
+from ansible.module_utils.pveguard.report import gate_page, gate_report
 
 from . import sample
 

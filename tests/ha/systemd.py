@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.pveguard import ha_info, ha_services
-from ansible.module_utils.pveguard.run import Result
+from ansible.module_utils.pveguard.base.run import Result
+from ansible.module_utils.pveguard.ha import ha_info, ha_services
 
 CRM, LRM, MUX = ha_info.CRM, ha_info.LRM, ha_info.MUX
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import ha_fencing, ha_files, ha_info
-from ansible.module_utils.pveguard.run import CommandMissing, Result
+from ansible.module_utils.pveguard.base.run import CommandMissing, Result
+from ansible.module_utils.pveguard.ha import ha_fencing, ha_files, ha_info
 
 from tests.ha.systemd import Node
 

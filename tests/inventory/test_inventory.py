@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible.module_utils.pveguard.inventory import inventory_errors, is_secret_name
+from ansible.module_utils.pveguard.cluster.inventory import inventory_errors, is_secret_name
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from ansible.errors import AnsibleFilterError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-from ansible.module_utils.pveguard import variables
-from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.base import variables
+from ansible.module_utils.pveguard.base.errors import PveguardError
 
 from tests.loading import load_filters, load_module
 from tests.project.test_typed_variables import OPTIONS, SPECS, TYPES

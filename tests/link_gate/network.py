@@ -57,7 +57,7 @@ class Network:
         given = [{"peer": f"far{n}", "link": n, "source": s, "target": t} for n, (s, t) in enumerate(pairs)]
         code = (
             f"import json, sys; sys.path.insert(0, {str(ROOT / 'module_utils')!r})\n"
-            "from pveguard import link_bench\n"
+            "from pveguard.gates import link_bench\n"
             "given = json.load(sys.stdin)\n"
             "options = given['options']\n"
             "if 'thresholds' in options: options['thresholds'] = link_bench.Thresholds(**options['thresholds'])\n"

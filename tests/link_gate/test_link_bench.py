@@ -12,9 +12,10 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import link_bench, stats
-from ansible.module_utils.pveguard.link_bench import LOAD, LOADED, REST, Event, Load, Thresholds
-from ansible.module_utils.pveguard.run import Result
+from ansible.module_utils.pveguard.base import stats
+from ansible.module_utils.pveguard.base.run import Result
+from ansible.module_utils.pveguard.gates import link_bench
+from ansible.module_utils.pveguard.gates.link_bench import LOAD, LOADED, REST, Event, Load, Thresholds
 
 #: What a target does with a packet: (kind, number of the packet, size) -> round-trip time in seconds, None when lost.
 Behaviour = Callable[[int, int, int], float | None]

@@ -7,8 +7,9 @@ import itertools
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import link_gate, token_advice
-from ansible.module_utils.pveguard.link_gate import Node
+from ansible.module_utils.pveguard.corosync import token_advice
+from ansible.module_utils.pveguard.gates import link_gate
+from ansible.module_utils.pveguard.gates.link_gate import Node
 
 from filter_plugins import pveguard_links
 

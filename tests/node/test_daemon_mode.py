@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import daemon_mode, pmxcfs, pve_file, run_lock, write_amplification
-from ansible.module_utils.pveguard.errors import PveguardError
-from ansible.module_utils.pveguard.run import Result, run
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.base.run import Result, run
+from ansible.module_utils.pveguard.pmxcfs import daemon_mode, pmxcfs, pve_file, run_lock
+from ansible.module_utils.pveguard.writes import write_amplification
 
 from tests.corosync.cluster_facts import conf
 from tests.served import UNNAMED, link, serve, unconnected

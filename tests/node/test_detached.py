@@ -9,9 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import detached
-from ansible.module_utils.pveguard.detached import DetachedError, run_detached
-from ansible.module_utils.pveguard.run import Result
+from ansible.module_utils.pveguard.base import detached
+from ansible.module_utils.pveguard.base.detached import DetachedError, run_detached
+from ansible.module_utils.pveguard.base.run import Result
 
 
 class Systemd:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import left_nodes
+from ansible.module_utils.pveguard.pmxcfs import left_nodes
 
 CONF = """totem {{
   version: 2

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import live_database
+from ansible.module_utils.pveguard.pmxcfs import live_database
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -464,9 +464,9 @@ def test_programs_carry_the_same_code() -> None:
 
 #: Files that may open a database by themselves, and why. Everything else reads through the core.
 OPENERS = {
-    "module_utils/pveguard/live_database.py": "the core",
-    "module_utils/pveguard/fsync_bench.py": "a database of its own, to measure a disk",
-    "module_utils/pveguard/corosync_repair.py": "copies that it made",
+    "module_utils/pveguard/pmxcfs/live_database.py": "the core",
+    "module_utils/pveguard/gates/fsync_bench.py": "a database of its own, to measure a disk",
+    "module_utils/pveguard/cluster/corosync_repair.py": "copies that it made",
     "roles/ram_state/files/pve-state": "carries the core; replica, generations and staged copies",
     "roles/corosync/files/cluster-member": "carries the core; copies that it made",
     "bench/ram_state.py": "databases that it makes for a daemon; the replica",

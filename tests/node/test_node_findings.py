@@ -6,10 +6,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import assess, left_nodes
-from ansible.module_utils.pveguard import pmxcfs_findings as judge
 from ansible.module_utils.pveguard.base import findings
 from ansible.module_utils.pveguard.base.findings import GOOD, PROBLEM, UNKNOWN, WARNING, Finding
+from ansible.module_utils.pveguard.cluster import assess
+from ansible.module_utils.pveguard.pmxcfs import left_nodes
+from ansible.module_utils.pveguard.pmxcfs import pmxcfs_findings as judge
 
 from tests.assess.test_assess import node
 from tests.findings import finding, well_said

@@ -7,8 +7,9 @@ import socket
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.pveguard import corosync_repair, node, node_name, pmxcfs_package
-from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.base import node_name
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.cluster import corosync_repair, node, pmxcfs_package
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -48,7 +49,7 @@ def test_a_preflight_looks_up_that_name(full_name: str, tmp_path: Path) -> None:
 
 
 def nothing_installed(argv: object, **_: object) -> object:
-    from ansible.module_utils.pveguard.run import CommandMissing
+    from ansible.module_utils.pveguard.base.run import CommandMissing
 
     raise CommandMissing(str(argv))
 

@@ -7,8 +7,8 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.pveguard import pmxcfs
-from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.pmxcfs import pmxcfs
 
 SCHEMA = (
     "CREATE TABLE tree (inode INTEGER PRIMARY KEY NOT NULL, parent INTEGER NOT NULL, version INTEGER NOT NULL, "

@@ -11,8 +11,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from ansible.module_utils.pveguard import block_writes, pmxcfs, pmxcfs_writes
-from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.disk import block_writes
+from ansible.module_utils.pveguard.pmxcfs import pmxcfs
+from ansible.module_utils.pveguard.writes import pmxcfs_writes
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = (

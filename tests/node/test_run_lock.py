@@ -12,9 +12,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import pve_lock, run_lock
-from ansible.module_utils.pveguard.errors import PveguardError
-from ansible.module_utils.pveguard.run import Result, run
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.base.run import Result, run
+from ansible.module_utils.pveguard.pmxcfs import pve_lock, run_lock
 
 ONE = {"run_id": "one", "who": "ann@desk", "since": "2026-01-01T00:00:00Z"}
 TWO = {"run_id": "two", "who": "bob@lap", "since": "2026-01-01T00:05:00Z"}

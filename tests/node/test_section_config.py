@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import pytest
-from ansible.module_utils.pveguard import ha_info, node_traces, pmxcfs, section_config
+from ansible.module_utils.pveguard.formats import section_config
+from ansible.module_utils.pveguard.ha import ha_info
+from ansible.module_utils.pveguard.pmxcfs import node_traces, pmxcfs
 
 from .test_rows import STATE
 

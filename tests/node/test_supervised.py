@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import supervised
+from ansible.module_utils.pveguard.base import supervised
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,7 +29,7 @@ _PROGRAM = """
 import os, signal, sys, time
 sys.path.insert(0, {utils!r})
 from pathlib import Path
-from pveguard import supervised
+from pveguard.base import supervised
 
 def work(caller):
     Path({file!r}).write_text("x")

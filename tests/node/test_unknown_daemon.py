@@ -9,17 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import (
-    assess,
-    plan,
-    pmxcfs,
-    pmxcfs_writes,
-    report_page,
-    report_summary,
-    report_table,
-)
+from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.base.findings import UNKNOWN, Finding
-from ansible.module_utils.pveguard.errors import PveguardError
+from ansible.module_utils.pveguard.cluster import assess, plan
+from ansible.module_utils.pveguard.pmxcfs import pmxcfs
+from ansible.module_utils.pveguard.report import report_page, report_summary, report_table
+from ansible.module_utils.pveguard.writes import pmxcfs_writes
 
 from tests.assess.test_assess import node as assessed
 from tests.plan.test_plan import node as planned

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible.module_utils.pveguard.plan import cluster_plan, live_cluster
+from ansible.module_utils.pveguard.cluster.plan import cluster_plan, live_cluster
 
 
 def node(cluster: str | None = None, quorate: bool = True, **pmxcfs: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.root]
 #: The window begins with a first sample and ends one sample after it is told to.
 MEASURE = """
 import functools, pathlib
-from pveguard import pmxcfs_writes
+from pveguard.writes import pmxcfs_writes
 sample = pmxcfs_writes.Sampler.sample
 pmxcfs_writes.Sampler.sample = lambda self: (sample(self), pathlib.Path('/run/observing').touch())[0]
 looks = 0

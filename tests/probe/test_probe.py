@@ -8,21 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import (
-    assess,
-    corosync_change,
-    corosync_compare,
-    corosync_conf,
-    corosync_info,
-    leave,
-    probe,
-    probe_home,
-    report_table,
-    write_amplification,
-)
-from ansible.module_utils.pveguard.cluster import node_findings
-from ansible.module_utils.pveguard.inventory import inventory_errors
-from ansible.module_utils.pveguard.plan import cluster_plan
+from ansible.module_utils.pveguard.cluster import assess, corosync_compare, leave, node_findings, probe
+from ansible.module_utils.pveguard.cluster.inventory import inventory_errors
+from ansible.module_utils.pveguard.cluster.plan import cluster_plan
+from ansible.module_utils.pveguard.corosync import corosync_change, corosync_info, probe_members
+from ansible.module_utils.pveguard.formats import corosync_conf
+from ansible.module_utils.pveguard.pmxcfs import probe_home
+from ansible.module_utils.pveguard.report import report_table
+from ansible.module_utils.pveguard.writes import write_amplification
 
 from filter_plugins import pveguard_units
 
@@ -195,12 +188,12 @@ def test_the_votes_and_what_is_on_etc_pve_tell_a_probe_and_no_id_does(
     info = corosync_info.collect(root=tmp_path)
     (found,) = [each for each in info["members"] if each["name"] == "x"]
     assert (found["probe"], found["votes"]) == (expected, votes)
-    assert probe.ids(info) == ({node_id} if expected else set())
+    assert probe_members.ids(info) == ({node_id} if expected else set())
     info["node_id"] = node_id
     own = {"hostname": "x", "corosync": info, "packages": {"pve-manager": None}}
-    assert probe.is_one(own) is expected
+    assert probe_members.is_one(own) is expected
     # A machine with the services of a node is none, whatever its votes.
-    assert not probe.is_one({**own, "packages": {"pve-manager": "9.0"}})
+    assert not probe_members.is_one({**own, "packages": {"pve-manager": "9.0"}})
 
 
 def test_the_placeholder_that_is_made_is_known_again() -> None:

@@ -7,9 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.pveguard import probe_home, pve_file
-from ansible.module_utils.pveguard.errors import PveguardError
-from ansible.module_utils.pveguard.run import CommandMissing
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.base.run import CommandMissing
+from ansible.module_utils.pveguard.pmxcfs import probe_home, pve_file
 
 
 @pytest.fixture

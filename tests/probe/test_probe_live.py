@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import corosync_conf, ring_events
+from ansible.module_utils.pveguard.formats import corosync_conf
+from ansible.module_utils.pveguard.writes import ring_events
 
 from lab.tests.doubles.harness import wait_for
 from tests.corosync.nodes import Member

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import ring_events
-from ansible.module_utils.pveguard.errors import PveguardError
-from ansible.module_utils.pveguard.run import Result
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.base.run import Result
+from ansible.module_utils.pveguard.writes import ring_events
 
 # Of corosync 3.1.7 and 3.1.9, as its journal has them; of the daemon, as its users publish them.
 SAID = [

@@ -35,7 +35,7 @@ def test_the_page_is_up_to_date() -> None:
 
 def test_an_id_belongs_to_one_check(monkeypatch: pytest.MonkeyPatch) -> None:
     id, (_, each) = next(iter(docs().checks().items()))
-    monkeypatch.setattr(docs().pveguard.units, "SECOND", type(each)(id, each.severities, "another"), raising=False)
+    monkeypatch.setattr(docs().pveguard.base.units, "SECOND", type(each)(id, each.severities, "another"), raising=False)
     with pytest.raises(docs().FindingDocsError, match=f"{id}: declared in"):
         docs().checks()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from ansible.module_utils import basic
-from ansible.module_utils.pveguard import node_module
+from ansible.module_utils.pveguard.base import node_module
 
 ROOT = Path(__file__).resolve().parents[2]
 

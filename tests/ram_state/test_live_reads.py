@@ -53,7 +53,9 @@ root, reads, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 for name, path in (("ansible", []), ("ansible.module_utils", [f"{root}/module_utils"])):
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = path
-from ansible.module_utils.pveguard import corosync_repair, live_database, pmxcfs, pmxcfs_writes
+from ansible.module_utils.pveguard.cluster import corosync_repair
+from ansible.module_utils.pveguard.pmxcfs import live_database, pmxcfs
+from ansible.module_utils.pveguard.writes import pmxcfs_writes
 import importlib.machinery, importlib.util, pathlib, random, tempfile
 def load(name):
     loader = importlib.machinery.SourceFileLoader(name.rpartition("/")[2].replace("-", "_"), f"{root}/{name}")

@@ -10,9 +10,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import ram_state
-from ansible.module_utils.pveguard.errors import PveguardError
-from ansible.module_utils.pveguard.run import Result
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.base.run import Result
+from ansible.module_utils.pveguard.state import ram_state
 
 UNITS = {"pveguard-state-watch.service": "[Unit]\n", r"var-lib-pve\x2dcluster.mount": "Options=a@NOSWAP@\n"}
 
@@ -299,7 +299,7 @@ def test_the_module_reports(run_module: Any, fake: Fake, monkeypatch: pytest.Mon
 
 def test_the_real_program_answers_on_standard_input(tmp_path: Path) -> None:
     """Before it is installed it is fed to Python; that must work with the real text."""
-    from ansible.module_utils.pveguard.run import run
+    from ansible.module_utils.pveguard.base.run import run
 
     from .conftest import PROGRAM
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import restore_plan
-from ansible.module_utils.pveguard.restore_plan import Peer
+from ansible.module_utils.pveguard.state import restore_plan
+from ansible.module_utils.pveguard.state.restore_plan import Peer
 
 COMMAND = restore_plan.command(["inventory/mine"], "pve1")
 

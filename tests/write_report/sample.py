@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible.module_utils.pveguard import report_table
+from ansible.module_utils.pveguard.report import report_table
 
 NOW = "2026-11-21T12:40:00Z"
 EARLIER = "2026-11-18T09:12:44Z"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import block_writes
+from ansible.module_utils.pveguard.disk import block_writes
 
 # As on a Proxmox node: root on LVM, the store on a partition, the database in RAM.
 MOUNTINFO = """\

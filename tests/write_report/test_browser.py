@@ -78,7 +78,7 @@ def test_on_paper_charts_have_the_colours_of_paper(browser: Browser, tmp_path: P
     file.write_text(page(sample.three()))
     browser.open(file, dark=True)
     legend = "Chart.getChart(document.querySelector('canvas')).options.plugins.legend.labels.color"
-    from ansible.module_utils.pveguard.html_page import DARK, LIGHT
+    from ansible.module_utils.pveguard.report.html_page import DARK, LIGHT
 
     assert browser.evaluate(legend) == DARK["text"]
     browser.evaluate("window.dispatchEvent(new Event('beforeprint'))")

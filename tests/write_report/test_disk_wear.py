@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible.module_utils.pveguard import block_device, disk_wear
-from ansible.module_utils.pveguard.disk import drive_findings
-from ansible.module_utils.pveguard.run import CommandMissing, Result
+from ansible.module_utils.pveguard.base.run import CommandMissing, Result
+from ansible.module_utils.pveguard.disk import block_device, disk_wear, drive_findings
 
 from tests.fsync_gate.sysfs import ATA, Machine, nvme, sata, virtio
 from tests.loading import load_module

@@ -66,7 +66,7 @@ with open("/run/journal.json", "a") as journal:
 OBSERVE = """
 import importlib, json, subprocess, sys, types
 sys.path.insert(0, sys.argv[1])
-writes = importlib.import_module("pveguard.pmxcfs_writes")
+writes = importlib.import_module("pveguard.writes.pmxcfs_writes")
 options = json.loads(sys.argv[2])
 scripts = options.pop("scripts")
 clock = [0.0]
@@ -82,7 +82,7 @@ print(json.dumps(found))
 MEASURE = """
 import importlib, sys
 sys.path.insert(0, sys.argv[1])
-importlib.import_module("pveguard.pmxcfs_writes").observe(600, method="journal", store="/run")
+importlib.import_module("pveguard.writes.pmxcfs_writes").observe(600, method="journal", store="/run")
 """
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import pmxcfs_journal, pve_file
-from ansible.module_utils.pveguard.pmxcfs_journal import Line, Row, Transaction
-from ansible.module_utils.pveguard.run import Result
+from ansible.module_utils.pveguard.base.run import Result
+from ansible.module_utils.pveguard.pmxcfs import pve_file
+from ansible.module_utils.pveguard.writes import pmxcfs_journal
+from ansible.module_utils.pveguard.writes.pmxcfs_journal import Line, Row, Transaction
 
 
 def row(inode: int, name: str, where: str = " (database.c:150:backend_write_inode)") -> str:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import pmxcfs_writes
-from ansible.module_utils.pveguard.errors import PveguardError
-from ansible.module_utils.pveguard.run import Result
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.base.run import Result
+from ansible.module_utils.pveguard.writes import pmxcfs_writes
 
 SCHEMA = (
     "CREATE TABLE tree (inode INTEGER PRIMARY KEY NOT NULL, parent INTEGER NOT NULL, version INTEGER NOT "

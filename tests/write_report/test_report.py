@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import report_metrics, report_page, report_table
+from ansible.module_utils.pveguard.report import report_metrics, report_page, report_table
 
 from tests.loading import load_filters
 

@@ -6,11 +6,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import report_page, report_summary, report_table
 from ansible.module_utils.pveguard.base import findings as base
 from ansible.module_utils.pveguard.base.findings import PROBLEM, UNKNOWN, WARNING, Finding
 from ansible.module_utils.pveguard.disk import drive_findings
 from ansible.module_utils.pveguard.gates import gate_findings
+from ansible.module_utils.pveguard.report import report_page, report_summary, report_table
 
 from tests.findings import finding, well_said
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import report_metrics, report_table
+from ansible.module_utils.pveguard.report import report_metrics, report_table
 
 from tests.gate.test_gate_page import EVIL
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import (
+from ansible.module_utils.pveguard.disk import disk_wear
+from ansible.module_utils.pveguard.report import (
     canvas_charts,
-    disk_wear,
     html_page,
     report_page,
     report_summary,

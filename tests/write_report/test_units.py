@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible.module_utils.pveguard import units
+from ansible.module_utils.pveguard.base import units
 
 
 @pytest.mark.parametrize(

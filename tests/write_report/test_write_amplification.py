@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import pve_file, write_amplification
-from ansible.module_utils.pveguard.errors import PveguardError
-from ansible.module_utils.pveguard.run import Result, run
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.base.run import Result, run
+from ansible.module_utils.pveguard.pmxcfs import pve_file
+from ansible.module_utils.pveguard.writes import write_amplification
 
 from tests.write_report.test_report import node
 
@@ -387,7 +388,7 @@ def test_noise_of_others_is_taken_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_it_is_noise_to_what_saves_the_file_system() -> None:
     """A probe on a node with its database in RAM must not be saved to the disk as a change, nor restored."""
-    from ansible.module_utils.pveguard import pmxcfs
+    from ansible.module_utils.pveguard.pmxcfs import pmxcfs
 
     assert pmxcfs.is_noise(f"{write_amplification.PREFIX}pve1.tmp.4711")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import write_amplification
+from ansible.module_utils.pveguard.writes import write_amplification
 
 harness = pytest.importorskip("lab.tests.doubles.harness")
 from lab.tests.doubles.test_cluster import made  # noqa: E402
@@ -28,8 +28,8 @@ GIB = 1 << 30
 PROGRAM = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from pveguard import write_amplification
-from pveguard.errors import PveguardError
+from pveguard.writes import write_amplification
+from pveguard.base.errors import PveguardError
 for name, value in json.loads(sys.argv[3]).items():
     setattr(write_amplification, name, value)
 try:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard import write_classes
+from ansible.module_utils.pveguard.writes import write_classes
 from hypothesis import given
 from hypothesis import strategies as st
 

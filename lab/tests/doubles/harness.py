@@ -26,7 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGE = ROOT / "lab/packages/pve-cluster"
 DOUBLE = PACKAGE / "root/usr/bin/pmxcfs"
-LIVE_DATABASE = ROOT / "module_utils/pveguard/live_database.py"
+LIVE_DATABASE = ROOT / "module_utils/pveguard/pmxcfs/live_database.py"
 PMXCFS = Path(os.environ.get("PMXCFS") or DOUBLE).resolve()
 IS_DOUBLE = PMXCFS == DOUBLE
 PVECM = PACKAGE / "root/usr/bin/pvecm"

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .. import left_nodes, pmxcfs_findings, probe
 from ..base.findings import Finding, with_others
-from ..corosync import corosync_findings
+from ..corosync import corosync_findings, probe_members
 from ..ha import ha_findings
+from ..pmxcfs import left_nodes, pmxcfs_findings
 from ..state import status_findings
 
 
@@ -36,7 +36,7 @@ def _filesystem(node: Mapping[str, Any]) -> list[Finding]:
         return [down]
     found = _found(pmxcfs_findings.understood(pmxcfs.get("error")))
     if pmxcfs["mode"] == "cluster":
-        members, live = probe.members_up(node["corosync"])
+        members, live = probe_members.members_up(node["corosync"])
         found += _found(corosync_findings.quorum(pmxcfs["quorate"], pmxcfs.get("met_corosync"), live, members or None))
     found += [left_nodes.finding(each) for each in pmxcfs.get("left_nodes") or []]
     return [*found, pmxcfs_findings.content(pmxcfs["mode"], pmxcfs["guests"], pmxcfs.get("database_bytes"))]
@@ -58,9 +58,9 @@ def _corosync(node: Mapping[str, Any]) -> list[Finding]:
         corosync_findings.authkey(bool(corosync.get("authkey_exposed")), corosync.get("authkey_mode")),
     )
     name = corosync.get("cluster_name")
-    if probe.is_one(node):
+    if probe_members.is_one(node):
         found.append(corosync_findings.probe(name))
-    members, live = probe.members_up(corosync)
+    members, live = probe_members.members_up(corosync)
     found += _found(corosync_findings.members(name, live, members, corosync.get("quorate")))
     return found + corosync_findings.votes(members, bool(corosync.get("two_node")), bool(corosync.get("qdevice")))
 
@@ -70,7 +70,7 @@ def _ram(node: Mapping[str, Any]) -> list[Finding]:
     if status.get("state") not in status_findings.STOCK:
         return status_findings.of_status(status)
     resources = node["ha"].get("resources") or []
-    return _found(status_findings.on_disk(bool(node["pmxcfs"]["mounted"]), probe.is_one(node), resources))
+    return _found(status_findings.on_disk(bool(node["pmxcfs"]["mounted"]), probe_members.is_one(node), resources))
 
 
 def _found(*found: Finding | None) -> list[Finding]:

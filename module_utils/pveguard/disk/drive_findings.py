@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..base.findings import PROBLEM, WARNING, Finding, check
-from ..units import number_text, years_text
+from ..base.units import number_text, years_text
 
 #: Share of its rated life from which a drive is worth a look, in percent (100 is what it is rated for).
 USED_WARN_PERCENT = 80.0

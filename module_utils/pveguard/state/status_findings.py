@@ -24,8 +24,8 @@ from ..base.findings import (
     worst_first,
     worth_telling,
 )
+from ..base.units import duration_text
 from ..ha import ha_findings
-from ..units import duration_text
 
 #: A change that waits longer for its save than this is worth a look: twenty times the promised RPO of two seconds.
 LAG_WARN_SECONDS = 40.0

@@ -15,7 +15,7 @@ import pytest
 from corosync_nodes import Done, Look, Playbook, changed, plain
 
 from lab.labs import Lab
-from pveguard import corosync_conf
+from pveguard.formats import corosync_conf
 
 CHANGE = "playbooks/corosync.yml"
 #: Longer than CI has, which does the same with the real Corosync in namespaces (tests/corosync/test_membership.py).

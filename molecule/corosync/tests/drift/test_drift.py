@@ -12,7 +12,7 @@ import pytest
 from corosync_nodes import Done, Look, Playbook, plain
 
 from lab.labs import Lab
-from pveguard import corosync_conf
+from pveguard.formats import corosync_conf
 
 Console = Callable[..., str]
 HOST = "/etc/corosync/corosync.conf"

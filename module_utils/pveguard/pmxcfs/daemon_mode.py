@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""In which mode the daemon runs, and whether /etc/pve takes writes.
+
+The daemon is in cluster mode if and only if its database held a corosync.conf when it started and it was not given the
+option ``-l``. In local mode it has quorum by itself and /etc/pve takes writes. In cluster mode ``.members`` names the
+cluster only once Corosync has run since the daemon started; until then /etc/pve is read-only, and that is not local mode.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..base.errors import PveguardError
+from ..base.run import Run
+from ..base.run import run as real_run
+from ..formats import corosync_conf
+from . import pve_file
+
+LOCAL = "local"
+CLUSTER = "cluster"
+PID_FILE = Path("run/pve-cluster.pid")
+HOST_CONF = Path("etc/corosync/corosync.conf")
+#: Until the daemon answers; one that hangs must not hang who asks.
+ANSWER_S = 10.0
+#: What an operator is told of a daemon in cluster mode that has not met its Corosync.
+NOT_MET = "its Corosync has not run since the daemon started: /etc/pve is read-only"
+
+
+@dataclass(frozen=True)
+class Mode:
+    """``quorate``: None in local mode and where it is not known.
+
+    ``met_corosync``: whether Corosync has run since a daemon in cluster mode started;
+    None in local mode and where it is not known. ``members``: what ``.members`` says. ``error``: why that is not known.
+    """
+
+    mode: str
+    quorate: bool | None
+    writable: bool
+    met_corosync: bool | None = None
+    members: Mapping[str, Any] = field(default_factory=dict)
+    error: str | None = None
+
+
+def look(root: Path = Path("/"), has_conf: bool | None = None, run: Run = real_run) -> Mode:
+    """The mode of the daemon that serves /etc/pve (which is mounted); never raises.
+
+    ``has_conf``: whether its database holds a corosync.conf, None when that cannot be read. What is not known is never
+    taken for local mode, and does not count as writable.
+    """
+    said, error = members(root, run)
+    writable = error is None and pve_file.has_quorum(root)
+    if writable and not said.get("cluster"):
+        # Corosync may have come between the two looks.
+        said, error = members(root, run)
+        writable = error is None
+    cluster = said.get("cluster")
+    if cluster:
+        quorate = bool(cluster.get("quorate")) if isinstance(cluster, dict) else False
+        return Mode(CLUSTER, quorate, writable and quorate, True, said)
+    known = error is None and has_conf is not None
+    if started_local(root):
+        return Mode(LOCAL, None, writable, members=said, error=error)
+    if error is not None:
+        local = has_conf is False
+    elif has_conf is None:
+        local = writable and not _host_of_cluster(root)
+    else:
+        # A corosync.conf that came after the start counts from the next start on, and so does its removal.
+        local = writable
+    if local:
+        return Mode(LOCAL, None, writable and known, members=said, error=error)
+    # What is not answered is neither a quorum nor its loss.
+    return Mode(CLUSTER, None if error else False, False, None if error else False, said, error)
+
+
+def members(root: Path = Path("/"), run: Run = real_run) -> tuple[dict[str, Any], str | None]:
+    """What the daemon says in ``.members``, and why that is not known. Read by a child: a daemon that hangs would hold
+    this process too.
+    """
+    path = root / pve_file.MOUNT.lstrip("/") / ".members"
+    try:
+        done = run(["cat", str(path)], timeout=ANSWER_S)
+        if not done.ok:
+            raise PveguardError(" ".join(done.stderr.split()) or f"cat ended with {done.rc}")
+        found = json.loads(done.stdout)
+    except (PveguardError, ValueError) as error:
+        return {}, f"{pve_file.MOUNT}/.members cannot be read: {error}"
+    unknown = unknown_members(found)
+    if unknown:
+        return {}, f"{pve_file.MOUNT}/.members is not as it is known ({unknown}), so members and quorum are not known"
+    return found, None
+
+
+def unknown_members(said: object) -> str | None:
+    """What of the text in ``.members`` is not as the daemon is known to write it, None when all of it is.
+
+    Without a key ``cluster`` it has nothing but the node's name and a version; what else may stand there is not taken for a
+    node without a cluster.
+    """
+    if not isinstance(said, dict):
+        return "it is no JSON object"
+    if "cluster" not in said:
+        if not isinstance(said.get("nodename"), str) or not said["nodename"]:
+            return "it has no nodename"
+        others = sorted(str(key) for key in said if key not in ("nodename", "version"))
+        return f"it has no cluster but {', '.join(others[:5])}" if others else None
+    cluster, nodes = said["cluster"], said.get("nodelist", {})
+    if not isinstance(cluster, dict) or cluster.get("quorate") not in (0, 1):
+        return "its cluster does not say quorate 0 or 1"
+    if not isinstance(nodes, dict) or not all(isinstance(node, dict) for node in nodes.values()):
+        return "its nodelist does not tell of each node by its name"
+    return None
+
+
+def takes_writes(root: Path = Path("/"), run: Run = real_run) -> bool:
+    """Whether /etc/pve, which is mounted, answers and takes writes."""
+    said, error = members(root, run)
+    cluster = said.get("cluster")
+    quorate = not cluster or (isinstance(cluster, dict) and bool(cluster.get("quorate")))
+    return error is None and quorate and pve_file.has_quorum(root)
+
+
+def started_local(root: Path = Path("/")) -> bool:
+    """Whether the daemon was started with -l, alone or among other short options, or --local."""
+    try:
+        pid = int((root / PID_FILE).read_text())
+        words = (root / f"proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+    except (OSError, ValueError):
+        return False
+    for number, word in enumerate(words):
+        if word.rpartition("/")[2] == "pmxcfs":
+            return any(
+                option == "--local" or re.fullmatch("-[a-zA-Z]*l[a-zA-Z]*", option)
+                for option in words[number + 1 :]
+            )
+    return False
+
+
+def _host_of_cluster(root: Path) -> bool:
+    """Whether /etc/corosync/corosync.conf is a cluster's. Debian's example has no config_version; what cannot be judged is
+    taken for one.
+    """
+    try:
+        text = (root / HOST_CONF).read_text("utf-8", "surrogateescape")
+        return bool(corosync_conf.parse(text).config_version)
+    except FileNotFoundError:
+        return False
+    except (OSError, PveguardError):
+        return True

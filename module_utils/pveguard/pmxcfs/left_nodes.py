@@ -1,0 +1,98 @@
+"""Nodes that are gone and whose directory still lies on /etc/pve.
+
+``pvecm delnode`` takes a node off corosync.conf and leaves /etc/pve/nodes/NAME, with its TLS key, and root's SSH key of it in
+/etc/pve/priv/authorized_keys. Guests configured there run nowhere and can be started nowhere.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from ..base.errors import PveguardError
+from ..base.findings import WARNING, Finding, check, some
+from ..formats import corosync_conf
+
+#: Directories of a node that hold configurations of guests.
+_GUESTS = re.compile(r"nodes/[^/]+/(?:qemu-server|lxc|openvz)/[^/]+")
+AUTHORIZED_KEYS = "priv/authorized_keys"
+
+LEFT = check(
+    "node-left-behind",
+    WARNING,
+    "A directory below /etc/pve/nodes belongs to no node (any more)",
+    "Remove it where that node is gone for good; move guests that are configured in it to the node that holds their disks.",
+    "rm -r /etc/pve/nodes/NAME",
+)
+
+Tree = Mapping[str, tuple[int, bytes]]
+
+
+def of_tree(tree: Tree, own_name: str) -> list[dict[str, Any]]:
+    """The directories below nodes/ that belong to no node, by name; empty where the names of the nodes are not known.
+
+    ``tree``: as :func:`pmxcfs.read_tree` gives it. ``own_name``: of this node, the only one where there is no corosync.conf.
+    Each is ``{name, guests: paths of configurations, files: number of all files, private_key: bool (a TLS key lies there),
+    authorized_key: bool (root's SSH key of it is still accepted)}``.
+    """
+    names = _members(tree, own_name)
+    if names is None:
+        return []
+    found = []
+    for path, (kind, _) in sorted(tree.items()):
+        folder, _, name = path.partition("/")
+        if folder != "nodes" or not name or "/" in name or kind != 4 or name in names:
+            continue
+        files = [each for each, (type_, _) in tree.items() if each.startswith(f"{path}/") and type_ == 8]
+        found.append(
+            {
+                "name": name,
+                "guests": sorted(each for each in files if _GUESTS.fullmatch(each)),
+                "files": len(files),
+                "private_key": any(each.endswith(".key") for each in files),
+                "authorized_key": _authorized(tree, name),
+            }
+        )
+    return found
+
+
+def _members(tree: Tree, own_name: str) -> Collection[str] | None:
+    conf = tree.get("corosync.conf")
+    if conf is None:
+        return {own_name}
+    try:
+        names = [node.name for node in corosync_conf.parse(conf[1].decode("utf-8", "replace"), "/etc/pve/corosync.conf").nodes()]
+    except PveguardError:
+        return None
+    # An address in the place of a name says nothing about the directory; and a list without this node is not its own.
+    known = {name for name in names if name and corosync_conf.address(name) is None}
+    return known if len(known) == len(names) and own_name in known else None
+
+
+def _authorized(tree: Tree, name: str) -> bool:
+    lines = tree.get(AUTHORIZED_KEYS, (8, b""))[1].decode("utf-8", "replace").splitlines()
+    return any(line.split()[-1:] == [f"root@{name}"] for line in lines if not line.lstrip().startswith("#"))
+
+
+def finding(left: Mapping[str, Any]) -> Finding:
+    """What is wrong with one directory of :func:`of_tree`.
+
+    A command that removes it is given only where no guest is configured in it.
+    """
+    name = str(left["name"])
+    guests: Sequence[str] = left["guests"]
+    shown = ascii(name)[1:-1]
+    text = f"/etc/pve/nodes/{shown} belongs to no node (any more)"
+    if guests:
+        first = some([ascii(each.removeprefix(f"nodes/{name}/"))[1:-1] for each in guests])
+        text += f", and guests are configured in it ({first}) that no node runs"
+        fix = "move each to the directory of the node that holds its disks, with mv, or remove it"
+    else:
+        kept = f" ({left['files']} files{', its TLS key among them' if left['private_key'] else ''})" if left["files"] else ""
+        text += kept
+        fix = f"if that node is gone for good, remove it with 'rm -r {shlex.quote(f'/etc/pve/nodes/{shown}')}'"
+    if left["authorized_key"]:
+        fix += f". Its root may still log in: take the line of root@{shown} out of /etc/pve/{AUTHORIZED_KEYS}"
+    return LEFT(text, fix=fix)

@@ -1,0 +1,334 @@
+"""RAM state of a node: its files, the switch to RAM, and the way back.
+
+The work itself is done on the node by the program ``pve-state``, which is asked and told through ``--json``.
+Before it is
+installed it is fed to Python on standard input, so that a refusal or a check run leaves no file behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..base import node_files
+from ..base.detached import DetachedError, run_detached
+from ..base.errors import PveguardError
+from ..base.node_files import Change, FileSpec
+from ..base.run import Run
+from ..base.run import run as real_run
+
+PROGRAM = "/usr/local/sbin/pve-state"
+CONFIG = "/etc/pveguard/state.json"
+#: The drop-in of pve-cluster.service waits here; the switch-over puts it in place at the right moment.
+DROP_IN_SOURCE = "/etc/pveguard/pve-cluster.conf"
+DROP_IN = "/etc/systemd/system/pve-cluster.service.d/pveguard.conf"
+UNIT_DIR = "/etc/systemd/system"
+#: What pve-state says of a switch-over that is under way, or of the last one in this boot.
+SWITCH = "/run/pveguard/switch.json"
+#: Prometheus metrics, written by the watcher, and their name in the directory of an exporter.
+METRICS = "/run/pveguard/metrics.prom"
+METRICS_LINK = "pveguard-state.prom"
+WATCH_UNIT = "pveguard-state-watch.service"
+PYTHON = "/usr/bin/python3"
+EXIT_REFUSED = 3
+_UNIT_NAME = re.compile(r"[A-Za-z0-9@:_.\\-]+\.(?:service|mount)")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a node's RAM state shall be.
+
+    ``program`` is the text of pve-state, ``units`` maps unit names to their text (``@NOSWAP@`` stands for the
+    mount option
+    where the kernel has it), ``drop_in`` is the text of pve-cluster's drop-in, ``config`` the settings of
+    state.json, ``deadline_s`` the seconds after which a switch-over is undone, ``connection`` the ssh connection
+    in use ("" for a local session).
+    """
+
+    program: str
+    units: Mapping[str, str] = field(default_factory=dict)
+    drop_in: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    allow_ha: bool = False
+    allow_offline_members: bool = False
+    login_fallback: bool = True
+    deadline_s: float = 300.0
+    connection: str | None = None
+
+
+def noswap_supported(release: str | None = None) -> bool:
+    """tmpfs knows ``noswap`` since Linux 6.4."""
+    match = re.match(r"(\d+)\.(\d+)", release if release is not None else os.uname().release)
+    return match is not None and (int(match[1]), int(match[2])) >= (6, 4)
+
+
+def specs(options: Options) -> list[FileSpec]:
+    """The files that RAM state needs, in the order in which they are written; the drop-in in use is not among
+    them.
+    """
+    for name in options.units:
+        if not _UNIT_NAME.fullmatch(name):
+            raise PveguardError(f"{name!r} is not a name of a service or mount unit")
+    noswap = ",noswap" if noswap_supported() else ""
+    config = json.dumps(dict(options.config), indent=2, sort_keys=True) + "\n"
+    return [
+        FileSpec(PROGRAM, options.program, "0755"),
+        FileSpec(CONFIG, config),
+        FileSpec(DROP_IN_SOURCE, options.drop_in),
+        *(
+            FileSpec(f"{UNIT_DIR}/{name}", text.replace("@NOSWAP@", noswap))
+            for name, text in sorted(options.units.items())
+        ),
+        *_links(options),
+    ]
+
+
+def _links(options: Options) -> list[FileSpec]:
+    """The link in ``metrics_dir``, and the removal of the one in the directory that was set before."""
+    try:
+        former = json.loads(Path(CONFIG).read_text()).get("metrics_dir")
+    except (OSError, ValueError, AttributeError):
+        former = None
+    wanted = options.config.get("metrics_dir") or ""
+    found = []
+    if isinstance(former, str) and former.startswith("/") and former != wanted:
+        found.append(FileSpec(f"{former}/{METRICS_LINK}", present=False, link=METRICS))
+    if wanted:
+        found.append(FileSpec(f"{wanted}/{METRICS_LINK}", link=METRICS))
+    return found
+
+
+def status(run: Run = real_run) -> dict[str, Any]:
+    """``pve-state status --json``, or ``{"state": "absent"}`` when the program is not installed."""
+    if not os.path.exists(PROGRAM):
+        return {"state": "absent"}
+    return _object(run([PROGRAM, "status", "--json"], timeout=120), "pve-state status")
+
+
+def enable(options: Options, check: bool = False, run: Run = real_run) -> dict[str, Any]:
+    """Bring a node to RAM state, or its files up to date where it is there already.
+
+    Returns ``{changed, files: [Change], switched, status, restarted, preflight, ...}``; ``switched`` is True
+    when the daemon
+    was (or in check mode would be) restarted onto RAM. Raises PveguardError for a refusal, with nothing
+    changed.
+    """
+    files = specs(options)
+    if os.path.exists(DROP_IN):
+        return _update(options, files, check, run)
+    changes = node_files.plan(files)
+    found = _preflight(options, run)
+    result: dict[str, Any] = {
+        "changed": True,
+        "files": changes,
+        "switched": True,
+        "restarted": [],
+        "preflight": found,
+    }
+    if not found.get("installed") and check:
+        # In a real run the package is there by now.
+        return result
+    if found["refusals"]:
+        raise PveguardError("RAM state is refused, nothing was changed: " + "; ".join(found["refusals"]))
+    if check:
+        return result
+    made = {change.path for change in changes if change.what == "created"}
+    created = [replace(spec, present=False) for spec in files if spec.path in made]
+    # systemd reads them when pve-state has put the drop-in in place.
+    node_files.apply(files)
+    argv = [PROGRAM, "adopt", "--json", "--result", "/run/pveguard/pveguard-enable.json"]
+    argv += ["--connection", found["login"]["connection"] or ""]
+    argv += ["--allow-ha"] if options.allow_ha else []
+    argv += ["--allow-offline-members"] if options.allow_offline_members else []
+    argv += ["--login-fallback"] if options.login_fallback else []
+    try:
+        done = run_detached("pveguard-enable", argv, 2 * options.deadline_s + 60, run)
+    except DetachedError:
+        if not os.path.exists(DROP_IN) and _over(run):
+            # Stock is back: leave nothing of the switch behind.
+            node_files.apply(created)
+            _daemon_reload(run)
+        raise
+    return {**result, **done, "changed": True}
+
+
+def _over(run: Run) -> bool:
+    """Whether nothing of a switch-over goes on: the unit ended, and the dead man's switch needs no program."""
+    shown = run(["systemctl", "show", "pveguard-enable.service", "-p", "ActiveState"], timeout=60)
+    if shown.stdout.strip().rpartition("=")[2] in ("active", "activating", "deactivating", "reloading"):
+        return False
+    try:
+        switch = json.loads(Path(SWITCH).read_text())
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return isinstance(switch, dict) and bool(switch.get("done"))
+
+
+def _update(options: Options, files: Sequence[FileSpec], check: bool, run: Run) -> dict[str, Any]:
+    """A node that runs from RAM: files up to date, the watcher restarted if need be, the daemon untouched."""
+    files = [*files, FileSpec(DROP_IN, options.drop_in)]
+    changes = node_files.plan(files)
+    now = _wait(options.deadline_s, run, lambda state: state != "starting")
+    units = now.get("units") or {}
+    watcher_down = units.get(WATCH_UNIT) not in ("active", "activating", "reloading")
+    healthy = now.get("state") == "enabled"
+    result: dict[str, Any] = {
+        "changed": bool(changes) or (watcher_down and not healthy),
+        "files": changes,
+        "switched": False,
+        "restarted": [WATCH_UNIT] if changes or watcher_down else [],
+        "status": now,
+    }
+    if not healthy and not changes and not watcher_down:
+        raise _unhealthy(now)
+    if any(change.path in (CONFIG, PROGRAM) for change in changes):
+        # Settings that the watcher would not start with must not replace those it runs with.
+        settings = json.dumps(dict(options.config), sort_keys=True)
+        argv = [PYTHON, "-", "check-config", "--json", "--config", settings]
+        _object(run(argv, input=options.program, timeout=120), "pve-state check-config")
+    if check or not result["changed"]:
+        return result
+    node_files.apply(files)
+    if any(change.path.startswith(UNIT_DIR) for change in changes):
+        _daemon_reload(run)
+    done = run(["systemctl", "restart", WATCH_UNIT], timeout=options.deadline_s)
+    if not done.ok:
+        raise PveguardError(
+            f"{WATCH_UNIT} does not start: {done.stderr.strip()}. Look with 'journalctl -u {WATCH_UNIT}'"
+        )
+    result["status"] = now = _wait(options.deadline_s, run, lambda state: state == "enabled")
+    if now.get("state") != "enabled":
+        raise _unhealthy(now)
+    return result
+
+
+def disable(options: Options, check: bool = False, run: Run = real_run) -> dict[str, Any]:
+    """Bring a node back to the database on disk and remove pveguard's files; the store's generations stay.
+
+    Returns ``{changed, files, switched, ...}`` and what ``pve-state retire`` measured.
+    """
+    drop_in = os.path.exists(DROP_IN)
+    now: dict[str, Any] = {"state": "absent"}
+    if drop_in or os.path.exists(PROGRAM):
+        # Asked with the program of this checkout: the installed one may be damaged, old or gone.
+        try:
+            argv = [PYTHON, "-", "status", "--json"]
+            now = _object(run(argv, input=options.program, timeout=120), "pve-state status")
+        except PveguardError as error:
+            now = {"state": "failed", "reason": str(error)}
+    in_ram = drop_in or now.get("state") == "failed"
+    files = [replace(spec, present=False) for spec in reversed(specs(options))]
+    removed = node_files.plan([*([FileSpec(DROP_IN, present=False)] if drop_in else []), *files])
+    result: dict[str, Any] = {
+        "changed": bool(removed) or in_ram,
+        "files": removed,
+        "switched": in_ram,
+        "status": now,
+    }
+    if check or not result["changed"]:
+        return result
+    if in_ram:
+        # The way back is taken with the program of this checkout: the installed one may be damaged or old.
+        node_files.apply([FileSpec(PROGRAM, options.program, "0755")])
+        argv = [PROGRAM, "retire", "--json", "--result", "/run/pveguard/pveguard-retire.json"]
+        argv += ["--connection", _connection(options)]
+        argv += ["--allow-offline-members"] if options.allow_offline_members else []
+        argv += ["--login-fallback"] if options.login_fallback else []
+        result.update(run_detached("pveguard-retire", argv, 2 * options.deadline_s + 60, run))
+    node_files.apply(files)
+    _daemon_reload(run)
+    result["changed"] = True
+    return result
+
+
+def _preflight(options: Options, run: Run) -> dict[str, Any]:
+    argv = [PYTHON, "-", "preflight", "--json", "--connection", _connection(options)]
+    argv += ["--allow-ha"] if options.allow_ha else []
+    argv += ["--allow-offline-members"] if options.allow_offline_members else []
+    argv += ["--login-fallback"] if options.login_fallback else []
+    argv += ["--config", json.dumps(dict(options.config), sort_keys=True)]
+    return _object(run(argv, input=options.program, timeout=180), "pve-state preflight")
+
+
+def _connection(options: Options) -> str:
+    return options.connection if options.connection is not None else ssh_connection()
+
+
+def ssh_connection() -> str:
+    """SSH_CONNECTION of this process or one above it, "" for a local session; a become method may have dropped it from
+    the environment.
+    """
+    pid = os.getpid()
+    for _ in range(32):
+        try:
+            entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            found = next((e for e in entries if e.startswith(b"SSH_CONNECTION=")), None)
+            if found is not None:
+                return found.split(b"=", 1)[1].decode()
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError):
+            break
+        if pid <= 1:
+            break
+    return ""
+
+
+def _wait(deadline_s: float, run: Run, until: Callable[[Any], bool]) -> dict[str, Any]:
+    """The first status whose state is as wanted, or the last one before the deadline (at most two minutes)."""
+    end = time.monotonic() + min(deadline_s, 120.0)
+    while True:
+        now = status(run)
+        if until(now.get("state")) or time.monotonic() > end:
+            return now
+        time.sleep(0.5)
+
+
+def _unhealthy(now: Mapping[str, Any]) -> PveguardError:
+    reason, fix = now.get("reason") or now.get("error") or "unknown", now.get("fix") or "pve-state status"
+    return PveguardError(f"RAM state is set up but not healthy: {reason}. What helps: {fix}")
+
+
+def _daemon_reload(run: Run) -> None:
+    done = run(["systemctl", "daemon-reload"], timeout=120)
+    if not done.ok:
+        raise PveguardError(f"systemctl daemon-reload failed: {done.stderr.strip()}")
+
+
+def _object(result: Any, what: str) -> dict[str, Any]:
+    try:
+        value = json.loads(result.stdout)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise PveguardError(f"{what} gave no answer (exit code {result.rc}): {result.stderr.strip()[-400:]}")
+    if "error" in value and "state" not in value:
+        raise PveguardError(f"{what}: {value['error']}")
+    return value
+
+
+def diff(changes: Sequence[Change]) -> list[dict[str, str]]:
+    """Ansible's diff of file changes; the program itself is shown by its hash."""
+    return [
+        {
+            "before": _shown(change.path, change.before),
+            "after": _shown(change.path, change.after),
+            "before_header": change.path,
+            "after_header": f"{change.path} ({change.what})",
+        }
+        for change in changes
+    ]
+
+
+def _shown(path: str, text: str) -> str:
+    if path != PROGRAM or not text or text.startswith("mode "):
+        return text
+    return f"{len(text.splitlines())} lines, sha256 {hashlib.sha256(text.encode()).hexdigest()}\n"
