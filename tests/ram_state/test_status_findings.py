@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible.module_utils.pveguard.base.findings import GOOD, PROBLEM, UNKNOWN, WARNING, Finding
 from ansible.module_utils.pveguard.state import status_findings as judge
-from ansible.module_utils.pveguard.state.status_findings import PVE_CLUSTER, STATE_UNIT, WATCH_UNIT, Seen
+from ansible.module_utils.pveguard.state.status_findings import PVE_CLUSTER, STATE_UNIT, WATCH_UNIT
 
 from tests.findings import finding
 
+ROOT = Path(__file__).resolve().parents[2]
 ACTIVE = dict.fromkeys((PVE_CLUSTER, STATE_UNIT, WATCH_UNIT), "active")
 WELL: dict[str, Any] = {
     "state": "enabled", "mounted": True, "daemon_running": True, "restore": None, "rescue": None, "watch_error": None,
@@ -24,7 +28,7 @@ UNDECIDED = {"rescue": RESCUE, "daemon_running": False}
 
 def looked(status: dict[str, Any], **seen: Any) -> tuple[judge.Health, list[Finding]]:
     status = {**WELL, **status}
-    found = judge.health(status, Seen(**{"set_up": True, "active": ACTIVE, **seen}))
+    found = judge.health(status, **{"set_up": True, "active": ACTIVE, **seen})
     return found, judge.findings(status, found)
 
 
@@ -157,3 +161,14 @@ def test_a_node_is_believed_and_an_older_one_is_judged() -> None:
 def test_on_disk() -> None:
     assert finding([judge.on_disk(True, False, [])], "state-on-disk").severity == WARNING
     assert judge.on_disk(False, False, []) is judge.on_disk(True, True, []) is judge.on_disk(True, False, ["vm:1"]) is None
+
+
+def test_judging_costs_a_program_on_a_node_no_start_up() -> None:
+    """Either of these two modules takes as long to import as a third of pve-state."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import pveguard.state.status_findings, pveguard.pmxcfs.pmxcfs_findings; "
+        "print([name for name in ('dataclasses', 'typing') if name in sys.modules])"
+    )
+    command = [sys.executable, "-I", "-S", "-c", code, str(ROOT / "module_utils")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")

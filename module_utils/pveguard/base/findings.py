@@ -9,16 +9,18 @@ A core declares each condition that it judges as a :class:`Check` of its own and
     return [UNUSED(f"HA runs although nothing uses it ({names})")]
 
 ``scripts/finding_docs.py`` collects all checks into docs/findings.md. Imports nothing of pveguard, so that every room and the
-programs on a node can use it.
+programs on a node can use it; those start in a few milliseconds, which ``dataclasses`` and ``typing`` alone would double.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from types import ModuleType
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import ModuleType
+    from typing import Any
 
 #: The scale, worst first. ``unknown``: it could not be found out, which never counts as good.
 PROBLEM, WARNING, UNKNOWN, GOOD = "problem", "warning", "unknown", "good"
@@ -27,7 +29,6 @@ SEVERITIES = (PROBLEM, WARNING, UNKNOWN, GOOD)
 VERDICTS = {PROBLEM: "fail", WARNING: "warn", UNKNOWN: "unknown", GOOD: "pass"}
 
 
-@dataclass(frozen=True)
 class Finding:
     """One condition that was met.
 
@@ -37,14 +38,30 @@ class Finding:
     reason in a few words, for a headline.
     """
 
-    id: str
-    severity: str
-    text: str
-    fix: str = ""
-    code: str = ""
-    means: str = ""
-    nodes: tuple[str, ...] = ()
-    brief: str = ""
+    __slots__ = ("id", "severity", "text", "fix", "code", "means", "nodes", "brief")
+
+    def __init__(
+        self,
+        id: str,
+        severity: str,
+        text: str,
+        fix: str = "",
+        code: str = "",
+        means: str = "",
+        nodes: tuple[str, ...] = (),
+        brief: str = "",
+    ) -> None:
+        self.id, self.severity, self.text, self.fix, self.code = id, severity, text, fix, code
+        self.means, self.nodes, self.brief = means, nodes, brief
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Finding) and self.as_dict() == other.as_dict()
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.text, self.nodes))
+
+    def __repr__(self) -> str:
+        return f"Finding({self.as_dict()})"
 
     @property
     def helps(self) -> str:
@@ -77,7 +94,6 @@ class Finding:
         }
 
 
-@dataclass(frozen=True)
 class Check:
     """One condition that is judged. Calling it makes the :class:`Finding`.
 
@@ -85,11 +101,10 @@ class Check:
     ``fix`` and ``code``: what helps, where a finding does not say it more exactly.
     """
 
-    id: str
-    severities: tuple[str, ...]
-    what: str
-    fix: str = ""
-    code: str = ""
+    __slots__ = ("id", "severities", "what", "fix", "code")
+
+    def __init__(self, id: str, severities: tuple[str, ...], what: str, fix: str = "", code: str = "") -> None:
+        self.id, self.severities, self.what, self.fix, self.code = id, severities, what, fix, code
 
     def __call__(
         self,

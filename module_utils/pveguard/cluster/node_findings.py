@@ -15,7 +15,7 @@ from ..state import status_findings
 
 def of_node(node: Mapping[str, Any], plan: Mapping[str, Any]) -> list[Finding]:
     """What is there and what is wrong with it. ``plan``: what becomes of the node, may be empty."""
-    found = [*_names(node), *_filesystem(node), *_corosync(node), *ha_findings.findings(ha_findings.of_facts(node))]
+    found = [*_names(node), *_filesystem(node), *_corosync(node), *ha_findings.of_facts(node)]
     # What a probe stores is nobody's, also where it has left its cluster.
     if plan.get("action") != "probe":
         found = with_others(found, _ram(node))

@@ -8,10 +8,12 @@ Imports little, as ``pve-state`` does it too.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from ..base.findings import GOOD, PROBLEM, WARNING, Finding, check, some
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 #: Transactions a minute that one HA stack costs while it is idle: three every five seconds.
 TRANSACTIONS = 36
@@ -63,70 +65,66 @@ IN_USE = check("ha-in-use", GOOD, "There are HA resources: HA stays on, and the 
 OFF = check("ha-off", GOOD, "HA is off, and there are no HA resources")
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What is known of HA on a node.
+def findings(
+    *,
+    installed: bool = True,
+    resources: Sequence[str] = (),
+    unattended: Sequence[str] = (),
+    masked: Sequence[str] = (),
+    returned: Sequence[str] = (),
+    on: bool = False,
+    running: Sequence[str] = (),
+    watchdog_armed: bool = False,
+    watchdog_until_reboot: bool = False,
+    state_in_ram: bool = False,
+) -> list[Finding]:
+    """What is to be said of HA on a node; empty where it is not installed.
 
     ``resources``: of its cluster; ``unattended``: those that nothing on this node recovers. ``masked``: names of masked
     managers, where they are known. ``returned``: units that had been switched off and are on again. ``on``: the managers run
     or would. ``running``: their names, where they are known. ``watchdog_armed``: a client holds it.
     ``watchdog_until_reboot``: all is masked, and watchdog-mux runs on. ``state_in_ram``: of the node.
     """
-
-    installed: bool = True
-    resources: Sequence[str] = ()
-    unattended: Sequence[str] = ()
-    masked: Sequence[str] = ()
-    returned: Sequence[str] = ()
-    on: bool = False
-    running: Sequence[str] = ()
-    watchdog_armed: bool = False
-    watchdog_until_reboot: bool = False
-    state_in_ram: bool = False
-
-
-def findings(seen: Seen) -> list[Finding]:
-    """What is to be said of HA; empty where it is not installed."""
-    if seen.unattended:
-        return [_unattended(seen)]
-    if seen.resources and seen.state_in_ram:
+    if unattended:
+        return [_unattended(unattended, masked)]
+    if resources and state_in_ram:
         return [
             IN_RAM(
-                f"HA manages {some(seen.resources)}, but the state is in RAM",
-                code=f"ha-manager remove {seen.resources[0]}; or make site",
+                f"HA manages {some(resources)}, but the state is in RAM",
+                code=f"ha-manager remove {resources[0]}; or make site",
             )
         ]
-    if not seen.installed:
+    if not installed:
         return []
     found = []
-    if seen.watchdog_until_reboot:
+    if watchdog_until_reboot:
         found.append(
             UNTIL_REBOOT(
                 "its watchdog is fed until the next boot: the driver has nowayout or no magic close, so stopping it could "
                 "reset the node"
             )
         )
-    if seen.returned:
+    if returned:
         found.append(
-            RETURNED(f"HA was switched off and came back ({some(seen.returned)}): a package upgrade, or somebody by hand")
+            RETURNED(f"HA was switched off and came back ({some(returned)}): a package upgrade, or somebody by hand")
         )
-    if seen.resources:
-        return [*found, IN_USE(f"HA is in use ({some(seen.resources)}): it stays on, and the state stays on disk")]
-    if seen.watchdog_armed:
+    if resources:
+        return [*found, IN_USE(f"HA is in use ({some(resources)}): it stays on, and the state stays on disk")]
+    if watchdog_armed:
         found.append(ARMED("the watchdog is armed although no HA resource exists: a stalled node would be reset"))
-    if seen.on and not seen.returned:
-        who = f" ({some(seen.running)})" if seen.running else ""
+    if on and not returned:
+        who = f" ({some(running)})" if running else ""
         found.append(
             UNUSED(f"HA runs although nothing uses it{who}: about {TRANSACTIONS} transactions a minute on every member")
         )
     return found or [OFF("HA is off and unused")]
 
 
-def _unattended(seen: Seen) -> Finding:
-    why = f"{' and '.join(seen.masked)} {'are' if seen.masked[1:] else 'is'} masked, so " if seen.masked else ""
+def _unattended(unattended: Sequence[str], masked: Sequence[str]) -> Finding:
+    why = f"{' and '.join(masked)} {'are' if masked[1:] else 'is'} masked, so " if masked else ""
     return UNATTENDED(
-        f"HA is off but has resources ({some(seen.unattended)}): {why}nothing recovers them",
-        code=f"ha_state: enabled, then make site; or ha-manager remove {seen.unattended[0]}" if seen.masked else None,
+        f"HA is off but has resources ({some(unattended)}): {why}nothing recovers them",
+        code=f"ha_state: enabled, then make site; or ha-manager remove {unattended[0]}" if masked else None,
     )
 
 
@@ -145,21 +143,21 @@ def until_reboot(ha: Mapping[str, Any]) -> bool:
     return bool(ha.get("disabled") and ha.get("installed") and mux.get("active") == "active")
 
 
-def unattended(ha: Mapping[str, Any]) -> list[str]:
+def nothing_recovers(ha: Mapping[str, Any]) -> list[str]:
     """The resources that nothing on the node recovers, from facts of ``ha_info``: one masked unit is enough for that."""
     return list(ha.get("unattended") or ((ha.get("resources") or []) if state(ha) == "off" else []))
 
 
-def of_facts(node: Mapping[str, Any]) -> Seen:
+def of_facts(node: Mapping[str, Any]) -> list[Finding]:
     """From the facts of ``node_info``."""
     ha = node["ha"]
     running = sorted(
         name for name, unit in node["units"].items() if name.startswith("pve-ha-") and unit["active"] == "active"
     )
-    return Seen(
+    return findings(
         installed=bool(ha.get("installed")),
         resources=list(ha.get("resources") or []),
-        unattended=unattended(ha),
+        unattended=nothing_recovers(ha),
         returned=list(ha.get("returned") or []),
         on=bool(running),
         running=running,
@@ -169,6 +167,6 @@ def of_facts(node: Mapping[str, Any]) -> Seen:
     )
 
 
-def of_status(resources: Sequence[str], masked: Sequence[str]) -> Seen:
+def of_status(resources: Sequence[str], masked: Sequence[str]) -> list[Finding]:
     """On a node with its state in RAM: HA resources by its database, and the managers that are masked."""
-    return Seen(resources=list(resources), unattended=list(resources) if masked else (), masked=masked, state_in_ram=True)
+    return findings(resources=resources, unattended=resources if masked else (), masked=masked, state_in_ram=True)

@@ -271,13 +271,11 @@ def _ha(node: Mapping[str, Any]) -> list[Finding]:
     if ha["state"] == UNKNOWN:
         return []
     return ha_findings.findings(
-        ha_findings.Seen(
-            installed=ha["state"] != "not installed",
-            resources=ha["resources"],
-            unattended=ha.get("unattended") or [],
-            returned=ha.get("returned") or [],
-            on=ha["state"] in ("on", "partly off"),
-            watchdog_until_reboot=bool(ha["watchdog_until_reboot"]),
-            state_in_ram=node["ram_state"]["state"] in status_findings.PROTECTED,
-        )
+        installed=ha["state"] != "not installed",
+        resources=ha["resources"],
+        unattended=ha.get("unattended") or [],
+        returned=ha.get("returned") or [],
+        on=ha["state"] in ("on", "partly off"),
+        watchdog_until_reboot=bool(ha["watchdog_until_reboot"]),
+        state_in_ram=node["ram_state"]["state"] in status_findings.PROTECTED,
     )

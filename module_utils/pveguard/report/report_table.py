@@ -463,7 +463,7 @@ def _ha(node: Mapping[str, Any] | None) -> dict[str, Any]:
     return {
         "state": ha_findings.state(ha),
         "resources": list(ha.get("resources") or []),
-        "unattended": ha_findings.unattended(ha),
+        "unattended": ha_findings.nothing_recovers(ha),
         "returned": list(ha.get("returned") or []),
         "watchdog_until_reboot": ha_findings.until_reboot(ha),
     }

@@ -8,8 +8,6 @@ Pure, and the same on the node, where ``pve-state`` puts the result into that di
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 from ..base.findings import (
     GOOD,
@@ -26,6 +24,10 @@ from ..base.findings import (
 )
 from ..base.units import duration_text
 from ..ha import ha_findings
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 #: A change that waits longer for its save than this is worth a look: twenty times the promised RPO of two seconds.
 LAG_WARN_SECONDS = 40.0
@@ -191,77 +193,71 @@ UNREADABLE = check(
 )
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What decides whether the RAM state works and ``status`` does not hold.
-
-    ``set_up``: pve-cluster is set up for RAM. ``placeholder``: the placeholder lies where the database would be. ``active``:
-    ActiveState of our units by name; ``starting``: those that are being started, and not again after a failure. ``switch``: the
-    note of a switch-over, empty when there is none. ``restore_fix``: what helps where the restore of this boot failed.
-    ``rescue_text``: what is said of a rescue copy that must be decided on. ``live``: the directory of the live database.
-    """
-
-    set_up: bool
-    placeholder: bool = False
-    active: Mapping[str, str] = field(default_factory=dict)
-    starting: Collection[str] = ()
-    switch: Mapping[str, Any] = field(default_factory=dict)
-    restore_fix: str = ""
-    rescue_text: str = ""
-    live: str = "/var/lib/pve-cluster"
-
-
-@dataclass(frozen=True)
 class Health:
     """``state``, ``reason`` and ``fix`` as ``pve-state status`` says them, and the finding that they come from: None where the
     state is on disk.
     """
 
-    state: str
-    reason: str = ""
-    fix: str = ""
-    finding: Finding | None = None
+    __slots__ = ("state", "reason", "fix", "finding")
+
+    def __init__(self, state: str, reason: str = "", fix: str = "", finding: Finding | None = None) -> None:
+        self.state, self.reason, self.fix, self.finding = state, reason, fix, finding
 
 
-def health(status: Mapping[str, Any], seen: Seen) -> Health:
+def health(
+    status: Mapping[str, Any],
+    *,
+    set_up: bool,
+    active: Mapping[str, str],
+    starting: Collection[str] = (),
+    placeholder: bool = False,
+    switch: Mapping[str, Any] | None = None,
+    restore_fix: str = "",
+    rescue_text: str = "",
+    live: str = "/var/lib/pve-cluster",
+) -> Health:
     """Whether the state in RAM works as set up; the first reason why it does not.
 
-    ``status``: with ``mounted``, ``daemon_running``, ``restore``, ``rescue`` and ``watch_error``.
+    ``status``: with ``mounted``, ``daemon_running``, ``restore``, ``rescue`` and ``watch_error``. ``set_up``: pve-cluster is set
+    up for RAM. ``active``: ActiveState of our units by name; ``starting``: those that are being started, and not again after a
+    failure. ``placeholder``: the placeholder lies where the database would be. ``switch``: the note of a switch-over.
+    ``restore_fix``: what helps where the restore of this boot failed. ``rescue_text``: what is said of a rescue copy that must
+    be decided on. ``live``: the directory of the live database.
     """
     mounted, running, rescue = status["mounted"], status["daemon_running"], status["rescue"]
-    if not seen.set_up:
+    if not set_up:
         if mounted:
             return _failed(NOT_SET_UP, "the RAM file system is mounted but pve-cluster is not set up for it")
-        if seen.placeholder:
-            return _failed(PLACEHOLDER, f"{seen.live}/config.db is the tombstone, and nothing is set up to mount RAM")
+        if placeholder:
+            return _failed(PLACEHOLDER, f"{live}/config.db is the tombstone, and nothing is set up to mount RAM")
         return Health("disabled")
     unknown_schema = bool(rescue) and rescue["kind"] == "schema"
     error = (status["restore"] or {}).get("error")
     if rescue and not unknown_schema and not running:
         # Whatever else is wrong: nothing is started before that is decided.
-        return _failed(RESCUE_UNDECIDED, seen.rescue_text, " or ".join(list(rescue["choices"].values())[:2]))
+        return _failed(RESCUE_UNDECIDED, rescue_text, " or ".join(list(rescue["choices"].values())[:2]))
     if error:
-        return _failed(RESTORE_FAILED, str(error), seen.restore_fix)
+        return _failed(RESTORE_FAILED, str(error), restore_fix)
     if not mounted:
-        return _failed(NOT_MOUNTED, f"{seen.live} is not the RAM file system")
-    if STATE_UNIT in seen.starting:
+        return _failed(NOT_MOUNTED, f"{live} is not the RAM file system")
+    if STATE_UNIT in starting:
         return _starting(f"{STATE_UNIT} restores the state")
-    if seen.active.get(STATE_UNIT) != "active":
-        return _failed(UNIT_DOWN, f"{STATE_UNIT} is {seen.active.get(STATE_UNIT) or 'missing'}")
-    if not running and PVE_CLUSTER in seen.starting:
+    if active.get(STATE_UNIT) != "active":
+        return _failed(UNIT_DOWN, f"{STATE_UNIT} is {active.get(STATE_UNIT) or 'missing'}")
+    if not running and PVE_CLUSTER in starting:
         return _starting(f"{PVE_CLUSTER} is being started")
     if not running:
         return _failed(DAEMON_DOWN, "the daemon does not run")
-    if WATCH_UNIT in seen.starting:
+    if WATCH_UNIT in starting:
         return _starting(f"{WATCH_UNIT} is being started: changes are not saved yet")
-    if seen.active.get(WATCH_UNIT) != "active":
-        return _failed(WATCHER_DOWN, f"{WATCH_UNIT} is {seen.active.get(WATCH_UNIT) or 'missing'}: changes are not saved")
+    if active.get(WATCH_UNIT) != "active":
+        return _failed(WATCHER_DOWN, f"{WATCH_UNIT} is {active.get(WATCH_UNIT) or 'missing'}: changes are not saved")
     if rescue:
         return _rescue_kept(rescue, unknown_schema)
     if status["watch_error"]:
         return _failed(SAVE_FAILS, str(status["watch_error"]))
-    if seen.switch and not seen.switch.get("done"):
-        return _failed(SWITCH_LEFT, f"a switch-over ({seen.switch.get('kind')}) is under way or was left")
+    if switch and not switch.get("done"):
+        return _failed(SWITCH_LEFT, f"a switch-over ({switch.get('kind')}) is under way or was left")
     return Health("enabled", finding=_in_ram())
 
 
@@ -308,8 +304,7 @@ def findings(status: Mapping[str, Any], found: Health) -> list[Finding]:
     if mended:
         told.append(MENDED(f"the disk had changed {some(mended)}: taken from a generation at the start"))
     if found.finding is not None:
-        seen = ha_findings.of_status(status.get("ha_resources") or [], status.get("ha_masked") or [])
-        told += worth_telling(ha_findings.findings(seen))
+        told += worth_telling(ha_findings.of_status(status.get("ha_resources") or [], status.get("ha_masked") or []))
     return worst_first(told)
 
 
