@@ -29,7 +29,7 @@ UNDECIDED = {"rescue": RESCUE, "daemon_running": False}
 def looked(status: dict[str, Any], **seen: Any) -> tuple[judge.Health, list[Finding]]:
     status = {**WELL, **status}
     found = judge.health(status, **{"set_up": True, "active": ACTIVE, **seen})
-    return found, judge.findings(status, found)
+    return found, judge.findings(status, found, judge.noted(status))
 
 
 def test_all_well() -> None:
@@ -39,7 +39,7 @@ def test_all_well() -> None:
 
 
 def test_a_state_on_disk_is_no_finding_of_the_node() -> None:
-    found, told = looked({"mounted": False, "ready": False, "ha_resources": ["vm:1"]}, set_up=False)
+    found, told = looked({"mounted": False, "ready": False, "lag_seconds": 90, "ha_resources": ["vm:1"]}, set_up=False)
     assert found.state == "disabled" and told == []
 
 

@@ -294,18 +294,24 @@ def _headed(state: str, reason: str) -> str:
     return f"its RAM state is {state}: {reason}"
 
 
-def findings(status: Mapping[str, Any], found: Health) -> list[Finding]:
-    """What is to be said of the state of a node, for the key ``findings``, the worst first.
-
-    What concerns the daemon itself (its database, ``.members``) is said by :mod:`pmxcfs_findings`.
-    """
-    told = [] if found.finding is None else [found.finding, *_figures(status, found.state)]
+def noted(status: Mapping[str, Any]) -> list[Finding]:
+    """What is to be said of the state of a node beside its health and its figures: the key ``warnings``."""
+    told = []
     mended = (status.get("restore") or {}).get("mended")
     if mended:
         told.append(MENDED(f"the disk had changed {some(mended)}: taken from a generation at the start"))
-    if found.finding is not None:
+    if status.get("mounted"):
         told += worth_telling(ha_findings.of_status(status.get("ha_resources") or [], status.get("ha_masked") or []))
-    return worst_first(told)
+    return told
+
+
+def findings(status: Mapping[str, Any], found: Health, others: Sequence[Finding] = ()) -> list[Finding]:
+    """What is to be said of the state of a node, for the key ``findings``, the worst first.
+
+    ``others``: what whoever looked has judged already: :func:`noted`, what the watcher says, what is not understood.
+    """
+    health = [] if found.finding is None else [found.finding, *_figures(status, found.state)]
+    return worst_first([*health, *others])
 
 
 def _figures(status: Mapping[str, Any], state: str) -> list[Finding]:
