@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "module_utils"))
 
 from pveguard.base.errors import PveguardError  # noqa: E402
-from pveguard.formats import corosync_conf, corosync_edit  # noqa: E402
+from pveguard.formats import corosync_check, corosync_conf, corosync_edit  # noqa: E402
 from pveguard.formats.corosync_conf import CorosyncConfError, Document  # noqa: E402
 
 CONFIGURATIONS = ROOT / "tests" / "corosync" / "configurations"
@@ -135,8 +135,8 @@ def case(text: str, rng: random.Random, done: Counter[str]) -> Document | None:
         done["refused"] += 1
         return None
     assert doc.text() == text, "the round trip changed the text"
-    corosync_conf.problems(doc)
-    corosync_conf.problems(doc, with_pmxcfs=False, resolve=lambda _name: [])
+    corosync_check.problems(doc)
+    corosync_check.problems(doc, with_pmxcfs=False, resolve=lambda _name: [])
     done["parsed"] += 1
     name, change, holds = edit(doc, rng)
     edited = corosync_conf.parse(text)

@@ -6,33 +6,25 @@ Needs e2fsprogs (e2fsck replays the journal, as the kernel does when it mounts) 
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
 import os
 import shutil
 import sqlite3
 import subprocess
+import sys
 from pathlib import Path
-from types import ModuleType
 
 import changes
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "module_utils"))
+
+from pveguard.state.generations import generations  # noqa: E402
+from pveguard.state.paths import Paths  # noqa: E402
+from pveguard.state.rows import verify_database  # noqa: E402
 
 
 class DiskError(Exception):
     """A disk image could not be read; the message says which command said what."""
-
-
-def pve_state() -> ModuleType:
-    """The node program as a module, for its verification."""
-    path = ROOT / "roles/ram_state/files/pve-state"
-    loader = importlib.machinery.SourceFileLoader("pve_state", str(path))
-    spec = importlib.util.spec_from_loader("pve_state", loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
 
 
 def _run(argv: list[str], good: tuple[int, ...] = (0,)) -> str:
@@ -92,20 +84,20 @@ def digests(database: Path) -> dict[str, changes.Digests]:
     return found
 
 
-def problems(program: ModuleType, store: Path) -> list[str]:
+def problems(store: Path) -> list[str]:
     """What is wrong with a store that was taken out: the replica, and each generation with its manifest."""
     replica = store / "config.db"
     if not replica.exists():
         return [f"{replica.name} is missing"]
-    found = [f"replica: {problem}" for problem in verify(program, replica)]
-    paths = program.Paths("/")
+    found = [f"replica: {problem}" for problem in verify(replica)]
+    paths = Paths("/")
     paths.generations = str(store / "generations")
-    for generation in program.generations(paths):
+    for generation in generations(paths):
         found += [f"generation {generation.name}: {problem}" for problem in generation.problems()]
     return found
 
 
-def verify(program: ModuleType, database: Path) -> list[str]:
+def verify(database: Path) -> list[str]:
     """Problems of a database with its log, which is folded in first, on this copy."""
     try:
         connection = sqlite3.connect(database)
@@ -115,4 +107,4 @@ def verify(program: ModuleType, database: Path) -> list[str]:
             connection.close()
     except sqlite3.Error as error:
         return [str(error)]
-    return list(program.verify_database(str(database), False)[0])
+    return list(verify_database(str(database), False)[0])

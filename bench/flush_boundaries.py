@@ -151,7 +151,6 @@ class Checker:
 
     def __init__(self, totals: Totals, node: str, most: int, work: Path) -> None:
         self.totals, self.node, self.most, self.work = totals, node, most, work
-        self.program = disk.pve_state()
         self.least = 0
         self.known: dict[str, list[int]] = {}
 
@@ -170,7 +169,7 @@ class Checker:
             disk.take_out(copy, "/", store)
         except disk.DiskError as error:
             return [str(error)]
-        found = disk.problems(self.program, store)
+        found = disk.problems(store)
         if any("generation" not in line for line in found):
             return found
         held = disk.digests(store / "config.db").get(self.node, {})

@@ -37,7 +37,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "module_utils"))
 
-from pveguard.disk import block_device  # type: ignore[import-not-found]  # noqa: E402
+from pveguard.disk import block_device  # noqa: E402
 
 #: Ratios of ours by theirs.
 AIMS = {"ratio_pveperf": (0.95, 1.05), "ratio_fio_p99": (0.8, 1.25), "ratio_fio_rate": (0.9, 1.1)}
@@ -151,7 +151,7 @@ class Worker:
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:
-            raise CannotMeasure(f"{self.process.args} ended with {self.process.wait()}")
+            raise CannotMeasure(f"{self.process.args!r} ended with {self.process.wait()}")
         return answer
 
     def __enter__(self) -> Worker:

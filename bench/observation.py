@@ -31,7 +31,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ram_state import HEARTBEAT_SECONDS, Stock, seed  # noqa: E402
+from ram_subjects import HEARTBEAT_SECONDS, Stock, seed  # noqa: E402
 
 from lab.tests.doubles.harness import why_not  # noqa: E402
 

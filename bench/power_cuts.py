@@ -356,7 +356,6 @@ class Campaign:
         self.lab, self.seed, self.rpo, self.work, self.busy = lab, seed, rpo, work, busy
         self.nodes = [machine.name for machine in lab.machines()]
         self.totals = Totals(seed, rpo)
-        self.program = disk.pve_state()
         self.rest = ""
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
@@ -441,7 +440,7 @@ class Campaign:
             raise CannotTest(f"{node}: its disk could not be read: {error}") from error
         finally:
             image.unlink(missing_ok=True)
-        found = [f"disk of {node}: {problem}" for problem in disk.problems(self.program, store)]
+        found = [f"disk of {node}: {problem}" for problem in disk.problems(store)]
         if any("generation" not in line for line in found):
             return found
         held = disk.digests(store / "config.db")

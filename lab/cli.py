@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import image, progress
@@ -36,6 +37,9 @@ def float_or_off(text: str) -> float | None:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor 'off'") from None
 
 
+Add = Callable[[str, str], argparse.ArgumentParser]
+
+
 class Parser(argparse.ArgumentParser):
     """One line for a mistake, exit status 2."""
 
@@ -56,6 +60,14 @@ def parser() -> argparse.ArgumentParser:
     def add(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text)
 
+    _whole_labs(add)
+    _access(add)
+    _faults(add)
+    return top
+
+
+def _whole_labs(add: Add) -> None:
+    """up, down, status, snapshot, restore"""
     up = add("up", "start the lab: resume, restore, boot or build it, whichever is needed and quickest")
     up.add_argument(
         "--profile", choices=image.PROFILES, help="what is installed (default: as it was, else pve)"
@@ -101,6 +113,14 @@ def parser() -> argparse.ArgumentParser:
     status = add("status", "show the nodes")
     status.add_argument("--json", action="store_true", help="as JSON")
 
+    snapshot = add("snapshot", "save memory and disks of all nodes")
+    snapshot.add_argument("snapshot", metavar="NAME")
+    restore = add("restore", "go back to a snapshot ('base' is the profile's)")
+    restore.add_argument("snapshot", metavar="NAME")
+
+
+def _access(add: Add) -> None:
+    """ssh, exec, logs"""
     ssh = add("ssh", "log in to a node, or run a command there")
     ssh.add_argument("node")
     ssh.add_argument("arguments", nargs=argparse.REMAINDER, metavar="COMMAND")
@@ -113,11 +133,21 @@ def parser() -> argparse.ArgumentParser:
     execute.add_argument("nodes", help="a node, several with commas, or 'all'")
     execute.add_argument("arguments", nargs=argparse.REMAINDER, metavar="COMMAND")
 
-    snapshot = add("snapshot", "save memory and disks of all nodes")
-    snapshot.add_argument("snapshot", metavar="NAME")
-    restore = add("restore", "go back to a snapshot ('base' is the profile's)")
-    restore.add_argument("snapshot", metavar="NAME")
+    logs = add("logs", "show a node's log")
+    logs.add_argument("node")
+    kind = logs.add_mutually_exclusive_group()
+    kind.add_argument(
+        "--console", action="store_true", help="kernel and boot messages of the serial port (default)"
+    )
+    kind.add_argument("--qemu", action="store_true", help="messages of QEMU")
+    kind.add_argument(
+        "--journal", nargs="?", const="", metavar="UNIT", help="the guest's journal of this boot"
+    )
+    logs.add_argument("--lines", type=int, default=200, metavar="N", help="the last N lines (default 200)")
 
+
+def _faults(add: Add) -> None:
+    """Power, ring, slow disk."""
     cut_power = add("power-cut", "take the power from nodes")
     cut_power.add_argument("nodes", nargs="+", metavar="NODE")
     power_off = add("power-off", "power nodes off in good order")
@@ -138,19 +168,6 @@ def parser() -> argparse.ArgumentParser:
     delay.add_argument("node")
     delay.add_argument("milliseconds", type=float_or_off, metavar="MS|off")
     delay.add_argument("--loss", type=float, default=0, metavar="PERCENT", help="lose so much of it besides")
-
-    logs = add("logs", "show a node's log")
-    logs.add_argument("node")
-    kind = logs.add_mutually_exclusive_group()
-    kind.add_argument(
-        "--console", action="store_true", help="kernel and boot messages of the serial port (default)"
-    )
-    kind.add_argument("--qemu", action="store_true", help="messages of QEMU")
-    kind.add_argument(
-        "--journal", nargs="?", const="", metavar="UNIT", help="the guest's journal of this boot"
-    )
-    logs.add_argument("--lines", type=int, default=200, metavar="N", help="the last N lines (default 200)")
-    return top
 
 
 def show(lab: Lab) -> str:
@@ -208,8 +225,6 @@ def _exec(lab: Lab, args: argparse.Namespace) -> int:
 
 
 def _quoted(text: str) -> str:
-    import shlex
-
     return shlex.quote(text)
 
 

@@ -8,15 +8,11 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from . import layout
 from .errors import LabError
 from .machine import Machine
 from .progress import step
-
-if TYPE_CHECKING:
-    from .labs import Lab
 
 CLUSTER_NAME = "pvelab"
 SECONDS = 240
@@ -134,9 +130,8 @@ def add(first: Machine, new: Machine, members: Sequence[int], version: int) -> N
     _do(new, "pvecm updatecerts")
 
 
-def build(lab: Lab, nodes: Sequence[str]) -> None:
-    """Make the named nodes one cluster, the first being the founder, and give it guests, storage and users."""
-    machines = [lab.machine(node) for node in nodes]
+def build(machines: Sequence[Machine]) -> None:
+    """Make the machines one cluster, the first being the founder, and give it guests, storage and users."""
     first, others = machines[0], machines[1:]
     with step("clustering by hand"):
         _create(first)

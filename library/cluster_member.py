@@ -70,10 +70,6 @@ options:
     type: list
     elements: int
     default: []
-  program:
-    description: Text of the node program, which is installed as C(/usr/local/lib/pveguard/cluster-member).
-    type: str
-    required: true
   deadline_seconds:
     description: How long the change may take in seconds before everything is put back.
     type: float
@@ -89,13 +85,11 @@ EXAMPLES = r"""
     cluster_name: production
     node_id: 1
     links: [10.0.0.1]
-    program: "{{ lookup('ansible.builtin.file', 'cluster-member') }}"
 
 - name: Make the node one by itself
   cluster_member:
     state: left
     cluster_name: production
-    program: "{{ lookup('ansible.builtin.file', 'cluster-member') }}"
 """
 
 RETURN = r"""
@@ -124,6 +118,7 @@ steps:
 """
 
 import platform
+from typing import Any
 
 from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.base.node_module import NodeModule
@@ -143,7 +138,6 @@ def main() -> None:
             "authkey_sha256": {"type": "str", "no_log": False},
             "conf": {"type": "str"},
             "expected_ids": {"type": "list", "elements": "int", "default": []},
-            "program": {"type": "str", "required": True},
             "deadline_seconds": {"type": "float", "default": 180},
         },
         required_if=[("state", state, ["node_id", "links"]) for state in ("bootstrapped", "joined")],
@@ -173,9 +167,9 @@ def main() -> None:
                 msg=f"{request.node_name} must not {verb} the cluster {request.cluster_name!r}; "
                 "nothing was changed: " + "; ".join(judgement.refusals)
             )
-        result = {"generation": None}
+        result: dict[str, Any] = {"generation": None}
         if not module.check_mode:
-            result = cluster_member.apply(request, judgement, params["program"])
+            result = cluster_member.apply(request, judgement)
     except (PveguardError, OSError) as error:
         module.fail_json(msg=str(error))
     for warning in result.pop("warnings", []):

@@ -270,67 +270,71 @@ journal:
   elements: str
 """
 
+from typing import Any
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.pveguard.base.errors import PveguardError
-from ansible.module_utils.pveguard.corosync import corosync_change
+from ansible.module_utils.pveguard.corosync import corosync_change, corosync_wish
 from ansible.module_utils.pveguard.formats import corosync_conf
 from ansible.module_utils.pveguard.pmxcfs import pve_lock
+
+ARGUMENTS: dict[str, Any] = {
+    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+    "cluster_name": {"type": "str"},
+    "nodes": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {
+            "name": {"type": "str", "required": True},
+            "node_id": {"type": "int", "required": True},
+            "links": {"type": "list", "elements": "str", "required": True},
+            "votes": {"type": "int"},
+        },
+    },
+    "update_nodes": {"type": "bool", "default": False},
+    "links": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {
+            "number": {"type": "int", "required": True},
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "addresses": {"type": "dict", "default": {}},
+            "priority": {"type": "int"},
+            "transport": {"type": "str", "choices": ["udp", "sctp"]},
+            "ping_interval": {"type": "int"},
+            "ping_timeout": {"type": "int"},
+            "ping_precision": {"type": "int"},
+            "pong_count": {"type": "int"},
+        },
+    },
+    "token": {"type": "int", "no_log": False},
+    "token_coefficient": {"type": "int", "no_log": False},
+    "crypto": {
+        "type": "dict",
+        "options": {
+            "cipher": {"type": "str", "choices": ["none", "aes256", "aes192", "aes128"]},
+            "hash": {"type": "str", "choices": ["none", "md5", "sha1", "sha256", "sha384", "sha512"]},
+        },
+    },
+    "allow_crypto_change": {"type": "bool", "default": False},
+    "totem": {"type": "dict", "default": {}},
+    "logging": {"type": "dict", "default": {}},
+    "quorum": {"type": "dict", "default": {}},
+    "restore": {"type": "str"},
+    "expected_ids": {"type": "list", "elements": "int", "default": []},
+    "deadline_seconds": {"type": "float", "default": 60},
+}
 
 
 def main() -> None:
     module = AnsibleModule(
-        argument_spec={
-            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-            "cluster_name": {"type": "str"},
-            "nodes": {
-                "type": "list",
-                "elements": "dict",
-                "default": [],
-                "options": {
-                    "name": {"type": "str", "required": True},
-                    "node_id": {"type": "int", "required": True},
-                    "links": {"type": "list", "elements": "str", "required": True},
-                    "votes": {"type": "int"},
-                },
-            },
-            "update_nodes": {"type": "bool", "default": False},
-            "links": {
-                "type": "list",
-                "elements": "dict",
-                "default": [],
-                "options": {
-                    "number": {"type": "int", "required": True},
-                    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-                    "addresses": {"type": "dict", "default": {}},
-                    "priority": {"type": "int"},
-                    "transport": {"type": "str", "choices": ["udp", "sctp"]},
-                    "ping_interval": {"type": "int"},
-                    "ping_timeout": {"type": "int"},
-                    "ping_precision": {"type": "int"},
-                    "pong_count": {"type": "int"},
-                },
-            },
-            "token": {"type": "int", "no_log": False},
-            "token_coefficient": {"type": "int", "no_log": False},
-            "crypto": {
-                "type": "dict",
-                "options": {
-                    "cipher": {"type": "str", "choices": ["none", "aes256", "aes192", "aes128"]},
-                    "hash": {"type": "str", "choices": ["none", "md5", "sha1", "sha256", "sha384", "sha512"]},
-                },
-            },
-            "allow_crypto_change": {"type": "bool", "default": False},
-            "totem": {"type": "dict", "default": {}},
-            "logging": {"type": "dict", "default": {}},
-            "quorum": {"type": "dict", "default": {}},
-            "restore": {"type": "str"},
-            "expected_ids": {"type": "list", "elements": "int", "default": []},
-            "deadline_seconds": {"type": "float", "default": 60},
-        },
+        argument_spec=ARGUMENTS,
         supports_check_mode=True,
     )
     params = module.params
-    wanted = corosync_change.Wanted(
+    wanted = corosync_wish.Wanted(
         cluster_name=params["cluster_name"],
         nodes=params["nodes"],
         token_ms=params["token"],

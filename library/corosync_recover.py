@@ -67,10 +67,6 @@ options:
     description: Mode of the daemon that is to be stopped, C(cluster) or C(local).
     type: str
     default: ""
-  program:
-    description: Text of the program pve-state, which judges whether the login depends on /etc/pve. For O(step=stop_daemon).
-    type: str
-    default: ""
   deadline_seconds:
     description: How long to wait in seconds for what a step brings.
     type: float
@@ -152,14 +148,13 @@ def main() -> None:
             "votes": {"type": "int", "default": 0},
             "others": {"type": "list", "elements": "str", "default": []},
             "mode": {"type": "str", "default": ""},
-            "program": {"type": "str", "default": ""},
             "deadline_seconds": {"type": "float", "default": 60},
         },
         required_if=[
             ("step", "publish", ["text"]),
             ("step", "host_copy", ["text"]),
             ("step", "quorum", ["votes", "live_member_ids"]),
-            ("step", "stop_daemon", ["mode", "program"]),
+            ("step", "stop_daemon", ["mode"]),
         ],
         supports_check_mode=True,
     )

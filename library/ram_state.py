@@ -33,9 +33,6 @@ options:
     type: str
     choices: [enabled, disabled, info]
     default: enabled
-  program:
-    description: Text of the program pve-state. Required unless O(state=info).
-    type: str
   units:
     description:
       - Text of each unit by its name.
@@ -76,7 +73,6 @@ author:
 EXAMPLES = r"""
 - name: State in RAM
   ram_state:
-    program: "{{ lookup('ansible.builtin.file', 'pve-state') }}"
     units:
       pveguard-state.service: "{{ lookup('ansible.builtin.file', 'units/pveguard-state.service') }}"
     drop_in: "{{ lookup('ansible.builtin.file', 'units/pve-cluster.conf') }}"
@@ -148,7 +144,6 @@ def main() -> None:
     module = NodeModule(
         argument_spec={
             "state": {"type": "str", "choices": ["enabled", "disabled", "info"], "default": "enabled"},
-            "program": {"type": "str"},
             "units": {"type": "dict", "default": {}},
             "drop_in": {"type": "str", "default": ""},
             "config": {"type": "dict", "default": {}},
@@ -157,12 +152,10 @@ def main() -> None:
             "login_fallback": {"type": "bool", "default": True},
             "deadline": {"type": "int", "default": 300},
         },
-        required_if=[("state", "enabled", ["program"]), ("state", "disabled", ["program"])],
         supports_check_mode=True,
     )
     params = module.params
     options = ram_state.Options(
-        program=params["program"] or "",
         units=params["units"],
         drop_in=params["drop_in"],
         config=params["config"],
@@ -185,7 +178,7 @@ def main() -> None:
     status: dict[str, Any] = result.get("status") or {"state": "absent"}
     for warning in preflight.get("warnings", []) + status.get("warnings", []):
         module.warn(warning)
-    figures = {
+    figures: dict[str, Any] = {
         key: result[key]
         for key in ("downtime_seconds", "tmpfs_bytes", "root_version", "tree_sha256", "login", "source")
         if key in result

@@ -30,10 +30,6 @@ options:
     type: str
     choices: [looked, restored]
     default: looked
-  program:
-    description: Text of the program pve-state.
-    type: str
-    required: true
   generation:
     description: Name of the generation, the beginning of one, or C(latest). Without it and O(resync) all are listed.
     type: str
@@ -72,7 +68,6 @@ author:
 EXAMPLES = r"""
 - name: What would come back
   ram_state_restore:
-    program: "{{ lookup('ansible.builtin.file', 'pve-state') }}"
     generation: latest
     path: storage.cfg
   register: look
@@ -80,7 +75,6 @@ EXAMPLES = r"""
 - name: Bring it back
   ram_state_restore:
     state: restored
-    program: "{{ lookup('ansible.builtin.file', 'pve-state') }}"
     generation: "{{ look.restore.generation.name }}"
     path: storage.cfg
     shown: "{{ look.restore.shown }}"
@@ -137,7 +131,6 @@ def main() -> None:
     module = NodeModule(
         argument_spec={
             "state": {"type": "str", "choices": ["looked", "restored"], "default": "looked"},
-            "program": {"type": "str", "required": True},
             "generation": {"type": "str", "default": ""},
             "path": {"type": "str", "default": ""},
             "resync": {"type": "bool", "default": False},
@@ -156,7 +149,6 @@ def main() -> None:
             msg="resync fetches everything from the other members; it excludes generation and path"
         )
     options = restore.Options(
-        program=params["program"],
         generation=params["generation"],
         path=params["path"],
         resync=params["resync"],

@@ -54,6 +54,7 @@ def run_module(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
         assert printed, "the module printed nothing"
         result = json.loads(printed[-1])
         assert isinstance(result, dict)
+        assert "deprecations" not in result, result["deprecations"]
         return result
 
     return run

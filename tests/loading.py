@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from pathlib import Path
 from types import ModuleType
@@ -26,5 +27,5 @@ def load_module(name: str) -> ModuleType:
 
 
 def load_filters(name: str) -> ModuleType:
-    """filter_plugins/NAME.py."""
-    return load_file(f"filter_plugins/{name}.py")
+    """The filters of module_utils/pveguard/filters/NAME.py."""
+    return importlib.import_module(f"ansible.module_utils.pveguard.filters.{name}")

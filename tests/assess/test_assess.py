@@ -150,8 +150,8 @@ def test_nodes_that_differ_are_shown_side_by_side() -> None:
 
 
 def test_the_filters_of_the_playbook_compare_the_nodes() -> None:
-    module = load_filters("pveguard")
-    filters = module.FilterModule().filters()
+    module = load_filters("playbooks")
+    filters = module.FILTERS
     variables: dict[str, Any] = {"pve3": {"corosync_cluster_name": "production"}}
     for n, key in ((1, "a"), (2, "b")):
         facts = node(**cluster_facts.node(n, authkey=key * 64))

@@ -11,7 +11,7 @@ from typing import Any
 import corosync_conf_fuzz as fuzz
 import pytest
 
-from pveguard.formats import corosync_conf, corosync_edit
+from pveguard.formats import corosync_check, corosync_conf, corosync_edit
 
 
 def test_a_run_finds_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,7 +35,7 @@ def lost_comment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def crash(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corosync_conf, "problems", lambda *_a, **_k: {}["missing"])
+    monkeypatch.setattr(corosync_check, "problems", lambda *_a, **_k: {}["missing"])
 
 
 def restless_edit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ import changes
 import disk
 import power_cuts
 import pytest
+from ansible.module_utils.pveguard.state.rows import SCHEMA
 
 PROGRAM = Path(changes.__file__)
 
@@ -195,11 +196,10 @@ def test_a_line_that_the_cut_broke_off_is_none() -> None:
 def store(folder: Path, state: changes.State) -> Path:
     """A store as pve-state leaves it after a power cut: the last save is in the log beside the replica."""
     folder.mkdir(parents=True)
-    program = disk.pve_state()
     writer = sqlite3.connect(folder / "config.db", isolation_level=None)
     writer.execute("PRAGMA journal_mode=WAL")
     writer.execute("PRAGMA wal_autocheckpoint=0")
-    writer.execute(program.SCHEMA)
+    writer.execute(SCHEMA)
     rows: list[tuple[object, ...]] = [(0, 0, 100, 1, 1, 4, "__version__", None)]
     numbers = {"": 0}
     paths = ["nodes", "nodes/pve1", "nodes/pve1/changes", "nodes/pve1/qemu-server"]
@@ -231,20 +231,19 @@ def test_a_store_is_read_from_a_disk_image(tmp_path: Path) -> None:
     )
     out = tmp_path / "out"
     disk.take_out(image, "/pveguard/state", out)
-    assert disk.problems(disk.pve_state(), out) == []
+    assert disk.problems(out) == []
     assert disk.digests(out / "config.db")["pve1"] == digests(state)
 
 
 def test_a_damaged_replica_is_a_problem(tmp_path: Path) -> None:
     copied = store(tmp_path / "live/state", after("d", 80))
-    program = disk.pve_state()
-    disk.verify(program, copied / "config.db")  # folds the log in
+    disk.verify(copied / "config.db")  # folds the log in
     data = bytearray((copied / "config.db").read_bytes())
     data[4096:4196] = b"\xff" * 100  # the head of a page
     (copied / "config.db").write_bytes(data)
-    assert disk.problems(program, copied)
+    assert disk.problems(copied)
 
 
 def test_a_disk_without_a_store_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert disk.problems(disk.pve_state(), tmp_path / "empty") == ["config.db is missing"]
+    assert disk.problems(tmp_path / "empty") == ["config.db is missing"]

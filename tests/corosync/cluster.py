@@ -25,7 +25,7 @@ def text_of(nodes: int, links: int = 1, version: int = 4) -> str:
         {"name": f"pve{n}", "node_id": n, "links": [f"10.{70 + link}.0.{n}" for link in range(links)]}
         for n in range(1, nodes + 1)
     ]
-    return corosync_conf.render_new("lab", listed, config_version=version)
+    return corosync_edit.render_new("lab", listed, config_version=version)
 
 
 class Cluster:

@@ -9,7 +9,7 @@ import hashlib
 from typing import Any
 
 from ansible.module_utils.pveguard.corosync import corosync_info
-from ansible.module_utils.pveguard.formats import corosync_conf
+from ansible.module_utils.pveguard.formats import corosync_conf, corosync_edit
 
 NAME = "production"
 
@@ -18,7 +18,7 @@ NAME = "production"
 def conf(version: int = 5, nodes: int = 3, note: str = "", **settings: Any) -> str:
     """A corosync.conf of ``nodes`` nodes pve1, pve2, ...; ``note`` makes another text of the same meaning."""
     members = [{"name": f"pve{n}", "node_id": n, "links": [f"10.0.0.{n}", f"10.1.0.{n}"]} for n in range(1, nodes + 1)]
-    text = corosync_conf.render_new(settings.pop("name", NAME), members, config_version=version, **settings)
+    text = corosync_edit.render_new(settings.pop("name", NAME), members, config_version=version, **settings)
     return text + (f"# {note}\n" if note else "")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from lab.tests.doubles.harness import DAEMON, Node, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = ROOT / "roles/corosync/files/cluster-member"
+PROGRAM = ROOT / "scripts/cluster-member"
 PATH = "/run/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # Units are processes; a file /run/fail-VERB-UNIT makes that call fail.

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible.module_utils.pveguard.cluster import corosync_export
-from ansible.module_utils.pveguard.corosync import corosync_change
+from ansible.module_utils.pveguard.corosync import corosync_wish
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
@@ -170,13 +170,13 @@ def test_what_an_export_says_reaches_the_module_as_it_is_in_the_file(tmp_path: P
     given = calls[0][3]
     assert (given["token_coefficient"], given["crypto"]) == (0, {"cipher": "none", "hash": "sha512"})
     assert given["logging"] == {"logfile_priority": "notice", "timestamp": "on", "to_syslog": "no"}
-    wanted = corosync_change.Wanted(
+    wanted = corosync_wish.Wanted(
         cluster_name=given["cluster_name"],
         links=given["links"],
         token_coefficient_ms=given["token_coefficient"],
         **{name: given[name] for name in ("crypto", "totem", "logging", "quorum")},
     )
-    assert corosync_change.merge(text, wanted) == (text, [])
+    assert corosync_wish.merge(text, wanted) == (text, [])
 
 
 def test_only_a_token_that_differs_is_set(tmp_path: Path) -> None:

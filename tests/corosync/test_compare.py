@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard.cluster import corosync_compare
+from ansible.module_utils.pveguard.cluster import corosync_compare, corosync_views
 from ansible.module_utils.pveguard.cluster.corosync_compare import CLUSTER_COPY, HOST_COPY, PROBLEM, WARNING
 from hypothesis import given
 from hypothesis import strategies as st
@@ -459,7 +459,7 @@ def test_a_proposal_is_a_copy_that_was_seen_and_wins(nodes: dict[str, Any], shuf
             continue
         asked = {facts["hostname"]: facts["corosync"] for facts in nodes.values() if facts}
         kept = asked[best["node"]][best["copy"]]
-        assert kept["sha256"] == best["sha256"] and corosync_compare.unusable(kept["text"]) == ""
+        assert kept["sha256"] == best["sha256"] and corosync_views.unusable(kept["text"]) == ""
         for info in asked.values():
             for copy in (info["cluster"], info["host"]):
                 if copy and copy["sha256"] != best["sha256"]:

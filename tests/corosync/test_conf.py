@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.pveguard.base.errors import PveguardError
-from ansible.module_utils.pveguard.formats import corosync_conf
+from ansible.module_utils.pveguard.formats import corosync_check, corosync_conf, corosync_edit
 from ansible.module_utils.pveguard.formats.corosync_conf import CorosyncConfError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -71,7 +71,7 @@ logging { \n\
 
 
 def document(**changes: str) -> corosync_conf.Document:
-    text = corosync_conf.render_new("lab", NODES)
+    text = corosync_edit.render_new("lab", NODES)
     for old, new in changes.items():
         text = text.replace(old, new)
     return corosync_conf.parse(text)
@@ -85,7 +85,7 @@ def document(**changes: str) -> corosync_conf.Document:
         "# only a comment",
         WORN,
         WORN.replace("\n", "\r\n"),
-        corosync_conf.render_new("lab", NODES),
+        corosync_edit.render_new("lab", NODES),
         "a {\n}\n",
         "\ta\t{\t\n}\n",
         "key: value: with colons\n",
@@ -217,12 +217,12 @@ def test_new_cluster_has_the_settings_of_pvecm_create() -> None:
     assert {key: new.get("totem", key) for key in expected} == expected
     assert new.get("logging", "to_syslog") == "yes"
     assert new.get("quorum", "provider") == "corosync_votequorum"
-    assert [p for p in corosync_conf.problems(new) if p.severity == "error"] == []
+    assert [p for p in corosync_check.problems(new) if p.severity == "error"] == []
 
 
 def test_add_node_inserts_after_the_last_in_its_layout() -> None:
     worn = corosync_conf.parse(WORN)
-    assert corosync_conf.add_node(worn, "west3", 3, ["10.0.0.3", "fd00::3"])
+    assert corosync_edit.add_node(worn, "west3", 3, ["10.0.0.3", "fd00::3"])
     added = """
     node {
         name: west3
@@ -240,15 +240,15 @@ future {"""
 
 def test_add_then_remove_gives_the_former_text_with_a_higher_version() -> None:
     worn = corosync_conf.parse(WORN)
-    corosync_conf.add_node(worn, "west3", 3, ["10.0.0.3", "fd00::3"])
-    assert corosync_conf.remove_node(worn, "west3")
+    corosync_edit.add_node(worn, "west3", 3, ["10.0.0.3", "fd00::3"])
+    assert corosync_edit.remove_node(worn, "west3")
     assert worn.text() == WORN.replace("config_version: 41", "config_version: 43")
 
 
 def test_adding_a_node_that_is_there_changes_nothing() -> None:
     new = document()
-    assert not corosync_conf.add_node(new, "pve2", 2, ["10.77.0.2"])
-    assert new.text() == corosync_conf.render_new("lab", NODES)
+    assert not corosync_edit.add_node(new, "pve2", 2, ["10.77.0.2"])
+    assert new.text() == corosync_edit.render_new("lab", NODES)
 
 
 @pytest.mark.parametrize(
@@ -270,14 +270,14 @@ def test_a_node_that_would_break_the_cluster_is_refused_and_nothing_kept(
 ) -> None:
     new = document()
     with pytest.raises(PveguardError, match=re.escape(message)):
-        corosync_conf.add_node(new, name, node_id, links)
+        corosync_edit.add_node(new, name, node_id, links)
 
 
 def test_refused_addition_leaves_the_document_as_it_was() -> None:
     new = document()
     before = new.text()
     with pytest.raises(PveguardError):
-        corosync_conf.add_node(new, "pve4", 4, ["10.77.0.3"])
+        corosync_edit.add_node(new, "pve4", 4, ["10.77.0.3"])
     assert new.text() == before
 
 
@@ -286,9 +286,9 @@ def test_qdevice_refuses_a_change_of_the_nodes() -> None:
     new.root.sections("quorum")[0].items.extend(corosync_conf.parse("device {\n  model: net\n}\n").root.items)
     assert new.qdevice
     with pytest.raises(PveguardError, match="pvecm qdevice remove"):
-        corosync_conf.add_node(new, "pve4", 4, ["10.77.0.4"])
+        corosync_edit.add_node(new, "pve4", 4, ["10.77.0.4"])
     with pytest.raises(PveguardError, match="pvecm qdevice remove"):
-        corosync_conf.remove_node(new, "pve3")
+        corosync_edit.remove_node(new, "pve3")
 
 
 @pytest.mark.parametrize(
@@ -310,27 +310,27 @@ def test_qdevice_refuses_a_change_of_the_nodes() -> None:
     ],
 )
 def test_semantic_errors(old: str, new: str, message: str) -> None:
-    found = corosync_conf.problems(document(**{old: new}))
+    found = corosync_check.problems(document(**{old: new}))
     assert any(message in problem.message for problem in found if problem.severity == "error"), found
 
 
 def test_two_node_is_refused_where_pmxcfs_runs_and_accepted_elsewhere() -> None:
-    text = corosync_conf.render_new("lab", NODES[:2]).replace("quorum {\n", "quorum {\n  two_node: 1\n")
+    text = corosync_edit.render_new("lab", NODES[:2]).replace("quorum {\n", "quorum {\n  two_node: 1\n")
     two = corosync_conf.parse(text)
     with pytest.raises(PveguardError, match="QDevice"):
-        corosync_conf.refuse_problems(two)
-    corosync_conf.refuse_problems(two, with_pmxcfs=False)
+        corosync_check.refuse_problems(two)
+    corosync_check.refuse_problems(two, with_pmxcfs=False)
 
 
 def test_warnings() -> None:
-    text = corosync_conf.render_new("lab", NODES[:2]).replace("secauth: on", "secauth: off")
-    found = [p.message for p in corosync_conf.problems(corosync_conf.parse(text)) if p.severity == "warning"]
+    text = corosync_edit.render_new("lab", NODES[:2]).replace("secauth: on", "secauth: off")
+    found = [p.message for p in corosync_check.problems(corosync_conf.parse(text)) if p.severity == "warning"]
     assert any("secauth is off" in message for message in found)
     assert any("even number of votes (2)" in message for message in found)
 
 
 def messages(text: str, severity: str, **more: Any) -> list[str]:
-    found = corosync_conf.problems(corosync_conf.parse(text), **more)
+    found = corosync_check.problems(corosync_conf.parse(text), **more)
     return [problem.message for problem in found if problem.severity == severity]
 
 
@@ -383,7 +383,7 @@ def messages(text: str, severity: str, **more: Any) -> list[str]:
     ],
 )
 def test_more_mistakes(old: str, new: str, severity: str, message: str) -> None:
-    text = corosync_conf.render_new("lab", NODES)
+    text = corosync_edit.render_new("lab", NODES)
     assert old in text and not any(message in found for found in messages(text, severity))
     assert any(message in found for found in messages(text.replace(old, new), severity)), messages(
         text.replace(old, new), severity
@@ -391,14 +391,14 @@ def test_more_mistakes(old: str, new: str, severity: str, message: str) -> None:
 
 
 def test_addresses_that_are_written_in_two_ways_are_one() -> None:
-    text = corosync_conf.render_new("lab", NODES)
+    text = corosync_edit.render_new("lab", NODES)
     for number, address in ((1, "fd00::1"), (2, "fd00:0::1"), (3, "fd00::3")):
         text = text.replace(f"10.77.0.{number}", address)
     assert any("belongs to both pve1 and pve2" in found for found in messages(text, "error"))
 
 
 def test_names_are_looked_up_only_where_asked() -> None:
-    text = corosync_conf.render_new("lab", NODES).replace("10.77.0.2", "two.lab").replace("10.77.0.3", "three.lab")
+    text = corosync_edit.render_new("lab", NODES).replace("10.77.0.2", "two.lab").replace("10.77.0.3", "three.lab")
     assert messages(text, "error") == []
     known = {"two.lab": ["10.77.0.2"], "three.lab": ["10.77.0.3", "fd00::3"]}
     assert messages(text, "error", resolve=lambda name: known.get(name, [])) == []
@@ -418,16 +418,16 @@ def test_names_are_looked_up_only_where_asked() -> None:
 
 
 def test_errors_that_were_there_before_are_not_held_against_a_change() -> None:
-    text = corosync_conf.render_new("lab", NODES[:2]).replace("quorum {\n", "quorum {\n  two_node: 1\n")
+    text = corosync_edit.render_new("lab", NODES[:2]).replace("quorum {\n", "quorum {\n  two_node: 1\n")
     old = corosync_conf.parse(text)
-    corosync_conf.refuse_problems(old, known=corosync_conf.problems(old))
+    corosync_check.refuse_problems(old, known=corosync_check.problems(old))
     new = corosync_conf.parse(text.replace("link_mode: passive", "link_mode: x"))
     with pytest.raises(PveguardError, match="be wrong: totem.link_mode"):
-        corosync_conf.refuse_problems(new, known=corosync_conf.problems(old))
+        corosync_check.refuse_problems(new, known=corosync_check.problems(old))
 
 
 def test_the_token_that_corosync_works_with() -> None:
-    text = corosync_conf.render_new("lab", NODES)
+    text = corosync_edit.render_new("lab", NODES)
     assert corosync_conf.parse(text).effective_token_ms == 3125
     text = text.replace("  token: 3000\n", "").replace("  token_coefficient: 125\n", "")
     assert corosync_conf.parse(text).effective_token_ms == 3650
@@ -443,7 +443,7 @@ def test_the_token_that_corosync_works_with() -> None:
 def test_the_token_in_force(totem: str, nodes: int, effective: int) -> None:
     """As runtime.config.totem.token of corosync 3.1.7."""
     listed = [{"name": f"pve{n}", "node_id": n, "links": [f"10.0.0.{n}"]} for n in range(1, nodes + 1)]
-    text = corosync_conf.render_new("c", listed).replace("  token: 3000\n  token_coefficient: 125\n", totem)
+    text = corosync_edit.render_new("c", listed).replace("  token: 3000\n  token_coefficient: 125\n", totem)
     assert corosync_conf.parse(text).effective_token_ms == effective
 
 
@@ -456,34 +456,34 @@ def test_the_token_in_force(totem: str, nodes: int, effective: int) -> None:
     ],
 )  # fmt: skip
 def test_a_config_version_is_what_corosync_makes_of_it(value: str, version: int | None) -> None:
-    text = corosync_conf.render_new("c", [{"name": "a", "node_id": 1, "links": ["10.0.0.1"]}])
+    text = corosync_edit.render_new("c", [{"name": "a", "node_id": 1, "links": ["10.0.0.1"]}])
     document = corosync_conf.parse(text.replace("config_version: 1", f"config_version: {value}"))
     assert document.config_version == version
-    errors = [each.message for each in corosync_conf.problems(document) if "config_version" in each.message]
+    errors = [each.message for each in corosync_check.problems(document) if "config_version" in each.message]
     assert bool(errors) is (not version)
 
 
 def test_the_highest_config_version_is_not_raised() -> None:
-    text = corosync_conf.render_new("c", [{"name": "a", "node_id": 1, "links": ["10.0.0.1"]}], config_version=2**64 - 1)
+    text = corosync_edit.render_new("c", [{"name": "a", "node_id": 1, "links": ["10.0.0.1"]}], config_version=2**64 - 1)
     document = corosync_conf.parse(text)
     with pytest.raises(PveguardError, match="18446744073709551615, the highest that corosync takes.*set it to 1 on all nodes"):
         document.bump()
     with pytest.raises(PveguardError, match="the highest"):
-        corosync_conf.add_node(document, "b", 2, ["10.0.0.2"])
+        corosync_edit.add_node(document, "b", 2, ["10.0.0.2"])
     assert document.text() == text
 
 
 @pytest.mark.parametrize("transport", ["knet", "udp", "udpu"])
 @pytest.mark.parametrize("node_id", [0, 1, 65535, 65536, 2**31, 2**32 - 1, 2**32])
 def test_ids_that_the_transport_cannot_carry_are_refused(transport: str, node_id: int) -> None:
-    text = corosync_conf.render_new("c", [{"name": "a", "node_id": 1, "links": ["10.0.0.1"]}])
+    text = corosync_edit.render_new("c", [{"name": "a", "node_id": 1, "links": ["10.0.0.1"]}])
     text = text.replace("secauth: on", "secauth: off").replace("nodeid: 1", f"nodeid: {node_id}")
     text = text.replace("transport: knet", f"transport: {transport}")
-    errors = [each.message for each in corosync_conf.problems(corosync_conf.parse(text)) if "nodeid" in each.message]
+    errors = [each.message for each in corosync_check.problems(corosync_conf.parse(text)) if "nodeid" in each.message]
     right = 1 <= node_id <= corosync_conf.MAX_NODE_ID[transport] or (node_id == 0 and transport != "knet")
     assert bool(errors) is not right
     with pytest.raises(PveguardError, match="nodeid 65536; knet takes 1 to 65535"):
-        corosync_conf.render_new("c", [{"name": "a", "node_id": 65536, "links": ["10.0.0.1"]}])
+        corosync_edit.render_new("c", [{"name": "a", "node_id": 65536, "links": ["10.0.0.1"]}])
 
 
 @pytest.mark.parametrize(
@@ -498,9 +498,9 @@ def test_ids_that_the_transport_cannot_carry_are_refused(transport: str, node_id
 def test_one_address_in_two_forms(one: str, other: str) -> None:
     assert corosync_conf.address_key(one) == corosync_conf.address_key(other)
     listed = [{"name": name, "node_id": number, "links": [f"192.0.2.{number}"]} for number, name in enumerate("ab", 1)]
-    text = corosync_conf.render_new("c", listed)
+    text = corosync_edit.render_new("c", listed)
     document = corosync_conf.parse(text.replace("192.0.2.1", one).replace("192.0.2.2", other))
-    assert any("belongs to both a and b" in each.message for each in corosync_conf.problems(document))
+    assert any("belongs to both a and b" in each.message for each in corosync_check.problems(document))
 
 
 @pytest.mark.parametrize(
@@ -520,16 +520,16 @@ def test_a_name_is_cut_at_its_first_dot_and_an_address_is_not(name: str, short: 
 
 def test_a_full_host_name_in_the_nodelist_is_the_node_of_its_first_part() -> None:
     listed = [{"name": f"{name}.example.org", "node_id": n, "links": [f"10.0.0.{n}"]} for n, name in enumerate("ab", 1)]
-    text = corosync_conf.render_new("c", listed)
+    text = corosync_edit.render_new("c", listed)
     document = corosync_conf.parse(text)
     assert [node.name for node in document.nodes()] == ["a", "b"] and document.node("b") is not None
-    assert not corosync_conf.add_node(document, "a", 1, ["10.0.0.1"])
-    assert corosync_conf.remove_node(document, "b") and "b.example.org" not in document.text()
+    assert not corosync_edit.add_node(document, "a", 1, ["10.0.0.1"])
+    assert corosync_edit.remove_node(document, "b") and "b.example.org" not in document.text()
 
 
 def test_a_node_whose_host_is_not_known_is_said() -> None:
-    text = corosync_conf.render_new("c", [{"name": "a", "node_id": 1, "links": ["10.0.0.1"]}]).replace("    name: a\n", "")
+    text = corosync_edit.render_new("c", [{"name": "a", "node_id": 1, "links": ["10.0.0.1"]}]).replace("    name: a\n", "")
     (node,) = corosync_conf.parse(text).nodes()
     assert (node.name, node.label) == (None, "node id 1")
-    (error,) = [each.message for each in corosync_conf.problems(corosync_conf.parse(text)) if "has no name" in each.message]
+    (error,) = [each.message for each in corosync_check.problems(corosync_conf.parse(text)) if "has no name" in each.message]
     assert "its ring0_addr is an address" in error and "add 'name: HOSTNAME'" in error

@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def filters() -> dict[str, Any]:
-    module = load_filters("pveguard_corosync")
-    found: dict[str, Any] = module.FilterModule().filters()
+    module = load_filters("corosync")
+    found: dict[str, Any] = module.FILTERS
     return found
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from ansible.module_utils.pveguard.base.errors import PveguardError
-from ansible.module_utils.pveguard.formats import corosync_conf, corosync_edit
+from ansible.module_utils.pveguard.formats import corosync_check, corosync_conf, corosync_edit
 from ansible.module_utils.pveguard.formats.corosync_conf import CorosyncConfError, Document
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -172,7 +172,7 @@ def test_a_damaged_file_parses_or_names_line_and_column(name: str, data: st.Data
         assert f"line {error.line}, column {error.column}: " in str(error)
         return
     assert document.text() == text
-    corosync_conf.problems(document)
+    corosync_check.problems(document)
     corosync_edit.steps(document, document)
     document.bump()
     assert corosync_conf.parse(document.text()).config_version == document.config_version
@@ -287,7 +287,7 @@ def test_crypto(
     assert corosync_edit.set_crypto(document, *wanted) is False
     if crypto is None:
         assert document.text() == text
-    assert not [p for p in corosync_conf.problems(document) if p.severity == "error"]
+    assert not [p for p in corosync_check.problems(document) if p.severity == "error"]
 
 
 def edited(name: str, *changes: tuple[str, str]) -> Document:
@@ -408,15 +408,15 @@ def test_a_node_without_a_name_keeps_the_one_of_its_address() -> None:
     assert all(node.named for node in document.nodes())
     assert corosync_edit.remove_link(document, 0) and [node.name for node in document.nodes()] == ["pve1", "pve2"]
     document = corosync_conf.parse(NAMELESS)
-    assert corosync_conf.remove_node(document, "pve2") and [node.name for node in document.nodes()] == ["pve1"]
+    assert corosync_edit.remove_node(document, "pve2") and [node.name for node in document.nodes()] == ["pve1"]
 
 
 def test_the_same_address_in_another_form_is_no_change() -> None:
-    text = corosync_conf.render_new("c", [{"name": "a", "node_id": 1, "links": ["2001:DB8:0:0::1", "Host.Example.org"]}])
+    text = corosync_edit.render_new("c", [{"name": "a", "node_id": 1, "links": ["2001:DB8:0:0::1", "Host.Example.org"]}])
     for links in (["2001:db8::1", "host.example.org."], ["2001:0db8::0001", "HOST.example.ORG"]):
         document = corosync_conf.parse(text)
         assert not corosync_edit.update_node(document, "a", dict(enumerate(links)))
-        assert not corosync_conf.add_node(document, "a", 1, links)
+        assert not corosync_edit.add_node(document, "a", 1, links)
         assert not corosync_edit.set_link(document, 0, {"a": links[0]})
         other = corosync_conf.parse(text.replace("2001:DB8:0:0::1", links[0]))
         assert corosync_edit.unchanged_links(document, other) == {0, 1}
@@ -435,8 +435,8 @@ def test_nodes_of_two_nodelists_are_not_edited() -> None:
         lambda: corosync_edit.update_node(document, "t2", votes=2),
         lambda: corosync_edit.set_link(document, 1, {"t2": "10.6.0.2"}),
         lambda: corosync_edit.remove_link(document, 0),
-        lambda: corosync_conf.add_node(document, "t4", 4, ["10.5.0.4"]),
-        lambda: corosync_conf.remove_node(document, "t3"),
+        lambda: corosync_edit.add_node(document, "t4", 4, ["10.5.0.4"]),
+        lambda: corosync_edit.remove_node(document, "t3"),
     ):
         with pytest.raises(PveguardError, match="2 nodelist sections.*write all nodes into one nodelist"):
             edit()

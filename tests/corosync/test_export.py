@@ -14,8 +14,8 @@ import yaml
 from ansible.module_utils.pveguard.cluster import corosync_export
 from ansible.module_utils.pveguard.cluster.inventory import inventory_errors
 from ansible.module_utils.pveguard.cluster.plan import cluster_plan
-from ansible.module_utils.pveguard.corosync import corosync_change, corosync_info
-from ansible.module_utils.pveguard.formats import corosync_conf
+from ansible.module_utils.pveguard.corosync import corosync_change, corosync_info, corosync_wish
+from ansible.module_utils.pveguard.formats import corosync_check, corosync_conf, corosync_edit
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -31,7 +31,7 @@ ROOT = HERE.parents[1]
 NODES: list[dict[str, Any]] = [
     {"name": f"pve{number}", "node_id": number, "links": [f"10.0.0.{number}", f"10.1.0.{number}"]} for number in (1, 2, 3)
 ]
-CONF = corosync_conf.render_new("production", NODES, config_version=7)
+CONF = corosync_edit.render_new("production", NODES, config_version=7)
 
 
 def test_the_form_of_the_role() -> None:
@@ -182,7 +182,7 @@ def test_a_run_with_the_exported_inventory_changes_nothing(asked: list[str], tok
     ]
     configured = next(iter(variables.values())).get("corosync_token")
     assert configured == (token if token != 3000 else None)
-    assert corosync_change.merge(text, corosync_change.Wanted("production", listed, configured)) == (text, [])
+    assert corosync_wish.merge(text, corosync_wish.Wanted("production", listed, configured)) == (text, [])
 
 
 def recorded(path: Path) -> str:
@@ -215,10 +215,10 @@ TEXTS = {path.name: path.read_text() for path in sorted((HERE / "configurations"
 }
 
 
-def asked_of(hosts: Mapping[str, Mapping[str, Any]]) -> corosync_change.Wanted:
+def asked_of(hosts: Mapping[str, Mapping[str, Any]]) -> corosync_wish.Wanted:
     """What the role corosync asks of corosync.conf for an inventory, by the variables of its hosts (tasks/change.yml)."""
     group = next(iter(hosts.values()))
-    return corosync_change.Wanted(
+    return corosync_wish.Wanted(
         cluster_name=group["corosync_cluster_name"],
         token_ms=group.get("corosync_token"),
         links=[{**link, "absent": link.get("state") == "absent"} for link in group.get("corosync_link_options", [])],
@@ -234,7 +234,7 @@ def asked_of(hosts: Mapping[str, Mapping[str, Any]]) -> corosync_change.Wanted:
 def test_the_inventory_of_a_cluster_is_valid_and_asks_for_what_is_there(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corosync_change, "resolve_host", lambda _: ["192.0.2.250"])
+    monkeypatch.setattr(corosync_wish, "resolve_host", lambda _: ["192.0.2.250"])
     text = TEXTS[name]
     document = corosync_conf.parse(text)
     member = document.nodes()[0].name or ""
@@ -244,16 +244,16 @@ def test_the_inventory_of_a_cluster_is_valid_and_asks_for_what_is_there(
     hosts = {host: {**content["vars"], **own} for host, own in content["hosts"].items()}
     assert hosts == found.hosts()
     # The rules of validate.yml, the types and names of every role's variables among them.
-    rules = load_filters("pveguard")
-    assert rules.FilterModule().filters()["pveguard_inventory_errors"](hosts) == []
+    rules = load_filters("playbooks")
+    assert rules.FILTERS["pveguard_inventory_errors"](hosts) == []
     wanted = asked_of(hosts)
-    assert corosync_change.merge(text, wanted) == (text, [])
+    assert corosync_wish.merge(text, wanted) == (text, [])
     # Nor with corosync_update_nodes.
     nodes = [
         {"name": host, "node_id": int(own["corosync_node_id"]), "links": own["corosync_links"]} for host, own in hosts.items()
     ]
-    assert corosync_change.sequence(text, dataclasses.replace(wanted, nodes=nodes, update_nodes=True)) == ([], [])
-    assert corosync_change.sequence(text, wanted) == ([], [])
+    assert corosync_wish.sequence(text, dataclasses.replace(wanted, nodes=nodes, update_nodes=True)) == ([], [])
+    assert corosync_wish.sequence(text, wanted) == ([], [])
     for directory in ("pve", "corosync"):
         (tmp_path / "etc" / directory).mkdir(parents=True)
         (tmp_path / "etc" / directory / "corosync.conf").write_text(text)
@@ -290,14 +290,14 @@ def test_whatever_a_file_says_is_kept_and_is_told(lines: list[tuple[str, str, st
             text += f"{kind} {{\n\t{key}: {value} \n}}\n"
     found = corosync_export.desired(text)
     wanted = asked_of({"pve1": found["cluster"]})
-    assert corosync_change.merge(text, wanted)[0] == text
+    assert corosync_wish.merge(text, wanted)[0] == text
     assert "c2VjcmV0" not in str([note for note in found["not_expressed"] if re.search(r"\.(key|password):", note)])
     document = corosync_conf.parse(text)
-    if any(problem.severity == "error" for problem in corosync_conf.problems(document)):
+    if any(problem.severity == "error" for problem in corosync_check.problems(document)):
         return
     # A cluster founded with these variables is the same but for what is in a note, or is only a default spelt out.
-    new = corosync_conf.render_new("production", NODES)
-    founded = corosync_conf.parse(corosync_change.merge(new, wanted)[0])
+    new = corosync_edit.render_new("production", NODES)
+    founded = corosync_conf.parse(corosync_wish.merge(new, wanted)[0])
     assert founded.crypto == document.crypto
     has, should = (dict(corosync_export._statements(each.root)) for each in (founded, document))
     defaults = corosync_export._defaults(document, corosync_conf.parse(new))
@@ -426,7 +426,7 @@ def test_a_probe_is_in_its_own_group_and_the_members_are_as_without_it() -> None
     # Whatever its id: it has no vote, or the placeholder of a certificate on /etc/pve.
     probe_node = {"name": "watch1", "node_id": 7, "links": ["10.0.0.9", "10.1.0.9"], "votes": 0}
     for votes, more in ((0, {}), (1, {"probe_votes": 1})):
-        text = corosync_conf.render_new("production", [*NODES[:2], {**probe_node, "votes": votes}], config_version=7)
+        text = corosync_edit.render_new("production", [*NODES[:2], {**probe_node, "votes": votes}], config_version=7)
         facts = {"pve1": node(1, text, text, live=(1, 2, 7))}
         facts["pve1"]["corosync"]["members"][2]["probe"] = True
         found = corosync_export.inventory(facts, {"pve1": {"ansible_user": "admin"}})
@@ -444,14 +444,14 @@ def test_a_probe_is_in_its_own_group_and_the_members_are_as_without_it() -> None
 
 
 def test_a_member_with_the_id_of_old_probes_is_a_member() -> None:
-    text = corosync_conf.render_new("production", [*NODES[:2], {**NODES[2], "node_id": 1000}], config_version=7)
+    text = corosync_edit.render_new("production", [*NODES[:2], {**NODES[2], "node_id": 1000}], config_version=7)
     found = exported({"pve1": node(1, text, text, live=(1, 2, 1000))})
     assert found.errors == [] and list(found.groups) == ["cluster_production"]
     assert found.hosts()["pve3"]["corosync_node_id"] == 1000
 
 
 def test_a_node_of_proxmox_ve_without_a_vote_is_a_member_whose_votes_stay_as_they_are() -> None:
-    text = corosync_conf.render_new("production", [*NODES[:2], {**NODES[2], "votes": 0}], config_version=7)
+    text = corosync_edit.render_new("production", [*NODES[:2], {**NODES[2], "votes": 0}], config_version=7)
     facts = node(1, text, text)
     facts["corosync"]["members"][2].update(probe=False, is_node=True)
     found = exported({"pve1": facts})
@@ -486,9 +486,9 @@ LIVE = {
 
 @pytest.mark.parametrize("name", LIVE)
 def test_what_is_on_a_live_cluster_is_said_and_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corosync_change, "resolve_host", lambda host: [f"192.0.2.{sum(host.encode()) % 250}"])
+    monkeypatch.setattr(corosync_wish, "resolve_host", lambda host: [f"192.0.2.{sum(host.encode()) % 250}"])
     change, says = LIVE[name]
-    plain = corosync_conf.render_new("production", TWO, config_version=7)
+    plain = corosync_edit.render_new("production", TWO, config_version=7)
     text = change(plain)
     assert text != plain
     document = corosync_conf.parse(text)
@@ -498,10 +498,10 @@ def test_what_is_on_a_live_cluster_is_said_and_changes_nothing(name: str, monkey
     assert says in rendered
     (content,) = yaml.safe_load(rendered)["all"]["children"].values()
     hosts = {host: {**content["vars"], **own} for host, own in content["hosts"].items()}
-    assert load_filters("pveguard").FilterModule().filters()["pveguard_inventory_errors"](hosts) == []
+    assert load_filters("playbooks").FILTERS["pveguard_inventory_errors"](hosts) == []
     nodes = [{"name": host, "node_id": own["corosync_node_id"], "links": own["corosync_links"]} for host, own in hosts.items()]
     wanted = dataclasses.replace(asked_of(hosts), nodes=nodes, update_nodes=True)
-    assert corosync_change.sequence(text, wanted) == ([], [])
+    assert corosync_wish.sequence(text, wanted) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -515,7 +515,7 @@ def test_what_is_on_a_live_cluster_is_said_and_changes_nothing(name: str, monkey
     ],
 )
 def test_what_no_inventory_can_say_is_refused_with_its_key(old: str, new: str, says: str) -> None:
-    text = corosync_conf.render_new("production", TWO, config_version=7).replace(old, new)
+    text = corosync_edit.render_new("production", TWO, config_version=7).replace(old, new)
     found = exported({"pve1": node(1, text, text)})
     assert any(says in error for error in found.errors) and not found.hosts()
 

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from ansible.module_utils.pveguard.base.run import CommandMissing, Result
 from ansible.module_utils.pveguard.corosync import corosync_info
-from ansible.module_utils.pveguard.formats import corosync_conf
+from ansible.module_utils.pveguard.formats import corosync_edit
 from hypothesis import given
 from hypothesis import strategies as st
 
 RECORDED = Path(__file__).parent / "recorded"
-CONF = corosync_conf.render_new(
+CONF = corosync_edit.render_new(
     "pvelab",
     [
         {"name": "pve1", "node_id": 1, "links": ["10.99.0.1"]},

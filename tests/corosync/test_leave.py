@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.cluster import leave, plan
-from ansible.module_utils.pveguard.formats import corosync_conf
+from ansible.module_utils.pveguard.formats import corosync_conf, corosync_edit
 from ansible.module_utils.pveguard.pmxcfs import node_traces, pve_file
 
 from .cluster_facts import conf, node
@@ -307,7 +307,7 @@ def test_a_host_named_by_its_address_leaves_alive_and_dead(name: str) -> None:
 def test_a_probe_of_the_inventory_is_one_with_and_without_a_vote_and_an_id_makes_none(votes: int) -> None:
     listed = [{"name": f"pve{n}", "node_id": 998 + n, "links": [f"10.0.0.{n}"]} for n in (1, 2)]
     listed.append({"name": "watch", "node_id": 3, "links": ["10.0.0.3"], "votes": votes})
-    text = corosync_conf.render_new("production", listed, config_version=5)
+    text = corosync_edit.render_new("production", listed, config_version=5)
     hosts = {each["name"]: node(1, text, text, live=(999, 1000, 3), hostname=each["name"]) for each in listed}
     for host, each in zip(hosts.values(), listed, strict=True):
         host["corosync"]["node_id"] = each["node_id"]

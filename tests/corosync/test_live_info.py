@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.pveguard.cluster import corosync_compare, corosync_export, inventory
-from ansible.module_utils.pveguard.formats import corosync_conf
+from ansible.module_utils.pveguard.formats import corosync_conf, corosync_edit
 
 from lab.tests.doubles.harness import wait_for, why_not
 
@@ -31,7 +31,7 @@ def cluster() -> Iterator[list[Member]]:
             nodes.append(Member(number))
             switch.plug(nodes[-1])
         first = nodes[0]
-        conf = corosync_conf.render_new("pvelab", [first.listed()])
+        conf = corosync_edit.render_new("pvelab", [first.listed()])
         result = first.member(state="bootstrapped", conf=conf, authkey=None, tree_sha256=None)
         assert result.get("error") is None, result
         for node in nodes[1:]:

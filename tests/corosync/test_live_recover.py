@@ -11,12 +11,11 @@ from ansible.module_utils.pveguard.formats import corosync_conf
 
 from lab.tests.doubles.harness import wait_for
 
-from .nodes import ROOT, Member
+from .nodes import Member
 from .test_live_info import cluster, facts
 
 __all__ = ["cluster"]
 pytestmark = [pytest.mark.slow, pytest.mark.root]
-PROGRAM = (ROOT / "roles/ram_state/files/pve-state").read_text()
 
 
 def plan(nodes: list[Member], **more: Any) -> dict[str, Any]:
@@ -26,8 +25,6 @@ def plan(nodes: list[Member], **more: Any) -> dict[str, Any]:
 
 def carry_out(node: Member, action: dict[str, Any], check: bool = False) -> dict[str, Any]:
     request = {key: value for key, value in action.items() if key not in ("host", "name")}
-    if request["step"] == "stop_daemon":
-        request["program"] = PROGRAM
     return node.python(
         "from pveguard.cluster import corosync_repair as r\nresult = r.carry_out(r.Request(**args[0]), args[1])",
         request,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.pveguard.cluster import corosync_compare, corosync_recover
-from ansible.module_utils.pveguard.formats import corosync_conf
+from ansible.module_utils.pveguard.formats import corosync_edit
 
 from lab.tests.doubles.harness import wait_for, why_not
 
@@ -129,7 +129,7 @@ def test_once_it_has_met_its_corosync(nodes: list[Member]) -> None:
         for each in nodes:
             switch.plug(each)
         # Above the version that its host has by now.
-        text = corosync_conf.render_new(NAME, [node.listed()], config_version=9)
+        text = corosync_edit.render_new(NAME, [node.listed()], config_version=9)
         restart(node, "-l")
         node.cluster_conf.write_text(text)
         restart(node)

@@ -4,24 +4,23 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import json
 import os
 import signal
 import time
 from collections.abc import Callable
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard.formats import corosync_conf
+from ansible.module_utils.pveguard.formats import corosync_edit
+
+from tests.node_program import cluster_member
 
 from .fakes import make_database, snapshot
 
-PROGRAM = Path(__file__).resolve().parents[2] / "roles/corosync/files/cluster-member"
-CONF = corosync_conf.render_new("lab", [{"name": "pve2", "node_id": 2, "links": ["10.77.0.2"]}])
+CONF = corosync_edit.render_new("lab", [{"name": "pve2", "node_id": 2, "links": ["10.77.0.2"]}])
 SHARED, OWN = "ssh-ed25519 AAAA shared", "ssh-ed25519 BBBB own"
 
 
@@ -99,14 +98,8 @@ class Host:
 
 
 @pytest.fixture
-def program(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    loader = SourceFileLoader("cluster_member_program", str(PROGRAM))
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec is not None
-    program = importlib.util.module_from_spec(spec)
-    monkeypatch.setattr("sys.dont_write_bytecode", True)
-    loader.exec_module(program)
-    return program
+def program() -> ModuleType:
+    return cluster_member()
 
 
 @pytest.fixture

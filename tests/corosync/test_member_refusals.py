@@ -14,14 +14,14 @@ import pytest
 from ansible.module_utils.pveguard.base.run import Result
 from ansible.module_utils.pveguard.cluster import cluster_member
 from ansible.module_utils.pveguard.cluster.cluster_member import Judgement, Request
-from ansible.module_utils.pveguard.formats import corosync_conf
+from ansible.module_utils.pveguard.formats import corosync_edit
 from ansible.module_utils.pveguard.pmxcfs import pmxcfs
 
 from .fakes import FakeRun, make_database, snapshot
 
 SEED = {"name": "pve1", "node_id": 1, "links": ["10.77.0.1"]}
 OWN = {"name": "pve2", "node_id": 2, "links": ["10.77.0.2"]}
-CONF = corosync_conf.render_new("lab", [SEED, OWN], config_version=2)
+CONF = corosync_edit.render_new("lab", [SEED, OWN], config_version=2)
 KEY = base64.b64encode(b"k" * 256).decode()
 EXAMPLE = "totem {\n\tversion: 2\n\tcluster_name: debian\n}\n"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard.formats import corosync_conf
+from ansible.module_utils.pveguard.formats import corosync_conf, corosync_edit
 
 from lab.tests.doubles.harness import wait_for, why_not
 
@@ -41,7 +41,7 @@ def members() -> Iterator[Callable[..., Member]]:
 
 
 def founded(node: Member) -> Member:
-    conf = corosync_conf.render_new("pvelab", [node.listed()])
+    conf = corosync_edit.render_new("pvelab", [node.listed()])
     result = node.member(state="bootstrapped", conf=conf, authkey=None, tree_sha256=None)
     assert result.get("error") is None, result
     return node
@@ -156,7 +156,7 @@ def test_a_unit_that_does_not_start(members: Callable[[int], Member], unit: str)
     verb = "restart" if unit == "corosync.service" else "start"
     marker = node.root / f"run/fail-{verb}-{unit}"
     marker.touch()
-    conf = corosync_conf.render_new("pvelab", [node.listed()])
+    conf = corosync_edit.render_new("pvelab", [node.listed()])
     result = node.member(state="bootstrapped", conf=conf, authkey=None, tree_sha256=None)
     assert f"systemctl {verb} {unit} failed" in result["error"]
     if unit == "pve-cluster.service":

@@ -14,11 +14,11 @@ from ansible.module_utils.pveguard.cluster import cluster_member, pmxcfs_package
 from ansible.module_utils.pveguard.cluster.cluster_member import Judgement, Request
 from ansible.module_utils.pveguard.corosync import corosync_change, corosync_info
 from ansible.module_utils.pveguard.corosync.corosync_change import Wanted
-from ansible.module_utils.pveguard.formats import corosync_conf
+from ansible.module_utils.pveguard.formats import corosync_conf, corosync_edit
 
 RunModule = Callable[..., dict[str, Any]]
 NODE = {"name": "pve2", "node_id": 2, "links": ["10.77.0.2"]}
-TEXT = corosync_conf.render_new("lab", [{"name": "pve1", "node_id": 1, "links": ["10.77.0.1"]}])
+TEXT = corosync_edit.render_new("lab", [{"name": "pve1", "node_id": 1, "links": ["10.77.0.1"]}])
 MEMBER = {
     "state": "joined",
     "cluster_name": "lab",
@@ -90,7 +90,7 @@ def test_corosync_conf_refuses_also_in_check_mode(
 
 def test_a_live_node_is_not_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     two = corosync_conf.parse(TEXT)
-    corosync_conf.add_node(two, "pve2", 2, ["10.77.0.2"])
+    corosync_edit.add_node(two, "pve2", 2, ["10.77.0.2"])
     copy = {"sha256": "s", "config_version": 2, "text": two.text()}
     both = [{"id": 1, "name": "pve1"}, {"id": 2, "name": "pve2"}]
     monkeypatch.setattr(
@@ -140,7 +140,7 @@ def test_corosync_info_in_the_form_of_the_role(run_module: RunModule, monkeypatc
 def cluster(listed: int, *live: int, **more: Any) -> dict[str, Any]:
     """What a member sees of a cluster of ``listed`` nodes."""
     nodes = [{"name": f"pve{n}", "node_id": n, "links": [f"10.77.0.{n}"]} for n in range(1, listed + 1)]
-    text = corosync_conf.render_new("lab", nodes, config_version=listed)
+    text = corosync_edit.render_new("lab", nodes, config_version=listed)
     sha256 = corosync_change.hashlib.sha256(text.encode()).hexdigest()
     copy = {"sha256": sha256, "config_version": listed, "text": text}
     return info(
@@ -225,8 +225,8 @@ def test_a_namesake_is_not_removed(
 
 def test_lowering_the_votes_needs_every_other_node(monkeypatch: pytest.MonkeyPatch) -> None:
     three = corosync_conf.parse(TEXT)
-    corosync_conf.add_node(three, "pve2", 2, ["10.77.0.2"])
-    corosync_conf.add_node(three, "pve3", 3, ["10.77.0.3"])
+    corosync_edit.add_node(three, "pve2", 2, ["10.77.0.2"])
+    corosync_edit.add_node(three, "pve3", 3, ["10.77.0.3"])
     copy = {"sha256": "s", "config_version": 3, "text": three.text()}
     monkeypatch.setattr(corosync_info, "collect", lambda **_: info(cluster=copy, host=copy, quorate=False))
     with pytest.raises(PveguardError, match="pve2 is away too"):

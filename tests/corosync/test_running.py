@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from ansible.module_utils.pveguard.corosync import corosync_info
-from ansible.module_utils.pveguard.formats import corosync_conf, corosync_edit
+from ansible.module_utils.pveguard.formats import corosync_check, corosync_conf, corosync_edit
 from ansible.module_utils.pveguard.formats.corosync_conf import CorosyncConfError, Document
 
 from . import running
@@ -238,7 +238,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.root]
 def errors(document: Document) -> list[str]:
     return [
         each.message
-        for each in corosync_conf.problems(document, with_pmxcfs=False)
+        for each in corosync_check.problems(document, with_pmxcfs=False)
         if each.severity == "error"
     ]
 
@@ -250,7 +250,7 @@ def same_as_cmap(document: Document, cmap: dict[str, str]) -> None:
         for key in keys:
             value = document.get(section, key or "")
             assert value is not None
-            highest = corosync_conf.NUMBERS.get(section, {}).get(key or "")
+            highest = corosync_check.NUMBERS.get(section, {}).get(key or "")
             if key == "config_version":
                 value = str(document.config_version)
             elif highest is not None or key == "knet_compression_level":
@@ -322,7 +322,7 @@ def test_what_pveguard_makes_is_taken() -> None:
         {"name": f"pve{number}", "node_id": number, "links": [f"10.0.0.{number}", f"10.1.0.{number}"]}
         for number in (1, 2)
     ]
-    text = corosync_conf.render_new("made", listed, token_ms=3500)
+    text = corosync_edit.render_new("made", listed, token_ms=3500)
     answer = running.ask(text)
     assert answer.cmap is not None, answer.refusal
     same_as_cmap(corosync_conf.parse(text), answer.cmap)

@@ -12,8 +12,8 @@ from tests.loading import load_filters
 
 
 def filters() -> dict[str, Any]:
-    module = load_filters("pveguard_corosync_change")
-    made: dict[str, Any] = module.FilterModule().filters()
+    module = load_filters("corosync_change")
+    made: dict[str, Any] = module.FILTERS
     return made
 
 

@@ -13,7 +13,7 @@ from tests.loading import load_filters
 
 @pytest.fixture
 def filters() -> ModuleType:
-    return load_filters("pveguard")
+    return load_filters("playbooks")
 
 
 @pytest.fixture

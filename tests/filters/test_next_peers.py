@@ -12,7 +12,7 @@ from tests.loading import load_filters
 
 @pytest.fixture
 def filters() -> ModuleType:
-    return load_filters("pveguard_units")
+    return load_filters("report")
 
 
 def cluster(**states: str) -> dict[str, Any]:

@@ -15,17 +15,17 @@ from tests.loading import load_filters
     [(True, True), ("yes", True), (" on ", True), ("1", True), (False, False), ("false", False), ("Off", False), ("0", False)],
 )
 def test_what_is_wanted_of_a_host(value: Any, wanted: bool) -> None:
-    assert load_filters("pveguard")._wishes({"ram_state_enabled": value}).ram_state is wanted
+    assert load_filters("playbooks")._wishes({"ram_state_enabled": value}).ram_state is wanted
 
 
 def test_node_ids() -> None:
-    node_ids = load_filters("pveguard_corosync_change").node_ids
+    node_ids = load_filters("corosync_change").node_ids
     hostvars = {"a": {"corosync_node_id": "1000"}, "b": {"corosync_node_id": " 7 "}, "c": {}, "d": {"corosync_node_id": 3}}
     assert node_ids(hostvars, ["d", "c", "b", "a"]) == [3, 7, 1000]
 
 
 def test_peers_and_token_of_links() -> None:
-    links = load_filters("pveguard_links")
+    links = load_filters("links")
     hostvars: dict[str, Any] = {
         f"n{number}": {"corosync_cluster_name": "c", "corosync_links": [f"10.0.0.{number}"], "corosync_token": "0"}
         for number in range(5)
@@ -38,6 +38,6 @@ def test_peers_and_token_of_links() -> None:
 
 
 def test_thresholds_of_the_gates() -> None:
-    gate = load_filters("pveguard_gate")
+    gate = load_filters("gate")
     found = gate._thresholds({"a": " 50 ", "b": "2.5", "c": "nan"}, {"x": "a", "y": "b", "z": "c"}, {})
     assert found == {"x": 50.0, "y": 2.5, "z": None}

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def filters() -> ModuleType:
-    return load_filters("pveguard_gate")
+    return load_filters("gate")
 
 
 def hosts(**more: Any) -> dict[str, dict[str, Any]]:

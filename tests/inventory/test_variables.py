@@ -26,8 +26,8 @@ NO_NUMBER = ["", " ", "5s", "10 MiB", "10%", "ten", "nan", "inf", "-inf", "Infin
 
 @pytest.fixture(scope="module")
 def filters() -> dict[str, Any]:
-    module: ModuleType = load_filters("pveguard")
-    found: dict[str, Any] = module.FilterModule().filters()
+    module: ModuleType = load_filters("playbooks")
+    found: dict[str, Any] = module.FILTERS
     return found
 
 

@@ -17,11 +17,28 @@ from typing import Any
 
 import pytest
 
-from lab import accel, cli, cluster, guestssh, identity, image, initrd, layout, machine, net, system
+from lab import (
+    accel,
+    bringup,
+    cli,
+    cluster,
+    disks,
+    guests,
+    guestssh,
+    identity,
+    image,
+    initrd,
+    layout,
+    machine,
+    net,
+    snapshots,
+    system,
+)
 from lab.console import Console
 from lab.errors import LabError
-from lab.labs import Lab, _whole_cluster, used_images
+from lab.labs import Lab
 from lab.qmp import Qmp, connect_unix
+from lab.store import used_images
 from tests.loading import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,9 +67,9 @@ def make_lab(name: str = "default", nodes: int = 3, **fields: Any) -> Lab:
     lab.state.nodes["pve1"].update(pid=os.getpid(), start=machine.process_start(os.getpid()))
     for key, value in fields.items():
         setattr(lab.state, key, value)
-    lab._save()
-    lab._set_dir.mkdir(exist_ok=True)
-    lab._write_manifest({"snapshots": {}, "built": list(lab.state.nodes)})
+    lab.save()
+    lab.set_dir.mkdir(exist_ok=True)
+    lab.write_manifest({"snapshots": {}, "built": list(lab.state.nodes)})
     repository = layout.images_dir() / "repo-2.json"
     repository.parent.mkdir(exist_ok=True)
     repository.write_text(json.dumps({
@@ -485,7 +502,7 @@ def test_a_taken_port_is_refused() -> None:
         sock.bind(("127.0.0.1", 0))
         sock.listen(1)
         with pytest.raises(LabError, match="is taken"):
-            lab._take_ports(sock.getsockname()[1] - 1)
+            guests.take_ports(lab, sock.getsockname()[1] - 1)
 
 
 def test_status_of_no_lab_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -574,7 +591,7 @@ def test_a_cluster_begins_with_a_snapshot_of_all_its_members(
     wanted: int, there: int, saved: int, usable: bool
 ) -> None:
     names = [layout.node_name(number) for number in range(1, 10)]
-    assert _whole_cluster(names[:wanted], names[:there], names[:saved]) is usable
+    assert disks.whole_cluster(names[:wanted], names[:there], names[:saved]) is usable
 
 
 class Starts:
@@ -587,14 +604,14 @@ class Starts:
         monkeypatch.setattr(image, "ensure", lambda *_: picture)
         monkeypatch.setattr(accel, "choose", lambda _: "tcg")
         monkeypatch.setattr(accel, "qemu_version", lambda: "QEMU 0")
-        monkeypatch.setattr("lab.labs.require_tools", lambda _: None)
-        monkeypatch.setattr(Lab, "_keys", lambda *_: None)
-        monkeypatch.setattr(Lab, "_create_disks", lambda _, names: self._note("disks", names))
-        monkeypatch.setattr(Lab, "_boot", lambda _, names: self._note("boot", names))
-        monkeypatch.setattr(Lab, "_resume", lambda _, names, snapshot, new_identity=False: self._note("resume", names))
-        monkeypatch.setattr(Lab, "_save_base", lambda _, names: self._note("base", names))
-        monkeypatch.setattr(Lab, "_save_snapshot", lambda *_, **__: self.calls.append("snapshot"))
-        monkeypatch.setattr(cluster, "build", lambda _, names: self._note("cluster", names))
+        monkeypatch.setattr(bringup, "require_tools", lambda _: None)
+        monkeypatch.setattr(disks, "ensure_keys", lambda *_: None)
+        monkeypatch.setattr(disks, "create", lambda _, names: self._note("disks", names))
+        monkeypatch.setattr(guests, "boot", lambda _, names: self._note("boot", names))
+        monkeypatch.setattr(guests, "resume", lambda _, names, snapshot, new_identity=False: self._note("resume", names))
+        monkeypatch.setattr(snapshots, "save_base", lambda _, names: self._note("base", names))
+        monkeypatch.setattr(snapshots, "save", lambda *_, **__: self.calls.append("snapshot"))
+        monkeypatch.setattr(cluster, "build", lambda machines: self._note("cluster", [node.name for node in machines]))
         self.directory = picture.directory
 
     def _note(self, what: str, names: Any) -> None:
@@ -608,7 +625,7 @@ class Starts:
 
     def offer(self, profile: str) -> None:
         """What another lab of this profile would have left."""
-        target = Lab("one")._template(profile)
+        target = disks.template(Lab("one"), profile)
         target.mkdir()
         for node in ("pve1", "pve2", "pve3"):
             for disk in ("root", "var"):
@@ -624,9 +641,9 @@ def test_a_cluster_is_made_of_nodes_that_another_lab_has_booted(monkeypatch: pyt
     assert starts.up("cluster", 4) == ["disks pve4", f"resume {three}", "boot pve4", f"cluster {three}", f"base {three},pve4"]
     starts.offer("cluster")
     assert starts.up("cluster") == [f"resume {three}", "snapshot"]
-    assert (Lab("one")._set_dir / "pve2-var.qcow2").read_text() == "cluster"
+    assert (Lab("one").set_dir / "pve2-var.qcow2").read_text() == "cluster"
     assert starts.up("pve") == [f"resume {three}", "snapshot"]
-    assert (Lab("one")._set_dir / "pve2-var.qcow2").read_text() == "pve"
+    assert (Lab("one").set_dir / "pve2-var.qcow2").read_text() == "pve"
 
 
 
@@ -743,7 +760,7 @@ def test_a_node_does_not_become_plain_while_it_runs() -> None:
 
 def test_the_image_of_a_plain_node_is_in_use() -> None:
     lab = make_lab(nodes=4)
-    lab._write_manifest({**lab._manifest(), "image": "pve-trixie-1", "plain": {"pve4": "debian-trixie-9"}})
+    lab.write_manifest({**lab.manifest(), "image": "pve-trixie-1", "plain": {"pve4": "debian-trixie-9"}})
     assert {"pve-trixie-1", "debian-trixie-9"} <= used_images()
 
 
@@ -766,5 +783,5 @@ def test_inventory_of_a_lab_that_is_down(
     # Crashed is not taken down: an empty inventory would let a play succeed on no host at all.
     lab = make_lab()
     lab.state.nodes["pve1"]["pid"] = None
-    lab._save()
+    lab.save()
     assert hosts.main() == 2

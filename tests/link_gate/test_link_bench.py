@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.pveguard.base import stats
 from ansible.module_utils.pveguard.base.run import Result
-from ansible.module_utils.pveguard.gates import link_bench
+from ansible.module_utils.pveguard.gates import icmp_wire, link_bench
 from ansible.module_utils.pveguard.gates.link_bench import LOAD, LOADED, REST, Event, Load, Thresholds
 
 #: What a target does with a packet: (kind, number of the packet, size) -> round-trip time in seconds, None when lost.
@@ -294,11 +294,11 @@ def test_checksum_is_that_of_rfc_1071(data: bytes) -> None:
     total = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
-    assert link_bench.checksum(data) == ~total & 0xFFFF
+    assert icmp_wire.checksum(data) == ~total & 0xFFFF
 
 
 def test_strangers_packets_are_ignored() -> None:
-    wire = link_bench.IcmpWire()
+    wire = icmp_wire.IcmpWire()
     wire._index["10.0.0.1", "10.0.0.2"] = 0
     wire._sent[0, REST, 5] = 0.0
     ipv4 = b"\x45" + bytes(19)
@@ -320,7 +320,7 @@ def test_strangers_packets_are_ignored() -> None:
 
 
 def test_icmp_errors_are_told_apart() -> None:
-    wire = link_bench.IcmpWire()
+    wire = icmp_wire.IcmpWire()
     wire._index["10.0.0.1", "10.0.0.2"] = 0
     inner = bytearray(b"\x45" + bytes(19) + struct.pack("!BBHHH", 8, 0, 0, wire._identifier | REST, 9))
     inner[9] = 1
@@ -345,12 +345,12 @@ def test_neighbours_and_addresses_are_those_of_iproute2() -> None:
             return Result(0, text, "")
         return Result(0, neighbour % state, "")
 
-    assert link_bench.local_addresses(run) == {"10.0.0.1": ("eth1", 1500), "fd00::1": ("eth1", 1500)}
+    assert icmp_wire.local_addresses(run) == {"10.0.0.1": ("eth1", 1500), "fd00::1": ("eth1", 1500)}
     for state, reachable in (("REACHABLE", True), ("STALE", False), ("FAILED", False)):  # noqa: B007
-        assert link_bench.neighbour_reachable("10.0.0.2", run) is reachable
+        assert icmp_wire.neighbour_reachable("10.0.0.2", run) is reachable
     assert calls[:2] == [["ip", "-json", "address", "show"], ["ip", "-json", "neighbour", "show", "10.0.0.2"]]
     broken = Result(1, "", "Cannot open netlink socket")
-    assert link_bench.local_addresses(lambda argv, **_: broken) == {}
+    assert icmp_wire.local_addresses(lambda argv, **_: broken) == {}
 
 
 def test_module_refuses_bounds_without_sense(run_module: Any) -> None:

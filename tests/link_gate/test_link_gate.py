@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.pveguard.corosync import token_advice
+from ansible.module_utils.pveguard.filters import links as pveguard_links
 from ansible.module_utils.pveguard.gates import link_gate
 from ansible.module_utils.pveguard.gates.link_gate import Node
-
-from filter_plugins import pveguard_links
 
 
 def cluster(**actions: str | None) -> dict[str, Node]:

@@ -3,18 +3,17 @@
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.disk import block_writes
 from ansible.module_utils.pveguard.pmxcfs import pmxcfs
 from ansible.module_utils.pveguard.writes import pmxcfs_writes
+
+from tests.node_program import cluster_member, pve_state
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = (
@@ -23,17 +22,8 @@ SCHEMA = (
 )
 
 
-def program(path: str) -> ModuleType:
-    loader = importlib.machinery.SourceFileLoader(Path(path).name.replace("-", "_"), str(ROOT / path))
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
-
-
-MEMBER = program("roles/corosync/files/cluster-member")
-STATE = program("roles/ram_state/files/pve-state")
+MEMBER = cluster_member()
+STATE = pve_state()
 
 
 class Database:

@@ -11,13 +11,12 @@ import pytest
 from ansible.module_utils.pveguard.cluster import assess, corosync_compare, leave, node_findings, probe
 from ansible.module_utils.pveguard.cluster.inventory import inventory_errors
 from ansible.module_utils.pveguard.cluster.plan import cluster_plan
-from ansible.module_utils.pveguard.corosync import corosync_change, corosync_info, probe_members
-from ansible.module_utils.pveguard.formats import corosync_conf
+from ansible.module_utils.pveguard.corosync import corosync_info, corosync_wish, probe_members
+from ansible.module_utils.pveguard.filters import report as pveguard_units
+from ansible.module_utils.pveguard.formats import corosync_conf, corosync_edit
 from ansible.module_utils.pveguard.pmxcfs import probe_home
 from ansible.module_utils.pveguard.report import report_table
 from ansible.module_utils.pveguard.writes import write_amplification
-
-from filter_plugins import pveguard_units
 
 #: The id of the probe: any.
 NUMBER = 9
@@ -29,7 +28,7 @@ def conf(nodes: int = 3, probe_votes: int | None = None, extra: str = "") -> str
     ]
     if probe_votes is not None:
         listed.append({"name": "watch1", "node_id": NUMBER, "links": ["10.0.0.100"], "votes": probe_votes})
-    text = corosync_conf.render_new("c", listed, config_version=4)
+    text = corosync_edit.render_new("c", listed, config_version=4)
     return text.replace("  provider: corosync_votequorum\n", f"  provider: corosync_votequorum\n{extra}")
 
 
@@ -180,7 +179,7 @@ def test_the_votes_and_what_is_on_etc_pve_tell_a_probe_and_no_id_does(
         {"name": "pve1", "node_id": 2, "links": ["10.0.0.1"]},
         {"name": "x", "node_id": node_id, "links": ["10.0.0.2"], "votes": votes},
     ]
-    text = corosync_conf.render_new("c", listed, config_version=4)
+    text = corosync_edit.render_new("c", listed, config_version=4)
     (tmp_path / "etc/pve").mkdir(parents=True)
     (tmp_path / "etc/pve/corosync.conf").write_text(text)
     if certificate is not None or lrm:
@@ -297,12 +296,12 @@ def test_a_join_that_was_interrupted_goes_on_beside_a_probe_that_is_off() -> Non
 
 
 def test_a_probe_without_a_vote_is_no_mistake_in_a_change_and_a_member_without_one_is() -> None:
-    wanted = corosync_change.Wanted(cluster_name="c", token_ms=4000)
+    wanted = corosync_wish.Wanted(cluster_name="c", token_ms=4000)
     text = conf(3, probe_votes=0)
-    assert corosync_change.merge(text, wanted, {NUMBER})[1] == []
-    assert corosync_change.merge(text, wanted)[1] == ["watch1 has no vote"]
+    assert corosync_wish.merge(text, wanted, {NUMBER})[1] == []
+    assert corosync_wish.merge(text, wanted)[1] == ["watch1 has no vote"]
     listed = {"name": "watch2", "node_id": 12, "links": ["10.0.0.12"], "votes": 0}
-    assert corosync_change.merge(text, corosync_change.Wanted("c", [listed]), {NUMBER})[1] == []
+    assert corosync_wish.merge(text, corosync_wish.Wanted("c", [listed]), {NUMBER})[1] == []
 
 
 # --- what the others say of it
@@ -379,7 +378,7 @@ def test_no_step_of_another_node_waits_for_a_probe() -> None:
 
 def test_members_with_the_ids_that_probes_once_had_are_counted_and_waited_for() -> None:
     listed = [{"name": f"pve{n}", "node_id": 998 + n, "links": [f"10.0.0.{n}"]} for n in range(1, 4)]
-    text = corosync_conf.render_new("c", listed, config_version=4)
+    text = corosync_edit.render_new("c", listed, config_version=4)
     hosts = {}
     for each in listed:
         hosts[each["name"]] = one = facts(text, hostname=each["name"])

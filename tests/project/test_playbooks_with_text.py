@@ -9,8 +9,6 @@ member and a probe. They take arguments as the modules declare them and note eve
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import yaml
 
 from tests.corosync.cluster_facts import NAME, conf, node
 from tests.ha.systemd import Node
+from tests.project import ansible_runs
 from tests.project.test_typed_variables import OPTIONS, SPECS, TYPES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -135,22 +134,9 @@ class Playbooks:
         inventory = self.folder / "hosts.yml"
         inventory.write_text(yaml.safe_dump({"all": {"hosts": hosts, "children": {"pve_probe": {"hosts": {"watch1": None}}}}}))
         (self.folder / "calls").write_text("")
-        done = subprocess.run(
-            [Path(sys.executable).with_name("ansible-playbook"), "-i", inventory, *RUN, *arguments],
-            cwd=ROOT,
-            env={
-                **os.environ,
-                "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-                "ANSIBLE_ACTION_PLUGINS": str(self.folder / "action"),
-                "ANSIBLE_NOCOLOR": "1",
-                "ANSIBLE_FORKS": "1",
-                "STUBS": str(self.folder),
-            },
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        actions, stubs = str(self.folder / "action"), str(self.folder)
+        more = {"ANSIBLE_ACTION_PLUGINS": actions, "ANSIBLE_FORKS": "1", "STUBS": stubs}
+        ansible_runs.run("ansible-playbook", "-i", inventory, *RUN, *arguments, **more)
         return [json.loads(line) for line in (self.folder / "calls").read_text().splitlines()]
 
 

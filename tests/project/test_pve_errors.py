@@ -30,7 +30,7 @@ PVE = re.compile(r"etc/pve\b|\bpve_file\b|\bpaths\.pve\b|\bnode\.pve\b|pmxcfs\.M
 
 #: ``file: function`` -> why the error may be passed over there.
 ALLOWED = {
-    "roles/ram_state/files/pve-state: put_stock_back": "a folder of systemd's drop-ins, which may hold others'",
+    "module_utils/pveguard/state/adopt.py: put_stock_back": "a folder of systemd's drop-ins, which may hold others'",
 }
 
 #: Modules that change /etc/pve. run_lock does too, and warns by itself of what it could not give back.
@@ -50,11 +50,6 @@ def programs() -> list[Path]:
         *ROOT.glob("module_utils/pveguard/**/*.py"), *ROOT.glob("library/*.py"), *ROOT.glob("filter_plugins/*.py"),
         *ROOT.glob("bench/*.py"), *ROOT.glob("molecule/**/*.py"),
     ]  # fmt: skip
-    found += [
-        path
-        for path in ROOT.glob("roles/*/files/*")
-        if path.is_file() and path.read_bytes().startswith(b"#!/usr/bin/python3")
-    ]
     return sorted(found)
 
 

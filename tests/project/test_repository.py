@@ -15,6 +15,9 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
+from tests.loading import load_file, load_filters
+from tests.project import ansible_runs
+
 ROOT = Path(__file__).resolve().parents[2]
 #: Top-level folders that every Debian machine has (FHS 3.0); any other is peculiar to one machine.
 COMMON_FOLDERS = {
@@ -171,6 +174,36 @@ def test_filters_load_without_help() -> None:
     assert result.returncode == 0, result.stderr
 
 
+def test_each_file_of_filters_loads_alone() -> None:
+    """In a process of its own each, after what the plugin itself does: none leans on what another has imported."""
+    names = sorted(path.stem for path in (ROOT / "module_utils/pveguard/filters").glob("[!_]*.py"))
+    program = (
+        "import importlib, os, sys\n"
+        "import ansible.module_utils\n"
+        "ansible.module_utils.__path__.append(sys.argv[1])\n"
+        "for name in sys.argv[2:]:\n"
+        "    if child := os.fork():\n"
+        "        assert os.waitpid(child, 0)[1] == 0, name\n"
+        "    else:\n"
+        "        found = importlib.import_module(f'ansible.module_utils.pveguard.filters.{name}').FILTERS\n"
+        "        assert found and all(map(callable, found.values()))\n"
+        "        os._exit(0)\n"
+    )
+    assert len(names) > 1
+    command = [sys.executable, "-c", program, str(ROOT / "module_utils"), *names]
+    result = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_filter_has_one_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = load_file("filter_plugins/pveguard_filters.py")
+    names = plugin.FilterModule().filters()
+    assert {"pveguard_bool", "pveguard_link_pairs", "pveguard_report"} <= names.keys()
+    monkeypatch.setitem(load_filters("gate").FILTERS, "pveguard_report", str)
+    with pytest.raises(ValueError, match="report.py: pveguard_report is there already"):
+        plugin.FilterModule().filters()
+
+
 def _playbooks() -> list[Path]:
     candidates = [
         ROOT / "site.yml",
@@ -183,11 +216,7 @@ def _playbooks() -> list[Path]:
 def test_playbooks_pass_the_syntax_check() -> None:
     playbooks = [str(path) for path in _playbooks()]
     assert str(ROOT / "site.yml") in playbooks
-    environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
-    program = str(Path(sys.executable).parent / "ansible-playbook")
-    command = [program, "--syntax-check", "-i", "node,", *playbooks]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr or result.stdout
+    ansible_runs.run("ansible-playbook", "--syntax-check", "-i", "node,", *playbooks)
 
 
 def test_playbooks_gather_no_facts_and_need_no_group() -> None:

@@ -19,11 +19,13 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "disk": ("base", "pmxcfs"),
     "ha": ("base", "formats", "pmxcfs"),
     "corosync": ("base", "formats", "pmxcfs", "ha"),
-    "state": ("base", "formats", "ha"),
+    "state": ("base", "formats", "pmxcfs", "ha"),
     "cluster": ("base", "formats", "pmxcfs", "disk", "ha", "corosync", "state"),
     "gates": ("base", "disk"),
     "writes": ("base", "formats", "pmxcfs", "disk", "corosync"),
     "report": ("base", "pmxcfs", "disk", "ha", "corosync", "state", "gates", "writes"),
+    # On the controller only.
+    "filters": ("base", "formats", "ha", "corosync", "state", "cluster", "gates", "writes", "report"),
 }
 
 

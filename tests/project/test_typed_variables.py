@@ -37,7 +37,7 @@ TABLES = ("PLAYBOOK_VARIABLES", "_DISK", "_LINKS")
 
 def every_option() -> dict[str, dict[str, Any]]:
     """Every variable of every role and of the playbooks."""
-    filters = load_filters("pveguard")
+    filters = load_filters("playbooks")
     found = {name: spec for role in filters._specs().values() for name, spec in role.items()}
     # Ansible's loader tags what it reads.
     plain: dict[str, dict[str, Any]] = json.loads(json.dumps({**found, **filters.PLAYBOOK_VARIABLES}))
@@ -213,7 +213,7 @@ def test_what_is_right(path: tuple[Any, ...], text: str) -> None:
     assert list(mistakes(path, text)) == []
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "filter_plugins").glob("*.py")), ids=lambda file: file.name)
+@pytest.mark.parametrize("file", sorted((ROOT / "module_utils/pveguard/filters").glob("*.py")), ids=lambda file: file.name)
 def test_no_filter_takes_a_switch_or_a_number_as_it_is(file: Path) -> None:
     tree = ast.parse(file.read_text())
     parents = {child: parent for parent in ast.walk(tree) for child in ast.iter_child_nodes(parent)}

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import fcntl
-import importlib.machinery
-import importlib.util
 import json
 import os
 import shutil
@@ -18,20 +16,12 @@ from typing import Any
 
 import pytest
 
+from tests.node_program import PVE_STATE_PATH
+from tests.node_program import pve_state as load_program
 from tests.served import link
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = ROOT / "roles/ram_state/files/pve-state"
-
-
-def load_program() -> ModuleType:
-    """pve-state as a module, fresh."""
-    loader = importlib.machinery.SourceFileLoader("pve_state", str(PROGRAM))
-    spec = importlib.util.spec_from_loader("pve_state", loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
+PROGRAM = PVE_STATE_PATH
 
 
 def stand_ins() -> Any:

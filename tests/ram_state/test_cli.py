@@ -53,7 +53,7 @@ def test_help_of_the_program(
     assert set(COMMANDS) == known - {"enable"}
     for name in COMMANDS:
         assert re.search(rf"^  {name} +\S", text, re.MULTILINE)
-    codes = {value for key, value in vars(ps).items() if key.startswith("EXIT_") and isinstance(value, int)}
+    codes = {value for key, value in ps.names().items() if key.startswith("EXIT_") and isinstance(value, int)}
     assert {int(code) for code in re.findall(r"^  (\d)  \S", text, re.MULTILINE)} == codes == set(range(9))
     for path in re.findall(r"^  (/\S+)", text, re.MULTILINE):
         assert path.rstrip("/") in {str(value) for value in vars(ps.Paths()).values()}
@@ -65,7 +65,7 @@ def test_help_of_the_program(
 
 def test_every_failure_has_its_exit_code_in_the_help_and_the_documentation(ps: ModuleType) -> None:
     errors = [
-        value for value in vars(ps).values() if isinstance(value, type) and issubclass(value, ps.StateError)
+        value for value in ps.names().values() if isinstance(value, type) and issubclass(value, ps.StateError)
     ]
     assert {error.code for error in errors} == set(ps.EXIT_TEXTS) - {0}
     sentence = (ROOT / "docs/ram-state.md").read_text().split("Exit codes:")[1].split("\n\n")[0]

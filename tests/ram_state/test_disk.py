@@ -27,13 +27,16 @@ pytestmark = [
 ]
 
 
+#: What the program said, as (level, message).
+MESSAGES: list[tuple[str, str]] = []
+
+
 @pytest.fixture(scope="module")
 def program() -> Any:
     """A copy of the program of its own, on a node whose mounts are taken for granted."""
     pytest.importorskip("fuse", exc_type=OSError)
     found = stand_ins()
-    found.messages = []
-    found.log = lambda level, message: found.messages.append((level, message))
+    found.log = lambda level, message: MESSAGES.append((level, message))
     found.daemon_pid = lambda paths: os.getpid()
     found.daemon_running = lambda paths: True
     return found
@@ -247,7 +250,7 @@ def test_a_disk_that_fails_at_any_write(
             before = replica()
             kept = {g.name: g.manifest["sha256"] for g in ps.generations(place.paths) if not g.problems()}
             assert before == content(writer.rows())
-            ps.messages.clear()
+            MESSAGES.clear()
             what(writer)
             wanted = content(writer.rows())
             disk.fail(number, after=after, kinds=kinds)
@@ -262,7 +265,7 @@ def test_a_disk_that_fails_at_any_write(
                 assert content(boot.restored()) in (before, wanted)
             if failed:
                 assert not watcher.status["ready"]
-                assert any(level == "error" for level, _ in ps.messages)
+                assert any(level == "error" for level, _ in MESSAGES)
             disk.heal()
             run(70)
             assert watcher.status["error"] is None and watcher.status["ready"]
@@ -274,7 +277,7 @@ def test_a_disk_that_fails_at_any_write(
             # No generation was written over; one may have been pruned for a newer one.
             for name, sha256 in kept.items():
                 assert name not in found or found[name].manifest["sha256"] == sha256
-            if not failed and after > 3 and not any(level == "error" for level, _ in ps.messages):
+            if not failed and after > 3 and not any(level == "error" for level, _ in MESSAGES):
                 break
             after += 1
         assert after > 3

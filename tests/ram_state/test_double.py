@@ -21,7 +21,7 @@ harness = pytest.importorskip("lab.tests.doubles.harness")
 from lab.tests.doubles.test_cluster import Cluster, made  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = ROOT / "roles/ram_state/files/pve-state"
+PROGRAM = ROOT / "scripts/pve-state"
 DROP_IN = ROOT / "roles/ram_state/files/units/pve-cluster.conf"
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 

@@ -3,17 +3,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+from tests.node_program import cluster_member
 
 from .conftest import Node
 
@@ -118,12 +118,7 @@ def test_one_without_a_manifest_goes_by_number_only(ps: ModuleType, ram_node: No
 @pytest.mark.parametrize("stored", [True, False])
 def test_what_a_join_saved_before_is_a_good_generation(ps: ModuleType, ram_node: Node, stored: bool) -> None:
     """The other program that writes generations; on a node without a store yet it knows of no lineage."""
-    path = Path(__file__).resolve().parents[2] / "roles/corosync/files/cluster-member"
-    loader = SourceFileLoader("cluster_member_program", str(path))
-    spec = importlib.util.spec_from_loader("cluster_member_program", loader)
-    assert spec is not None
-    program = importlib.util.module_from_spec(spec)
-    loader.exec_module(program)
+    program = cluster_member()
     if not stored:
         Path(ram_node.paths.state_file).unlink()
     name = program.save_generation(program.Node(ram_node.root), "pve1", "before-join")

@@ -10,10 +10,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from ansible.module_utils.pveguard.cluster.cluster_member import PROGRAM as MEMBER
+from ansible.module_utils.pveguard.state.program import PVE_STATE
 
 from tests.host_name import host_named
 
-from .conftest import PROGRAM, ROOT, Node, fill, prepare_files
+from .conftest import ROOT, Node, fill, prepare_files
 
 pytestmark = pytest.mark.root
 
@@ -73,7 +75,7 @@ def test_a_generation_is_of_the_node_and_its_links_are_known(
 
 
 def test_the_host_name_is_asked_for_in_one_place() -> None:
-    programs = [PROGRAM, ROOT / "roles/corosync/files/cluster-member"]
-    assert [program.read_text().count("nodename.") for program in programs] == [1, 0]
-    for program in programs:
-        assert "gethostname" not in program.read_text()
+    modules = [ROOT / "module_utils/pveguard" / f"{name.replace('.', '/')}.py" for name in {*PVE_STATE.modules, *MEMBER.modules}]
+    assert sum(module.read_text().count("nodename.") for module in modules) == 1
+    for module in modules:
+        assert "gethostname" not in module.read_text()

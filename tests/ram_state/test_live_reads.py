@@ -56,15 +56,10 @@ for name, path in (("ansible", []), ("ansible.module_utils", [f"{root}/module_ut
 from ansible.module_utils.pveguard.cluster import corosync_repair
 from ansible.module_utils.pveguard.pmxcfs import live_database, pmxcfs
 from ansible.module_utils.pveguard.writes import pmxcfs_writes
-import importlib.machinery, importlib.util, pathlib, random, tempfile
-def load(name):
-    loader = importlib.machinery.SourceFileLoader(name.rpartition("/")[2].replace("-", "_"), f"{root}/{name}")
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[loader.name] = module
-    loader.exec_module(module)
-    return module
-state, member = load("roles/ram_state/files/pve-state"), load("roles/corosync/files/cluster-member")
+import pathlib, random, tempfile
+from ansible.module_utils.pveguard.cluster import join_node as member
+from ansible.module_utils.pveguard.state import live, paths, rows, settings
+state = types.SimpleNamespace(**{name: value for each in (settings, paths, rows, live) for name, value in vars(each).items()})
 paths, config = state.Paths("/"), state.Config()
 database = pathlib.Path(paths.live_db)
 sampler = pmxcfs_writes.Sampler(str(database))
@@ -210,7 +205,7 @@ def test_restarts_of_the_watcher_and_commands_under_writes(node: Any) -> None:
         saved = int(ram.ps("status", rc=None)["saved_root_version"] or 0)
         os.kill(int(watcher.read_text()), signal.SIGKILL if turn % 2 else signal.SIGTERM)
         harness.wait_for("the watcher's end", lambda: not harness.alive(int(watcher.read_text())))
-        program = f"setsid {PYTHON} -IS {ROOT}/roles/ram_state/files/pve-state watch"
+        program = f"setsid {PYTHON} -IS {ROOT}/scripts/pve-state watch"
         node.sh(f"{program} >>/run/ps.log 2>&1 </dev/null & echo $! >/run/watch.pid")
 
         def goes_on(saved: int = saved) -> bool:

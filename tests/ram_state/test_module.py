@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,7 +15,8 @@ from typing import Any
 import pytest
 from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.base.run import Result
-from ansible.module_utils.pveguard.state import ram_state
+from ansible.module_utils.pveguard.state import program, ram_state
+from ansible.module_utils.pveguard.state.program import PVE_STATE
 
 UNITS = {"pveguard-state-watch.service": "[Unit]\n", r"var-lib-pve\x2dcluster.mount": "Options=a@NOSWAP@\n"}
 
@@ -28,7 +32,9 @@ class Fake:
         self.installed = True
         self.unit_state = "failed"
         self.enable_result: dict[str, Any] = {"changed": True, "downtime_seconds": 3.5, "tmpfs_bytes": 9}
-        for name in ("PROGRAM", "CONFIG", "DROP_IN_SOURCE", "DROP_IN", "UNIT_DIR", "SWITCH"):
+        installed = replace(PVE_STATE, command=f"{root}{PVE_STATE.command}", home=f"{root}{PVE_STATE.home}")
+        monkeypatch.setattr(ram_state, "PVE_STATE", installed)
+        for name in ("CONFIG", "DROP_IN_SOURCE", "DROP_IN", "UNIT_DIR", "SWITCH"):
             monkeypatch.setattr(ram_state, name, f"{root}{getattr(ram_state, name)}")
         monkeypatch.setattr(ram_state, "run_detached", self.detached)
         monkeypatch.setattr(ram_state, "noswap_supported", lambda release=None: True)
@@ -37,31 +43,27 @@ class Fake:
         self, argv: Sequence[str], *, input: str | None = None, timeout: float = 60.0, env: Any = None
     ) -> Result:
         self.argv.append(list(argv))
-        if argv[:2] == [ram_state.PYTHON, "-"]:
-            assert input == "program"
-            if argv[2] == "check-config":
-                return Result(0, "{}", "")
-            if argv[2] == "status":
-                return Result(0, json.dumps(self.status), "")
-            assert argv[2:6] == ["preflight", "--json", "--connection", "c"]
-            return Result(
-                3 if self.refusals else 0,
-                json.dumps(
-                    {
-                        "installed": self.installed,
-                        "refusals": self.refusals,
-                        "warnings": [],
-                        "tmpfs_bytes": 7,
-                        "login": {"connection": "c"},
-                    }
-                ),
-                "",
-            )
-        if argv[0] == ram_state.PROGRAM:
+        if argv[0] == ram_state.PVE_STATE.command:
             return Result(0, json.dumps(self.status), "")
         if argv[:2] == ["systemctl", "show"]:
             return Result(0, f"ActiveState={self.unit_state}\n", "")
         return Result(0, "", "")
+
+    def ask(self, argv: Sequence[str], timeout: float) -> Result:
+        self.argv.append(["ask", *argv])
+        if argv[0] == "check-config":
+            return Result(0, "{}", "")
+        if argv[0] == "status":
+            return Result(0, json.dumps(self.status), "")
+        assert argv[:3] == ["preflight", "--connection", "c"]
+        found = {
+            "installed": self.installed,
+            "refusals": self.refusals,
+            "warnings": [],
+            "tmpfs_bytes": 7,
+            "login": {"connection": "c"},
+        }
+        return Result(3 if self.refusals else 0, json.dumps(found), "")
 
     def detached(self, unit: str, argv: Sequence[str], deadline: float, run: Any) -> dict[str, Any]:
         self.argv.append([unit, *argv])
@@ -77,7 +79,7 @@ class Fake:
         return self.enable_result
 
     def files(self) -> dict[str, str]:
-        return {str(p.relative_to(self.root)): p.read_text() for p in self.root.rglob("*") if p.is_file()}
+        return {str(p.relative_to(self.root)): p.read_text(errors="replace") for p in self.root.rglob("*") if p.is_file()}
 
     def commands(self) -> list[str]:
         words = [" ".join(a[:3]) for a in self.argv]
@@ -92,7 +94,6 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
 
 def options(**changes: Any) -> ram_state.Options:
     values: dict[str, Any] = {
-        "program": "program",
         "units": UNITS,
         "drop_in": "drop-in",
         "config": {"rpo_seconds": 2.0},
@@ -102,16 +103,16 @@ def options(**changes: Any) -> ram_state.Options:
 
 
 def test_first_run_second_run_and_back(fake: Fake) -> None:
-    predicted = ram_state.enable(options(), check=True, run=fake.run)
+    predicted = ram_state.enable(options(), check=True, run=fake.run, ask=fake.ask)
     assert predicted["changed"] and predicted["switched"] and fake.files() == {}
     assert all("preflight" in a for a in fake.argv)
     fake.argv.clear()
 
-    done = ram_state.enable(options(), run=fake.run)
+    done = ram_state.enable(options(), run=fake.run, ask=fake.ask)
     assert done["changed"] and done["downtime_seconds"] == 3.5
     assert [c.path for c in predicted["files"]] == [c.path for c in done["files"]]
     call = fake.argv[-1]
-    assert call[:3] == ["pveguard-enable", ram_state.PROGRAM, "adopt"]
+    assert call[:3] == ["pveguard-enable", ram_state.PVE_STATE.command, "adopt"]
     assert (
         call[call.index("--connection") + 1] == "c"
         and "--login-fallback" in call
@@ -121,44 +122,44 @@ def test_first_run_second_run_and_back(fake: Fake) -> None:
     fake.commands()
 
     for check in (True, False):
-        again = ram_state.enable(options(), check=check, run=fake.run)
+        again = ram_state.enable(options(), check=check, run=fake.run, ask=fake.ask)
         assert not again["changed"] and not again["switched"] and again["restarted"] == []
-        assert fake.commands() == [f"{ram_state.PROGRAM} status --json"]
+        assert fake.commands() == [f"{ram_state.PVE_STATE.command} status --json"]
 
-    changed = ram_state.enable(options(config={"rpo_seconds": 5.0}), check=True, run=fake.run)
+    changed = ram_state.enable(options(config={"rpo_seconds": 5.0}), check=True, run=fake.run, ask=fake.ask)
     assert changed["restarted"] == [ram_state.WATCH_UNIT] and changed["changed"]
     fake.commands()
-    changed = ram_state.enable(options(config={"rpo_seconds": 5.0}), run=fake.run)
+    changed = ram_state.enable(options(config={"rpo_seconds": 5.0}), run=fake.run, ask=fake.ask)
     assert changed["changed"] and not changed["switched"]
     assert not any("pve-cluster" in c for c in fake.commands())
 
     before = fake.files()
-    back = ram_state.disable(options(), check=True, run=fake.run)
+    back = ram_state.disable(options(), check=True, run=fake.run, ask=fake.ask)
     assert back["changed"] and back["switched"] and fake.files() == before
-    done = ram_state.disable(options(), run=fake.run)
+    done = ram_state.disable(options(), run=fake.run, ask=fake.ask)
     assert done["changed"] and {c.path for c in back["files"]} == {c.path for c in done["files"]}
     assert fake.files() == {}
-    assert fake.argv[-2][:3] == ["pveguard-retire", ram_state.PROGRAM, "retire"]
-    assert not ram_state.disable(options(), run=fake.run)["changed"]
+    assert fake.argv[-2][:3] == ["pveguard-retire", ram_state.PVE_STATE.command, "retire"]
+    assert not ram_state.disable(options(), run=fake.run, ask=fake.ask)["changed"]
 
 
 @pytest.mark.parametrize("damage", ["answer", "gone"])
 def test_the_way_back_does_not_depend_on_what_is_installed(fake: Fake, damage: str) -> None:
-    ram_state.enable(options(), run=fake.run)
+    ram_state.enable(options(), run=fake.run, ask=fake.ask)
     if damage == "gone":
-        Path(ram_state.PROGRAM).unlink()
+        Path(ram_state.PVE_STATE.command).unlink()
     else:
-        Path(ram_state.PROGRAM).write_text("damaged")
+        Path(ram_state.PVE_STATE.command).write_text("damaged")
         fake.status = {"error": "state.json: no JSON", "exit_code": 2}
     fake.argv.clear()
-    done = ram_state.disable(options(), run=fake.run)
+    done = ram_state.disable(options(), run=fake.run, ask=fake.ask)
     assert done["switched"] and fake.files() == {}
-    assert not any(a[:2] == [ram_state.PROGRAM, "status"] for a in fake.argv)
+    assert not any(a[:2] == [ram_state.PVE_STATE.command, "status"] for a in fake.argv)
 
 
 def test_the_way_past_offline_members_is_handed_on(fake: Fake) -> None:
-    ram_state.enable(options(allow_offline_members=True), run=fake.run)
-    ram_state.disable(options(allow_offline_members=True), run=fake.run)
+    ram_state.enable(options(allow_offline_members=True), run=fake.run, ask=fake.ask)
+    ram_state.disable(options(allow_offline_members=True), run=fake.run, ask=fake.ask)
     for command in ("preflight", "adopt", "retire"):
         assert "--allow-offline-members" in next(a for a in fake.argv if command in a)
 
@@ -167,15 +168,15 @@ def test_a_refusal_changes_nothing_in_both_modes(fake: Fake) -> None:
     fake.refusals = ["HA manages 100"]
     for check in (True, False):
         with pytest.raises(PveguardError, match="HA manages 100"):
-            ram_state.enable(options(), check=check, run=fake.run)
+            ram_state.enable(options(), check=check, run=fake.run, ask=fake.ask)
     assert fake.files() == {} and not any("systemctl" in a for a in fake.argv)
 
 
 def test_check_mode_where_the_package_is_not_installed_yet(fake: Fake) -> None:
     fake.installed, fake.refusals = False, ["pve-cluster is not installed"]
-    assert ram_state.enable(options(), check=True, run=fake.run)["changed"]
+    assert ram_state.enable(options(), check=True, run=fake.run, ask=fake.ask)["changed"]
     with pytest.raises(PveguardError, match="not installed"):
-        ram_state.enable(options(), run=fake.run)
+        ram_state.enable(options(), run=fake.run, ask=fake.ask)
 
 
 def test_a_failed_switch_leaves_no_file_behind(fake: Fake) -> None:
@@ -184,7 +185,7 @@ def test_a_failed_switch_leaves_no_file_behind(fake: Fake) -> None:
     config.write_text("older\n")
     fake.enable_result = {"error": "planted; stock was put back and runs"}
     with pytest.raises(ram_state.DetachedError, match="planted"):
-        ram_state.enable(options(), run=fake.run)
+        ram_state.enable(options(), run=fake.run, ask=fake.ask)
     assert list(fake.files()) == ["etc/pveguard/state.json"]
 
 
@@ -207,12 +208,12 @@ def test_the_program_stays_while_the_dead_mans_switch_needs_it(
     fake.unit_state = unit
     fake.enable_result = {"error": "planted"}
     with pytest.raises(ram_state.DetachedError, match="planted"):
-        ram_state.enable(options(), run=fake.run)
-    assert Path(ram_state.PROGRAM).exists() is kept
+        ram_state.enable(options(), run=fake.run, ask=fake.ask)
+    assert Path(ram_state.PVE_STATE.command).exists() is kept
 
 
 def test_an_unhealthy_node_is_reported_with_its_fix(fake: Fake) -> None:
-    ram_state.enable(options(), run=fake.run)
+    ram_state.enable(options(), run=fake.run, ask=fake.ask)
     fake.status = {
         "state": "failed",
         "reason": "replica damaged",
@@ -220,11 +221,11 @@ def test_an_unhealthy_node_is_reported_with_its_fix(fake: Fake) -> None:
         "units": {ram_state.WATCH_UNIT: "active"},
     }
     with pytest.raises(PveguardError, match="replica damaged.*restore --generation latest"):
-        ram_state.enable(options(), run=fake.run)
+        ram_state.enable(options(), run=fake.run, ask=fake.ask)
 
 
 def test_a_starting_node_is_waited_for(fake: Fake, quick_sleep: None) -> None:
-    ram_state.enable(options(), run=fake.run)
+    ram_state.enable(options(), run=fake.run, ask=fake.ask)
     good = fake.status
     starting = {"state": "starting", "reason": "being started", "units": {ram_state.WATCH_UNIT: "activating"}}
     looks = [starting, starting, good]
@@ -247,9 +248,9 @@ def test_a_starting_node_is_waited_for(fake: Fake, quick_sleep: None) -> None:
 
 
 def test_a_stopped_watcher_is_started(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    ram_state.enable(options(), run=fake.run)
+    ram_state.enable(options(), run=fake.run, ask=fake.ask)
     fake.status = {"state": "failed", "reason": "not saved", "units": {ram_state.WATCH_UNIT: "failed"}}
-    assert ram_state.enable(options(), check=True, run=fake.run)["changed"]
+    assert ram_state.enable(options(), check=True, run=fake.run, ask=fake.ask)["changed"]
     fake.argv.clear()
     real = fake.run
 
@@ -264,7 +265,7 @@ def test_a_stopped_watcher_is_started(fake: Fake, monkeypatch: pytest.MonkeyPatc
 
 def test_unit_names_are_checked(fake: Fake) -> None:
     with pytest.raises(PveguardError, match="not a name of"):
-        ram_state.enable(options(units={"../x.service": ""}), run=fake.run)
+        ram_state.enable(options(units={"../x.service": ""}), run=fake.run, ask=fake.ask)
 
 
 @pytest.mark.parametrize(
@@ -287,31 +288,29 @@ def test_the_module_reports(run_module: Any, fake: Fake, monkeypatch: pytest.Mon
         "switched": False,
         "invocation": run_module(module, state="info")["invocation"],
     }
-    failed = run_module(module, state="enabled")
-    assert failed["failed"] and "program" in failed["msg"]
     enable = ram_state.enable
-    monkeypatch.setattr(ram_state, "enable", lambda o, check: enable(options(), check, fake.run))
-    result = run_module(module, program="program", _ansible_check_mode=True)
+    monkeypatch.setattr(ram_state, "enable", lambda o, check: enable(options(), check, fake.run, fake.ask))
+    result = run_module(module, _ansible_check_mode=True)
     assert result["changed"] and result["tmpfs_bytes"] == 7
-    program = next(d for d in result["diff"] if d["before_header"].endswith("pve-state"))
-    assert program["after"].startswith("1 lines, sha256 ")
+    installed = next(d for d in result["diff"] if d["before_header"].endswith("pve-state"))
+    assert re.fullmatch(r"version [0-9a-f]{16}\n", installed["after"])
 
 
-def test_the_real_program_answers_on_standard_input(tmp_path: Path) -> None:
-    """Before it is installed it is fed to Python; that must work with the real text."""
-    from ansible.module_utils.pveguard.base.run import run
-
-    from .conftest import PROGRAM
-
-    text = PROGRAM.read_text()
-    done = run(
-        ["python3", "-", "--root", str(tmp_path), "preflight", "--json", "--connection", ""], input=text
-    )
+def test_the_real_program_answers_before_it_is_installed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    done = program.ask(["--root", str(tmp_path), "preflight", "--connection", ""], 60)
     found = json.loads(done.stdout)
-    assert found["installed"] is False and found["refusals"]
+    assert done.rc == 3 and found["installed"] is False and found["refusals"]
     bad = json.dumps({"noise": ["^storage.cfg$"]})
-    done = run(["python3", "-", "check-config", "--json", "--config", bad], input=text)
+    done = program.ask(["check-config", "--config", bad], 60)
     assert done.rc == 2 and "storage.cfg" in json.loads(done.stdout)["error"]
+    # A module's answer is what it prints.
+    assert list(tmp_path.iterdir()) == [] and capfd.readouterr().out == ""
+
+
+def test_a_program_that_gives_no_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program.cli, "answer", lambda argv: time.sleep(600))
+    done = program.ask(["status"], 0.2)
+    assert done.rc == 124 and done.stderr == "no answer within 0.2 s"
 
 
 def test_the_metrics_are_linked_where_an_exporter_looks_and_the_link_moves(
@@ -324,21 +323,21 @@ def test_the_metrics_are_linked_where_an_exporter_looks_and_the_link_moves(
     def with_dir(name: str) -> ram_state.Options:
         return options(config={"rpo_seconds": 2.0, "metrics_dir": f"{tmp_path}/{name}" if name else ""})
 
-    predicted = ram_state.enable(with_dir("one"), check=True, run=fake.run)
+    predicted = ram_state.enable(with_dir("one"), check=True, run=fake.run, ask=fake.ask)
     assert links() == {} and any(c.path.endswith("one/pveguard-state.prom") for c in predicted["files"])
-    ram_state.enable(with_dir("one"), run=fake.run)
+    ram_state.enable(with_dir("one"), run=fake.run, ask=fake.ask)
     assert links() == {"one": "/run/pveguard/metrics.prom"}
-    assert not ram_state.enable(with_dir("one"), run=fake.run)["changed"]
-    moved = ram_state.enable(with_dir("two"), run=fake.run)
+    assert not ram_state.enable(with_dir("one"), run=fake.run, ask=fake.ask)["changed"]
+    moved = ram_state.enable(with_dir("two"), run=fake.run, ask=fake.ask)
     assert {c.what for c in moved["files"] if c.path.endswith(".prom")} == {"removed", "created"}
     assert links() == {"two": "/run/pveguard/metrics.prom"}
     # The way back knows the directory from the node, whatever the inventory says by now.
-    ram_state.disable(options(config={}), run=fake.run)
+    ram_state.disable(options(config={}), run=fake.run, ask=fake.ask)
     assert links() == {} and fake.files() == {}
 
 
 def test_a_failed_switch_takes_its_link_back(fake: Fake, tmp_path: Path) -> None:
     fake.enable_result = {"error": "planted"}
     with pytest.raises(ram_state.DetachedError):
-        ram_state.enable(options(config={"metrics_dir": f"{tmp_path}/one"}), run=fake.run)
+        ram_state.enable(options(config={"metrics_dir": f"{tmp_path}/one"}), run=fake.run, ask=fake.ask)
     assert not list(tmp_path.rglob("*.prom"))

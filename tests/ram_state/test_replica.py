@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from .conftest import PROGRAM, Node, Writer, fill, table, without
+from .conftest import ROOT, Node, Writer, fill, table, without
 
 
 def save(ps: ModuleType, node_paths: Any, config: Any, store: Any, **options: Any) -> dict[str, Any]:
@@ -375,21 +375,19 @@ def test_reading_the_replica_under_the_lock_leaves_no_trace(ps: ModuleType, node
 
 
 CHILD = """
-import importlib.machinery, importlib.util, sys, os
-sys.path.insert(0, {tests!r})
-loader = importlib.machinery.SourceFileLoader("ps", {program!r})
-spec = importlib.util.spec_from_loader("ps", loader)
-ps = importlib.util.module_from_spec(spec); loader.exec_module(ps)
-paths = ps.Paths({root!r}); config = ps.Config()
+import sys
+sys.path.insert(0, {cores!r})
+from pveguard.state import files, paths, replica, save, settings
+paths, config = paths.Paths({root!r}), settings.Config()
 alone = {alone}
-store = ps.Store(paths, config, alone=alone)
+store = replica.Store(paths, config, alone=alone)
 print("ready", flush=True)
 turn = 0
 while True:
-    ps.save(store, exact=True, checkpoint=not alone)
+    save.save(store, exact=True, checkpoint=not alone)
     turn += 1
     if alone and turn % 3 == 0:
-        with ps.store_lock(paths):
+        with files.store_lock(paths):
             store.fold_in()
 """
 
@@ -403,7 +401,7 @@ def test_a_save_killed_at_any_point_leaves_a_good_replica(ps: ModuleType, node: 
     assert node.command("save", "--json") == 0
     for turn in range(12):
         child = subprocess.Popen(
-            [sys.executable, "-c", CHILD.format(tests="", program=str(PROGRAM), root=str(node.root), alone=alone)],
+            [sys.executable, "-c", CHILD.format(cores=str(ROOT / "module_utils"), root=str(node.root), alone=alone)],
             stdout=subprocess.PIPE,
         )
         assert child.stdout is not None

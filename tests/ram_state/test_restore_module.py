@@ -6,7 +6,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +30,7 @@ class Host:
         self.node = node
         self.calls: list[list[str]] = []
         self.unit: list[str] = []
-        monkeypatch.setattr(restore, "PROGRAM", root / "pveguard/pve-state")
+        monkeypatch.setattr(restore, "PROGRAM", replace(restore.PROGRAM, home=f"{root}/pveguard/lib"))
         monkeypatch.setattr(restore, "run_detached", self.detached)
 
     def _program(self, argv: Sequence[str]) -> Result:
@@ -38,33 +40,29 @@ class Host:
         out.seek(0)
         return Result(code, out.read().splitlines()[-1], "")
 
-    def run(
-        self, argv: Sequence[str], *, input: str | None = None, timeout: float = 60.0, env: Any = None
-    ) -> Result:
-        assert argv[:2] == [restore.PYTHON, "-"] and input == "program"
-        self.calls.append(list(argv[2:]))
-        return self._program(argv[2:])
+    def ask(self, argv: Sequence[str], timeout: float) -> Result:
+        self.calls.append(list(argv))
+        return self._program([*argv, "--json"])
 
     def detached(self, unit: str, argv: Sequence[str], deadline: float, run: Any) -> dict[str, Any]:
-        assert argv[:3] == [restore.PYTHON, "-IS", str(restore.PROGRAM)]
-        assert restore.PROGRAM.read_text() == "program"
-        self.unit = [unit, *argv[3:]]
+        assert argv[0] == restore.PROGRAM.launcher and os.access(argv[0], os.X_OK)
+        self.unit = [unit, *argv[1:]]
         at = argv.index("--result")
-        result = self._program([*argv[3:at], *argv[at + 2 :]])
+        result = self._program([*argv[1:at], *argv[at + 2 :]])
         value: dict[str, Any] = json.loads(result.stdout)
         if "error" in value:
             raise PveguardError(value["error"])
         return value
 
     def look(self, **options: Any) -> dict[str, Any]:
-        return restore.look(self.options(**options), self.run)
+        return restore.look(self.options(**options), self.ask)
 
     def restore(self, shown: str, check: bool = False, **options: Any) -> dict[str, Any]:
-        return restore.restore(self.options(**options), shown, check, self.run)
+        return restore.restore(self.options(**options), shown, check, ask=self.ask)
 
     @staticmethod
     def options(**options: Any) -> restore.Options:
-        return restore.Options("program", connection="", **options)
+        return restore.Options(connection="", **options)
 
     def files(self) -> dict[str, bytes]:
         root = self.node.root
@@ -240,9 +238,9 @@ def test_the_module_reports(run_module: Any, host: Host, monkeypatch: pytest.Mon
     module = load_module("ram_state_restore")
     look, done = restore.look, restore.restore
     monkeypatch.setattr(restore, "ssh_connection", lambda: "")
-    monkeypatch.setattr(restore, "look", lambda o, run=None: look(o, host.run))
-    monkeypatch.setattr(restore, "restore", lambda o, shown, check: done(o, shown, check, host.run))
-    common = {"program": "program", "generation": "latest", "path": "storage.cfg"}
+    monkeypatch.setattr(restore, "look", lambda o, ask=None: look(o, host.ask))
+    monkeypatch.setattr(restore, "restore", lambda o, shown, check: done(o, shown, check, ask=host.ask))
+    common = {"generation": "latest", "path": "storage.cfg"}
     looked = run_module(module, **common)
     assert looked["changed"] is False and looked["restore"]["files"][0]["path"] == "storage.cfg"
     assert "shown" in run_module(module, **common, state="restored")["msg"]
@@ -251,4 +249,4 @@ def test_the_module_reports(run_module: Any, host: Host, monkeypatch: pytest.Mon
     assert dry["changed"] and "-dir: other\n+dir: local\n" in dry["diff"][0]["prepared"]
     real = run_module(module, **common, state="restored", _ansible_diff=True)
     assert real["changed"] and real["former"] and real["diff"] == dry["diff"]
-    assert "excludes" in run_module(module, program="program", resync=True, path="x")["msg"]
+    assert "excludes" in run_module(module, resync=True, path="x")["msg"]

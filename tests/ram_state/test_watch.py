@@ -98,7 +98,7 @@ def test_a_member_that_leaves_saves_the_version(clock: Clock, ram_node: Node) ->
     assert replica(ram_node)[0][2] == ram_node.w.version
 
 
-def test_a_replaced_database_is_let_go_and_begins_a_new_lineage(clock: Clock, ram_node: Node) -> None:
+def test_a_replaced_database_is_let_go_and_begins_a_new_lineage(ps: ModuleType, clock: Clock, ram_node: Node) -> None:
     assert clock.watcher.following
     ram_node.stop_daemon()
     clock.run(0.5)
@@ -115,14 +115,8 @@ def test_a_replaced_database_is_let_go_and_begins_a_new_lineage(clock: Clock, ra
     clock.run(2)
     assert clock.watcher.store.lineage == 2 and clock.watcher.status["error"] is None
     assert replica(ram_node) == live(ram_node)
-    kept = [g for g in clock.watcher.store.paths and _generations(clock) if g.manifest["lineage"] == 1]
+    kept = [g for g in clock.watcher.store.paths and ps.generations(clock.watcher.paths) if g.manifest["lineage"] == 1]
     assert kept and b"dir: local\n" in [r[7] for r in table(Path(kept[0].db)).values()]
-
-
-def _generations(clock: Clock) -> Any:
-    module = sys.modules.get(type(clock.watcher).__module__)
-    generations = module.generations if module else type(clock.watcher).tick.__globals__["generations"]
-    return generations(clock.watcher.paths)
 
 
 def test_a_full_store_is_loud_retried_and_overwrites_nothing(
@@ -169,17 +163,17 @@ def test_a_generation_that_could_not_be_cut_is_cut_later(
     def full(*_: Any, **__: Any) -> Any:
         raise ps.StoreError("database or disk is full")
 
-    before = len(_generations(clock))
+    before = len(ps.generations(clock.watcher.paths))
     with monkeypatch.context() as patch:
         patch.setattr(ps, "cut_generation", full)
         ram_node.w.write("corosync.conf", b"totem {\n config_version: 1\n}\n")
         clock.run(5)
         # The state itself is saved.
         assert replica(ram_node) == live(ram_node) and clock.watcher.status["error"] is None
-    assert len(_generations(clock)) == before
+    assert len(ps.generations(clock.watcher.paths)) == before
     clock.run(40)
-    assert _generations(clock)[0].manifest["mode"] == "member"
-    assert _generations(clock)[0].manifest["reason"] == "join"
+    assert ps.generations(clock.watcher.paths)[0].manifest["mode"] == "member"
+    assert ps.generations(clock.watcher.paths)[0].manifest["reason"] == "join"
 
 
 def test_a_log_that_is_not_folded_in_stops_no_save_and_is_tried_again(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible.module_utils.pveguard.base.run import CommandMissing, Result
-from ansible.module_utils.pveguard.disk import block_device, disk_wear, drive_findings
+from ansible.module_utils.pveguard.disk import block_device, disk_wear, drive_endurance, drive_findings
 
 from tests.fsync_gate.sysfs import ATA, Machine, nvme, sata, virtio
 from tests.loading import load_module
@@ -658,7 +658,7 @@ def test_no_answer_of_a_drive_is_a_traceback(name: str) -> None:
             assert found["written_bytes"] <= (hours + 1) * 3600 * 16e9, seed
         assert found["percentage_used"] is None or 0 <= found["percentage_used"] <= 255, seed
         assert found["spare_percent"] is None or 0 <= found["spare_percent"] <= 100, seed
-        json.dumps(disk_wear.endurance(found, 10**9), allow_nan=False)
+        json.dumps(drive_endurance.endurance(found, 10**9), allow_nan=False)
         drive_findings.findings([found])
         # The gate asks the same drives.
         smart = block_device._smart(disk["name"], transport, run)
@@ -794,7 +794,7 @@ def test_the_emulated_drive_of_the_lab(machine: Machine) -> None:
     machine.mount("nvme0n1")
     found = disk_wear.wear(["/var/lib"], root=machine.root, run=answering("nvme-qemu"))["disks"][0]
     assert (found["virtual"], found["written_bytes"]) == (True, 412 * 512_000)
-    assert disk_wear.endurance(found, 10**9)["notes"] == ["a virtual disk: only the host knows what its drive has left"]
+    assert drive_endurance.endurance(found, 10**9)["notes"] == ["a virtual disk: only the host knows what its drive has left"]
 
 
 # --- what makers rate -------------------------------------------------------------------------------------------
@@ -802,7 +802,7 @@ def test_the_emulated_drive_of_the_lab(machine: Machine) -> None:
 
 def test_every_line_of_the_table_can_be_used_and_names_its_source() -> None:
     notes: list[str] = []
-    assert disk_wear._checked(TABLE, notes) == TABLE and notes == []
+    assert drive_endurance.checked(TABLE, notes) == TABLE and notes == []
     for entry in TABLE:
         assert set(entry) == {"model", "tbw", "source"} and entry["source"].startswith("https://")
     assert len({entry["model"] for entry in TABLE}) == len(TABLE), "a model twice"
@@ -823,15 +823,15 @@ def test_every_line_of_the_table_can_be_used_and_names_its_source() -> None:
     ],
 )
 def test_a_model_is_known_by_its_whole_name(model: str, terabytes: int | None) -> None:
-    amount, source = disk_wear.rated(model, TABLE)
+    amount, source = drive_endurance.rated(model, TABLE)
     assert amount == (terabytes and terabytes * 10**12) and (source is None) == (terabytes is None)
 
 
 def test_the_operator_comes_first() -> None:
     mine = [{"model": "CT1000.*", "tbw": 0.5}, *TABLE]
-    assert disk_wear.rated("CT1000MX500SSD1", mine) == (500_000_000_000, "write_report_endurance")
+    assert drive_endurance.rated("CT1000MX500SSD1", mine) == (500_000_000_000, "write_report_endurance")
     exact = [{"model": "x", "tbw": 1, "tbw_bytes": 7, "source": "sheet"}]
-    assert disk_wear.rated("X", exact) == (7, "sheet")
+    assert drive_endurance.rated("X", exact) == (7, "sheet")
 
 
 def test_a_wrong_entry_costs_its_own_figure_only(machine: Machine) -> None:
@@ -856,7 +856,7 @@ def left(
     **more: Any,
 ) -> dict[str, Any]:
     disk = {"written_bytes": written, "percentage_used": used, "rated_tbw_bytes": rated, "rated_from": "sheet", **more}
-    return disk_wear.endurance(disk, rate)
+    return drive_endurance.endurance(disk, rate)
 
 
 def figures(found: dict[str, Any]) -> tuple[Any, ...]:
@@ -928,7 +928,7 @@ def test_nothing_is_guessed(arguments: dict[str, Any], note: str) -> None:
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_every_drive_of_the_corpus_has_an_answer_or_a_reason(name: str) -> None:
-    found = disk_wear.endurance(of(name), 10**9)
+    found = drive_endurance.endurance(of(name), 10**9)
     assert found["notes"] or found["years_left"] is not None
     low, middle, high = found["years_left_low"], found["years_left"], found["years_left_high"]
     assert middle is None or low <= middle <= high

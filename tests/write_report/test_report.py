@@ -18,7 +18,7 @@ NOW = "2026-11-20T17:10:22Z"
 
 
 def filters() -> ModuleType:
-    return load_filters("pveguard_units")
+    return load_filters("report")
 
 
 def node(**changes: Any) -> dict[str, Any]:
@@ -384,7 +384,7 @@ def test_peers_and_watchdogs() -> None:
     assert module.ha_on(hostvars, ["a"]) == ["a"]
     hostvars["b"]["asked"] = {"ha": {"watchdog_active": True}}
     assert module.ha_watchdog_holders(hostvars, ["a", "b"], "asked") == ["b"]
-    assert module.FilterModule().filters()["pveguard_bytes"](4096) == "4 KiB"
+    assert module.FILTERS["pveguard_bytes"](4096) == "4 KiB"
 
 
 def _write(file: dict[str, str]) -> None:

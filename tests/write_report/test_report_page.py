@@ -10,23 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard.disk import disk_wear
+from ansible.module_utils.pveguard.disk import drive_endurance
 from ansible.module_utils.pveguard.report import (
-    canvas_charts,
-    html_page,
+    charts,
+    page_parts,
+    pages,
     report_page,
     report_summary,
     report_table,
 )
 
-from tests.gate.test_gate_page import EVIL, Document, contrast
+from tests.gate.test_gate_page import EVIL, Document, body, colours, contrast
 from tests.loading import load_file
 
 from . import sample
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = ROOT / "roles/write_report/files"
-LIBRARY = (FILES / "chart.umd.min.js").read_text()
+LIBRARY = pages.LIBRARY.read_text()
 
 
 def hostile() -> dict[str, Any]:
@@ -48,11 +48,11 @@ def hostile() -> dict[str, Any]:
 
 
 def page(report: dict[str, Any], **more: Any) -> str:
-    return report_page.page(report, LIBRARY, "gate.html", **more)
+    return report_page.page(report, "gate.html", **more)
 
 
 def words(report: dict[str, Any], **more: Any) -> str:
-    document = Document(re.sub(r"(?s)<(script|style)>.*?</\1>", "", page(report, **more)))
+    document = Document(body(page(report, **more)))
     return " ".join(" ".join(document.words).split())
 
 
@@ -71,8 +71,7 @@ def test_the_page_is_well_formed_and_calls_nobody(make: Any) -> None:
     whole = page(make())
     whole.encode()
     assert whole.count("<script>") == 2 == whole.count("</script>"), "only the library and what draws"
-    body = re.sub(r"(?s)<(script|style)>.*?</\1>", "", whole)
-    document = Document(body)
+    document = Document(body(whole))
     assert not {name for name, _ in document.elements} & {
         "script",
         "img",
@@ -88,7 +87,7 @@ def test_the_page_is_well_formed_and_calls_nobody(make: Any) -> None:
     assert all(link == "gate.html" or str(link).startswith("#") for link in links)
     identities = [each["id"] for _, each in document.elements if "id" in each]
     assert len(identities) == len(set(identities))
-    assert "sourceMappingURL" not in whole and not re.search(r"https?://", body)
+    assert "sourceMappingURL" not in whole and not re.search(r"https?://", body(whole))
 
 
 def test_only_the_scripts_of_the_page_may_run() -> None:
@@ -96,15 +95,14 @@ def test_only_the_scripts_of_the_page_may_run() -> None:
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', whole)
     assert policy is not None and policy[1].startswith("default-src 'none'; ")
     scripts = re.findall(r"(?s)<script>(.*?)</script>", whole)
-    wanted = " ".join(html_page._source(script) for script in scripts)
+    wanted = " ".join(f"'{pages.source(script)}'" for script in scripts)
     assert policy[1].endswith(f"script-src {wanted}") and "script-src 'unsafe" not in policy[1]
     with pytest.raises(ValueError, match="would end before its end"):
-        html_page.page("x", scripts=["a = '</SCRIPT>'"])
+        pages.embeddable("a = '</SCRIPT>'")
 
 
 def test_hostile_texts_are_shown_as_they_are_and_stay_in_their_attribute() -> None:
-    body = re.sub(r"(?s)<(script|style)>.*?</\1>", "", page(hostile()))
-    document = Document(body)
+    document = Document(body(page(hostile())))
     assert '<script>alert("1")</script>' in "".join(document.words)
     for canvas in document.all("canvas"):
         json.loads(canvas["data-chart"] or "")
@@ -195,9 +193,9 @@ def test_a_plain_debian_host_is_no_fault() -> None:
 
 def test_fifty_nodes_stay_readable() -> None:
     whole = page(sample.fifty())
-    document = Document(re.sub(r"(?s)<(script|style)>.*?</\1>", "", whole))
+    document = Document(body(whole))
     for canvas in document.all("canvas"):
-        assert len(json.loads(canvas["data-chart"] or "")["rows"]) <= report_page.MAX_NODES
+        assert len(json.loads(canvas["data-chart"] or "")["rows"]) <= page_parts.MAX_NODES
     # What is alike is said once.
     texts = [step for step in report_summary.steps(sample.fifty()) if "ha_state" in step.code]
     assert len(texts) == 1 and texts[0].nodes == ("node10", "node20", "node30", "node40")
@@ -205,7 +203,7 @@ def test_fifty_nodes_stay_readable() -> None:
 
 
 def test_charts_have_text_alternatives_and_headings_have_no_gap() -> None:
-    document = Document(re.sub(r"(?s)<(script|style)>.*?</\1>", "", page(sample.four())))
+    document = Document(body(page(sample.four())))
     canvases = document.all("canvas")
     assert len(canvases) == 5 and all(each["role"] == "img" for each in canvases)
     assert any("pve1: before 117, now 6" in (each["aria-label"] or "") for each in canvases)
@@ -216,8 +214,8 @@ def test_charts_have_text_alternatives_and_headings_have_no_gap() -> None:
 
 
 def test_without_the_library_every_figure_is_still_there() -> None:
-    bare = report_page.page(sample.four())
-    assert "<script" not in bare and "≥ 108" in bare and "4.01 MiB" in bare and ".chart{display:none" in bare
+    bare = report_page.page(sample.four(), scripts=False)
+    assert "<script" not in bare and "≥ 108" in bare and "4.01 MiB" in bare and ".chart { display: none" in bare
 
 
 def test_the_look_of_assess_says_that_nothing_was_changed() -> None:
@@ -233,22 +231,19 @@ def test_the_look_of_assess_says_that_nothing_was_changed() -> None:
 def test_the_library_is_the_one_that_was_published() -> None:
     known = re.search(r"Chart\.js ([\d.]+).*?`([0-9a-f]{64})`", (ROOT / "docs/report.md").read_text(), re.S)
     assert known is not None
-    assert hashlib.sha256((FILES / "chart.umd.min.js").read_bytes()).hexdigest() == known[2]
+    assert hashlib.sha256(pages.LIBRARY.read_bytes()).hexdigest() == known[2]
     assert f"Chart.js v{known[1]}" in LIBRARY[:200] and "MIT License" in LIBRARY[:400]
-    assert "Permission is hereby granted" in (FILES / "chart.LICENSE.md").read_text()
+    assert "Permission is hereby granted" in pages.LIBRARY.with_name("chart.LICENSE.md").read_text()
 
 
 def test_series_are_told_apart_from_the_page() -> None:
-    for scheme in (html_page.LIGHT, html_page.DARK):
-        assert all(
-            contrast(scheme[name], scheme["card"]) >= 3
-            for name in (*canvas_charts.SERIES, canvas_charts.REST)
-        )
+    for scheme in (colours("light"), colours("dark")):
+        assert all(contrast(scheme[name], scheme["card"]) >= 3 for name in (*charts.SERIES, charts.REST))
 
 
 def test_bars_need_a_value_for_each_row() -> None:
     with pytest.raises(ValueError, match="one value for each of 2 rows"):
-        canvas_charts.bars("t", "d", ["a", "b"], [canvas_charts.Series("s", [1.0])])
+        charts.bars("t", "d", ["a", "b"], [charts.Series("s", [1.0])])
 
 
 def test_drives_keep_what_they_told_and_unknown_rates_stay_unknown() -> None:
@@ -260,7 +255,7 @@ def test_drives_keep_what_they_told_and_unknown_rates_stay_unknown() -> None:
     rates = {"endurance": 92_000.0 * 1440, "endurance_before": 4.2e6 * 1440}
     for key, rate in rates.items():
         behind, elsewhere = (disk[key] for disk in made["disks"])
-        assert behind == disk_wear.endurance(sample.drive(), rate) and behind["years_left"]
+        assert behind == drive_endurance.endurance(sample.drive(), rate) and behind["years_left"]
         assert elsewhere["years_left"] is None, "only the drive behind the store has a rate"
     assert "drives: no smartctl" in made["notes"]
     later = sample.entry("pve1", wear=None, last=made)

@@ -2,6 +2,9 @@
 
 Ansible's own ``hostvars`` renders the variables of a host without ``hostvars``, so one that names another host's is
 undefined there, although it works in a play. Here it works in both. This is the only place that knows how Ansible keeps them.
+
+Two private attributes of Ansible are read, because a filter is given neither in a public way: ``_loader``, which finds the
+files of lookups beside the playbook and opens vaulted ones, and ``_inventory``, which alone knows what a group itself sets.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ class HostVariables(Mapping[str, Mapping[str, Any]]):
         raw = self.raw(host)
         if not hasattr(self._hostvars, "raw_get") or not isinstance(raw, Mapping):
             return raw
-        from ansible.vars.hostvars import HostVarsVars  # type: ignore[import-untyped]
+        from ansible.vars.hostvars import HostVarsVars
 
         return HostVarsVars({**raw, **(more or {}), "hostvars": self}, loader=getattr(self._hostvars, "_loader", None), host=host)
 
@@ -38,22 +41,26 @@ class HostVariables(Mapping[str, Mapping[str, Any]]):
 
     def __iter__(self) -> Iterator[str]:
         """Every host, also those that --limit or serial leaves out."""
-        if self.manager is None:
-            return iter(self._hostvars)
-        return iter([host.name for host in self.manager.get_hosts("all", ignore_limits=True, ignore_restrictions=True)])
+        groups = self._magic("groups")
+        return iter(groups["all"] if groups else self._hostvars)
 
     def __len__(self) -> int:
         return len(list(iter(self)))
 
+    def _magic(self, name: str) -> Any:
+        """A variable that Ansible sets alike for every host; None for plain mappings and for no host."""
+        host = next(iter(self._hostvars), None) if hasattr(self._hostvars, "raw_get") else None
+        return None if host is None else self.raw(host).get(name)
+
     @property
     def manager(self) -> Any:
-        """Ansible's inventory with its groups, None for plain mappings."""
+        """Ansible's inventory, for the variables that a group sets itself; None for plain mappings."""
         return getattr(self._hostvars, "_inventory", None)
 
     @property
     def sources(self) -> list[str]:
         """What was given with ``-i``."""
-        return [str(source) for source in getattr(self.manager, "_sources", ()) if source]
+        return [str(source) for source in self._magic("ansible_inventory_sources") or () if source]
 
     @property
     def loader(self) -> Any:
@@ -117,3 +124,9 @@ def reason(error: BaseException) -> str:
 def rendered(hostvars: Any) -> HostVariables:
     """``hostvars`` as filters take it, whatever it is."""
     return hostvars if isinstance(hostvars, HostVariables) else HostVariables(hostvars)
+
+
+def facts_of(variables: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a host said of itself in this run, to node_info or corosync_info; None where it was not asked or did not answer."""
+    node = (variables.get("pveguard_node") or {}).get("node")
+    return node if isinstance(node, dict) else None

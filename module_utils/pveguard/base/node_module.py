@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule  # type: ignore[import-untyped]
+from ansible.module_utils.basic import AnsibleModule
 
 #: Characters of one value that are logged; a corosync.conf of 16 nodes is about this long.
 LOGGED = 2000
@@ -30,6 +30,7 @@ class NodeModule(AnsibleModule):
 
     params: dict[str, Any]
 
+    # Private in Ansible, which has no public way: no_log hides a value in the result as well.
     def _log_invocation(self) -> None:
         whole = self.params
         self.params = shortened(whole)

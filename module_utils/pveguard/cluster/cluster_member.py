@@ -20,17 +20,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..base import node_program
 from ..base.atomic import read_or_none, write_atomic
 from ..base.detached import run_detached
 from ..base.errors import PveguardError
+from ..base.node_program import Program
 from ..base.run import Run
 from ..base.run import run as real_run
 from ..corosync import corosync_info
-from ..formats import corosync_conf
+from ..formats import corosync_check, corosync_conf, corosync_edit
 from ..ha import ha_info
 from ..pmxcfs import pmxcfs
+from . import join  # noqa: F401  (so that Ansible ships the program with the module)
 
-PROGRAM = "usr/local/lib/pveguard/cluster-member"
+PROGRAM = Program(
+    "cluster-member", "cluster.join", ("cluster.join", "cluster.join_node", "pmxcfs.live_database")
+)
 REQUEST = "run/pveguard/cluster-member.request"
 RESULT_DIR = "run/pveguard"
 TASKS = "var/log/pve/tasks/active"
@@ -101,7 +106,7 @@ def judge(
     if request.state == "bootstrapped":
         node = {"name": request.node_name, "node_id": request.node_id, "links": request.links}
         token = corosync_conf.DEFAULT_TOKEN_MS if request.token_ms is None else request.token_ms
-        conf = corosync_conf.render_new(request.cluster_name, [node], token)
+        conf = corosync_edit.render_new(request.cluster_name, [node], token)
     before = (info["host"] or {}).get("text", "")
     result = Judgement(False, [], conf, before, facts["tree_sha256"])
     own = info["cluster"]
@@ -281,7 +286,7 @@ def _name_refusals(request: Request, resolve: Resolve, is_local: Callable[[str],
 def _conf_refusals(request: Request, conf: str) -> list[str]:
     try:
         document = corosync_conf.parse(conf, "the cluster's corosync.conf")
-        corosync_conf.refuse_problems(document)
+        corosync_check.refuse_problems(document)
     except PveguardError as error:
         return [str(error)]
     if document.cluster_name != request.cluster_name:
@@ -320,16 +325,12 @@ def _key_refusals(authkey: str, sha256: str | None = None) -> list[str]:
 def apply(
     request: Request,
     judgement: Judgement,
-    program: str,
     run: Run = real_run,
     root: Path = Path("/"),
 ) -> dict[str, Any]:
     """Install the program, run it detached, and return its result. Raises DetachedError when the node was put
     back."""
-    target = root / PROGRAM
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if read_or_none(target) != program.encode() or not os.access(target, os.X_OK):
-        write_atomic(target, program.encode(), 0o755)
+    node_program.install(PROGRAM, root)
     aside = None if request.state == "left" else move_example_aside(root)
     request_file = root / REQUEST
     request_file.parent.mkdir(parents=True, exist_ok=True)
@@ -350,7 +351,7 @@ def apply(
     try:
         return run_detached(
             UNIT,
-            [f"/{PROGRAM}", "run", str(request_file), str(result_file)],
+            [PROGRAM.launcher, "run", str(request_file), str(result_file)],
             request.deadline_s + PUT_BACK_S,
             run=run,
             result_dir=root / RESULT_DIR,

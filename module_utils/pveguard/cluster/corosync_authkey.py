@@ -24,7 +24,7 @@ from ..base.errors import PveguardError
 from ..base.run import Run
 from ..base.run import run as real_run
 from ..corosync import corosync_info
-from ..corosync.corosync_change import CRYPTO_RELOAD_VERSION
+from ..corosync.corosync_refusals import CRYPTO_RELOAD_VERSION
 from ..formats import corosync_conf
 from ..ha import ha_info
 from . import plan

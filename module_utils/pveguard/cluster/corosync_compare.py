@@ -10,22 +10,31 @@ different text are overwritten. When daemons meet, the state with the highest ro
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..base import text_table
 from ..base.findings import PROBLEM, WARNING, Finding, check, worst_first
-from ..corosync import corosync_findings, probe_members
+from ..corosync import corosync_findings
 from ..formats import corosync_conf
-from ..formats.corosync_conf import CorosyncConfError, short_name
+from ..formats.corosync_conf import short_name
 from ..pmxcfs import pmxcfs_findings
-from . import plan
-
-CLUSTER_COPY, HOST_COPY = corosync_findings.CLUSTER_COPY, corosync_findings.HOST_COPY
-#: Hexadecimal digits of a hash that are shown.
-SHORT = 8
+from . import corosync_survivor
+from .corosync_survivor import Survivor
+from .corosync_views import (
+    CLUSTER_COPY,
+    HOST_COPY,
+    SHORT,
+    Copy,
+    View,
+    disjoint,
+    grouped,
+    hosts_of,
+    ids_text,
+    named,
+    view_of,
+)
 
 OTHER = check(
     "cluster-other-name",
@@ -125,88 +134,6 @@ ACROSS = frozenset(
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Copy:
-    """One copy of corosync.conf. ``error``: why no cluster can be run with it; empty when one can."""
-
-    text: str
-    sha256: str
-    config_version: int | None
-    error: str = ""
-
-    @property
-    def label(self) -> str:
-        return f"{'?' if self.config_version is None else self.config_version} {self.sha256[:SHORT]}"
-
-
-@dataclass(frozen=True)
-class View:
-    """What one node says. ``host``: its name in the inventory, None when it is not there. None is unknown.
-
-    ``addresses``: ``{address: name}`` of the members that it knows, ``probes``: node ids of those that it takes for probes.
-    ``probe``: it is one, by the inventory where that describes it, else by what the cluster says (probe_members.is_listed).
-    ``cluster`` and ``local``: the copies on /etc/pve and in /etc/corosync. ``live``: node ids that its Corosync sees.
-    ``mode``: of its daemon, ``cluster``, ``local`` (apart from any cluster) or ``down``. ``met_corosync``: False where its
-    Corosync has not run since a daemon in cluster mode started. ``root_version``: of its database, or of its replica where
-    that is higher; ``saved_version``: of the replica alone.
-    """
-
-    name: str
-    host: str | None = None
-    asked: bool = False
-    node_id: int | None = None
-    cluster_name: str | None = None
-    cluster: Copy | None = None
-    local: Copy | None = None
-    errors: tuple[str, ...] = ()
-    listed: tuple[tuple[int | None, str], ...] = ()
-    probes: frozenset[int | None] = frozenset()
-    probe: bool = False
-    addresses: Mapping[str, str] = field(default_factory=dict)
-    running: bool = False
-    running_version: int | None = None
-    member_versions: Mapping[int, int | None] = field(default_factory=dict)
-    live: frozenset[int] = frozenset()
-    quorate: bool | None = None
-    authkey: str | None = None
-    mode: str | None = None
-    met_corosync: bool | None = None
-    database: bool | None = None
-    live_version: int | None = None
-    saved_version: int | None = None
-    tree_sha256: str | None = None
-
-    @property
-    def root_version(self) -> int | None:
-        return max((v for v in (self.live_version, self.saved_version) if v is not None), default=None)
-
-    @property
-    def counts(self) -> bool:
-        """Whether what it holds on /etc/pve is the cluster's: with quorum, and not a daemon that works alone."""
-        return self.running and self.quorate is True and self.mode in ("cluster", None)
-
-
-@dataclass(frozen=True)
-class Survivor:
-    """The copy that should become that of all.
-
-    ``node`` is None when a person must decide, and ``reason`` says why. ``needed`` is False when there is nothing to
-    choose. ``copy``: ``cluster`` or ``host``. ``write_version``: the config_version with which it wins over every copy
-    that was seen; that of the copy itself where nothing stands in its way.
-    """
-
-    needed: bool
-    reason: str
-    node: str | None = None
-    host: str | None = None
-    copy: str | None = None
-    config_version: int | None = None
-    sha256: str | None = None
-    write_version: int | None = None
-
-    @property
-    def path(self) -> str | None:
-        return {"cluster": CLUSTER_COPY, "host": HOST_COPY}.get(self.copy or "")
 
 
 def compare(
@@ -225,13 +152,14 @@ def compare(
     found = []
     for name, views in group(nodes, wanted or {}, probes).items():
         finds = findings(name, views)
-        best = survivor(name, views)
+        best = corosync_survivor.survivor(name, views)
         found.append(
             {
                 "cluster": name,
                 "nodes": [row(view) for view in views],
                 "findings": [
-                    {**each.as_dict(), "seen": each.text, "helps": each.helps} for each in finds
+                    {**each.as_dict(), "seen": each.text, "helps": each.helps}
+                    for each in finds
                 ],
                 "survivor": {
                     "needed": best.needed,
@@ -259,7 +187,7 @@ def group(
     A host that is to join is no member yet and is left out. A node that lost its configuration belongs to the cluster
     that lists it. ``probes``: hosts that are probes in the inventory.
     """
-    views = {host: _view(host, facts) for host, facts in nodes.items()}
+    views = {host: view_of(host, facts) for host, facts in nodes.items()}
     names = {host: wanted.get(host) or view.cluster_name for host, view in views.items() if view.cluster_name}
     clusters: dict[str, list[View]] = {name: [] for name in names.values() if name}
     listed: dict[str, dict[str, int | None]] = {name: {} for name in clusters}
@@ -306,70 +234,6 @@ def _seen_as_probe(node_id: int | None, views: Mapping[str, View], names: Mappin
     return bool(seen) and all(node_id in view.probes for view in seen)
 
 
-def _view(host: str, facts: Mapping[str, Any] | None) -> View:
-    if not facts:
-        return View(short_name(host), host)
-    info = facts.get("corosync") or {}
-    # Where the cluster file system is not installed there is no daemon that could be down.
-    packages = facts.get("packages")
-    pmxcfs = (facts.get("pmxcfs") or {}) if packages is None or packages.get("pve-cluster") else {}
-    name = plan.node_name(host, facts)
-    member = not info.get("example_conf")
-    cluster_name = info.get("cluster_name") if member else None
-    return View(
-        name=name,
-        host=host,
-        asked=True,
-        node_id=info.get("node_id"),
-        cluster_name=cluster_name,
-        cluster=_copy(info.get("cluster"), CLUSTER_COPY) if member else None,
-        local=_copy(info.get("host"), HOST_COPY) if member else None,
-        errors=tuple(str(text) for text in info.get("errors") or ()),
-        listed=tuple((m.get("id"), str(m["name"])) for m in info.get("members") or () if m.get("name")) if member else (),
-        probes=frozenset(probe_members.ids(info)) if member else frozenset(),
-        probe=probe_members.is_one(facts),
-        addresses=plan.names_by_address({"corosync": info, "pmxcfs": pmxcfs}) if member else {},
-        running=bool(info.get("running")),
-        running_version=info.get("running_config_version"),
-        member_versions={int(number): version for number, version in (info.get("member_config_versions") or {}).items()},
-        live=frozenset(info.get("live_member_ids") or ()),
-        quorate=info.get("quorate"),
-        authkey=info.get("authkey_sha256"),
-        mode=pmxcfs.get("mode"),
-        met_corosync=pmxcfs.get("met_corosync"),
-        database=pmxcfs.get("database_bytes") is not None if pmxcfs else None,
-        live_version=pmxcfs.get("root_version"),
-        saved_version=(facts.get("ram_state") or {}).get("saved_root_version"),
-        tree_sha256=pmxcfs.get("tree_sha256"),
-    )
-
-
-def _copy(copy: Mapping[str, Any] | None, path: str) -> Copy | None:
-    if not copy:
-        return None
-    text = str(copy.get("text") or "")
-    return Copy(text, str(copy.get("sha256") or ""), copy.get("config_version"), unusable(text, path))
-
-
-# Most nodes have the same text, and it is long where they are many.
-@functools.lru_cache(maxsize=64)
-def unusable(text: str, path: str = CLUSTER_COPY) -> str:
-    """Why no cluster can be run with this text, in one sentence; empty when one can.
-
-    Not judged: what a cluster suffers from and runs with all the same, two_node among it.
-    """
-    try:
-        document = corosync_conf.parse(text, path)
-    except CorosyncConfError as error:
-        return str(error)
-    if not document.config_version:
-        return f"{path}: totem.config_version is missing or 0, so no daemon copies it"
-    nameless = [node.label for node in document.nodes() if not node.name]
-    errors = [each.message for each in corosync_conf.problems(document, with_pmxcfs=False) if each.severity == "error"]
-    errors += [f"{label} has no name, and its ring0_addr is an address, so its host is not known" for label in nameless]
-    return f"{path}: {'; '.join(errors)}" if errors else ""
-
-
 # What differs
 
 
@@ -411,7 +275,7 @@ def _membership(views: Sequence[View]) -> Iterator[Finding]:
     others_quorate = any(view.quorate for view in running)
     for alone, part in ((True, lone), (False, [view for view in without if view not in lone])):
         if part:
-            yield corosync_findings.no_quorum(alone, nodes=_tuple(part), others_quorate=others_quorate)
+            yield corosync_findings.no_quorum(alone, nodes=hosts_of(part), others_quorate=others_quorate)
     for view in (view for view in views if view.asked):
         why = view.local.error if view.local else f"there is no {HOST_COPY}"
         down = corosync_findings.service(view.running, view.met_corosync, why, view.mode == "local", (view.name,))
@@ -421,13 +285,13 @@ def _membership(views: Sequence[View]) -> Iterator[Finding]:
 
 def _parts(running: Sequence[View], sides: Collection[frozenset[int]]) -> Finding:
     """Nodes with different memberships. ``sides``: each membership once."""
-    parts = _by(running, lambda view: (view.live, view.quorate))
+    parts = grouped(running, lambda view: (view.live, view.quorate))
     seen = "; ".join(
-        f"{_names(part)} see{'s' if len(part) == 1 else ''} {_ids(live)} ({'quorate' if quorate else 'no quorum'})"
+        f"{named(part)} see{'s' if len(part) == 1 else ''} {ids_text(live)} ({'quorate' if quorate else 'no quorum'})"
         for (live, quorate), part in parts.items()
     )
     fix = None
-    if _disjoint({view.live for view in running if view.quorate}):
+    if disjoint({view.live for view in running if view.quorate}):
         means = (
             "both sides take writes; when they meet, the state with the higher root version becomes that of all and what "
             "the other side wrote is lost"
@@ -441,7 +305,7 @@ def _parts(running: Sequence[View], sides: Collection[frozenset[int]]) -> Findin
         fix = "look again in some seconds; then 'corosync-cfgtool -s' on each of these nodes, and the links"
     else:
         means = "the cluster is in parts; those without quorum have /etc/pve read-only, with what they had before"
-    return SPLIT(seen, means=means, fix=fix, nodes=_tuple(running))
+    return SPLIT(seen, means=means, fix=fix, nodes=hosts_of(running))
 
 
 def _lost(views: Sequence[View]) -> Iterator[Finding]:
@@ -493,33 +357,33 @@ def _leaders(views: Sequence[View]) -> Iterator[Finding]:
                     means="once its daemon is with the others, its state becomes that of all: what they wrote since is lost",
                     nodes=(view.name,),
                 )
-        for version, same in _by(quorate, lambda view: view.root_version).items():
+        for version, same in grouped(quorate, lambda view: view.root_version).items():
             trees = {view.tree_sha256 for view in same if view.tree_sha256}
             if len(trees) > 1:
                 yield TREES_DIFFER(
                     f"different content of /etc/pve at the same root version {version}",
                     means="they are not in sync although both have quorum, or a database is damaged; nothing repairs that by "
                     "itself",
-                    nodes=_tuple(same),
+                    nodes=hosts_of(same),
                 )
     elif len(known) > 1:
-        versions = _by(known, lambda view: view.root_version)
+        versions = grouped(known, lambda view: view.root_version)
         top = max(version or 0 for version in versions)
         first = versions[top]
         trees = {view.tree_sha256 for view in first if view.tree_sha256}
         if len(versions) == 1 and len(trees) < 2:
             return
-        seen = "; ".join(f"{_names(versions[version])}: {version}" for version in sorted(versions, key=lambda v: -(v or 0)))
+        seen = "; ".join(f"{named(versions[version])}: {version}" for version in sorted(versions, key=lambda v: -(v or 0)))
         yield LEADER_TO_BE(
             f"root versions without quorum: {seen}",
             severity=PROBLEM if len(trees) > 1 else WARNING,
-            means=f"when they meet, the state of {_names(first)} becomes that of all"
+            means=f"when they meet, the state of {named(first)} becomes that of all"
             + (
                 ", of which the one whose root was changed later by the clock wins: they hold different content"
                 if len(trees) > 1
                 else ""
             ),
-            nodes=_tuple(first),
+            nodes=hosts_of(first),
         )
 
 
@@ -547,22 +411,22 @@ def _copies(views: Sequence[View]) -> Iterator[Finding]:
         # One without a version is told as a copy that cannot be used.
         return (cluster, local) if cluster and local else None
 
-    for (cluster, local), part in _by([view for view in views if differs(view)], differs).items():
-        yield corosync_findings.copies(cluster, local, all(view.counts for view in part), _tuple(part))
+    for (cluster, local), part in grouped([view for view in views if differs(view)], differs).items():
+        yield corosync_findings.copies(cluster, local, all(view.counts for view in part), hosts_of(part))
 
 
 def _split(views: Sequence[View]) -> Iterator[Finding]:
     """Different texts on different nodes, where the copies of each node agree."""
-    clusters = _by([view for view in views if view.cluster], lambda view: view.cluster)
-    locals_ = _by(
+    clusters = grouped([view for view in views if view.cluster], lambda view: view.cluster)
+    locals_ = grouped(
         [view for view in views if view.local and (not view.cluster or view.cluster.sha256 == view.local.sha256)],
         lambda view: view.local,
     )
     for path, texts in ((CLUSTER_COPY, clusters), (HOST_COPY, locals_)):
         if len({copy.sha256 for copy in texts if copy}) < 2:
             continue
-        seen = "; ".join(f"{_names(part)}: {copy.label}" for copy, part in texts.items() if copy)
-        nodes = _tuple(view for part in texts.values() for view in part)
+        seen = "; ".join(f"{named(part)}: {copy.label}" for copy, part in texts.items() if copy)
+        nodes = hosts_of(view for part in texts.values() for view in part)
         if path == CLUSTER_COPY:
             means = "/etc/pve is not the same on these nodes: they are apart, or one is not in sync"
             yield CLUSTER_COPIES_SPLIT(f"{path}: {seen}", means=means, nodes=nodes)
@@ -582,26 +446,26 @@ def _running(views: Sequence[View]) -> Iterator[Finding]:
             file = max((each.local.config_version or 0 for each in views if each.counts and each.local), default=0) or None
         return (runs, file) if runs and file else None
 
-    for (runs, file), part in _by([view for view in views if versions(view)], versions).items():
-        found = corosync_findings.running(runs, file, _tuple(part))
+    for (runs, file), part in grouped([view for view in views if versions(view)], versions).items():
+        found = corosync_findings.running(runs, file, hosts_of(part))
         if found:
             yield found
 
 
 def _authkeys(views: Sequence[View]) -> Iterator[Finding]:
     asked = [view for view in views if view.asked]
-    keys = _by([view for view in asked if view.authkey], lambda view: view.authkey or "")
+    keys = grouped([view for view in asked if view.authkey], lambda view: view.authkey or "")
     if len(keys) > 1:
-        seen = "; ".join(f"{_names(part)}: {key[:SHORT]}" for key, part in keys.items())
+        seen = "; ".join(f"{named(part)}: {key[:SHORT]}" for key, part in keys.items())
         yield AUTHKEY_DIFFERS(
             f"hashes of /etc/corosync/authkey: {seen}",
             means="after its next start corosync does not understand the nodes with another key",
-            nodes=_tuple(view for part in keys.values() for view in part),
+            nodes=hosts_of(view for part in keys.values() for view in part),
         )
     bare = [view for view in asked if not view.authkey]
     if keys and bare:
         yield AUTHKEY_MISSING(
-            "there is no /etc/corosync/authkey", means="corosync does not start there", nodes=_tuple(bare)
+            "there is no /etc/corosync/authkey", means="corosync does not start there", nodes=hosts_of(bare)
         )
 
 
@@ -609,13 +473,13 @@ def _silent(views: Sequence[View]) -> Iterator[Finding]:
     live = frozenset[int]().union(*(view.live for view in views if view.running))
     silent = [view for view in views if not view.asked]
     members = [view for view in silent if not view.probe]
-    for (known, up), part in _by(members, lambda view: (view.host is not None, view.node_id in live)).items():
+    for (known, up), part in grouped(members, lambda view: (view.host is not None, view.node_id in live)).items():
         yield NOT_ASKED(
             ("not asked in this run" if known else "not in the inventory")
             + (", corosync of the others sees it" if up else ", and no corosync that was asked sees it"),
             means="nothing is known of its copies and of its state",
             fix="make it reachable, run without --limit" if known else "add it to the inventory",
-            nodes=_tuple(part),
+            nodes=hosts_of(part),
         )
     for view in (view for view in silent if view.probe):
         yield NOT_ASKED(
@@ -625,188 +489,6 @@ def _silent(views: Sequence[View]) -> Iterator[Finding]:
             "leave_dead=true' takes it off corosync.conf",
             nodes=(view.name,),
         )
-
-
-# Which copy should become that of all
-
-
-def survivor(cluster: str, views: Sequence[View]) -> Survivor:
-    """The copy to keep, and why; without a node when a person must decide.
-
-    With quorum it is what the quorate members have on /etc/pve, or, where all of them run a newer text of /etc/corosync,
-    that one. Without quorum it is the highest config_version, once nodes with a majority of the votes were asked: a change
-    needed quorum, so one of them has it. A node whose daemon works alone is not counted for its copy on /etc/pve.
-    """
-    asked = [view for view in views if view.asked]
-    copies = [copy for view in asked for copy in (view.cluster, view.local) if copy]
-    if not copies:
-        return Survivor(False, "no node that was asked has a corosync.conf")
-    bare = [view for view in asked if view.local is None]
-    if len({copy.sha256 for copy in copies}) == 1 and not copies[0].error and not bare:
-        return Survivor(False, f"all copies are the same (config_version {copies[0].config_version})")
-    quorate = [view for view in asked if view.counts]
-    chosen = _of_quorate(cluster, quorate, views) if quorate else _without_quorum(cluster, asked, views)
-    if isinstance(chosen, str):
-        return Survivor(True, chosen)
-    view, which, reason = chosen
-    copy = view.cluster if which == "cluster" else view.local
-    assert copy is not None
-    return Survivor(
-        True,
-        reason,
-        view.name,
-        view.host,
-        which,
-        copy.config_version,
-        copy.sha256,
-        write_version(copy, copies, views),
-    )
-
-
-_Choice = tuple[View, str, str] | str
-
-
-def _of_quorate(cluster: str, quorate: Sequence[View], views: Sequence[View]) -> _Choice:
-    sides = {view.live for view in quorate}
-    if len(sides) > 1:
-        shown = "; ".join(f"{_names(part)} see {_ids(live)}" for live, part in _by(quorate, lambda view: view.live).items())
-        if _disjoint(sides):
-            return f"two parts of the cluster have quorum, each with changes of its own: {shown}"
-        return f"the quorate members do not agree on the membership: {shown}. Look again in some seconds"
-    on_pve = _by([v for v in quorate if _usable(v.cluster, cluster)], lambda view: view.cluster)
-    on_host = _by([v for v in quorate if _usable(v.local, cluster)], lambda view: view.local)
-    best = max((copy.config_version or 0 for copy in on_pve if copy), default=0)
-    for copy in [*on_pve, *on_host]:
-        if doubt := _forced(copy, next(iter(sides)), views):
-            return doubt
-    # Where all members run it, a newer text of /etc/corosync is one that works: it was made alike by hand.
-    if len(on_host) == 1:
-        ((copy, holders),) = on_host.items()
-        version = (copy and copy.config_version) or 0
-        everyone = {view.node_id for view in holders} >= next(iter(sides))
-        if version > best and everyone and all(view.running_version == version for view in holders):
-            former = f"{CLUSTER_COPY} has {best}" if best else f"{CLUSTER_COPY} cannot be used"
-            return holders[0], "host", f"every member has it in /etc/corosync and runs it (config_version {version}; {former})"
-    if not best:
-        return "no quorate member has a copy that can be used; look at /etc/pve/corosync.conf.bak"
-    top = {copy: holders for copy, holders in on_pve.items() if copy and copy.config_version == best}
-    if len(top) > 1:
-        shown = "; ".join(f"{_names(holders)}: {copy.sha256[:SHORT]}" for copy, holders in top.items())
-        return f"quorate members have config_version {best} with different text on /etc/pve ({shown})"
-    ((_, holders),) = top.items()
-    return holders[0], "cluster", (
-        f"it is on /etc/pve of {_names(holders)} with quorum, the highest config_version there ({best})"
-    )
-
-
-def _forced(copy: Copy, live: frozenset[int], views: Sequence[View]) -> str:
-    """Why this quorum does not exclude another one among nodes that nobody asked; empty when it does."""
-    document = corosync_conf.parse(copy.text)
-    # A QDevice gives its vote to one side only.
-    if document.qdevice:
-        return ""
-    total = sum(node.votes for node in document.nodes())
-    held = sum(node.votes for node in document.nodes() if node.node_id in live)
-    silent = [view for view in views if not view.asked and view.node_id not in live]
-    if held * 2 > total or not silent:
-        return ""
-    return (
-        f"there is quorum with {held} of {total} votes (two_node, or votes lowered by hand), and {_names(silent)} may have it "
-        "too. Ask them, or make sure that they are off"
-    )
-
-
-def _without_quorum(cluster: str, asked: Sequence[View], views: Sequence[View]) -> _Choice:
-    together = [view for view in asked if view.mode != "local"]
-    on_pve = _by([v for v in together if _usable(v.cluster, cluster)], lambda view: view.cluster)
-    on_host = _by([v for v in asked if _usable(v.local, cluster)], lambda view: view.local)
-    best = max((copy.config_version or 0 for copy in [*on_pve, *on_host] if copy), default=0)
-    if not best:
-        return "no node has a copy that can be used; look at /etc/pve/corosync.conf.bak and at the generations of pve-state"
-    texts = {copy.sha256: copy for copy in [*on_pve, *on_host] if copy and copy.config_version == best}
-    if len(texts) > 1:
-        return _by_majority(texts, on_pve, on_host, best)
-    ((_, copy),) = texts.items()
-    total, votes = _votes(copy)
-    heard = sum(votes.get(view.name, 0) for view in asked if view.cluster or view.local)
-    if heard * 2 <= total:
-        silent = [view for view in views if not view.asked and view.name in votes]
-        return (
-            f"no quorum, and nodes with {heard} of {total} votes were asked: {_names(silent) or 'another node'} may have a newer "
-            "one. Ask a majority"
-        )
-    holders = [view for part, found in on_pve.items() if part and part.sha256 == copy.sha256 for view in found]
-    if holders:
-        return holders[0], "cluster", (
-            f"without quorum, the highest config_version ({best}) of nodes with {heard} of {total} votes, on /etc/pve of "
-            f"{_names(holders)}; a change needed a majority, so one of them has the last"
-        )
-    by_hand = [view for part, found in on_host.items() if part and part.sha256 == copy.sha256 for view in found]
-    held = sum(votes.get(view.name, 0) for view in by_hand)
-    if held * 2 > total:
-        return by_hand[0], "host", (
-            f"without quorum, the highest config_version ({best}), alike in /etc/corosync of {_names(by_hand)}, nodes with "
-            f"{held} of {total} votes; it was made by hand, or /etc/pve went back"
-        )
-    return (
-        f"config_version {best} is in /etc/corosync of {_names(by_hand)} only, above every copy on /etc/pve: made by hand and "
-        "not on a majority, or /etc/pve went back"
-    )
-
-
-def _by_majority(
-    texts: Mapping[str, Copy],
-    on_pve: Mapping[Copy | None, Sequence[View]],
-    on_host: Mapping[Copy | None, Sequence[View]],
-    best: int,
-) -> _Choice:
-    for sha256, copy in texts.items():
-        total, votes = _votes(copy)
-        holders = [view for part, found in on_pve.items() if part and part.sha256 == sha256 for view in found]
-        held = sum(votes.get(view.name, 0) for view in holders)
-        if held * 2 > total:
-            return holders[0], "cluster", (
-                f"without quorum, config_version {best} has different texts; this one is on /etc/pve of {_names(holders)}, nodes "
-                f"with {held} of {total} votes"
-            )
-    shown = []
-    for sha256 in texts:
-        names = {
-            view.name: None
-            for copies in (on_pve, on_host)
-            for part, found in copies.items()
-            if part and part.sha256 == sha256
-            for view in found
-        }
-        shown.append(f"{', '.join(names)}: {sha256[:SHORT]}")
-    return f"no quorum, and config_version {best} has different texts, none of a majority ({'; '.join(shown)})"
-
-
-def _usable(copy: Copy | None, cluster: str) -> bool:
-    if copy is None or copy.error:
-        return False
-    return _cluster_name(copy.text) == cluster
-
-
-@functools.lru_cache(maxsize=64)
-def _cluster_name(text: str) -> str | None:
-    return corosync_conf.parse(text).cluster_name
-
-
-def _votes(copy: Copy) -> tuple[int, dict[str, int]]:
-    nodes = corosync_conf.parse(copy.text).nodes()
-    return sum(node.votes for node in nodes), {str(node.name): node.votes for node in nodes}
-
-
-def write_version(chosen: Copy, copies: Iterable[Copy], views: Sequence[View]) -> int:
-    """The config_version with which ``chosen`` wins over every copy and every running Corosync that was seen."""
-    own = chosen.config_version or 0
-    others = [copy.config_version or 0 for copy in copies if copy.sha256 != chosen.sha256]
-    runs = [version or 0 for view in views for version in (view.running_version, *view.member_versions.values())]
-    if all(version < own for version in others) and all(version <= own for version in runs):
-        return own
-    # Above the highest there is none; whoever writes it refuses that.
-    return min(1 + max([own, *others, *runs]), corosync_conf.MAX_CONFIG_VERSION)
 
 
 # For a terminal
@@ -852,7 +534,7 @@ def _cells(view: View) -> list[str]:
         view.cluster.label if view.cluster else "-",
         view.local.label if view.local else "-",
         "-" if not view.running else "?" if view.running_version is None else str(view.running_version),
-        _ids(view.live) if view.running else "-",
+        ids_text(view.live) if view.running else "-",
         _quorum(view.quorate) if view.running else "-",
         view.authkey[:SHORT] if view.authkey else "-",
         view.mode or "?",
@@ -876,30 +558,6 @@ def lines(cluster: str, views: Sequence[View], found: Sequence[Finding], best: S
     elif best.needed:
         out.append(f"  corosync.conf to keep: a person must decide: {best.reason}")
     return [line[: len(line) - len(line.lstrip(" "))] + text_table.clean(line) for line in out]
-
-
-def _by(views: Iterable[View], key: Any) -> dict[Any, list[View]]:
-    found: dict[Any, list[View]] = {}
-    for view in views:
-        found.setdefault(key(view), []).append(view)
-    return found
-
-
-def _disjoint(sides: Iterable[frozenset[int]]) -> bool:
-    found = list(sides)
-    return any(not one & other for number, one in enumerate(found) for other in found[number + 1 :])
-
-
-def _names(views: Iterable[View]) -> str:
-    return ", ".join(view.name for view in views)
-
-
-def _tuple(views: Iterable[View]) -> tuple[str, ...]:
-    return tuple(view.name for view in views)
-
-
-def _ids(live: Iterable[int]) -> str:
-    return " ".join(map(str, sorted(live))) or "nobody"
 
 
 def _quorum(quorate: bool | None) -> str:

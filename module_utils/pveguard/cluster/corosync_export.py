@@ -15,11 +15,11 @@ from typing import Any
 from ..base import text_table
 from ..base.errors import PveguardError
 from ..corosync import probe_members
-from ..formats import corosync_conf, corosync_edit
+from ..formats import corosync_check, corosync_conf, corosync_edit
 from ..formats.corosync_conf import Document, Node, Section
 from . import corosync_compare
 from . import inventory as inventory_rules
-from .corosync_compare import View
+from .corosync_views import View
 
 #: How Ansible reaches a host, as far as that is no secret. The first two are a host's own.
 CONNECTION = ("ansible_host", "ansible_port", "ansible_user", "ansible_become")
@@ -165,7 +165,7 @@ def _settings(document: Document) -> tuple[dict[str, Any], list[str]]:
 
     Every wish is put to the edits that the role makes: what they refuse or would write in another way is no variable.
     """
-    example = corosync_conf.parse(corosync_conf.render_new("new", [{"name": "n", "node_id": 1, "links": ["192.0.2.1"]}]))
+    example = corosync_conf.parse(corosync_edit.render_new("new", [{"name": "n", "node_id": 1, "links": ["192.0.2.1"]}]))
     defaults = _defaults(document, example)
     found = dict(_statements(document.root))
     left = {
@@ -188,7 +188,7 @@ def _settings(document: Document) -> tuple[dict[str, Any], list[str]]:
     if links:
         variables["corosync_link_options"] = links
     cipher, digest = document.crypto
-    sound = cipher in corosync_conf.CIPHERS and digest in corosync_conf.HASHES
+    sound = cipher in corosync_check.CIPHERS and digest in corosync_check.HASHES
     if sound and document.crypto != example.crypto:
         variables["corosync_crypto"] = {"cipher": cipher, "hash": digest}
     for name in _CRYPTO if sound else ():
@@ -223,7 +223,7 @@ def _link(document: Document, number: int, left: dict[str, str], tried: Document
     link: dict[str, Any] = {"number": number}
     for option, text in corosync_edit.link_options(document, number).items():
         value = _plain(text)
-        right = value in corosync_conf.LINK_TRANSPORTS if option == "transport" else isinstance(value, int)
+        right = value in corosync_check.LINK_TRANSPORTS if option == "transport" else isinstance(value, int)
         name = _link_key(number, option)
         if name in left and right and _stays(corosync_edit.set_link, tried, number, None, {option: value}):
             link[option] = value

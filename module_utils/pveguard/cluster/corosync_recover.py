@@ -11,58 +11,21 @@ answers; no daemon is ever started in local mode.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..base import text_table
 from ..base.errors import PveguardError
 from ..base.findings import PROBLEM, Finding
 from ..formats import corosync_conf
-from ..formats.corosync_conf import CorosyncConfError
-from . import corosync_compare
-from .corosync_compare import CLUSTER_COPY, HOST_COPY, Copy, Survivor, View
+from . import corosync_compare, corosync_survivor, recovery_steps
+from .corosync_survivor import Survivor
+from .corosync_views import CLUSTER_COPY, HOST_COPY, Copy, View, hosts_of, ids_text, named
+from .recovery_steps import Extra, Step
 
 #: More steps than this are no plan but a mistake of the planner.
 MAX_STEPS = 200
-
-
-@dataclass(frozen=True)
-class Step:
-    """One decision. ``word``, ``KIND:NODE`` or ``KIND:CLUSTER``, confirms it.
-
-    ``actions``: ``{host, ...}``, the parameters of the module on each host, one after the other. ``what`` is done, ``why``,
-    what is ``lost`` or overwritten (empty: nothing), the ``command`` that does the same by hand. ``refused``: why it must
-    not be done; there are no actions then.
-    """
-
-    word: str
-    kind: str
-    cluster: str
-    node: str
-    what: str
-    why: str
-    lost: str = ""
-    command: str = ""
-    actions: tuple[Mapping[str, Any], ...] = ()
-    refused: str = ""
-    # For the expectation of what comes next; never shown.
-    copy: Copy | None = None
-    nodes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Extra:
-    """What a plan needs of a node beside its :class:`View`.
-
-    ``has_conf``: whether its database holds a corosync.conf, None when that cannot be read. ``ha``: why Corosync and the
-    daemon must not be touched, empty when they may. ``version``: of the corosync package.
-    """
-
-    has_conf: bool | None = None
-    ha: str = ""
-    version: str | None = None
 
 
 def plan(
@@ -142,16 +105,16 @@ def _proposals(
     cluster: str, views: Sequence[View], extras: Mapping[str, Extra], words: Collection[str], choice: str
 ) -> Iterator[Step]:
     for view in views:
-        if _foreign(view, cluster):
-            yield _refused(
+        if recovery_steps.foreign(view, cluster):
+            yield recovery_steps.refused(
                 "foreign",
                 cluster,
                 view.name,
                 "left alone",
                 f"its corosync.conf is of the cluster {view.cluster_name!r}: correct corosync_cluster_name, or take the host out",
             )
-        elif _bare(view):
-            yield _refused(
+        elif recovery_steps.bare(view):
+            yield recovery_steps.refused(
                 "bare",
                 cluster,
                 view.name,
@@ -160,15 +123,16 @@ def _proposals(
                 "come back under its old name as it is: remove the old node ('pvecm delnode'), then let it join "
                 "(playbooks/join.yml)",
             )
-    ours = [view for view in views if not _foreign(view, cluster) and not _bare(view)]
+    ours = [view for view in views if not recovery_steps.foreign(view, cluster) and not recovery_steps.bare(view)]
     asked = [view for view in ours if view.asked]
     quorate = [view for view in asked if view.counts]
     running = [view for view in asked if view.running and view.quorate is not None]
     if len({view.live for view in quorate}) > 1:
         shown = "; ".join(
-            f"{view.name} sees {_ids(view.live)}, root version {_version(view)}" for view in sorted(quorate, key=lambda v: v.name)
+            f"{view.name} sees {ids_text(view.live)}, root version {recovery_steps.root_version(view)}"
+            for view in sorted(quorate, key=lambda v: v.name)
         )
-        yield _refused(
+        yield recovery_steps.refused(
             "sides",
             cluster,
             "",
@@ -179,8 +143,8 @@ def _proposals(
         )
         return
     if any(one.live & other.live and one.live != other.live for one in running for other in running):
-        shown = "; ".join(f"{view.name} sees {_ids(view.live)}" for view in running)
-        yield _refused(
+        shown = "; ".join(f"{view.name} sees {ids_text(view.live)}" for view in running)
+        yield recovery_steps.refused(
             "membership",
             cluster,
             "",
@@ -211,9 +175,10 @@ def _with_quorum(
     apart = [view for view in asked if view not in quorate]
     for view in apart:
         # Whatever its daemon is connected to now: once it meets the others, its state becomes theirs.
-        if view.mode == "cluster" and not _harmless(view, quorate):
-            seen = f"root version {_version(view)}, the running members have at most {best} ({_names(quorate)})"
-            yield _isolate(cluster, view, extras, f"false leader: {seen}. Once it meets them, all of them are rolled back to it")
+        if view.mode == "cluster" and not recovery_steps.harmless(view, quorate):
+            seen = f"root version {recovery_steps.root_version(view)}, the running members have at most {best} ({named(quorate)})"
+            why = f"false leader: {seen}. Once it meets them, all of them are rolled back to it"
+            yield recovery_steps.isolate(cluster, view, extras, why)
     reference = None
     members = [view for view in quorate if view.mode == "cluster"]
     if members:
@@ -231,7 +196,7 @@ def _with_quorum(
         yield from _apart(cluster, view, quorate, reference, extras)
     for finding in corosync_compare.findings(cluster, views):
         if finding.id == corosync_compare.TREES_DIFFER.id:
-            yield _refused(
+            yield recovery_steps.refused(
                 "resync",
                 cluster,
                 finding.nodes[0],
@@ -243,7 +208,7 @@ def _with_quorum(
 
 def _keep(cluster: str, views: Sequence[View], choice: str) -> Survivor:
     """The copy to keep; the one that a person chose where that can be used."""
-    proposed = corosync_compare.survivor(cluster, views)
+    proposed = corosync_survivor.survivor(cluster, views)
     name, _, which = choice.partition(":")
     chosen = next((view for view in views if view.name == name and view.asked), None)
     if not choice or chosen is None or not proposed.needed:
@@ -251,10 +216,10 @@ def _keep(cluster: str, views: Sequence[View], choice: str) -> Survivor:
     copies = {"cluster": chosen.cluster if chosen.mode != "local" else None, "host": chosen.local}
     which = which or ("cluster" if copies["cluster"] else "host")
     copy = copies.get(which)
-    if copy is None or copy.error or _name_in(copy) != cluster:
+    if copy is None or copy.error or recovery_steps.name_in(copy) != cluster:
         why = copy.error if copy and copy.error else f"it has no such copy of the cluster {cluster}"
         return Survivor(True, f"the copy of {choice} was chosen and cannot be used: {why}")
-    version = corosync_compare.write_version(copy, _copies(views), views)
+    version = corosync_survivor.write_version(copy, recovery_steps.copies(views), views)
     reason = f"chosen by recover_survivor={choice}"
     return Survivor(True, reason, chosen.name, chosen.host, which, copy.config_version, copy.sha256, version)
 
@@ -265,7 +230,7 @@ def _publish(
     """One text with the highest version on /etc/pve, from where the daemons bring it to each member."""
     what = f"write one text to {CLUSTER_COPY}"
     if keep.needed and keep.node is None:
-        return _refused(
+        return recovery_steps.refused(
             "publish",
             cluster,
             "",
@@ -273,25 +238,25 @@ def _publish(
             f"a person must decide which copy stays: {keep.reason}. Name it with -e recover_survivor=NODE:cluster or NODE:host "
             "(with nodes that were not asked: only once they are certainly off)",
         )
-    copy = _chosen(keep, views) or members[0].cluster or members[0].local
+    copy = recovery_steps.chosen(keep, views) or members[0].cluster or members[0].local
     if copy is None:
         return None
     alike = all(each is not None and each.sha256 == copy.sha256 for view in members for each in (view.cluster, view.local))
-    if alike and corosync_compare.write_version(copy, _copies(views), views) == copy.config_version:
+    if alike and corosync_survivor.write_version(copy, recovery_steps.copies(views), views) == copy.config_version:
         return None
     # The daemons copy what is written, so also a text that is there already is written once more, as a new version.
     try:
-        version = corosync_conf.next_version(_highest(views))
+        version = corosync_conf.next_version(recovery_steps.highest_version(views))
     except PveguardError as error:
-        return _refused("publish", cluster, "", what, str(error))
-    new = _with_version(copy, version)
+        return recovery_steps.refused("publish", cluster, "", what, str(error))
+    new = recovery_steps.with_version(copy, version)
     by = next((view for view in members if view.name == keep.node), members[0])
     reason = keep.reason if keep.needed else f"Corosync runs a config_version above that of the files ({copy.config_version})"
     lost = [
         f"{name}: {each.label}"
         for view in views
         for name, each in ((f"{CLUSTER_COPY} of {view.name}", view.cluster), (f"{HOST_COPY} of {view.name}", view.local))
-        if each and _body(each) != _body(copy) and (view in members or name.startswith(CLUSTER_COPY))
+        if each and recovery_steps.body(each) != recovery_steps.body(copy) and (view in members or name.startswith(CLUSTER_COPY))
     ]
     return Step(
         f"publish:{cluster}",
@@ -308,12 +273,12 @@ def _publish(
                 "host": by.host,
                 "step": "publish",
                 "text": new.text,
-                "seen": _seen(by),
+                "seen": recovery_steps.seen(by),
                 "live_member_ids": sorted(by.live),
             },
         ),
         copy=new,
-        nodes=_tuple(members),
+        nodes=hosts_of(members),
     )
 
 
@@ -332,7 +297,7 @@ def _lagging(
         what, by = "reload Corosync on all live members", late[0]
         versions = {extras[view.name].version for view in members if extras[view.name].version}
         if len(versions) > 1:
-            yield _refused(
+            yield recovery_steps.refused(
                 "reload",
                 cluster,
                 "",
@@ -349,14 +314,14 @@ def _lagging(
             f"{what}, from {by.name}",
             why,
             command=f"on {by.name}: corosync-cfgtool -R",
-            actions=({"host": by.host, "step": "reload", "seen": _seen(by)},),
-            nodes=_tuple(members),
+            actions=({"host": by.host, "step": "reload", "seen": recovery_steps.seen(by)},),
+            nodes=hosts_of(members),
         )
         return
     for view in late:
         what = f"restart Corosync on {view.name}"
         if extras[view.name].ha:
-            yield _refused("restart", cluster, view.name, what, extras[view.name].ha)
+            yield recovery_steps.refused("restart", cluster, view.name, what, extras[view.name].ha)
             continue
         yield Step(
             f"restart:{view.name}",
@@ -367,7 +332,7 @@ def _lagging(
             f"the reload did not bring it: {why}",
             "its membership for some seconds; the quorum stays",
             f"on {view.name}: systemctl restart corosync",
-            ({"host": view.host, "step": "restart", "seen": _seen(view)},),
+            ({"host": view.host, "step": "restart", "seen": recovery_steps.seen(view)},),
             nodes=(view.name,),
         )
 
@@ -378,11 +343,12 @@ def _apart(
     """The way of one node back to the members that have quorum."""
     live, extra = quorate[0].live, extras[view.name]
     if reference is not None and (view.local is None or view.local.sha256 != reference.sha256):
-        yield _host_copy(cluster, [view], reference, f"the text of {CLUSTER_COPY} of {_names(quorate)}", "host_copy", view.name)
+        source = f"the text of {CLUSTER_COPY} of {named(quorate)}"
+        yield recovery_steps.host_copy(cluster, [view], reference, source, "host_copy", view.name)
         return
     key = quorate[0].authkey
     if key and view.authkey != key:
-        yield _refused(
+        yield recovery_steps.refused(
             "start",
             cluster,
             view.name,
@@ -394,24 +360,24 @@ def _apart(
     version = view.local.config_version if view.local else None
     if not view.running or (view.node_id not in live and view.running_version != version):
         # A daemon that would become the leader is stopped first; that step comes before this one.
-        if view.mode == "cluster" and not _harmless(view, quorate):
+        if view.mode == "cluster" and not recovery_steps.harmless(view, quorate):
             return
         # Without the text of the members nobody knows whether it finds them.
         if reference is not None or all(each.mode is None for each in quorate):
-            yield _start(cluster, view, extra, quorate)
+            yield recovery_steps.start(cluster, view, extra, quorate)
         return
     if view.node_id not in live:
-        yield _refused(
+        yield recovery_steps.refused(
             "link",
             cluster,
             view.name,
             "bring it back to the others",
-            f"Corosync runs on {view.name} with the same text and sees {_ids(view.live)}: repair the links "
+            f"Corosync runs on {view.name} with the same text and sees {ids_text(view.live)}: repair the links "
             "('corosync-cfgtool -s' on both sides; playbooks/gate.yml measures them)",
         )
         return
     if view.mode == "local":
-        yield _isolate(
+        yield recovery_steps.isolate(
             cluster,
             view,
             extras,
@@ -422,131 +388,10 @@ def _apart(
             None,
             *(v.tree_sha256 for v in quorate),
         }
-        if view.database is False or extra.has_conf is False or tied or not _harmless(view, quorate):
-            yield _resync(cluster, view, quorate, extra)
+        if view.database is False or extra.has_conf is False or tied or not recovery_steps.harmless(view, quorate):
+            yield recovery_steps.resync(cluster, view, quorate, extra)
         else:
-            yield _start_daemon(cluster, view, quorate, extra)
-
-
-def _isolate(cluster: str, view: View, extras: Mapping[str, Extra], why: str) -> Step:
-    what = f"stop the cluster file system on {view.name}"
-    if extras[view.name].ha:
-        return _refused("isolate", cluster, view.name, what, f"{why}. But {extras[view.name].ha}")
-    return Step(
-        f"isolate:{view.name}",
-        "isolate",
-        cluster,
-        view.name,
-        what,
-        why,
-        "nothing; /etc/pve is away there until a later step, guests go on",
-        f"on {view.name}: systemctl stop pve-cluster",
-        ({"host": view.host, "step": "stop_daemon", "seen": _seen(view), "mode": view.mode},),
-        nodes=(view.name,),
-    )
-
-
-def _resync(cluster: str, view: View, quorate: Sequence[View], extra: Extra) -> Step:
-    what = f"let {view.name} fetch the state of {_names(quorate)} anew"
-    if not any(other.mode == "cluster" for other in quorate):
-        return _refused("resync", cluster, view.name, what, "there is no other member whose daemon runs with quorum")
-    if extra.ha:
-        return _refused("resync", cluster, view.name, what, extra.ha)
-    if view.database is False:
-        why, lost = "its database is lost", "nothing that is left"
-    elif extra.has_conf is False:
-        why, lost = "its database holds no corosync.conf: it is empty, or of before its join", "what only it holds"
-    else:
-        why = f"its state (root version {_version(view)}) would become that of all when its daemon starts"
-        lost = f"what only it holds, up to root version {_version(view)}"
-    return Step(
-        f"resync:{view.name}",
-        "resync",
-        cluster,
-        view.name,
-        what,
-        why,
-        f"{lost}; it is saved before",
-        f"on {view.name}: pve-state restore --resync (without RAM state: move /var/lib/pve-cluster/config.db* aside, then "
-        "systemctl start pve-cluster)",
-        ({"host": view.host, "step": "resync"},),
-        nodes=(view.name,),
-    )
-
-
-def _start_daemon(cluster: str, view: View, quorate: Sequence[View], extra: Extra) -> Step:
-    limit = max((other.root_version or 0 for other in quorate), default=view.root_version or 0)
-    return Step(
-        f"daemon:{view.name}",
-        "daemon",
-        cluster,
-        view.name,
-        f"start the cluster file system on {view.name}",
-        f"it is down; its root version {_version(view)} is "
-        + (f"not above that of the members ({limit})" if quorate else "the highest of all nodes, none of which runs"),
-        "what only it holds is replaced by the members' state; it is saved before" if quorate else "",
-        f"on {view.name}: systemctl start pve-cluster",
-        ({"host": view.host, "step": "start_daemon", "seen": _seen(view), "max_root_version": limit},),
-        nodes=(view.name,),
-    )
-
-
-def _start(cluster: str, view: View, extra: Extra, quorate: Sequence[View], meets: str = "") -> Step:
-    what = f"{'restart' if view.running else 'start'} Corosync on {view.name}"
-    if extra.ha:
-        return _refused("start", cluster, view.name, what, extra.ha)
-    limit = max((other.root_version or 0 for other in quorate), default=None)
-    version = view.local.config_version if view.local else None
-    why = f"it runs config_version {view.running_version}, the file has {version}" if view.running else "it does not run"
-    judged = ""
-    if quorate and view.mode == "cluster":
-        judged = f", and its root version {_version(view)} is not above theirs ({limit})"
-    return Step(
-        f"start:{view.name}",
-        "start",
-        cluster,
-        view.name,
-        what,
-        f"{why}; {HOST_COPY} is that of the others{judged}",
-        meets,
-        f"on {view.name}: systemctl {'re' if view.running else ''}start corosync",
-        (
-            {
-                "host": view.host,
-                "step": "start_corosync",
-                "seen": _seen(view),
-                "max_root_version": limit,
-                "live_member_ids": sorted(quorate[0].live) if quorate else [],
-            },
-        ),
-        nodes=(view.name,),
-    )
-
-
-def _host_copy(cluster: str, views: Sequence[View], copy: Copy, source: str, kind: str, name: str) -> Step:
-    reasons = [
-        f"{view.name}: {view.local.error or f'has {view.local.label}'}" if view.local else f"{view.name}: there is none"
-        for view in views
-    ]
-    lost = [f"{view.name}: {view.local.label}" for view in views if view.local and _body(view.local) != _body(copy)]
-    return Step(
-        f"{kind}:{name}",
-        kind,
-        cluster,
-        name if kind == "host_copy" else "",
-        f"write {source}, config_version {copy.config_version}, to {HOST_COPY} of {_names(views)}, once 'corosync -t' accepts it",
-        f"Corosync starts with that file and gives up where members run another config_version, and the daemon copies none "
-        f"there without quorum ({'; '.join(reasons)})",
-        f"another text of {HOST_COPY}, which is saved before: {'; '.join(lost)}" if lost else "",
-        f"copy {HOST_COPY} of a member with quorum to {_names(views)}"
-        if kind == "host_copy"
-        else f"edit {HOST_COPY} alike on each of them",
-        tuple(
-            {"host": view.host, "step": "host_copy", "text": copy.text, "seen": _seen(view), "name": view.name} for view in views
-        ),
-        copy=copy,
-        nodes=_tuple(views),
-    )
+            yield recovery_steps.start_daemon(cluster, view, quorate, extra)
 
 
 # Without quorum
@@ -558,7 +403,7 @@ def _without_quorum(
     asked = [view for view in views if view.asked]
     keep = _keep(cluster, views, choice)
     if keep.needed and keep.node is None:
-        yield _refused(
+        yield recovery_steps.refused(
             "host_copies",
             cluster,
             "",
@@ -566,19 +411,19 @@ def _without_quorum(
             f"a person must decide which copy stays: {keep.reason}. Name it with -e recover_survivor=NODE:cluster or NODE:host",
         )
         return
-    copy = _chosen(keep, views) or next((view.local for view in asked if view.local), None)
+    copy = recovery_steps.chosen(keep, views) or next((view.local for view in asked if view.local), None)
     if copy is None:
         return
-    new = _with_version(copy, keep.write_version or copy.config_version or 1)
+    new = recovery_steps.with_version(copy, keep.write_version or copy.config_version or 1)
     alike = [view for view in asked if view.local is None or view.local.sha256 != new.sha256]
     if alike:
         source = f"the text of {keep.path or HOST_COPY} of {keep.node or asked[0].name}"
-        step = _host_copy(cluster, alike, new, source, "host_copies", cluster)
+        step = recovery_steps.host_copy(cluster, alike, new, source, "host_copies", cluster)
         yield replace(step, why=f"{keep.reason}. {step.why}")
         return
     keys = {view.authkey for view in asked}
     if len(keys) > 1 or None in keys:
-        yield _refused(
+        yield recovery_steps.refused(
             "start",
             cluster,
             "",
@@ -592,18 +437,18 @@ def _without_quorum(
     meets, tie = _leader([view for view in asked if view.mode != "local"])
     if down or late:
         if tie:
-            yield _refused("start", cluster, "", "start Corosync", tie)
+            yield recovery_steps.refused("start", cluster, "", "start Corosync", tie)
             return
         # The one whose state becomes that of all comes first.
         for view in sorted([*down, *late], key=lambda each: -(each.root_version or 0)):
-            yield _start(cluster, view, extras[view.name], (), meets)
+            yield recovery_steps.start(cluster, view, extras[view.name], (), meets)
         return
     idle = [view for view in up if view.quorate and view.mode == "down"]
     if idle:
         yield from _first_daemon(cluster, views, idle, extras, tie)
     for view in asked:
         if view.mode == "local" and not idle:
-            yield _refused(
+            yield recovery_steps.refused(
                 "resync",
                 cluster,
                 view.name,
@@ -625,14 +470,14 @@ def _leader(asked: Sequence[View]) -> tuple[str, str]:
     shown = "; ".join(f"{view.name}: {view.root_version}" for view in known)
     if len({view.tree_sha256 for view in first if view.tree_sha256}) > 1:
         return "", (
-            f"{_names(first)} have the same root version {top} and different content of /etc/pve: when they meet, the clock "
+            f"{named(first)} have the same root version {top} and different content of /etc/pve: when they meet, the clock "
             "decides. Compare what they hold (the databases are saved), then let all but one fetch its state: on each of the "
             "others, with pve-cluster stopped, move /var/lib/pve-cluster/config.db* aside before Corosync is started"
         )
     if len({view.root_version for view in known}) == 1:
         return "", ""
     return (
-        f"the state of {_names(first)}, which has the highest root version, becomes that of all when they meet; what only the "
+        f"the state of {named(first)}, which has the highest root version, becomes that of all when they meet; what only the "
         f"others hold is saved before (root versions: {shown})",
         "",
     )
@@ -651,23 +496,23 @@ def _first_daemon(
     ]
     top = max(idle, key=lambda view: view.root_version or 0)
     if silent:
-        reason = f"{_names(silent)} was not asked and Corosync sees it: its daemon may run with another state. Make it reachable"
+        reason = f"{named(silent)} was not asked and Corosync sees it: its daemon may run with another state. Make it reachable"
     elif tie:
         reason = tie
     elif not whole or top not in whole:
         reason = (
-            f"no node with the highest root version holds a database with a corosync.conf ({_names(idle)}): started like this "
+            f"no node with the highest root version holds a database with a corosync.conf ({named(idle)}): started like this "
             "they would begin empty. 'playbooks/restore.yml --limit NODE' lists the generations of a node"
         )
     else:
-        yield _start_daemon(cluster, top, (), extras[top.name])
+        yield recovery_steps.start_daemon(cluster, top, (), extras[top.name])
         return
-    yield _refused("daemon", cluster, "", what, reason)
+    yield recovery_steps.refused("daemon", cluster, "", what, reason)
 
 
 def _quorum(cluster: str, views: Sequence[View], up: Sequence[View], copy: Copy) -> Step:
     node = max(up, key=lambda view: (view.root_version or 0, view.name))
-    what = f"lower the expected votes on {node.name}, so that {_names(up)} has quorum without the others"
+    what = f"lower the expected votes on {node.name}, so that {named(up)} has quorum without the others"
     outside = [view for view in views if view.node_id not in node.live]
     document = corosync_conf.parse(copy.text)
     votes = {each.node_id: each.votes for each in document.nodes()}
@@ -676,9 +521,9 @@ def _quorum(cluster: str, views: Sequence[View], up: Sequence[View], copy: Copy)
     alone = [view for view in views if view.asked and view.mode == "local"]
     refused = ""
     if answering or any(view.live != node.live for view in up):
-        refused = f"{_names(answering) or 'another node'} answers, so it is not off: repair the links ('corosync-cfgtool -s')"
+        refused = f"{named(answering) or 'another node'} answers, so it is not off: repair the links ('corosync-cfgtool -s')"
     elif alone:
-        refused = f"the daemon of {_names(alone)} works alone (local mode); two parts would take writes"
+        refused = f"the daemon of {named(alone)} works alone (local mode); two parts would take writes"
     elif document.qdevice:
         refused = "there is a QDevice, which may have given its vote to the other side: look at 'corosync-qdevice-tool -s'"
     elif node.mode not in ("cluster", None):
@@ -686,8 +531,8 @@ def _quorum(cluster: str, views: Sequence[View], up: Sequence[View], copy: Copy)
     elif not outside or not held:
         refused = "there is nobody whose vote is missing; look at 'corosync-quorumtool -s'"
     if refused:
-        return _refused("quorum", cluster, node.name, what, refused)
-    names = _names(outside)
+        return recovery_steps.refused("quorum", cluster, node.name, what, refused)
+    names = named(outside)
     addresses = sorted(
         address for each in document.nodes() if each.node_id not in node.live for address in each.addresses.values()
     )
@@ -699,19 +544,20 @@ def _quorum(cluster: str, views: Sequence[View], up: Sequence[View], copy: Copy)
         f"{what}; until its Corosync is restarted",
         f"no quorum with {held} of {sum(votes.values())} votes. CONFIRM ONLY IF {names} ARE SWITCHED OFF AND STAY SO until "
         f"{node.name} is done",
-        f"if one of {names} runs after all, or holds a root version above {_version(node)}: what one of the two sides writes",
+        f"if one of {names} runs after all, or holds a root version above {recovery_steps.root_version(node)}: what one of "
+        "the two sides writes",
         f"on {node.name}: corosync-quorumtool -e {held}",
         (
             {
                 "host": node.host,
                 "step": "quorum",
-                "seen": _seen(node),
+                "seen": recovery_steps.seen(node),
                 "votes": held,
                 "live_member_ids": sorted(node.live),
                 "others": addresses,
             },
         ),
-        nodes=_tuple(up),
+        nodes=hosts_of(up),
     )
 
 
@@ -780,93 +626,6 @@ def _led(view: View, leader: View) -> View:
 
 
 # Small
-
-
-def _harmless(view: View, quorate: Sequence[View]) -> bool:
-    """Whether the members' state stays when this node's daemon meets them."""
-    best = max(other.root_version or 0 for other in quorate)
-    return view.root_version is not None and view.root_version <= best
-
-
-def _foreign(view: View, cluster: str) -> bool:
-    return bool(view.cluster_name) and view.cluster_name != cluster
-
-
-def _bare(view: View) -> bool:
-    return view.asked and view.cluster is None and view.local is None and view.authkey is None and not view.running
-
-
-def _refused(kind: str, cluster: str, node: str, what: str, reason: str) -> Step:
-    return Step(f"{kind}:{node or cluster}", kind, cluster, node, what, "", refused=reason)
-
-
-def _seen(view: View) -> dict[str, Any]:
-    """What a step is decided by; the node looks again before it is done."""
-    return {
-        "cluster_sha256": view.cluster.sha256 if view.cluster else "",
-        "host_sha256": view.local.sha256 if view.local else "",
-        "running": view.running,
-        "quorate": bool(view.quorate),
-    }
-
-
-def _chosen(keep: Survivor, views: Sequence[View]) -> Copy | None:
-    view = next((each for each in views if keep.node and each.name == keep.node), None)
-    return None if view is None else view.cluster if keep.copy == "cluster" else view.local
-
-
-def _with_version(copy: Copy, version: int) -> Copy:
-    if copy.config_version == version:
-        return copy
-    document = corosync_conf.parse(copy.text)
-    document.set("totem", "config_version", version)
-    text = document.text()
-    return Copy(text, hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest(), version)
-
-
-def _body(copy: Copy) -> str:
-    """The text without its version, to tell a new version from another content."""
-    try:
-        document = corosync_conf.parse(copy.text)
-    except CorosyncConfError:
-        return copy.text
-    if document.config_version is None:
-        return copy.text
-    document.set("totem", "config_version", 1)
-    return document.text()
-
-
-def _name_in(copy: Copy) -> str | None:
-    try:
-        return corosync_conf.parse(copy.text).cluster_name
-    except CorosyncConfError:
-        return None
-
-
-def _copies(views: Iterable[View]) -> list[Copy]:
-    return [copy for view in views for copy in (view.cluster, view.local) if copy]
-
-
-def _highest(views: Iterable[View]) -> int:
-    """The highest config_version of all copies and of every Corosync that runs."""
-    runs = [version for view in views for version in (view.running_version, *view.member_versions.values())]
-    return max((version or 0 for version in [*(copy.config_version for copy in _copies(views)), *runs]), default=0)
-
-
-def _names(views: Iterable[View]) -> str:
-    return ", ".join(view.name for view in views)
-
-
-def _tuple(views: Iterable[View]) -> tuple[str, ...]:
-    return tuple(view.name for view in views)
-
-
-def _ids(live: Iterable[int]) -> str:
-    return " ".join(map(str, sorted(live))) or "nobody"
-
-
-def _version(view: View) -> str:
-    return "unknown" if view.root_version is None else str(view.root_version)
 
 
 def _open(refused: Sequence[Step], left: Sequence[Finding]) -> list[str]:

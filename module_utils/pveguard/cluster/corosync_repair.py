@@ -29,8 +29,8 @@ from ..corosync import corosync_change, corosync_info, corosync_restart
 from ..formats import corosync_conf
 from ..ha import ha_info
 from ..pmxcfs import live_database, pmxcfs, pve_file
-from ..state import ram_state
-from . import cluster_member, corosync_compare
+from ..state import program, ram_state
+from . import cluster_member, corosync_views
 from . import node as node_facts
 
 #: Where the state of a node is kept before anything is changed, a directory for each time.
@@ -52,7 +52,7 @@ class Request:
     ``seen``: ``cluster_sha256``, ``host_sha256`` (empty: no copy), ``running``, ``quorate`` as they were. ``text`` of
     corosync.conf. ``live_member_ids``: the membership then. ``max_root_version``: of the members that run, above which no
     state may meet them (None: none runs). ``votes`` to expect, ``others``: addresses that must not answer. ``mode`` of the
-    daemon then. ``program``: text of pve-state. ``deadline_s``: seconds to wait for what a step brings.
+    daemon then. ``deadline_s``: seconds to wait for what a step brings.
     """
 
     step: str
@@ -63,7 +63,6 @@ class Request:
     votes: int = 0
     others: Sequence[str] = ()
     mode: str = ""
-    program: str = ""
     deadline_s: float = 60.0
 
 
@@ -84,13 +83,14 @@ def answers(address: str) -> bool:
 
 @dataclass
 class Node:
-    """Where a step is done, how it runs commands and waits, and whether an address answers it."""
+    """Where a step is done, how it runs commands and waits, whether an address answers it, and how it asks pve-state."""
 
     run: Run = real_run
     root: Path = Path("/")
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
     answers: Callable[[str], bool] = answers
+    ask: ram_state.Ask = program.ask
 
     def info(self) -> dict[str, Any]:
         return corosync_info.collect(run=self.run, root=self.root)
@@ -283,7 +283,7 @@ def _publish(request: Request, check: bool, node: Node) -> dict[str, Any]:
 
 def _host_copy(request: Request, check: bool, node: Node) -> dict[str, Any]:
     info = _unchanged(request, node)
-    bad = corosync_compare.unusable(request.text, "the text to be written")
+    bad = corosync_views.unusable(request.text, "the text to be written")
     if bad:
         raise PveguardError(f"refused: {bad}")
     new = corosync_conf.parse(request.text)
@@ -295,7 +295,7 @@ def _host_copy(request: Request, check: bool, node: Node) -> dict[str, Any]:
     former = (info["host"] or {}).get("config_version") or 0
     if former > (new.config_version or 0):
         raise PveguardError(
-            f"refused: {corosync_compare.HOST_COPY} has config_version {former}, above {new.config_version} of the text: run "
+            f"refused: {corosync_views.HOST_COPY} has config_version {former}, above {new.config_version} of the text: run "
             "again"
         )
     corosync_change.validate(request.text, node.run, node.root / "run/pveguard")
@@ -346,8 +346,8 @@ def _start_corosync(request: Request, check: bool, node: Node) -> dict[str, Any]
     if info["running"] and info["quorate"]:
         raise PveguardError("refused: Corosync runs here and has quorum by now: run again")
     if info["host"] is None:
-        raise PveguardError(f"refused: there is no {corosync_compare.HOST_COPY}")
-    bad = corosync_compare.unusable(info["host"]["text"], corosync_compare.HOST_COPY)
+        raise PveguardError(f"refused: there is no {corosync_views.HOST_COPY}")
+    bad = corosync_views.unusable(info["host"]["text"], corosync_views.HOST_COPY)
     if bad:
         raise PveguardError(f"refused: {bad}")
     if info["authkey_sha256"] is None:
@@ -448,7 +448,7 @@ def _stop_daemon(request: Request, check: bool, node: Node) -> dict[str, Any]:
     tasks = cluster_member.task_refusals(node.root)
     if tasks:
         raise PveguardError(f"refused: {tasks[0]}")
-    _refuse_login(request.program, node)
+    _refuse_login(node)
     if check:
         return {"changed": True}
     _systemctl(node, "stop", "pve-cluster.service")
@@ -458,10 +458,9 @@ def _stop_daemon(request: Request, check: bool, node: Node) -> dict[str, Any]:
     return {"changed": True}
 
 
-def _refuse_login(program: str, node: Node) -> None:
+def _refuse_login(node: Node) -> None:
     """The next connection may depend on a key that lies on /etc/pve."""
-    argv = [ram_state.PYTHON, "-", "check-login", "--json", "--connection", ram_state.ssh_connection()]
-    done = node.run(argv, input=program, timeout=60)
+    done = node.ask(["check-login", "--connection", ram_state.ssh_connection()], 60)
     try:
         login = json.loads(done.stdout)
     except ValueError:
@@ -481,7 +480,7 @@ def _start_daemon(request: Request, check: bool, node: Node) -> dict[str, Any]:
     if state["mode"] == "local":
         raise PveguardError("refused: the daemon runs and works alone (local mode): run again")
     if info["host"] is None or info["example_conf"]:
-        raise PveguardError(f"refused: without {corosync_compare.HOST_COPY} the daemon may work alone")
+        raise PveguardError(f"refused: without {corosync_views.HOST_COPY} the daemon may work alone")
     if state["database_bytes"] is None:
         raise PveguardError(f"refused: there is no /{pmxcfs.DATABASE}, so the daemon would begin empty")
     if state["root_version"] is not None and not state["has_corosync_conf"]:

@@ -185,38 +185,54 @@ def _group_plan(
         return plans
 
     if members:
-        corosyncs = {host: (nodes[host] or {}).get("corosync") or {} for host in members}
-        quorate = [host for host in members if corosyncs[host].get("quorate")]
-        if not quorate:
-            quorate = _waiting_for(corosyncs, candidates, nodes)
-        for host in candidates:
-            held = _holdings(nodes[host] or {})
-            if held:
-                plans[host] = _refuse_holder(host, cluster, members, held)
-            elif not quorate:
-                plans[host] = _plan(
-                    "refuse",
-                    cluster=cluster,
-                    members=members,
-                    reason=f"no member of {cluster!r} is quorate ({', '.join(members)}); "
-                    "restore quorum first ('corosync-quorumtool -s' on a member)",
-                )
-            else:
-                plans[host] = _plan("join", cluster=cluster, seed=quorate[0], members=members, reason="not a member yet")
-        return plans
+        return {**plans, **_joins(cluster, members, candidates, nodes)}
+    return {**plans, **_founding(cluster, candidates, unheard, bootstrap, nodes)}
 
+
+def _joins(
+    cluster: str, members: list[str], candidates: list[str], nodes: Mapping[str, Mapping[str, Any] | None]
+) -> dict[str, Plan]:
+    """The plans of hosts that are to join a cluster that exists."""
+    plans: dict[str, Plan] = {}
+    corosyncs = {host: (nodes[host] or {}).get("corosync") or {} for host in members}
+    quorate = [host for host in members if corosyncs[host].get("quorate")]
+    if not quorate:
+        quorate = _waiting_for(corosyncs, candidates, nodes)
+    for host in candidates:
+        held = _holdings(nodes[host] or {})
+        if held:
+            plans[host] = _refuse_holder(host, cluster, members, held)
+        elif not quorate:
+            plans[host] = _plan(
+                "refuse",
+                cluster=cluster,
+                members=members,
+                reason=f"no member of {cluster!r} is quorate ({', '.join(members)}); "
+                "restore quorum first ('corosync-quorumtool -s' on a member)",
+            )
+        else:
+            plans[host] = _plan("join", cluster=cluster, seed=quorate[0], members=members, reason="not a member yet")
+    return plans
+
+
+def _founding(
+    cluster: str,
+    candidates: list[str],
+    unheard: list[str],
+    bootstrap: str | None,
+    nodes: Mapping[str, Mapping[str, Any] | None],
+) -> dict[str, Plan]:
+    """The plans of hosts of a cluster that does not exist yet: one founds it, the others join."""
     if bootstrap is not None and bootstrap in nodes and bootstrap not in candidates:
         reason = f"corosync_bootstrap names {bootstrap}, which is not in this run or was refused"
-        plans.update({host: _plan("refuse", cluster=cluster, reason=reason) for host in candidates})
-        return plans
+        return {host: _plan("refuse", cluster=cluster, reason=reason) for host in candidates}
     if unheard and bootstrap not in candidates:
         reason = (
             f"{', '.join(unheard)} of cluster {cluster!r} could not be asked (--limit, or unreachable) and may already be "
             "members: founding the cluster here could make a second one. Run without --limit, or name the founder with "
             f"-e corosync_bootstrap={candidates[0]}"
         )
-        plans.update({host: _plan("refuse", cluster=cluster, reason=reason) for host in candidates})
-        return plans
+        return {host: _plan("refuse", cluster=cluster, reason=reason) for host in candidates}
 
     holders = {host: _holdings(nodes[host] or {}) for host in candidates}
     holders = {host: held for host, held in holders.items() if held}
@@ -226,10 +242,10 @@ def _group_plan(
             f"more than one host has content of its own ({shown}) and a join keeps only the cluster's. Back up and remove "
             "the guests of all but one, or take those hosts out of the group"
         )
-        plans.update({host: _plan("refuse", cluster=cluster, reason=reason) for host in candidates})
-        return plans
+        return {host: _plan("refuse", cluster=cluster, reason=reason) for host in candidates}
     # A host with content founds the cluster, so that nothing of it has to be given up.
     seed = bootstrap if bootstrap in candidates else next(iter(holders), candidates[0])
+    plans: dict[str, Plan] = {}
     for host in candidates:
         if host == seed:
             plans[host] = _plan("bootstrap", cluster=cluster, reason="no cluster exists yet")

@@ -12,9 +12,8 @@ import difflib
 import hashlib
 import os
 import re
-import socket
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,11 +23,10 @@ from ..base.atomic import read_or_none, write_atomic
 from ..base.errors import PveguardError
 from ..base.run import CommandMissing, Run
 from ..base.run import run as real_run
-from ..formats import corosync_conf, corosync_edit
-from ..formats.corosync_conf import Document
-from ..ha import ha_info
+from ..formats import corosync_check, corosync_conf, corosync_edit
 from ..pmxcfs import pve_file, pve_lock
-from . import corosync_info, probe_members
+from . import corosync_info, corosync_refusals, corosync_wish, probe_members
+from .corosync_wish import Wanted
 
 #: The lock that ``pvecm`` takes for the same work (a directory; the cluster file system makes mkdir atomic).
 LOCK = "priv/lock/file-corosync_conf"
@@ -42,50 +40,6 @@ ROLLBACK_COPY = Path("var/lib/pveguard/corosync.conf.rollback")
 #: Lines of the journal in a failure, and of the difference in its message.
 JOURNAL_LINES = 20
 DIFF_LINES = 30
-#: First version of corosync that changes its encryption without a restart (release notes of 3.1.0, "runtime crypto
-#: reconfig").
-CRYPTO_RELOAD_VERSION = (3, 1)
-
-
-@dataclass
-class Wanted:
-    """What the configuration must say. None and what is not named leave a value as it is.
-
-    ``nodes``: ``{name, node_id, links, votes}``; with ``absent`` the nodes that must not be there, by name. In
-    ``links`` of a node the index is the link's number, an empty text a link that it does not have. A listed node with
-    other addresses or votes is refused unless ``update_nodes``.
-    ``links``: ``{number, absent (False), addresses ({node: address}), priority, transport, ping_interval,
-    ping_timeout, ping_precision, pong_count}`` (times in ms).
-    ``crypto``: ``{cipher, hash}``; refused while the cluster runs unless ``allow_crypto_change``.
-    ``totem``, ``logging``, ``quorum``: other keys of these sections; a value of None takes a key off.
-    """
-
-    cluster_name: str | None = None
-    nodes: Sequence[dict[str, Any]] = field(default_factory=list)
-    token_ms: int | None = None
-    absent: bool = False
-    update_nodes: bool = False
-    links: Sequence[Mapping[str, Any]] = field(default_factory=list)
-    token_coefficient_ms: int | None = None
-    crypto: Mapping[str, str | None] | None = None
-    allow_crypto_change: bool = False
-    totem: Mapping[str, object] = field(default_factory=dict)
-    logging: Mapping[str, object] = field(default_factory=dict)
-    quorum: Mapping[str, object] = field(default_factory=dict)
-
-    @property
-    def empty(self) -> bool:
-        """Nothing but the cluster's name is asked for."""
-        return not (
-            self.nodes
-            or self.links
-            or self.token_ms is not None
-            or self.token_coefficient_ms is not None
-            or any(self.crypto.values() if self.crypto else ())
-            or self.totem
-            or self.logging
-            or self.quorum
-        )
 
 
 @dataclass
@@ -116,124 +70,6 @@ class ChangeFailed(PveguardError):
         self.before, self.after, self.journal, self.rolled_back = before, after, journal, rolled_back
 
 
-def resolve_host(name: str) -> list[str]:
-    """The addresses of a host name as this node resolves it; empty when it does not."""
-    try:
-        return sorted({str(found[4][0]) for found in socket.getaddrinfo(name, None, type=socket.SOCK_DGRAM)})
-    except OSError:
-        return []
-
-
-def merge(text: str, wanted: Wanted, probes: Collection[int] = ()) -> tuple[str, list[str]]:
-    """The text with what is wanted merged in (config_version raised) and warnings. The same text if nothing differs.
-
-    Raises PveguardError when it must not be done.
-    """
-    texts, warnings = sequence(text, wanted, probes)
-    return (texts[-1] if texts else text), warnings
-
-
-def sequence(text: str, wanted: Wanted, probes: Collection[int] = ()) -> tuple[list[str], list[str]]:
-    """The texts to be written one after the other, each with a higher config_version, and warnings.
-
-    No text when nothing differs; more than one where Corosync must first let a link go to take it with other
-    addresses. ``probes``: node ids of those that have no vote on purpose. Raises PveguardError for what must not be done,
-    whatever the state of the cluster.
-    """
-    document = corosync_conf.parse(text, "/etc/pve/corosync.conf")
-    before = corosync_conf.parse(text)
-    version = document.config_version or 0
-    if wanted.cluster_name and document.cluster_name != wanted.cluster_name:
-        raise PveguardError(
-            f"/etc/pve/corosync.conf is of the cluster {document.cluster_name!r}, wanted "
-            f"{wanted.cluster_name!r}: correct "
-            "corosync_cluster_name, or take this host out of the group. A live cluster keeps its name"
-        )
-    known = corosync_conf.problems(document, resolve=resolve_host)
-    if not _edit(document, wanted):
-        return [], []
-    if (document.config_version or 0) != version:
-        document.set("totem", "config_version", version)
-    if document.text() == text:
-        return [], []
-    corosync_conf.refuse_problems(document, resolve=resolve_host, known=known)
-    texts = []
-    for step in corosync_edit.steps(before, document):
-        stepped = corosync_conf.parse(step)
-        version = corosync_conf.next_version(version)
-        stepped.set("totem", "config_version", version)
-        texts.append(stepped.text())
-    listed = {int(node["node_id"]) for node in wanted.nodes if node.get("votes") == 0 and node.get("node_id")}
-    after = corosync_conf.problems(document, probes={*probes, *listed})
-    found = [problem.message for problem in after if problem.severity == "warning"]
-    # Mistakes of before do not hold up a change, but they are not passed over either.
-    found += [problem.message for problem in known if problem.severity == "error" and problem in after]
-    # While a cluster grows node by node its votes are even every other time.
-    return texts, [message for message in found if not (wanted.nodes and "even number" in message)]
-
-
-def _edit(document: Document, wanted: Wanted) -> bool:
-    changed = False
-    for node in wanted.nodes:
-        if wanted.absent:
-            _refuse_namesake(document, node)
-            changed |= corosync_conf.remove_node(document, node["name"])
-            continue
-        votes = None if node.get("votes") is None else int(node["votes"])
-        present = document.node(node["name"])
-        if wanted.update_nodes and present is not None and present.node_id == int(node["node_id"]):
-            addresses = {number: address for number, address in enumerate(node["links"]) if address}
-            changed |= corosync_edit.update_node(document, node["name"], addresses, votes)
-        else:
-            links = list(node["links"])
-            changed |= corosync_conf.add_node(
-                document, node["name"], int(node["node_id"]), links, 1 if votes is None else votes
-            )
-    listed = set(document.link_numbers())
-    for link in wanted.links:
-        number = int(link["number"])
-        if link.get("absent"):
-            changed |= corosync_edit.remove_link(document, number)
-            continue
-        options = {name: link[name] for name in corosync_edit.LINK_KEYS if link.get(name) is not None}
-        addresses_of_link = dict(link.get("addresses") or {})
-        if number not in listed and not addresses_of_link:
-            raise PveguardError(
-                f"link {number} is not in corosync.conf, which has {', '.join(map(str, sorted(listed))) or 'none'}: give "
-                "it addresses, or correct corosync_link_options"
-            )
-        changed |= corosync_edit.set_link(document, number, addresses_of_link, options)
-    # A link that no node is on any more goes with its section, one that is new gets one as the others have.
-    for number in listed - set(document.link_numbers()):
-        changed |= corosync_edit.remove_link(document, number)
-    for number in document.link_numbers():
-        if wanted.update_nodes or wanted.links:
-            changed |= number not in listed and corosync_edit.set_link(document, number)
-    if wanted.token_ms is not None:
-        changed |= document.set_token(wanted.token_ms)
-    if wanted.token_coefficient_ms is not None:
-        changed |= document.set("totem", "token_coefficient", wanted.token_coefficient_ms)
-    if wanted.crypto:
-        changed |= corosync_edit.set_crypto(document, wanted.crypto.get("cipher"), wanted.crypto.get("hash"))
-    for section in ("totem", "logging", "quorum"):
-        changed |= corosync_edit.set_options(document, section, getattr(wanted, section))
-    return changed
-
-
-def _refuse_namesake(document: corosync_conf.Document, node: dict[str, Any]) -> None:
-    """Only the node that was meant is removed, not another one of its name (a wrong id given, or links)."""
-    present = document.node(node["name"])
-    if present is None:
-        return
-    links = {number: link for number, link in enumerate(node["links"]) if link} if node.get("links") else present.addresses
-    same = corosync_conf.same_addresses(links, present.addresses)
-    if int(node.get("node_id") or present.node_id or 0) != (present.node_id or 0) or not same:
-        raise PveguardError(
-            f"corosync.conf lists {node['name']} with id {present.node_id} and addresses "
-            f"{', '.join(present.addresses.values())}, not with those given: it is not removed"
-        )
-
-
 def validate(text: str, run: Run = real_run, directory: Path = Path("/run/pveguard")) -> None:
     """Let ``corosync -t`` judge a candidate. Raises PveguardError with what it said."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -258,13 +94,13 @@ def plan(wanted: Wanted, run: Run = real_run, root: Path = Path("/")) -> Outcome
     if info["cluster"] is None:
         return Outcome(not wanted.empty, "", "", info=info)
     before = _exact(info, root)
-    texts, warnings = sequence(before, wanted, probe_members.ids(info))
+    texts, warnings = corosync_wish.sequence(before, wanted, probe_members.ids(info))
     if not texts:
         # As apply() would: a reload where this node's Corosync or a member's runs an older text than the copies here.
         lags = any("config_version" in text for text in _missing(info, info["cluster"]["sha256"], ()))
         return Outcome(False, before, before, reloaded=bool(info["running"] and info["copies_equal"] and lags), info=info)
-    _refuse_state(info, wanted)
-    keys = _refuse_at_once(info, before, texts, wanted, run, root)
+    corosync_refusals.refuse_state(info, wanted)
+    keys = corosync_refusals.refuse_at_once(info, before, texts, wanted, run, root)
     return Outcome(True, before, texts[-1], info=info, warnings=warnings, restart_needed=keys, steps=len(texts))
 
 
@@ -312,7 +148,7 @@ def _apply(
             "changed here"
         )
     before = _exact(info, root)
-    texts, warnings = sequence(before, wanted, probe_members.ids(info))
+    texts, warnings = corosync_wish.sequence(before, wanted, probe_members.ids(info))
     if not texts:
         outcome = Outcome(False, before, before, info=info)
         if not wanted.absent:
@@ -321,8 +157,8 @@ def _apply(
     if wanted.absent and info["running"] and not info["quorate"]:
         _lower_expected(before, info, wanted, run, root, sleep)
         info = corosync_info.collect(run=run, root=root)
-    _refuse_state(info, wanted)
-    keys = _refuse_at_once(info, before, texts, wanted, run, root)
+    corosync_refusals.refuse_state(info, wanted)
+    keys = corosync_refusals.refuse_at_once(info, before, texts, wanted, run, root)
     pve_file.await_writable(root, sleep, clock)
     for text in texts:
         validate(text, run, root / "run/pveguard")
@@ -335,12 +171,12 @@ def _apply(
     try:
         for text in texts:
             with _lock(deadline_s, run, root, sleep, clock):
-                if _refuse_last_link(corosync_conf.parse(former), corosync_conf.parse(text)):
+                if corosync_refusals.refuse_last_link(corosync_conf.parse(former), corosync_conf.parse(text)):
                     # The lock may have been long in coming.
-                    _refuse_cut(corosync_info.collect(run=run, root=root), former, text)
+                    corosync_refusals.refuse_cut(corosync_info.collect(run=run, root=root), former, text)
                 _replace(target, former, text, before if former == before else None, root, sleep, clock)
             written.append(text)
-            links = _new_links(former, text)
+            links = corosync_refusals.new_link_numbers(former, text)
             _converge(outcome, text, deadline_s, sorted(live | set(expected_ids)), links, run, root, sleep, clock)
             former = text
     except PveguardError as error:
@@ -362,195 +198,6 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def _refuse_state(info: dict[str, Any], wanted: Wanted) -> None:
-    if not info["running"]:
-        raise PveguardError("corosync is not running on this node: start it with 'systemctl start corosync'")
-    if wanted.absent:
-        names = {node["name"] for node in wanted.nodes}
-        live = [
-            m["name"] for m in info["members"] if m["name"] in names and m["id"] in info["live_member_ids"]
-        ]
-        if live:
-            raise PveguardError(
-                f"{', '.join(live)} is in the live membership; stop corosync there before it is removed"
-            )
-    if not info["quorate"]:
-        raise PveguardError(
-            "this node has no quorum ('corosync-quorumtool -s'); a change of corosync.conf needs it, bring "
-            "members back first"
-        )
-    if not info["copies_equal"]:
-        host = (info["host"] or {}).get("config_version")
-        raise PveguardError(
-            f"/etc/corosync/corosync.conf (config_version {host}) differs from /etc/pve/corosync.conf "
-            "(config_version "
-            f"{info['cluster']['config_version']}): make them equal first, then run again"
-        )
-    if not wanted.absent:
-        _refuse_lost_majority(info, wanted)
-
-
-def _refuse_at_once(
-    info: dict[str, Any], before: str, texts: Sequence[str], wanted: Wanted, run: Run, root: Path
-) -> list[str]:
-    """Refuse what a running cluster would not survive, and return the keys that need a restart of Corosync."""
-    old, new = corosync_conf.parse(before), corosync_conf.parse(texts[-1])
-    _refuse_votes(info, old, new)
-    if old.crypto != new.crypto:
-        _refuse_crypto(info, old, new, wanted, run)
-    former = before
-    for number, text in enumerate(texts):
-        # The state of a link that this change adds is seen when it is there.
-        if number == 0:
-            _refuse_cut(info, former, text)
-        else:
-            _refuse_last_link(corosync_conf.parse(former), corosync_conf.parse(text))
-        former = text
-    keys = corosync_edit.restart_keys(old, new)
-    if keys:
-        ha = ha_info.collect(run=run, root=root)
-        if ha["resources"]:
-            raise PveguardError(
-                f"{', '.join(keys)} is taken only at a restart of corosync, and the cluster has HA resources "
-                f"({', '.join(ha['resources'][:5])}): a node that is restarted may be reset. Remove them ('ha-manager "
-                "remove SID') and stop HA (role ha, ha_state: disabled), change it, and bring them back"
-            )
-        if ha["watchdog_active"]:
-            raise PveguardError(
-                f"{', '.join(keys)} is taken only at a restart of corosync, and a client holds the watchdog on this node "
-                "(/run/watchdog-mux.active): stop HA first (role ha, ha_state: disabled)"
-            )
-    return keys
-
-
-def _refuse_votes(info: dict[str, Any], old: Document, new: Document) -> None:
-    """Votes of listed nodes, or the number expected, must not take the quorum away."""
-    votes = {node.name: node.votes for node in old.nodes()}
-    kept = [node for node in new.nodes() if node.name in votes]
-    expected = old.get("quorum", "expected_votes"), new.get("quorum", "expected_votes")
-    if all(votes[node.name] == node.votes for node in kept) and expected[0] == expected[1]:
-        return
-    live_ids = info["live_member_ids"]
-    live = sum(node.votes for node in new.nodes() if node.node_id in live_ids)
-    total = max(sum(node.votes for node in new.nodes()), _int(expected[1]))
-    if new.qdevice:
-        listed = sum(votes.values())
-        live += max(0, (info.get("total_votes") or 0) - sum(n.votes for n in old.nodes() if n.node_id in live_ids))
-        total += max(0, (info.get("expected_votes") or listed) - listed)
-    if live * 2 <= total:
-        raise PveguardError(
-            f"with these votes the {live} of the live members would be no majority of {total} and the cluster would "
-            "lose its quorum: bring back what is away, or give fewer votes to it"
-        )
-
-
-def _refuse_crypto(info: dict[str, Any], old: Document, new: Document, wanted: Wanted, run: Run) -> None:
-    if len(old.nodes()) < 2:
-        return
-    change = f"crypto would change from {'/'.join(old.crypto)} to {'/'.join(new.crypto)}"
-    if not wanted.allow_crypto_change:
-        raise PveguardError(
-            f"{change} on a live cluster: a member that does not follow is cut off. With corosync 3.1, every member live "
-            "and the same /etc/corosync/authkey everywhere it is done without a restart: run it once with "
-            "-e corosync_allow_crypto_change=true (allow_crypto_change of the module) at a quiet time. Otherwise stop "
-            "corosync on every member, change both copies alike, and start all of them"
-        )
-    away = [node.label for node in old.nodes() if node.node_id not in info["live_member_ids"]]
-    if away:
-        raise PveguardError(f"{change}, but {', '.join(away)} is away and could not come back: bring it back first")
-    if new.crypto != ("none", "none") and info.get("authkey_sha256") is None:
-        raise PveguardError(
-            f"{change}, but /etc/corosync/authkey does not exist on this node: give every member the same key first "
-            "(corosync-keygen, mode 0400)"
-        )
-    said = run(["corosync", "-v"], timeout=20)
-    match = re.search(r"version '(\d+)\.(\d+)", said.stdout)
-    if match is None or (int(match.group(1)), int(match.group(2))) < CRYPTO_RELOAD_VERSION:
-        raise PveguardError(
-            f"{change}, but corosync here is {match.group(0) if match else 'of an unknown version'}; only 3.1 and later "
-            "change it while they run: stop corosync on every member, change both copies alike, and start all of them"
-        )
-
-
-def _refuse_last_link(old: Document, new: Document) -> set[int]:
-    """The links that stay as they are while others go; refuse when none does. Empty when none goes."""
-    gone = set(old.link_numbers()) - corosync_edit.unchanged_links(old, new)
-    stay = corosync_edit.unchanged_links(old, new)
-    if not gone:
-        return set()
-    if not stay:
-        raise PveguardError(
-            f"this would replace link {', '.join(map(str, sorted(gone)))}, all that the nodes have, at once and cut them "
-            "from each other: add a link with the new addresses first, wait until it is up, then remove the old one"
-        )
-    return stay
-
-
-def _refuse_cut(info: dict[str, Any], former: str, text: str) -> None:
-    """Refuse to take a link away unless one that stays is up between this node and every live one."""
-    old, new = corosync_conf.parse(former), corosync_conf.parse(text)
-    stay = _refuse_last_link(old, new)
-    peers = _peers(info)
-    if not stay or not peers:
-        return
-    up = [number for number in stay if not _down(info, number, peers)]
-    if not up:
-        links = "; ".join(
-            f"link {number} is not up to node ids {', '.join(map(str, _down(info, number, peers)))}" for number in sorted(stay)
-        )
-        gone = set(old.link_numbers()) - stay
-        raise PveguardError(
-            f"link {', '.join(map(str, sorted(gone)))} cannot be taken away, no link that stays is up to every live member: "
-            f"{links} ('corosync-cfgtool -n'); bring one up first"
-        )
-
-
-def _peers(info: dict[str, Any]) -> list[int]:
-    listed = corosync_conf.parse(info["cluster"]["text"]).nodes()
-    own = info.get("node_id")
-    ids = {node.node_id for node in listed}
-    return sorted(number for number in info["live_member_ids"] if number != own and number in ids)
-
-
-def _down(info: dict[str, Any], number: int, peers: Sequence[int]) -> list[int]:
-    """Peers that this node does not reach over a link."""
-    states: dict[str, str] = next(
-        (link["peers"] for link in info.get("links") or [] if link["link"] == number), {}
-    )
-    return [peer for peer in peers if states.get(str(peer)) != "connected"]
-
-
-def _new_links(former: str, text: str) -> list[int]:
-    """Links that come with a text, so that they must be up when it has arrived."""
-    old, new = corosync_conf.parse(former), corosync_conf.parse(text)
-    if new.transport != "knet":
-        return []
-    return sorted(set(new.link_numbers()) - corosync_edit.unchanged_links(old, new))
-
-
-def _refuse_lost_majority(info: dict[str, Any], wanted: Wanted) -> None:
-    """A new node's vote counts from the moment it is listed, before it has joined.
-
-    Where every listed member is live that is how a cluster of one grows, and the failed join is undone.
-    With a member away it could cost a running cluster its quorum.
-    """
-    listed = corosync_conf.parse(info["cluster"]["text"], "/etc/pve/corosync.conf").nodes()
-    names = {node.name for node in listed}
-    new = [node for node in wanted.nodes if node["name"] not in names]
-    away = [node.label for node in listed if node.node_id not in info["live_member_ids"]]
-    if not new or not away:
-        return
-    live = sum(node.votes for node in listed if node.node_id in info["live_member_ids"])
-    total = sum(node.votes for node in listed)
-    total += sum(1 if node.get("votes") is None else int(node["votes"]) for node in new)
-    if live * 2 <= total:
-        raise PveguardError(
-            f"{', '.join(away)} is away: with {', '.join(node['name'] for node in new)} listed too, the {live} "
-            f"live vote(s) would be no majority of {total} and the cluster would lose its quorum. Bring back "
-            "what is away, or remove a member that is gone for good ('pvecm delnode NAME'), then run again"
-        )
-
-
 def _lower_expected(
     text: str, info: dict[str, Any], wanted: Wanted, run: Run, root: Path, sleep: Callable[[float], None]
 ) -> None:
@@ -567,7 +214,7 @@ def _lower_expected(
             f"this node has no quorum and {', '.join(away)} is away too, so it may be running elsewhere: "
             "bring it back first"
         )
-    _refuse_state({**info, "quorate": True, "copies_equal": True}, wanted)
+    corosync_refusals.refuse_state({**info, "quorate": True, "copies_equal": True}, wanted)
     run(["corosync-quorumtool", "-e", str(sum(node.votes for node in others))], timeout=30)
     for _ in range(40):
         if pve_file.has_quorum(root) and corosync_info.collect(run=run, root=root)["quorate"]:
@@ -674,7 +321,7 @@ def _roll_back(
         except PveguardError as second:
             raise fail(_by_hand(texts[-1], second, root), False) from error
         try:
-            _converge(outcome, text, deadline_s, live, _new_links(now, text), run, root, sleep, clock)
+            _converge(outcome, text, deadline_s, live, corosync_refusals.new_link_numbers(now, text), run, root, sleep, clock)
         except PveguardError as second:
             if _missing(outcome.info, hashlib.sha256(_bytes(text)).hexdigest(), ()):
                 number = corosync_conf.parse(text).config_version or 0
@@ -757,7 +404,7 @@ def restore(
             _await_writable(wanted, now, outcome.info, deadline_s, run, root, sleep, clock)
             with _lock(deadline_s, run, root, sleep, clock):
                 _replace(root / "etc/pve/corosync.conf", now, text, None, root, sleep, clock)
-            links = _new_links(now, text)
+            links = corosync_refusals.new_link_numbers(now, text)
             _converge(outcome, text, deadline_s, expected_ids, links, run, root, sleep, clock)
             now = text
     outcome.lock_kept = kept
@@ -783,7 +430,7 @@ def publish(
     info = _info_of_member(run, root)
     now, new = _exact(info, root), corosync_conf.parse(text, "the text to be written")
     # A two_node that is there stays: this is about getting the cluster back as it was.
-    corosync_conf.refuse_problems(new, with_pmxcfs=False)
+    corosync_check.refuse_problems(new, with_pmxcfs=False)
     outcome = Outcome(text != now, now, text, info=info, steps=int(text != now))
     if outcome.changed:
         if info["cluster_name"] not in (None, new.cluster_name):
@@ -906,7 +553,7 @@ def _missing(
         )
     if cluster is not None:
         for number in links:
-            if down := _down(info, number, _peers(info)):
+            if down := corosync_refusals.down_ids(info, number, corosync_refusals.peer_ids(info)):
                 missing.append(f"link {number} is not up to node ids {', '.join(map(str, down))}")
     # A node that is listed and not here yet may cost the quorum until it joins; that is not for this step to
     # await.
@@ -962,10 +609,6 @@ def _converge(
                 raise PveguardError(f"corosync cannot be reloaded: {error}") from error
             outcome.reloaded = reloaded = True
         sleep(0.5)
-
-
-def _int(value: str | None) -> int:
-    return corosync_conf.number(value) or 0
 
 
 def _lock(

@@ -30,26 +30,9 @@ LOOK_EVERY_S = 0.5
 ANSWER_S = 20.0
 
 
-def collect(run: Run = real_run, root: str | Path = "/", statistics: bool = False) -> dict[str, Any]:
-    """Facts of Corosync on this node; never raises. At most three commands, four where a
-    restart waits, none when it is not installed.
-
-    ``statistics`` costs one command more, for ``link_statistics``.
-
-    Keys: installed, running (bool); cluster_name; host and cluster (``{sha256, config_version, text}`` of
-    each copy or None); copies_equal (bool, None unless both exist); example_conf (the host copy is the
-    example of Debian's package); running_config_version; member_config_versions (``{node id: version}`` as
-    each live member runs it); members (``[{id, name, addresses, votes, probe, is_node}]`` of the nodelist, see
-    :func:`_member`); live_member_ids; quorate (bool, None when it is not running); expected_votes, total_votes;
-    authkey_sha256; authkey_mode (octal text, None without a key), authkey_exposed (whether others than root may read or
-    change it); qdevice, two_node (bool); token_ms (effective, with the coefficient); configured_token_ms (of the file);
-    node_id (of this node); restart_pending (settings that wait for a restart, see :mod:`corosync_pending`); links (``[{link,
-    address, peers: {node id: state}}]``); link_statistics (None unless asked for, see :func:`parse_statistics`);
-    errors (texts of what is unreadable).
-    """
-    root = Path(root)
-    info: dict[str, Any] = {
-        "installed": (root / PROGRAM).exists(),
+def _nothing_known() -> dict[str, Any]:
+    return {
+        "installed": False,
         "running": False,
         "cluster_name": None,
         "host": None,
@@ -76,6 +59,28 @@ def collect(run: Run = real_run, root: str | Path = "/", statistics: bool = Fals
         "link_statistics": None,
         "errors": [],
     }
+
+
+def collect(run: Run = real_run, root: str | Path = "/", statistics: bool = False) -> dict[str, Any]:
+    """Facts of Corosync on this node; never raises. At most three commands, four where a
+    restart waits, none when it is not installed.
+
+    ``statistics`` costs one command more, for ``link_statistics``.
+
+    Keys: installed, running (bool); cluster_name; host and cluster (``{sha256, config_version, text}`` of
+    each copy or None); copies_equal (bool, None unless both exist); example_conf (the host copy is the
+    example of Debian's package); running_config_version; member_config_versions (``{node id: version}`` as
+    each live member runs it); members (``[{id, name, addresses, votes, probe, is_node}]`` of the nodelist, see
+    :func:`_member`); live_member_ids; quorate (bool, None when it is not running); expected_votes, total_votes;
+    authkey_sha256; authkey_mode (octal text, None without a key), authkey_exposed (whether others than root may read or
+    change it); qdevice, two_node (bool); token_ms (effective, with the coefficient); configured_token_ms (of the file);
+    node_id (of this node); restart_pending (settings that wait for a restart, see :mod:`corosync_pending`); links (``[{link,
+    address, peers: {node id: state}}]``); link_statistics (None unless asked for, see :func:`parse_statistics`);
+    errors (texts of what is unreadable).
+    """
+    root = Path(root)
+    info = _nothing_known()
+    info["installed"] = (root / PROGRAM).exists()
     documents: list[Document] = []
     data, places = _on_pve(root, info["errors"])
     info["cluster"], document = _copy(data, CLUSTER_COPY, info["errors"])

@@ -10,8 +10,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from ..base.errors import PveguardError
-from . import corosync_conf
-from .corosync_conf import Document, Line, Section, indent_of, interface_number, newline_of
+from . import corosync_check, corosync_conf
+from .corosync_conf import (
+    DEFAULT_TOKEN_COEFFICIENT_MS,
+    DEFAULT_TOKEN_MS,
+    Document,
+    Line,
+    Section,
+    check_value,
+    describe,
+    indent_of,
+    interface_number,
+    newline_of,
+    next_version,
+    parse,
+    same_addresses,
+)
 
 #: Keys of totem that a reload applies (totem_volatile_config_read, and crypto since 3.1). All others are read at
 #: the start only: some are reported as "cannot be changed at run-time" (remove_ro_entries), link_mode is not even that.
@@ -393,3 +407,126 @@ def _add_interface(doc: Document, number: int) -> Section:
     section = Section("interface", [line], f"{outer}interface {{{newline}", f"{outer}}}{newline}")
     totem.items.insert(where, section)
     return section
+
+
+def render_new(
+    cluster_name: str,
+    nodes: Sequence[Mapping[str, object]],
+    token_ms: int = DEFAULT_TOKEN_MS,
+    config_version: int = 1,
+    token_coefficient_ms: int = DEFAULT_TOKEN_COEFFICIENT_MS,
+) -> str:
+    """The text of a new cluster's corosync.conf, with the settings ``pvecm create`` chooses.
+
+    ``nodes``: ``{name, node_id, links: [address, ...], votes (1)}``. Raises PveguardError for what a member
+    must not have.
+    """
+    out = ["logging {", "  debug: off", "  to_syslog: yes", "}", "", "nodelist {"]
+    links = 0
+    for node in nodes:
+        addresses = list(node["links"])  # type: ignore[call-overload]
+        links = max(links, len(addresses))
+        check_value("name", str(node["name"]))
+        out += ["  node {", f"    name: {node['name']}", f"    nodeid: {node['node_id']}"]
+        out += [f"    quorum_votes: {node.get('votes', 1)}"]
+        out += [f"    ring{number}_addr: {address}" for number, address in enumerate(addresses)]
+        out += ["  }"]
+    out += ["}", "", "quorum {", "  provider: corosync_votequorum", "}", "", "totem {"]
+    out += [f"  cluster_name: {cluster_name}", f"  config_version: {config_version}"]
+    for number in range(links):
+        out += ["  interface {", f"    linknumber: {number}", "  }"]
+    out += ["  ip_version: ipv4-6", "  link_mode: passive", "  secauth: on", f"  token: {token_ms}"]
+    out += [f"  token_coefficient: {token_coefficient_ms}", "  transport: knet", "  version: 2", "}"]
+    text = "\n".join(out) + "\n"
+    check_value("cluster_name", cluster_name)
+    corosync_check.refuse_problems(parse(text))
+    return text
+
+
+def add_node(doc: Document, name: str, node_id: int, links: Sequence[str], votes: int = 1) -> bool:
+    """Add a node to the nodelist and raise config_version. False when it is there already with the same
+    addresses. ``links``: the index is the link's number, an empty text a link that it does not have.
+
+    Raises PveguardError when a node of that name or id is there with other values, when the result would be
+    refused by :func:`problems`, or when a QDevice is configured (its votes depend on the number of nodes).
+    """
+    doc.require_one_nodelist()
+    for present in doc.nodes():
+        if present.name != name and present.node_id != node_id:
+            continue
+        wanted = {number: address for number, address in enumerate(links) if address}
+        if present.name == name and present.node_id == node_id and same_addresses(present.addresses, wanted):
+            return False
+        raise PveguardError(
+            f"corosync.conf already has {describe(present.name, present.node_id, present.addresses)}, "
+            "wanted "
+            f"{describe(name, node_id, wanted)}: correct corosync_node_id or corosync_links of this host"
+        )
+    if doc.qdevice:
+        raise PveguardError(
+            "corosync.conf has a QDevice, which must not be there while a node is added: remove it with "
+            "'pvecm qdevice remove' on a member, add the node, and set it up again"
+        )
+    next_version(doc.config_version)
+    before = doc.text()
+    siblings = doc.node_sections()
+    if siblings:
+        parent = next(part for part in doc.root.sections("nodelist") if siblings[-1] in part.items)
+        outer, inner = indent_of(siblings[-1].opening), None
+        pairs = siblings[-1].pairs()
+        inner = indent_of(pairs[0].raw) if pairs else outer + "  "
+        where = parent.items.index(siblings[-1]) + 1
+    else:
+        parent = doc.ensure("nodelist")
+        outer = indent_of(parent.opening) + "  "
+        inner, where = outer + "  ", len(parent.items)
+    newline = newline_of(parent.opening)
+    section = Section("node", [], f"{outer}node {{{newline}", f"{outer}}}{newline}")
+    values: list[tuple[str, object]] = [("name", name), ("nodeid", node_id), ("quorum_votes", votes)]
+    values += [(f"ring{number}_addr", address) for number, address in enumerate(links) if address]
+    for key, value in values:
+        check_value(key, str(value))
+        section.items.append(Line(f"{inner}{key}: {value}{newline}", key, str(value)))
+    # A blank line between the nodes before is kept up.
+    if where >= 2 and siblings and len(siblings) > 1:
+        previous = parent.items[where - 2]
+        if isinstance(previous, Line) and not previous.raw.strip():
+            parent.items.insert(where, Line(previous.raw))
+            where += 1
+    parent.items.insert(where, section)
+    doc.bump()
+    try:
+        corosync_check.refuse_problems(doc)
+    except PveguardError:
+        doc.root = parse(before).root
+        raise
+    return True
+
+
+def remove_node(doc: Document, name: str) -> bool:
+    """Take a node off the nodelist and raise config_version. False when it is not there.
+
+    Raises PveguardError for the last node, and when a QDevice is configured.
+    """
+    node = doc.node(name)
+    if node is None:
+        return False
+    doc.require_one_nodelist()
+    (section,) = node.sections
+    if len(doc.node_sections()) == 1:
+        raise PveguardError(f"corosync.conf has no other node than {name}; the last one stays")
+    if doc.qdevice:
+        raise PveguardError(
+            "corosync.conf has a QDevice, which must not be there while a node is removed: remove it with "
+            "'pvecm qdevice remove' on a member first"
+        )
+    next_version(doc.config_version)
+    for part in doc.root.sections("nodelist"):
+        index = next((i for i, item in enumerate(part.items) if item is section), None)
+        if index is not None:
+            del part.items[index]
+            # The blank line that stood between it and the node before goes with it.
+            if index > 0 and isinstance(blank := part.items[index - 1], Line) and not blank.raw.strip():
+                del part.items[index - 1]
+    doc.bump()
+    return True

@@ -143,31 +143,8 @@ def bench(
     """
     result = look(path, nearest_parent=nearest_parent, run=run)
     measured, source = result["measured_path"], result["device"] or result["block_device"]["source"]
-    if not nearest_parent and not os.path.lexists(path):
-        return _fail(
-            result, "missing", f"{path} does not exist, expected a directory on the disk to be measured"
-        )
-    if not os.path.isdir(measured):
-        return _fail(
-            result, "not_a_directory", f"{measured} is not a directory, so there is nothing to measure on"
-        )
-    space = os.statvfs(measured)
-    if space.f_flag & os.ST_RDONLY:
-        return _fail(
-            result, "read_only", f"{measured} is on a read-only file system ({result['filesystem']})"
-        )
-    remove_stale(measured)
-    result["free_bytes"] = _free_bytes(measured)
-    space = os.statvfs(measured)
-    # File systems without a fixed number of inodes say 0 of 0.
-    if result["free_bytes"] < NEEDED_BYTES or (space.f_files and space.f_ffree < NEEDED_INODES):
-        inodes = f" and {space.f_ffree} inodes" if space.f_files else ""
-        return _fail(
-            result,
-            "full",
-            f"{measured} has {bytes_text(result['free_bytes'])}{inodes} free, "
-            f"wanted {bytes_text(NEEDED_BYTES)} and {NEEDED_INODES} inodes",
-        )
+    if obstacle := _obstacle(path, result, nearest_parent):
+        return _fail(result, *obstacle)
     try:
         result["methods"] = _supervised(measured, tuple(methods), duration, stall_s)
     except supervised.Interrupted as interrupted:
@@ -203,6 +180,30 @@ def bench(
         power_cut=power_cut,
     )
     return result
+
+
+def _obstacle(path: str, result: dict[str, Any], nearest_parent: bool) -> tuple[str, str] | None:
+    """Why nothing can be measured there (reason and message); else ``free_bytes`` is set."""
+    measured = result["measured_path"]
+    if not nearest_parent and not os.path.lexists(path):
+        return "missing", f"{path} does not exist, expected a directory on the disk to be measured"
+    if not os.path.isdir(measured):
+        return "not_a_directory", f"{measured} is not a directory, so there is nothing to measure on"
+    space = os.statvfs(measured)
+    if space.f_flag & os.ST_RDONLY:
+        return "read_only", f"{measured} is on a read-only file system ({result['filesystem']})"
+    remove_stale(measured)
+    result["free_bytes"] = _free_bytes(measured)
+    space = os.statvfs(measured)
+    # File systems without a fixed number of inodes say 0 of 0.
+    if result["free_bytes"] < NEEDED_BYTES or (space.f_files and space.f_ffree < NEEDED_INODES):
+        inodes = f" and {space.f_ffree} inodes" if space.f_files else ""
+        return (
+            "full",
+            f"{measured} has {bytes_text(result['free_bytes'])}{inodes} free, "
+            f"wanted {bytes_text(NEEDED_BYTES)} and {NEEDED_INODES} inodes",
+        )
+    return None
 
 
 def look(path: str, *, nearest_parent: bool = False, run: Run = run) -> dict[str, Any]:

@@ -69,6 +69,8 @@ def collect(
 ) -> dict[str, Any]:
     """Facts of the HA stack; never raises, also not where it is not installed.
 
+    Long because its docstring names every key of the result.
+
     ``root`` is where the file system of the node is found, ``hostname`` its name under /etc/pve/nodes
     (default: the kernel's), ``now`` the time from which ages are counted (Unix time in seconds; default: the
     clock). ``ask_manager`` False leaves ``fencing`` unknown, which saves two slow calls. Keys:

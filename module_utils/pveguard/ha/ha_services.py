@@ -166,6 +166,11 @@ def _alone(node: _Node) -> Iterator[None]:
 def _apply(
     node: _Node, state: str, part: str, blacklist_softdog: bool, check: bool, release_wait_s: float
 ) -> dict[str, Any]:
+    """Look, plan, remember, do, look again.
+
+    Long because it is one sequence: in another order a run that is cut off loses what the way back needs, or a watchdog
+    that nobody feeds resets the node.
+    """
     run, root, clock = node.run, node.root, node.clock
     info = node.look()
     memory = _load(root)

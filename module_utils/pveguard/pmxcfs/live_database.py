@@ -24,7 +24,7 @@ appended and copied) and the checked copy is read.
 
 Read-write is only for :func:`merge_log`, while holding the daemon's own lock.
 
-This file stands alone (standard library, no imports of this package), so that programs on a node can carry it.
+This file stands alone (standard library, no imports of this package), so that a test can hand it to a node that has nothing.
 """
 
 from __future__ import annotations
@@ -35,8 +35,6 @@ import signal
 import sqlite3
 import struct
 import time
-
-# --- live_database: from here to its end the same in the programs that carry it (scripts/carry.py)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -548,6 +546,3 @@ def merge_log(path: str, seconds: float = MERGE_SECONDS) -> None:
         raise Unreadable(f"{path}: {error}") from error
     finally:
         os.close(fd)
-
-
-# --- live_database: its end

@@ -13,7 +13,7 @@ from typing import Any
 from ..base import text_table
 from ..base.units import UNKNOWN, bytes_text, duration_text, number_text, time_text
 from ..corosync import corosync_findings, probe_members
-from ..disk import block_writes, disk_wear
+from ..disk import block_writes, drive_endurance
 from ..gates import gate_findings
 from ..ha import ha_findings
 from ..pmxcfs import pmxcfs_findings
@@ -329,7 +329,7 @@ def _disks(
         }
         for key, figures in (("endurance", days["day"]), ("endurance_before", days["day_before"])):
             per_day = figures["device_bytes"] * DAY_SECONDS / figures["seconds"] if here and figures else None
-            shown[key] = disk_wear.endurance(disk, per_day)
+            shown[key] = drive_endurance.endurance(disk, per_day)
             if here and figures is None and key == "endurance" and days["rate_from"]:
                 shown[key]["notes"].append(
                     "years are told from the writes of a day or more, which are counted since "

@@ -1,13 +1,11 @@
 """RAM state of a node: its files, the switch to RAM, and the way back.
 
-The work itself is done on the node by the program ``pve-state``, which is asked and told through ``--json``.
-Before it is
-installed it is fed to Python on standard input, so that a refusal or a check run leaves no file behind.
+The work itself is done on the node by the program ``pve-state``, which is told through ``--json`` and runs detached. What
+is only asked is answered by this process's own code (:mod:`.program`), so that a refusal or a check run leaves no file behind.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -17,14 +15,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..base import node_files
+from ..base import node_files, node_program
 from ..base.detached import DetachedError, run_detached
 from ..base.errors import PveguardError
 from ..base.node_files import Change, FileSpec
-from ..base.run import Run
+from ..base.run import Result, Run
 from ..base.run import run as real_run
+from . import program
+from .program import PVE_STATE
 
-PROGRAM = "/usr/local/sbin/pve-state"
 CONFIG = "/etc/pveguard/state.json"
 #: The drop-in of pve-cluster.service waits here; the switch-over puts it in place at the right moment.
 DROP_IN_SOURCE = "/etc/pveguard/pve-cluster.conf"
@@ -36,8 +35,8 @@ SWITCH = "/run/pveguard/switch.json"
 METRICS = "/run/pveguard/metrics.prom"
 METRICS_LINK = "pveguard-state.prom"
 WATCH_UNIT = "pveguard-state-watch.service"
-PYTHON = "/usr/bin/python3"
 EXIT_REFUSED = 3
+Ask = Callable[[Sequence[str], float], Result]
 _UNIT_NAME = re.compile(r"[A-Za-z0-9@:_.\\-]+\.(?:service|mount)")
 
 
@@ -45,14 +44,13 @@ _UNIT_NAME = re.compile(r"[A-Za-z0-9@:_.\\-]+\.(?:service|mount)")
 class Options:
     """What a node's RAM state shall be.
 
-    ``program`` is the text of pve-state, ``units`` maps unit names to their text (``@NOSWAP@`` stands for the
+    ``units`` maps unit names to their text (``@NOSWAP@`` stands for the
     mount option
     where the kernel has it), ``drop_in`` is the text of pve-cluster's drop-in, ``config`` the settings of
     state.json, ``deadline_s`` the seconds after which a switch-over is undone, ``connection`` the ssh connection
     in use ("" for a local session).
     """
 
-    program: str
     units: Mapping[str, str] = field(default_factory=dict)
     drop_in: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -70,8 +68,8 @@ def noswap_supported(release: str | None = None) -> bool:
 
 
 def specs(options: Options) -> list[FileSpec]:
-    """The files that RAM state needs, in the order in which they are written; the drop-in in use is not among
-    them.
+    """The files that RAM state needs beside the program, in the order in which they are written; the drop-in in use is not
+    among them.
     """
     for name in options.units:
         if not _UNIT_NAME.fullmatch(name):
@@ -79,7 +77,6 @@ def specs(options: Options) -> list[FileSpec]:
     noswap = ",noswap" if noswap_supported() else ""
     config = json.dumps(dict(options.config), indent=2, sort_keys=True) + "\n"
     return [
-        FileSpec(PROGRAM, options.program, "0755"),
         FileSpec(CONFIG, config),
         FileSpec(DROP_IN_SOURCE, options.drop_in),
         *(
@@ -107,12 +104,12 @@ def _links(options: Options) -> list[FileSpec]:
 
 def status(run: Run = real_run) -> dict[str, Any]:
     """``pve-state status --json``, or ``{"state": "absent"}`` when the program is not installed."""
-    if not os.path.exists(PROGRAM):
+    if not os.path.exists(PVE_STATE.command):
         return {"state": "absent"}
-    return _object(run([PROGRAM, "status", "--json"], timeout=120), "pve-state status")
+    return _object(run([PVE_STATE.command, "status", "--json"], timeout=120), "pve-state status")
 
 
-def enable(options: Options, check: bool = False, run: Run = real_run) -> dict[str, Any]:
+def enable(options: Options, check: bool = False, run: Run = real_run, ask: Ask = program.ask) -> dict[str, Any]:
     """Bring a node to RAM state, or its files up to date where it is there already.
 
     Returns ``{changed, files: [Change], switched, status, restarted, preflight, ...}``; ``switched`` is True
@@ -122,9 +119,9 @@ def enable(options: Options, check: bool = False, run: Run = real_run) -> dict[s
     """
     files = specs(options)
     if os.path.exists(DROP_IN):
-        return _update(options, files, check, run)
-    changes = node_files.plan(files)
-    found = _preflight(options, run)
+        return _update(options, files, check, run, ask)
+    changes = node_program.plan(PVE_STATE) + node_files.plan(files)
+    found = _preflight(options, ask)
     result: dict[str, Any] = {
         "changed": True,
         "files": changes,
@@ -141,9 +138,10 @@ def enable(options: Options, check: bool = False, run: Run = real_run) -> dict[s
         return result
     made = {change.path for change in changes if change.what == "created"}
     created = [replace(spec, present=False) for spec in files if spec.path in made]
+    node_program.install(PVE_STATE)
     # systemd reads them when pve-state has put the drop-in in place.
     node_files.apply(files)
-    argv = [PROGRAM, "adopt", "--json", "--result", "/run/pveguard/pveguard-enable.json"]
+    argv = [PVE_STATE.command, "adopt", "--json", "--result", "/run/pveguard/pveguard-enable.json"]
     argv += ["--connection", found["login"]["connection"] or ""]
     argv += ["--allow-ha"] if options.allow_ha else []
     argv += ["--allow-offline-members"] if options.allow_offline_members else []
@@ -154,6 +152,8 @@ def enable(options: Options, check: bool = False, run: Run = real_run) -> dict[s
         if not os.path.exists(DROP_IN) and _over(run):
             # Stock is back: leave nothing of the switch behind.
             node_files.apply(created)
+            if PVE_STATE.command in made:
+                node_program.remove(PVE_STATE)
             _daemon_reload(run)
         raise
     return {**result, **done, "changed": True}
@@ -173,10 +173,10 @@ def _over(run: Run) -> bool:
     return isinstance(switch, dict) and bool(switch.get("done"))
 
 
-def _update(options: Options, files: Sequence[FileSpec], check: bool, run: Run) -> dict[str, Any]:
+def _update(options: Options, files: Sequence[FileSpec], check: bool, run: Run, ask: Ask) -> dict[str, Any]:
     """A node that runs from RAM: files up to date, the watcher restarted if need be, the daemon untouched."""
     files = [*files, FileSpec(DROP_IN, options.drop_in)]
-    changes = node_files.plan(files)
+    changes = node_program.plan(PVE_STATE) + node_files.plan(files)
     now = _wait(options.deadline_s, run, lambda state: state != "starting")
     units = now.get("units") or {}
     watcher_down = units.get(WATCH_UNIT) not in ("active", "activating", "reloading")
@@ -190,13 +190,14 @@ def _update(options: Options, files: Sequence[FileSpec], check: bool, run: Run) 
     }
     if not healthy and not changes and not watcher_down:
         raise _unhealthy(now)
-    if any(change.path in (CONFIG, PROGRAM) for change in changes):
+    if any(change.path in (CONFIG, PVE_STATE.command) for change in changes):
         # Settings that the watcher would not start with must not replace those it runs with.
         settings = json.dumps(dict(options.config), sort_keys=True)
-        argv = [PYTHON, "-", "check-config", "--json", "--config", settings]
-        _object(run(argv, input=options.program, timeout=120), "pve-state check-config")
+        _object(ask(["check-config", "--config", settings], 120), "pve-state check-config")
     if check or not result["changed"]:
         return result
+    # First: units of this version want a program of this version.
+    node_program.install(PVE_STATE)
     node_files.apply(files)
     if any(change.path.startswith(UNIT_DIR) for change in changes):
         _daemon_reload(run)
@@ -211,23 +212,23 @@ def _update(options: Options, files: Sequence[FileSpec], check: bool, run: Run) 
     return result
 
 
-def disable(options: Options, check: bool = False, run: Run = real_run) -> dict[str, Any]:
+def disable(options: Options, check: bool = False, run: Run = real_run, ask: Ask = program.ask) -> dict[str, Any]:
     """Bring a node back to the database on disk and remove pveguard's files; the store's generations stay.
 
     Returns ``{changed, files, switched, ...}`` and what ``pve-state retire`` measured.
     """
     drop_in = os.path.exists(DROP_IN)
     now: dict[str, Any] = {"state": "absent"}
-    if drop_in or os.path.exists(PROGRAM):
+    if drop_in or os.path.lexists(PVE_STATE.command):
         # Asked with the program of this checkout: the installed one may be damaged, old or gone.
         try:
-            argv = [PYTHON, "-", "status", "--json"]
-            now = _object(run(argv, input=options.program, timeout=120), "pve-state status")
+            now = _object(ask(["status"], 120), "pve-state status")
         except PveguardError as error:
             now = {"state": "failed", "reason": str(error)}
     in_ram = drop_in or now.get("state") == "failed"
     files = [replace(spec, present=False) for spec in reversed(specs(options))]
     removed = node_files.plan([*([FileSpec(DROP_IN, present=False)] if drop_in else []), *files])
+    removed += node_program.plan_removal(PVE_STATE)
     result: dict[str, Any] = {
         "changed": bool(removed) or in_ram,
         "files": removed,
@@ -238,25 +239,26 @@ def disable(options: Options, check: bool = False, run: Run = real_run) -> dict[
         return result
     if in_ram:
         # The way back is taken with the program of this checkout: the installed one may be damaged or old.
-        node_files.apply([FileSpec(PROGRAM, options.program, "0755")])
-        argv = [PROGRAM, "retire", "--json", "--result", "/run/pveguard/pveguard-retire.json"]
+        node_program.install(PVE_STATE)
+        argv = [PVE_STATE.command, "retire", "--json", "--result", "/run/pveguard/pveguard-retire.json"]
         argv += ["--connection", _connection(options)]
         argv += ["--allow-offline-members"] if options.allow_offline_members else []
         argv += ["--login-fallback"] if options.login_fallback else []
         result.update(run_detached("pveguard-retire", argv, 2 * options.deadline_s + 60, run))
     node_files.apply(files)
+    node_program.remove(PVE_STATE)
     _daemon_reload(run)
     result["changed"] = True
     return result
 
 
-def _preflight(options: Options, run: Run) -> dict[str, Any]:
-    argv = [PYTHON, "-", "preflight", "--json", "--connection", _connection(options)]
+def _preflight(options: Options, ask: Ask) -> dict[str, Any]:
+    argv = ["preflight", "--connection", _connection(options)]
     argv += ["--allow-ha"] if options.allow_ha else []
     argv += ["--allow-offline-members"] if options.allow_offline_members else []
     argv += ["--login-fallback"] if options.login_fallback else []
     argv += ["--config", json.dumps(dict(options.config), sort_keys=True)]
-    return _object(run(argv, input=options.program, timeout=180), "pve-state preflight")
+    return _object(ask(argv, 180), "pve-state preflight")
 
 
 def _connection(options: Options) -> str:
@@ -316,19 +318,14 @@ def _object(result: Any, what: str) -> dict[str, Any]:
 
 
 def diff(changes: Sequence[Change]) -> list[dict[str, str]]:
-    """Ansible's diff of file changes; the program itself is shown by its hash."""
+    """Ansible's diff of file changes; the program itself is shown by its version."""
     return [
         {
-            "before": _shown(change.path, change.before),
-            "after": _shown(change.path, change.after),
+            "before": change.before,
+            "after": change.after,
             "before_header": change.path,
             "after_header": f"{change.path} ({change.what})",
         }
         for change in changes
     ]
 
-
-def _shown(path: str, text: str) -> str:
-    if path != PROGRAM or not text or text.startswith("mode "):
-        return text
-    return f"{len(text.splitlines())} lines, sha256 {hashlib.sha256(text.encode()).hexdigest()}\n"

@@ -1,8 +1,8 @@
 """Restores on a node: what a generation would change there, and the change itself.
 
-The work is done by the program ``pve-state``. It is asked as text on standard input, so that looking leaves no file behind,
-and it need not be installed: generations outlive a way back to stock. What takes the daemon down runs from a copy below
-/run, detached from the connection.
+The work is done by the program ``pve-state``. What is only asked is answered by this process's own code, so that looking
+leaves no file behind, and the program need not be installed: generations outlive a way back to stock. What takes the daemon
+down runs from a copy below /run, detached from the connection.
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ..base.atomic import write_atomic
+from ..base import node_program
 from ..base.detached import run_detached
 from ..base.errors import PveguardError
 from ..base.run import Run
 from ..base.run import run as real_run
-from .ram_state import PYTHON, ssh_connection
+from . import program
+from .program import PVE_STATE
+from .ram_state import Ask, ssh_connection
 
 #: Where the program lies while a restore takes the daemon down; gone after a boot.
-PROGRAM = Path("/run/pveguard/pve-state")
+PROGRAM = replace(PVE_STATE, command="", home="/run/pveguard/lib")
 UNIT = "pveguard-restore"
 WHOLE, PATH, RESYNC, LIST = "whole", "path", "resync", "list"
 
@@ -31,14 +32,13 @@ WHOLE, PATH, RESYNC, LIST = "whole", "path", "resync", "list"
 class Options:
     """What is to be restored.
 
-    ``program`` is the text of pve-state, ``generation`` a name, the beginning of one, or ``latest``; ``path`` is a file or
+    ``generation`` is a name, the beginning of one, or ``latest``; ``path`` is a file or
     directory below /etc/pve, ``/`` for everything that may be written there, empty for the whole state with the daemon
     taken down; ``resync`` fetches the other members' state instead of a generation. ``peers_down``: the caller saw that no
     other member's daemon runs. ``deadline_s``: seconds after which a restore that did not end is undone. ``diffs``: return
     the texts that differ. ``connection``: the ssh connection in use ("" for a local session).
     """
 
-    program: str
     generation: str = ""
     path: str = ""
     resync: bool = False
@@ -58,7 +58,7 @@ class Options:
         return PATH if self.path else WHOLE
 
 
-def look(options: Options, run: Run = real_run) -> dict[str, Any]:
+def look(options: Options, ask: Ask = program.ask) -> dict[str, Any]:
     """What there is and what a restore would change; nothing is written.
 
     Keys: way (``whole``, ``path``, ``resync``, or ``list`` when neither a generation nor a resync is asked for); path;
@@ -82,28 +82,28 @@ def look(options: Options, run: Run = real_run) -> dict[str, Any]:
         "warnings": [],
     }
     if options.way == LIST:
-        found["generations"] = _good(options, run, "list").get("generations", [])
+        found["generations"] = _good(ask, "list").get("generations", [])
         return found
     if options.way == PATH:
-        planned = _ask(options, run, "restore-file", options.generation, options.path, "--check")
+        planned = _ask(ask, "restore-file", options.generation, options.path, "--check")
         if "error" in planned:
             found["refusals"] = [planned["error"]]
         found["left"] = [_entry(entry, True) for entry in planned.get("left", [])]
         found["warnings"] = planned.get("warnings", [])
-        shown = _ask(options, run, "show", options.generation, options.path)
+        shown = _ask(ask, "show", options.generation, options.path)
         if "error" in shown and "error" in planned:
             raise PveguardError(planned["error"])
         found["generation"] = shown.get("generation") or planned.get("generation")
     else:
         which = ["--generation", options.generation] if options.generation else ["--resync"]
         # Whether the others run is judged where all of them were asked.
-        judged = _good(options, run, "restore", *which, "--check", "--peers-down", *_switches(options))
+        judged = _good(ask, "restore", *which, "--check", "--peers-down", *_switches(options))
         found["judged"] = judged
         found["generation"] = judged["generation"]
         found["refusals"], found["warnings"] = judged["refusals"], judged["warnings"]
         shown = {"error": ""}
         if judged["generation"]:
-            shown = _ask(options, run, "show", judged["generation"]["name"])
+            shown = _ask(ask, "show", judged["generation"]["name"])
     if "error" in shown:
         found["files_error"] = shown["error"]
     else:
@@ -113,14 +113,16 @@ def look(options: Options, run: Run = real_run) -> dict[str, Any]:
     return found
 
 
-def restore(options: Options, shown: str, check: bool = False, run: Run = real_run) -> dict[str, Any]:
+def restore(
+    options: Options, shown: str, check: bool = False, run: Run = real_run, ask: Ask = program.ask
+) -> dict[str, Any]:
     """Do what :func:`look` showed, if that is still what there is; ``shown`` is its hash.
 
     Returns ``{changed, found, ...}`` and, from the program, former (name of the generation that is the way back),
     downtime_seconds, root_version and tree_sha256 where the daemon was taken down.
     Raises PveguardError for a refusal, with nothing changed, and when the former state was put back.
     """
-    found = look(options, run)
+    found = look(options, ask)
     if found["way"] == LIST:
         raise PveguardError("neither a generation nor a resync is asked for; nothing was changed")
     if found["refusals"]:
@@ -135,12 +137,11 @@ def restore(options: Options, shown: str, check: bool = False, run: Run = real_r
         return result
     if found["way"] == PATH:
         argv = ["restore-file", found["generation"]["name"], options.path, "--yes"]
-        done = _good(options, run, *argv, timeout=options.deadline_s + 60)
+        done = _good(ask, *argv, timeout=options.deadline_s + 60)
         return {**result, "changed": done["changed"], "former": done["kept"], "warnings": done["warnings"]}
-    PROGRAM.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    write_atomic(PROGRAM, options.program.encode(), 0o755)
+    node_program.install(PROGRAM)
     name = found["generation"]["name"] if found["generation"] else None
-    argv = [PYTHON, "-IS", str(PROGRAM), "restore", "--take-down", "--json"]
+    argv = [PROGRAM.launcher, "restore", "--take-down", "--json"]
     argv += ["--result", f"/run/pveguard/{UNIT}.json"]
     argv += ["--generation", name] if name else ["--resync"]
     argv += ["--peers-down"] if options.peers_down else []
@@ -211,9 +212,9 @@ def _switches(options: Options) -> list[str]:
     return argv + (["--login-fallback"] if options.login_fallback else [])
 
 
-def _ask(options: Options, run: Run, command: str, *argv: str, timeout: float = 300.0) -> dict[str, Any]:
+def _ask(ask: Ask, command: str, *argv: str, timeout: float = 300.0) -> dict[str, Any]:
     """The program's answer; a key ``error`` says why there is no other."""
-    result = run([PYTHON, "-", command, "--json", *argv], input=options.program, timeout=timeout)
+    result = ask([command, *argv], timeout)
     try:
         value = json.loads(result.stdout)
     except ValueError:
@@ -225,8 +226,8 @@ def _ask(options: Options, run: Run, command: str, *argv: str, timeout: float = 
     return value
 
 
-def _good(options: Options, run: Run, command: str, *argv: str, timeout: float = 300.0) -> dict[str, Any]:
-    value = _ask(options, run, command, *argv, timeout=timeout)
+def _good(ask: Ask, command: str, *argv: str, timeout: float = 300.0) -> dict[str, Any]:
+    value = _ask(ask, command, *argv, timeout=timeout)
     if "error" in value:
         raise PveguardError(f"pve-state {command}: {value['error']}")
     return value

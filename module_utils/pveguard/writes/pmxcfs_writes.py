@@ -15,7 +15,7 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ..base.errors import PveguardError
@@ -282,68 +282,21 @@ def observe(
     device = block_writes.device_behind(store)
     write_back(device["measured_path"], run)
 
-    def watch() -> tuple[dict[str, Any], float, str | None]:
-        """Counters at the beginning, length and problem of the window."""
-        counted = block_writes.counters(store, database, pid_file)
-        began = clock()
-        trouble: str | None = None
-        try:
-            sampler.sample()
-            ticks = 1
-            while (left := began + window_seconds - clock()) > 0:
-                sleep(min(left, max(0.05, began + ticks * sample_seconds - clock())))
-                sampler.sample()
-                ticks += 1
-        except PveguardError as error:
-            trouble = str(error)
-            sleep(max(0.0, began + window_seconds - clock()))
-        return counted, round(clock() - began, 3), trouble
+    def watch() -> _Watched:
+        before = block_writes.counters(store, database, pid_file)
+        return before, *_sampled(sampler, window_seconds, sample_seconds, clock, sleep)
 
-    debug: _Debug | None = None
-    watched: tuple[dict[str, Any], float, str | None] | None = None
-    if wanted:
-        try:
-            debug = _Debug(database)
-            start = pmxcfs_journal.monotonic_us()
-            with pmxcfs_journal.switched_on(window_seconds, pve=pve, run_dir=run_dir, run=run) as was_on:
-                debug.switched(was_on)
-                watched = watch()
-                debug.window_ended()
-            debug.read(start, window_seconds, run)
-            debug.after = pmxcfs_journal.is_on(pve)
-        except PveguardError as error:
-            notes.append(f"the database was sampled instead of the journal: {error}")
-            debug = None
+    debug, watched = _with_journal(watch, window_seconds, notes, database, pve, run_dir, run) if wanted else (None, None)
     before, seconds, problem = watched or watch()
     write_back(device["measured_path"], run)
     after = {**block_writes.counters(store, database, pid_file), "root_version": sampler.last}
 
     written = block_writes.difference(before, after, seconds)
     notes += written["notes"]
-    if problem:
-        notes.append(problem)
-        debug = None
-    elif sampler.went_back:
-        notes.append("the version of the database went back: it was replaced while it was observed")
-        debug = None
-    transactions = None if problem else sampler.transactions
-    files, exact = sampler.files(), sampler.exact
-    if debug is not None:
-        counted = debug.result(sampler, transactions, notes)
-        if counted is None:
-            debug = None
-        else:
-            transactions, files, exact = counted
+    debug, transactions, files, exact = _counted(debug, sampler, problem, notes)
     names = node_names(database, pve, run)
-    for file in files:
-        kind = write_classes.classify(file["path"])
-        file.update(
-            {"node": names.of(file["writer"]), "class": kind.name, "label": kind.label, "exact": exact}
-        )
-    heartbeats: dict[str, int] = {}
-    for file in files:
-        if match := _LRM_STATUS.match(file["path"]):
-            heartbeats[match.group(1)] = heartbeats.get(match.group(1), 0) + int(file["transactions_at_least"])
+    _label(files, names, exact)
+    heartbeats = _heartbeats(files)
     attributed = sum(int(file["transactions_at_least"]) for file in files)
     writes = {
         "method": "window",
@@ -373,6 +326,91 @@ def observe(
         "notes": notes,
     }
     return after, writes
+
+
+#: What a window began with (counters), its length in seconds, and what went wrong.
+_Watched = tuple[dict[str, Any], float, "str | None"]
+
+
+def _with_journal(
+    watch: Callable[[], _Watched],
+    window_seconds: float,
+    notes: list[str],
+    database: str,
+    pve: str,
+    run_dir: str,
+    run: Run,
+) -> tuple[_Debug | None, _Watched | None]:
+    """Watch with the debug log on. No log where that cannot be done, and no window where that shows before its end."""
+    watched: _Watched | None = None
+    try:
+        debug = _Debug(database)
+        start = pmxcfs_journal.monotonic_us()
+        with pmxcfs_journal.switched_on(window_seconds, pve=pve, run_dir=run_dir, run=run) as was_on:
+            debug.switched(was_on)
+            watched = watch()
+            debug.window_ended()
+        debug.read(start, window_seconds, run)
+        debug.after = pmxcfs_journal.is_on(pve)
+    except PveguardError as error:
+        notes.append(f"the database was sampled instead of the journal: {error}")
+        return None, watched
+    return debug, watched
+
+
+def _counted(
+    debug: _Debug | None, sampler: Sampler, problem: str | None, notes: list[str]
+) -> tuple[_Debug | None, int | None, list[dict[str, Any]], bool]:
+    """The log if the counts are from it, transactions, files, and whether the counts of these are exact."""
+    if problem:
+        notes.append(problem)
+        debug = None
+    elif sampler.went_back:
+        notes.append("the version of the database went back: it was replaced while it was observed")
+        debug = None
+    transactions = None if problem else sampler.transactions
+    if debug is not None and (counted := debug.result(sampler, transactions, notes)) is not None:
+        return debug, *counted
+    return None, transactions, sampler.files(), sampler.exact
+
+
+def _label(files: Iterable[dict[str, Any]], names: NodeNames, exact: bool) -> None:
+    """Say of each file who writes it and what kind of state it is."""
+    for file in files:
+        kind = write_classes.classify(file["path"])
+        file.update({"node": names.of(file["writer"]), "class": kind.name, "label": kind.label, "exact": exact})
+
+
+def _sampled(
+    sampler: Sampler,
+    window_seconds: float,
+    sample_seconds: float,
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+) -> tuple[float, str | None]:
+    """Sample the database until the window ends; its length in seconds, and what went wrong."""
+    began = clock()
+    trouble: str | None = None
+    try:
+        sampler.sample()
+        ticks = 1
+        while (left := began + window_seconds - clock()) > 0:
+            sleep(min(left, max(0.05, began + ticks * sample_seconds - clock())))
+            sampler.sample()
+            ticks += 1
+    except PveguardError as error:
+        trouble = str(error)
+        sleep(max(0.0, began + window_seconds - clock()))
+    return round(clock() - began, 3), trouble
+
+
+def _heartbeats(files: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Transactions of each node's lrm_status."""
+    heartbeats: dict[str, int] = {}
+    for file in files:
+        if match := _LRM_STATUS.match(file["path"]):
+            heartbeats[match.group(1)] = heartbeats.get(match.group(1), 0) + int(file["transactions_at_least"])
+    return heartbeats
 
 
 class _Debug:

@@ -99,7 +99,10 @@ class Session:
         self.on_error: Callable[[Exception], None] = lambda error: None
 
     def serve(self, fs: object) -> None:
-        """Route operations to `fs` (see filesystem.FileSystem)."""
+        """Route operations to `fs` (see filesystem.FileSystem).
+
+        Long because each operation of FUSE has its own layout of arguments: a handler of a few lines each, and their table.
+        """
 
         def text(raw: memoryview | bytes) -> str:
             return decode(bytes(raw).rstrip(b"\0"))  # the kernel has the only limit of its length

@@ -1,0 +1,379 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node that joins or leaves: its places, commands, files, database, tasks and quorum."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import hashlib
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ..pmxcfs.live_database import Unreadable, look, snapshot, tree_in
+
+PVE_STATE = "/usr/local/sbin/pve-state"
+NOISE = re.compile(
+    r"(?:nodes/[^/]+/lrm_status|ha/manager_status|priv/lock|(?:.*/)?[^/]+\.tmp\.[0-9]+)(?:/.*)?\Z", re.DOTALL
+)
+DAEMON, COROSYNC = "pve-cluster.service", "corosync.service"
+WATCH = "pveguard-state-watch.service"
+POLL_S = 0.5
+# One call to a daemon whose connection to the cluster broke never comes back.
+ANSWER_S = 20.0
+# What a membership that forms anew explains, so that it may be over in a moment.
+PASSING = (errno.EACCES, errno.EROFS, errno.EPERM, errno.EIO, errno.EBUSY, errno.EAGAIN)
+#: The signals that ask a process to end.
+ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Failure(Exception):
+    """Something an operator can act on; the node is put back."""
+
+
+class Node:
+    """The places this program works on. ``root`` is / except in tests."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.pve = root / "etc/pve"
+        self.corosync = root / "etc/corosync"
+        self.lib = root / "var/lib/pve-cluster"
+        self.database = self.lib / "config.db"
+        self.generations = root / "var/lib/pveguard/state/generations"
+        self.root_ssh = root / "root/.ssh"
+        self.tasks = root / "var/log/pve/tasks/active"
+        self.ring_state = root / "var/lib/corosync"
+
+
+def command(*argv: str, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
+    """Run a command; a missing program counts as code 127, a timeout as 124."""
+    env = {**os.environ, "LC_ALL": "C"}
+    env["PATH"] = env.get("PATH", "") + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    try:
+        return subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            env=env,
+        )
+    except FileNotFoundError:
+        return subprocess.CompletedProcess(argv, 127, "", f"{argv[0]} is not installed")
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(argv, 124, "", f"{argv[0]} gave no answer within {timeout:g} s")
+
+
+def systemctl(*argv: str, must: bool = True) -> str:
+    done = command("systemctl", *argv)
+    if must and done.returncode != 0:
+        said = (done.stderr or done.stdout).strip() or f"code {done.returncode}"
+        journal = command("journalctl", "-u", argv[-1], "-n", "8", "--no-pager", "-o", "cat").stdout.strip()
+        raise Failure(f"systemctl {' '.join(argv)} failed: {said}" + (f"\n{journal}" if journal else ""))
+    return done.stdout
+
+
+def active(*units: str) -> dict[str, bool]:
+    """Which units run, in one call."""
+    out = systemctl("show", "-p", "Id,ActiveState", *units, must=False)
+    states = {}
+    for block in out.split("\n\n"):
+        values = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        if "Id" in values:
+            states[values["Id"]] = values.get("ActiveState") in ("active", "activating", "reloading")
+    return {unit: states.get(unit, False) for unit in units}
+
+
+def fsync_dir(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_atomic(path: Path, data: bytes, mode: int) -> None:
+    fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(fd, "wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fchmod(handle.fileno(), mode)
+            os.fsync(handle.fileno())
+        os.rename(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    fsync_dir(path.parent)
+
+
+def read_or_none(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def write_in_place(path: Path, data: bytes) -> None:
+    """On /etc/pve: no chmod, no temporary file."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o640)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+    finally:
+        os.close(fd)
+
+
+def patiently(action: Callable[[], object], deadline: float) -> None:
+    """Change /etc/pve by an action that may be done twice, again until ``deadline`` as long as a passing loss of quorum
+    explains that it fails."""
+    while True:
+        try:
+            action()
+            return
+        except OSError as error:
+            if error.errno not in PASSING or time.monotonic() > deadline:
+                raise
+        time.sleep(POLL_S)
+
+
+def is_mounted(node: Node) -> bool:
+    """A FUSE file system answers on /etc/pve."""
+    real, fuse = os.path.realpath(node.pve), False
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        left, _, right = line.partition(" - ")
+        if left.split(" ")[4].replace("\\040", " ") == real:
+            fuse = right.split(" ")[0].startswith("fuse")
+    try:
+        return fuse and os.stat(node.pve).st_dev != os.stat(node.pve.parent).st_dev
+    except OSError:
+        return False
+
+
+def read_tree(database: Path) -> tuple[int, dict[str, tuple[int, bytes]]]:
+    """Root version and ``{path: (type, data)}`` of one consistent state; raises Failure when it is no sound database."""
+
+    def read(connection: sqlite3.Connection) -> tuple[int, dict[str, tuple[int, bytes]]]:
+        (check,) = connection.execute("PRAGMA integrity_check").fetchone()
+        if check != "ok":
+            raise Unreadable(f"damaged: {check}")
+        return tree_in(connection)
+
+    try:
+        return look(str(database), read)
+    except Unreadable as error:
+        raise Failure(f"{database} cannot be read: {error}") from error
+
+
+def copied(database: Path) -> sqlite3.Connection:
+    """A copy in memory of one consistent state."""
+    try:
+        return snapshot(str(database))
+    except Unreadable as error:
+        raise Failure(str(error)) from error
+
+
+def tree_sha256(tree: dict[str, tuple[int, bytes]]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tree):
+        if not NOISE.match(name):
+            kind, data = tree[name]
+            digest.update(f"{name}\0{kind}\0{len(data)}\0".encode("utf-8", "surrogateescape"))
+            digest.update(data)
+    return digest.hexdigest()
+
+
+def save_generation(node: Node, node_name: str, reason: str) -> str:
+    """Keep the whole database in the store: backup API, verified, fsync, rename, fsync of the directory,
+    manifest."""
+    node.generations.mkdir(parents=True, exist_ok=True)
+    for directory in (node.generations.parent.parent, node.generations.parent, node.generations):
+        os.chmod(directory, 0o700)
+    now = datetime.now(UTC)
+    fd, name = tempfile.mkstemp(prefix=".new-", dir=node.generations)
+    os.close(fd)
+    temporary = Path(name)
+    try:
+        with closing(copied(node.database)) as source:
+            with closing(sqlite3.connect(temporary)) as target:
+                source.backup(target)
+                target.execute("PRAGMA journal_mode=DELETE").fetchone()
+        version, tree = read_tree(temporary)
+        with open(temporary, "rb+") as handle:
+            sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
+            os.fsync(handle.fileno())
+        conf = tree.get("corosync.conf", (8, b""))[1].decode("utf-8", "replace")
+        match = re.search(r"^\s*config_version:\s*0*([0-9]+)\s*$", conf, flags=re.MULTILINE)
+        manifest = {
+            "sha256": sha256,
+            "root_version": version,
+            # Of more digits than the daemon's 64 bits hold it is read as the largest number.
+            "config_version": min(int(match.group(1)[:21]), 2**64 - 1) if match else None,
+            "mode": "member" if "corosync.conf" in tree else "standalone",
+            "node": node_name,
+            "time": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "reason": reason,
+            "lineage": _lineage(node),
+        }
+        label = f"{now:%Y%m%dT%H%M%SZ}-v{version}-{reason}"
+        write_atomic(
+            node.generations / f"{label}.json", json.dumps(manifest, indent=1, sort_keys=True).encode(), 0o600
+        )
+        os.rename(temporary, node.generations / f"{label}.db")
+        fsync_dir(node.generations)
+    except sqlite3.Error as error:
+        raise Failure(f"{node.database} cannot be saved to {node.generations}: {error}") from error
+    finally:
+        for suffix in ("", "-journal", "-wal", "-shm"):
+            Path(f"{temporary}{suffix}").unlink(missing_ok=True)
+    return label
+
+
+def _lineage(node: Node) -> object:
+    try:
+        return json.loads((node.generations.parent / "state.json").read_text()).get("lineage")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def dump_sql(node: Node) -> Path:
+    """The database as SQL text beside it, where Proxmox VE keeps such dumps too."""
+    directory = node.lib / "backup"
+    directory.mkdir(mode=0o755, exist_ok=True)
+    target = directory / f"config-{int(time.time())}.sql.gz"
+    with closing(copied(node.database)) as connection:
+        connection.text_factory = lambda name: name.decode("utf-8", "surrogateescape")
+        text = "\n".join(connection.iterdump()) + "\n"
+    write_atomic(target, gzip.compress(text.encode("utf-8", "surrogateescape")), 0o600)
+    return target
+
+
+def remove_database(node: Node) -> None:
+    # A stale -wal beside a new database would be replayed into it.
+    for suffix in ("-wal", "-shm", ""):
+        Path(f"{node.database}{suffix}").unlink(missing_ok=True)
+    fsync_dir(node.lib)
+
+
+def running_tasks(node: Node) -> list[str]:
+    """Tasks of Proxmox VE that run now, as their UPID (UPID:node:pid:pstart:start:type:id:user:, hex)."""
+    found = []
+    for line in (read_or_none(node.tasks) or b"").decode("utf-8", "replace").splitlines():
+        words = line.split()
+        if not words or len(words) > 2 or not words[0].startswith("UPID:"):
+            continue  # a finished task has its end time and status behind it
+        fields = words[0].split(":")
+        try:
+            stat = Path(f"/proc/{int(fields[2], 16)}/stat").read_text(errors="replace")
+            # Field 22: another process may have that number by now.
+            alive = int(stat.rpartition(")")[2].split()[19]) == int(fields[3], 16)
+        except (OSError, ValueError, IndexError):
+            continue
+        if alive:
+            found.append(words[0])
+    return found
+
+
+def locked_guests(tree: dict[str, tuple[int, bytes]], node_name: str) -> list[tuple[str, str]]:
+    """(path, lock) of this node's guest configurations that hold a lock."""
+    wanted = re.compile(rf"nodes/{re.escape(node_name)}/(?:qemu-server|lxc)/[0-9]+\.conf\Z")
+    found = []
+    for path in sorted(filter(wanted.match, tree)):
+        # Below the first section header are snapshots.
+        text = re.split(r"^\[", tree[path][1].decode("utf-8", "replace"), maxsplit=1, flags=re.MULTILINE)[0]
+        match = re.search(r"^lock:\s*(\S+)", text, flags=re.MULTILINE)
+        if match:
+            found.append((path, match.group(1)))
+    return found
+
+
+def own_guests(tree: dict[str, tuple[int, bytes]], node_name: str) -> list[str]:
+    """Paths of this node's guest configurations."""
+    wanted = re.compile(rf"nodes/{re.escape(node_name)}/(?:qemu-server|lxc)/[0-9]+\.conf\Z")
+    return sorted(filter(wanted.match, tree))
+
+
+def quorum() -> tuple[bool, list[int]]:
+    """Quorate, and the ids of the live members."""
+    out = command("corosync-quorumtool", "-s", timeout=20).stdout
+    _, _, membership = out.partition("Membership information")
+    # An id of ten digits fills its column: no blank stands before it.
+    ids = [int(number) for number in re.findall(r"^[ \t]*([0-9]+)[ \t]+[0-9]+[ \t]", membership, flags=re.MULTILINE)]
+    return bool(re.search(r"^Quorate:\s+Yes", out, flags=re.MULTILINE)), sorted(
+        number for number in ids if number
+    )
+
+
+def missing(node: Node, request: dict[str, object]) -> list[str]:
+    """What a member of the cluster must have and this node has not yet, in words."""
+    quorate, live = quorum()
+    if not quorate:
+        return [f"no quorum (members seen: {live or 'none'})"]
+    absent = sorted(set(request["expected_ids"]) - set(live))  # type: ignore[call-overload]
+    if absent:
+        return [f"node ids {absent} are not in the membership {live}"]
+    if not is_mounted(node):
+        return [f"{node.pve} is not mounted"]
+    try:
+        if not os.lstat(node.pve / "local").st_mode & 0o222:
+            return [f"{node.pve} is read-only although corosync is quorate"]
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        return [f"{node.pve}: {error.strerror}"]
+    try:
+        cluster, host = (
+            read_or_none(node.pve / "corosync.conf"),
+            read_or_none(node.corosync / "corosync.conf"),
+        )
+    except OSError as error:
+        return [f"{node.pve}/corosync.conf: {error.strerror}"]
+    if cluster is None:
+        return [f"{node.pve}/corosync.conf has not arrived"]
+    if cluster != host:
+        return [f"{node.corosync}/corosync.conf differs from {node.pve}/corosync.conf"]
+    return []
+
+
+def not_alone(node: Node) -> list[str]:
+    """What a node by itself must have, or must not, and this node has not yet, in words."""
+    if not is_mounted(node):
+        return [f"{node.pve} is not mounted"]
+    if active(COROSYNC)[COROSYNC]:
+        return [f"{COROSYNC} runs"]
+    try:
+        if (node.pve / "corosync.conf").exists():
+            return [f"{node.pve}/corosync.conf exists"]
+        if not os.lstat(node.pve / "local").st_mode & 0o222:
+            return [f"{node.pve} is read-only"]
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        return [f"{node.pve}: {error.strerror}"]
+    return []
+
+
+def prove_writable(node: Node, name: str, deadline: float) -> None:
+    """Make a directory and remove it, until ``deadline``: the members may form anew this moment. One that an interrupted run
+    left is only removed; an answer that was lost does not count, what is there does."""
+    probe = node.pve / f"pveguard-{name}"
+    for program, is_done in (("mkdir", probe.is_dir), ("rmdir", lambda: not probe.exists())):
+        while True:
+            said = command(program, str(probe), timeout=ANSWER_S)
+            if said.returncode == 0 or is_done():
+                break
+            if time.monotonic() > deadline:
+                raise Failure(f"{node.pve} cannot be written although the node is quorate: {said.stderr.strip()}")
+            time.sleep(POLL_S)

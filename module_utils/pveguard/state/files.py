@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that are written whole or not at all, and the lock of the store."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+
+from .exits import Locked, StoreError
+from .paths import MIB
+from .system import log
+
+
+def fsync_path(path):
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_atomic(path, data, mode=0o600):
+    """Replace a file: temporary file beside it, fsync, rename, fsync of the directory."""
+    temporary = f"{path}.tmp{os.getpid()}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    try:
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            os.fchmod(fd, mode)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+    except BaseException:
+        remove(temporary)
+        raise
+    fsync_path(os.path.dirname(path))
+
+
+def write_json(path, value):
+    write_atomic(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+
+def write_volatile(path, value):
+    """JSON into a file below /run: atomic, no fsync; a failure is not worth stopping for."""
+    write_volatile_text(path, json.dumps(value, sort_keys=True) + "\n")
+
+
+def write_volatile_text(path, text, mode=None):
+    temporary = f"{path}.tmp{os.getpid()}"
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        with open(temporary, "w", encoding="utf-8") as handle:
+            if mode is not None:
+                os.fchmod(handle.fileno(), mode)
+            handle.write(text)
+        os.rename(temporary, path)
+    except OSError as error:
+        log("warning", f"{path}: {error}")
+
+
+def read_json(path):
+    """The JSON object in a file, {} when it is missing or not one."""
+    try:
+        with open(path, encoding="utf-8") as handle:
+            value = json.load(handle)
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def read_text(path):
+    try:
+        with open(path, encoding="utf-8", errors="replace") as handle:
+            return handle.read()
+    except OSError:
+        return ""
+
+
+def remove(path):
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def remove_database(path):
+    """Remove a database with what SQLite keeps beside it, the log first: a log without its database is
+    harmless.
+    """
+    for suffix in ("-wal", "-shm", "-journal", ""):
+        remove(path + suffix)
+
+
+def copy_file(source, target):
+    """Copy bytes, mode 0600, and fsync the copy."""
+    with open(source, "rb") as reader:
+        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            while True:
+                block = reader.read(MIB)
+                if not block:
+                    break
+                view = memoryview(block)
+                while view:
+                    view = view[os.write(fd, view) :]
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def file_sha256(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while True:
+            block = handle.read(MIB)
+            if not block:
+                return digest.hexdigest()
+            digest.update(block)
+
+
+def size_of(path):
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
+
+
+def stat_id(path):
+    """(device, inode) of a file, None when it does not exist."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino)
+
+
+def ensure_store(paths):
+    """Make the store's directories, 0700: they hold private keys."""
+    try:
+        os.makedirs(os.path.dirname(paths.store), mode=0o755, exist_ok=True)
+        for directory in (paths.store, paths.generations):
+            if not os.path.isdir(directory):
+                os.mkdir(directory, 0o700)
+                fsync_path(os.path.dirname(directory))
+    except OSError as error:
+        raise StoreError(f"{paths.store}: {error.strerror}") from error
+
+
+class Lock:
+    """An exclusive flock on a file or directory, for a ``with`` statement."""
+
+    def __init__(self, path, what, wait=0.0, create=False):
+        self.path, self.what, self.wait, self.create = path, what, wait, create
+        self.fd = -1
+
+    def __enter__(self):
+        try:
+            if self.create:
+                os.makedirs(os.path.dirname(self.path), mode=0o755, exist_ok=True)
+                self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            else:
+                self.fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise StoreError(f"{self.path}: {error.strerror}") from error
+        end = time.monotonic() + self.wait
+        while True:
+            try:
+                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return self
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    holder = lock_holder(self.fd)
+                    os.close(self.fd)
+                    raise Locked(f"{self.what}: {holder} holds the lock on {self.path}") from None
+                time.sleep(0.05)
+
+    def __exit__(self, *_):
+        os.close(self.fd)
+
+
+def lock_holder(fd):
+    """Who holds the flock on an open file, for a message: the kernel knows the process."""
+    inode = str(os.fstat(fd).st_ino)
+    for line in read_text("/proc/locks").splitlines():
+        fields = line.split()
+        if "FLOCK" in fields[1:2] and fields[5].rpartition(":")[2] == inode:
+            return f"process {fields[4]} ({read_text(f'/proc/{fields[4]}/comm').strip() or 'unknown'})"
+    return "another process"
+
+
+def store_lock(paths, wait=30.0):
+    # The directory itself is locked, so that a store on a read-only file system can be locked too.
+    return Lock(paths.store, "the store is busy", wait)

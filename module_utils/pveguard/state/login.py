@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the login in use depends on /etc/pve, which goes away while the daemon is down."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+
+from .files import read_text, remove, write_atomic
+from .node import pve_mounted
+from .paths import LOGIN_MARKER
+from .system import run
+
+
+def ssh_connection(given):
+    """The ssh connection this command came by: ``given``, or SSH_CONNECTION of this process or one above
+    it.
+    """
+    if given is not None:
+        return given.strip()
+    pid = os.getpid()
+    for _ in range(32):
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as handle:
+                for entry in handle.read().split(b"\0"):
+                    if entry.startswith(b"SSH_CONNECTION="):
+                        return entry[15:].decode()
+            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as handle:
+                pid = int(handle.read().rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError):
+            break
+        if pid <= 1:
+            break
+    return ""
+
+
+def below(path, folder):
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def key_fingerprint(line):
+    """SHA256:... of a line of an authorized_keys file, None for a comment or a line without a key."""
+    import base64
+    import binascii
+
+    line = line.strip()
+    if not line or line.startswith("#"):
+        return None
+    words = line.split()
+    for kind, blob in zip(words, words[1:], strict=False):
+        if re.fullmatch(r"(ssh-|ecdsa-|sk-)[\w@.-]+", kind):
+            try:
+                raw = base64.b64decode(blob, validate=True)
+            except (binascii.Error, ValueError):
+                continue
+            return "SHA256:" + base64.b64encode(hashlib.sha256(raw).digest()).decode().rstrip("=")
+    return None
+
+
+def accepted_login(address, port):
+    """(method, user, fingerprint, certificate) of the connection from the journal, None when it is not
+    there.
+    """
+    done = run(
+        ["journalctl", "-b", "-o", "cat", "--no-pager", "-q", "-r", "-t", "sshd", "-t", "sshd-session"],
+        timeout=120,
+    )
+    pattern = re.compile(
+        rf"Accepted (\S+) for (\S+) from {re.escape(address)} port {re.escape(port)} ssh2(?:: (.*))?$"
+    )
+    for line in done.out.splitlines():
+        match = pattern.search(line.strip())
+        if match:
+            tail = match.group(3) or ""
+            found = re.search(r"SHA256:\S+", tail)
+            return match.group(1), match.group(2), found.group(0) if found else None, "-CERT " in tail
+    return None
+
+
+def check_login(paths, connection=None, fallback=False, write=False):
+    """Does the login that is in use work while /etc/pve is gone?
+
+    Returns {independent, how, connection, fingerprint, file, fallback_file, added}. With ``fallback`` and
+    ``write`` the
+    key in use is added to a file of sshd's that does not lie on /etc/pve.
+    """
+    result = {
+        "independent": False,
+        "how": "",
+        "connection": ssh_connection(connection),
+        "user": None,
+        "fingerprint": None,
+        "file": None,
+        "fallback_file": None,
+        "added": False,
+    }
+    if not result["connection"]:
+        result.update(independent=True, how="not an ssh login: this is a local session")
+        return result
+    if not pve_mounted(paths):
+        result.update(independent=True, how="/etc/pve is not mounted, and this login works")
+        return result
+    try:
+        address, port = result["connection"].split()[:2]
+    except ValueError:
+        result["how"] = f"SSH_CONNECTION is {result['connection']!r}, which is not understood"
+        return result
+    accepted = accepted_login(address, port)
+    if accepted is None:
+        result["how"] = (
+            f"the journal of this boot does not say how the connection from {address} port {port} was "
+            "accepted"
+        )
+        return result
+    method, user, fingerprint, certificate = accepted
+    result.update(user=user, fingerprint=fingerprint)
+    if method != "publickey":
+        result.update(independent=True, how=f"login by {method}")
+        return result
+    settings = {}
+    done = run(["sshd", "-T", "-C", f"user={user},host={address},addr={address}"])
+    for line in done.out.splitlines():
+        key, _, value = line.partition(" ")
+        settings.setdefault(key.lower(), value.strip())
+    if done.rc or "authorizedkeysfile" not in settings:
+        result["how"] = f"sshd -T does not tell where it reads keys: {done.err.strip()[:200]}"
+        return result
+    if certificate:
+        trusted = settings.get("trustedusercakeys", "none")
+        if trusted != "none" and not below(os.path.realpath(paths.at(trusted)), os.path.realpath(paths.pve)):
+            result.update(
+                independent=True, how=f"login by certificate, its authority stands in {trusted}", file=trusted
+            )
+            return result
+    files = authorized_keys_files(paths, user, settings["authorizedkeysfile"])
+    pve = os.path.realpath(paths.pve)
+    line_in_pve = None
+    for file in files:
+        inside = below(os.path.realpath(file), pve)
+        for line in read_text(file).splitlines():
+            if fingerprint and key_fingerprint(line) == fingerprint:
+                if not inside:
+                    result.update(independent=True, how=f"the key in use stands in {file}", file=file)
+                    return result
+                line_in_pve = line_in_pve or line.strip()
+    outside = [f for f in files if not below(os.path.realpath(f), pve)]
+    result["fallback_file"] = outside[-1] if outside else None
+    if not outside:
+        result["how"] = f"sshd reads keys only from /etc/pve ({settings['authorizedkeysfile']})"
+        return result
+    if line_in_pve is None:
+        result["how"] = f"the key in use ({fingerprint}) stands in none of {', '.join(files)}"
+        result["fallback_file"] = None
+        return result
+    result["how"] = f"the key in use ({fingerprint}) stands only on /etc/pve"
+    if fallback and write:
+        _append_key(outside[-1], line_in_pve, user)
+        again = check_login(paths, result["connection"])
+        again["added"] = True
+        return again
+    return result
+
+
+def authorized_keys_files(paths, user, patterns):
+    """Absolute paths of AuthorizedKeysFile for a user, tokens filled in."""
+    import pwd
+
+    try:
+        entry = pwd.getpwnam(user)
+        home, uid = paths.at(entry.pw_dir), str(entry.pw_uid)
+    except KeyError:
+        home, uid = paths.at(f"/home/{user}"), ""
+    tokens = {"%%": "%", "%h": home, "%u": user, "%U": uid}
+    found = []
+    for pattern in patterns.split():
+        if pattern == "none":
+            continue
+        path = re.sub(r"%[%huU]", lambda m: tokens[m.group(0)], pattern)
+        if not path.startswith("/"):
+            path = f"{home}/{path}"
+        elif not path.startswith(home):
+            path = paths.at(path)
+        found.append(path)
+    return found
+
+
+def _append_key(path, line, user):
+    import pwd
+
+    words = line.split()
+    for index, word in enumerate(words[:-1]):
+        if re.fullmatch(r"(ssh-|ecdsa-|sk-)[\w@.-]+", word):
+            words = [*words[: index + 2], LOGIN_MARKER]
+            break
+    folder = os.path.dirname(path)
+    entry = pwd.getpwnam(user)
+    if not os.path.isdir(folder):
+        os.mkdir(folder, 0o700)
+        os.chown(folder, entry.pw_uid, entry.pw_gid)
+    old = read_text(path)
+    if old and not old.endswith("\n"):
+        old += "\n"
+    write_atomic(path, (old + " ".join(words) + "\n").encode())
+    os.chown(path, entry.pw_uid, entry.pw_gid)
+
+
+def remove_login_fallback(paths):
+    """Take back the key lines that the fallback added; only where /etc/pve is there again and has the key (a restored
+    state may not know it).
+    """
+    removed = []
+    if not pve_mounted(paths):
+        return removed
+    known = {key_fingerprint(line) for line in read_text(f"{paths.pve}/priv/authorized_keys").splitlines()}
+    for path in (paths.at("/root/.ssh/authorized_keys2"), paths.at("/root/.ssh/authorized_keys")):
+        if below(os.path.realpath(path), os.path.realpath(paths.pve)):
+            continue
+        text = read_text(path)
+        lines = text.splitlines(keepends=True)
+        rest = [
+            line
+            for line in lines
+            if not (line.rstrip().endswith(" " + LOGIN_MARKER) and key_fingerprint(line) in known)
+        ]
+        if rest == lines:
+            continue
+        if "".join(rest).strip():
+            write_atomic(path, "".join(rest).encode())
+        else:
+            remove(path)
+        removed.append(path)
+    return removed

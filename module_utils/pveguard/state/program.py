@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The program pve-state: what it consists of, and its answers without an installed one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Sequence
+
+from ..base import supervised
+from ..base.node_program import Program
+from ..base.run import Result
+from . import cli
+
+PVE_STATE = Program(
+    "pve-state",
+    "state.cli",
+    (
+        "pmxcfs.live_database",
+        *(
+            f"state.{name}"
+            for name in (
+                *("adopt", "boot", "cli", "compare", "exits", "files", "generations", "live", "login", "members", "metrics"),
+                *("node", "paths", "preflight", "replica", "rescue", "restore_file", "restore_generation", "rollback"),
+                *("rows", "save", "settings", "show", "status", "switch", "system", "watch"),
+            )
+        ),
+    ),
+    command="/usr/local/sbin/pve-state",
+)
+
+
+def ask(argv: Sequence[str], timeout: float) -> Result:
+    """``pve-state ARGV --json`` by this process's own code, so that a refusal or a check run leaves no file behind.
+
+    It works in a child of this process, for at most ``timeout`` seconds without an answer: /etc/pve may hang.
+    """
+
+    def work() -> dict[str, object]:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            code, answer = cli.answer([*argv, "--json"])
+        return {"rc": code, "answer": answer}
+
+    try:
+        done = supervised.ask(work, timeout)
+    except supervised.Stalled:
+        return Result(124, "", f"no answer within {timeout:g} s")
+    return Result(int(done["rc"]), json.dumps(done["answer"]), "") if done else Result(1, "", "it was ended")

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The way back that the timer takes when a switch-over does not end."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from .adopt import put_stock_back
+from .files import Lock, read_json, write_volatile
+from .restore_generation import put_former_back
+from .switch import process_start
+from .system import log, utc
+
+
+def cmd_rollback(paths, config, args):
+    """What the dead man's switch runs: stock, from wherever a switch-over was left; after a restore the former state."""
+    switch = read_json(paths.switch_file)
+    if switch.get("done"):
+        return {"changed": False, "message": "no switch-over is under way"}
+    pid = switch.get("pid")
+    if pid and pid != os.getpid() and process_start(pid) == switch.get("start"):
+        log("error", f"the switch-over (process {pid}) did not end in time; it is stopped")
+        os.kill(pid, signal.SIGKILL)
+    with Lock(f"{paths.run}/switch.lock", "a switch-over runs", wait=30, create=True):
+        if switch.get("kind") == "restore":
+            done = put_former_back(paths, config)
+        else:
+            done = put_stock_back(paths, config, "rollback")
+    write_volatile(paths.switch_file, {"kind": "rollback", "done": utc()})
+    return {"changed": True, "message": "stock is back", **done}

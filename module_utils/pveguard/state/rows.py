@@ -1,0 +1,396 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Databases of the daemon's schema: rows, paths, checks, hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sqlite3
+
+from ..pmxcfs.live_database import Unreadable, look, snapshot, unknown_schema
+from .exits import Damaged
+from .files import fsync_path, read_text, remove_database, size_of
+from .system import printable
+
+DIRECTORY, FILE = 4, 8
+TOMBSTONE_MARK = b"This is not a database."
+# Of the daemon's database.
+PAGE = 4096
+# The daemon takes a folder of nodes/ for a node's, and a file in it for a guest's, only with such names.
+NODE_NAME = rb"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
+GUEST_FOLDERS = (b"qemu-server", b"lxc", b"openvz")
+NO_FILE = "it holds no file at all"
+SCHEMA_UNKNOWN = "its schema is not known to this version of pveguard"
+NO_COROSYNC_CONF = "it has no corosync.conf, but this node is a member of a cluster"
+SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS tree ("
+    "  inode INTEGER PRIMARY KEY NOT NULL,"
+    "  parent INTEGER NOT NULL CHECK(typeof(parent)=='integer'),"
+    "  version INTEGER NOT NULL CHECK(typeof(version)=='integer'),"
+    "  writer INTEGER NOT NULL CHECK(typeof(writer)=='integer'),"
+    "  mtime INTEGER NOT NULL CHECK(typeof(mtime)=='integer'),"
+    "  type INTEGER NOT NULL CHECK(typeof(type)=='integer'),"
+    "  name TEXT NOT NULL,"
+    "  data BLOB)"
+)
+# Names are read as bytes: the file system takes any bytes, and they must come back as they were.
+# So do data that are no blob, as the bytes that the daemon gets. The length of a blob is known without reading it.
+META = (
+    "SELECT inode,parent,version,writer,mtime,type,CAST(name AS BLOB),"
+    "CASE typeof(data) WHEN 'blob' THEN length(data) ELSE length(CAST(data AS BLOB)) END FROM tree"
+)
+INSERT = "INSERT OR REPLACE INTO tree VALUES(?,?,?,?,?,?,CAST(? AS TEXT),?)"
+INODE, PARENT, ROW_VERSION, WRITER, MTIME, TYPE, NAME, LENGTH = range(8)
+
+
+def connect(path, mode, timeout=10.0):
+    """Open a database of ours in autocommit mode. ``mode`` is rw, rwc, or immutable (no locks, no files beside it).
+
+    Never for the live database: see :func:`read_live`.
+    """
+    options = "mode=ro&immutable=1" if mode == "immutable" else f"mode={mode}"
+    quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    try:
+        return sqlite3.connect(f"file:{quoted}?{options}", uri=True, isolation_level=None, timeout=timeout)
+    except sqlite3.Error as error:
+        raise Damaged(f"{path}: {error}") from error
+
+
+def read_only(path, function):
+    """What ``function`` returns for a connection to one consistent state of any database, whoever writes it, without an
+    effect on anybody. It may be called again, see :func:`look`. Raises Damaged.
+    """
+    try:
+        return look(path, function)
+    except Unreadable as error:
+        raise Damaged(str(error)) from error
+
+
+def in_memory(path):
+    """A connection to a copy of a database in memory: what it was at one moment, whoever writes it next."""
+    try:
+        return snapshot(path)
+    except Unreadable as error:
+        raise Damaged(str(error)) from error
+
+
+def read_rows(connection):
+    """{inode: (inode, parent, version, writer, mtime, type, name, length)} of every row."""
+    return {row[0]: row for row in connection.execute(META)}
+
+
+def read_hashes(connection):
+    """{inode: digest of data} of every row."""
+    found = {}
+    for inode, data in connection.execute("SELECT inode, CAST(data AS BLOB) FROM tree"):
+        found[inode] = hashlib.blake2b(as_bytes(data), digest_size=16).digest()
+    return found
+
+
+def as_bytes(data):
+    if data is None:
+        return b""
+    # Written by hand a blob may be text, or a number.
+    return bytes(data) if isinstance(data, bytes) else str(data).encode("utf-8", "surrogateescape")
+
+
+def path_of(inode, rows):
+    """Path of a row, None when a parent is missing or in a loop."""
+    names = []
+    while inode != 0:
+        row = rows.get(inode)
+        if row is None or len(names) > len(rows):
+            return None
+        names.append(row[NAME])
+        inode = row[PARENT]
+    return b"/".join(reversed(names)).decode("utf-8", "surrogateescape")
+
+
+def all_paths(rows):
+    """{inode: path} of every row but the root; None for a row without a way to the root."""
+    found = {0: ""}
+    for start in rows:
+        chain, seen = [], set()
+        inode = start
+        while inode not in found and inode in rows and inode not in seen:
+            chain.append(inode)
+            seen.add(inode)
+            inode = rows[inode][PARENT]
+        base = found.get(inode)
+        for inode in reversed(chain):
+            if base is not None:
+                name = rows[inode][NAME].decode("utf-8", "surrogateescape")
+                base = f"{base}/{name}" if base else name
+            found[inode] = base
+    del found[0]
+    return found
+
+
+def without_noise(rows, noise):
+    """The rows that are configuration, ``__version__`` included."""
+    paths = all_paths(rows)
+    return {i: row for i, row in rows.items() if i == 0 or paths[i] is None or not noise.matches(paths[i])}
+
+
+def root_version(rows):
+    """The root version of a table. The daemon loads a database without the row ``__version__``, and counts from 0."""
+    return rows[0][ROW_VERSION] if 0 in rows else 0
+
+
+def unloadable(rows):
+    """Why the daemon would not load a table, as a list of sentences; empty when it would.
+
+    Exactly its rules: types, directories, unique names, a way to the root, unique guests. What it loads it may serve, and
+    what it serves must reach the disk, however strange; that is for :func:`suspicious`.
+    """
+    for inode, row in rows.items():
+        # A damaged page can hold anything.
+        if not all(type(value) is int for value in row[:6]) or type(row[NAME]) is not bytes:
+            return [f"row {inode}: values of the wrong type"]
+    if 0 in rows and rows[0][NAME] != b"__version__":
+        return [f"row 0 has the name {shown(rows[0][NAME])}, not __version__"]
+    paths = all_paths(rows)
+
+    def name(inode):
+        path = paths.get(inode)
+        return f"row {inode} ({shown(rows[inode][NAME])})" if path is None else f"/etc/pve/{printable(path, '')}"
+
+    problems = []
+    seen = {}
+    for inode, row in rows.items():
+        if inode == 0:
+            continue
+        if row[TYPE] not in (DIRECTORY, FILE):
+            problems.append(f"{name(inode)}: type {row[TYPE]} is neither a directory nor a file")
+        if row[TYPE] == DIRECTORY and row[LENGTH]:
+            problems.append(f"{name(inode)}: a directory with {row[LENGTH]} bytes of data")
+        key = (row[PARENT], row[NAME])
+        if key in seen:
+            problems.append(f"the same name twice: {name(inode)} (rows {seen[key]} and {inode})")
+        seen[key] = inode
+        parent = rows.get(row[PARENT])
+        if row[PARENT] != 0 and parent is None:
+            problems.append(f"{name(inode)}: its directory {row[PARENT]} is missing")
+        elif row[PARENT] != 0 and parent[TYPE] != DIRECTORY:
+            problems.append(f"{name(inode)}: {name(row[PARENT])} above it is not a directory")
+        elif paths[inode] is None and path_of(inode, rows) is None:
+            problems.append(f"{name(inode)}: no way from it to the root")
+        if len(problems) > 20:
+            return problems
+    for guest, inodes in guests_of(rows).items():
+        if len(inodes) > 1:
+            problems.append(f"the guest {guest} twice: {' and '.join(name(i) for i in inodes[:2])}")
+    return problems
+
+
+def guests_of(rows):
+    """{guest id: [inodes]} as the daemon counts: files ID.conf in nodes/NAME/qemu-server, lxc and openvz."""
+    nodes = {i for i, row in rows.items() if i and row[PARENT] == 0 and row[NAME] == b"nodes" and row[TYPE] == DIRECTORY}
+    homes = {i for i, row in rows.items() if row[PARENT] in nodes and re.fullmatch(NODE_NAME, row[NAME])}
+    folders = {i for i, row in rows.items() if row[PARENT] in homes and row[NAME] in GUEST_FOLDERS}
+    found = {}
+    for inode, row in rows.items():
+        if row[PARENT] in folders and row[TYPE] == FILE and re.fullmatch(rb"[1-9][0-9]*\.conf", row[NAME]):
+            found.setdefault(int(row[NAME][:-5]), []).append(inode)
+    return found
+
+
+def suspicious(rows, member=False):
+    """What is strange in a table that the daemon loads, as a list of sentences: worth a warning at a save, and a
+    restore refuses it unless told otherwise.
+
+    ``member``: the host has a cluster's corosync.conf, so the state must have one as well.
+    """
+    problems = []
+    if 0 not in rows:
+        problems.append("row __version__ (inode 0) is missing")
+    top = root_version(rows)
+    files = 0
+    conf = None
+    for inode, row in rows.items():
+        if inode == 0:
+            continue
+        files += row[TYPE] == FILE
+        if row[PARENT] == 0 and row[NAME] == b"corosync.conf":
+            conf = row
+        if len(problems) > 20:
+            continue
+        if row[ROW_VERSION] > top:
+            problems.append(f"{file_name(inode, rows)}: version {row[ROW_VERSION]} is above the root version {top}")
+        if inode > top:
+            problems.append(f"{file_name(inode, rows)}: inode {inode} is above the root version {top}")
+        if not row[NAME] or b"/" in row[NAME] or row[NAME] in (b".", b".."):
+            problems.append(f"row {inode}: bad name {shown(row[NAME])}")
+    if files == 0:
+        problems.append(NO_FILE)
+    if member and (conf is None or not conf[LENGTH]):
+        problems.append(NO_COROSYNC_CONF)
+    return problems
+
+
+def check_rows(rows, member=False):
+    """What is wrong with a table, as a list of sentences; empty when it is sound: loadable, and nothing is strange."""
+    return unloadable(rows) or suspicious(rows, member)
+
+
+def emptied(rows, replica):
+    """Why a table must not go over the replica although the daemon loads it, or None: it holds nothing, or corosync.conf
+    alone, as after a start on an empty database, and the replica holds more.
+    """
+
+    def files(table):
+        return [row for i, row in table.items() if i and row[TYPE] == FILE]
+
+    left, had = files(rows), files(replica)
+    if any(row[PARENT] or row[NAME] != b"corosync.conf" for row in left) or len(had) <= len(left):
+        return None
+    what = "corosync.conf alone" if left else "no file at all"
+    return f"the live state holds {what}, and the replica {len(had)} files"
+
+
+def file_name(inode, rows):
+    path = path_of(inode, rows)
+    return f"row {inode}" if path is None else f"/etc/pve/{printable(path, '')}"
+
+
+def shown(name):
+    return repr(name.decode("utf-8", "backslashreplace"))
+
+
+def verify_database(path, member=False, sound=True):
+    """Check everything in a database file. Returns (problems, rows). Without ``sound`` only whether the daemon loads it,
+    and for a member that it has a corosync.conf.
+    """
+    try:
+        with open(path, "rb") as handle:
+            head = handle.read(len(TOMBSTONE_MARK) + 16)
+    except OSError as error:
+        return [f"{path}: {error.strerror}"], {}
+    if not head and size_of(path + "-wal") == 0:
+        return [f"{path} is empty (0 bytes)"], {}
+    if head and not head.startswith(b"SQLite format 3\0"):
+        return [f"{path} is not a SQLite database"], {}
+    try:
+        return look(path, lambda connection: check_connection(connection, member, sound))
+    except Unreadable as error:
+        return [str(error)], {}
+
+
+def check_connection(connection, member=False, sound=True):
+    found = [line[0] for line in connection.execute("PRAGMA integrity_check(5)")]
+    if found != ["ok"]:
+        return [f"integrity check: {line}" for line in found], {}
+    unknown = unknown_schema(connection)
+    try:
+        rows = read_rows(connection)
+    except sqlite3.Error as error:
+        if not unknown:
+            return [f"table tree: {error}"], {}
+        rows = {}
+    if unknown:
+        # What its own daemon would load is for that daemon to say.
+        return [f"{SCHEMA_UNKNOWN}: {unknown}"] if sound else [], rows
+    problems = check_rows(rows, member) if sound else unloadable(rows)
+    if not problems and not sound and NO_COROSYNC_CONF in suspicious(rows, member):
+        problems = [NO_COROSYNC_CONF]
+    return problems, rows
+
+
+def tree_sha256(connection, noise):
+    """One hash of path, type and content of all rows, noise aside: equal on members that are in sync."""
+    rows = read_rows(connection)
+    paths = all_paths(rows)
+    # Of two rows of one name the one that was made later counts, as everywhere.
+    paths = {paths[inode]: inode for inode in sorted(paths) if paths[inode] is not None}
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        # The directory of locks comes and goes with them.
+        if noise.matches(path) or path == "priv/lock":
+            continue
+        inode = paths[path]
+        data = as_bytes(connection.execute("SELECT CAST(data AS BLOB) FROM tree WHERE inode=?", (inode,)).fetchone()[0])
+        digest.update(f"{path}\0{rows[inode][TYPE]}\0{len(data)}\0".encode("utf-8", "surrogateescape"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def content_sha256(connection):
+    """One hash of every field and the data of all rows, ``__version__`` included."""
+    digest = hashlib.sha256()
+    for *fields, data in connection.execute(f"{META.replace(' FROM', ',CAST(data AS BLOB) FROM')} ORDER BY inode"):
+        digest.update(repr(fields).encode())
+        digest.update(as_bytes(data))
+    return digest.hexdigest()
+
+
+def content_of(connection, path):
+    """Bytes of a file by its path, None when there is no such file."""
+    inode = 0
+    for name in path.split("/"):
+        row = connection.execute(
+            "SELECT inode FROM tree WHERE parent=? AND CAST(name AS BLOB)=? AND inode<>0",
+            (inode, name.encode()),
+        ).fetchone()
+        if row is None:
+            return None
+        inode = row[0]
+    return as_bytes(connection.execute("SELECT CAST(data AS BLOB) FROM tree WHERE inode=?", (inode,)).fetchone()[0])
+
+
+def config_version(text):
+    """config_version of a corosync.conf, 0 when it has none."""
+    match = re.search(r"^\s*config_version\s*:\s*0*([0-9]+)\s*$", text, re.MULTILINE)
+    # Of more digits than the daemon's 64 bits hold it is read as the largest number. Python reads no 5,000 digits at all.
+    return min(int(match.group(1)[:21]), 2**64 - 1) if match else 0
+
+
+def is_member(paths):
+    """True when the host has a cluster's corosync.conf. Debian's example has no config_version and does not
+    count.
+    """
+    return config_version(read_text(paths.corosync_conf)) > 0
+
+
+def plain_copy(connection, target):
+    """Copy a whole database through SQLite into one plain file without a log, fsynced."""
+    remove_database(target)
+    copy = connect(target, "rwc")
+    try:
+        connection.backup(copy)
+        copy.execute("PRAGMA journal_mode=DELETE").fetchone()
+    finally:
+        copy.close()
+    os.chmod(target, 0o600)
+    fsync_path(target)
+
+
+def is_tombstone(path):
+    try:
+        with open(path, "rb") as handle:
+            return handle.read(len(TOMBSTONE_MARK)) == TOMBSTONE_MARK
+    except OSError:
+        return False
+
+
+def tombstone_text():
+    return (
+        TOMBSTONE_MARK
+        + b"""
+The state of Proxmox's cluster file system lies in RAM on this node, and this file stands where the database
+would be.
+The daemon reading it means that the RAM file system is not mounted. The configuration is safe in the store.
+  To see what is wrong:            pve-state status
+  To start as it should:           systemctl daemon-reload && systemctl restart pve-cluster
+  To go back to disk:              pve-state retire
+  By hand, without this program:   see "The exit by hand" in docs/ram-state.md; the state is
+                                   /var/lib/pveguard/state/config.db (with config.db-wal when there is one)
+"""
+    )
+
+
+def guest_lock(data):
+    """The lock that a guest's configuration holds, None without one. Snapshots below it have their own."""
+    text = as_bytes(data).decode("utf-8", "replace").split("\n[", 1)[0]
+    match = re.search(r"^lock:\s*(\S+)", text, re.MULTILINE)
+    return match.group(1) if match else None
