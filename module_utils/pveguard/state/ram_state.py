@@ -17,10 +17,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..base import node_files
+from ..base import managed_file
 from ..base.detached import DetachedError, run_detached
 from ..base.errors import PveguardError
-from ..base.node_files import Change, FileSpec
+from ..base.managed_file import Change, FileSpec
 from ..base.run import Run
 from ..base.run import run as real_run
 
@@ -123,7 +123,7 @@ def enable(options: Options, check: bool = False, run: Run = real_run) -> dict[s
     files = specs(options)
     if os.path.exists(DROP_IN):
         return _update(options, files, check, run)
-    changes = node_files.plan(files)
+    changes = managed_file.plan(files)
     found = _preflight(options, run)
     result: dict[str, Any] = {
         "changed": True,
@@ -142,7 +142,7 @@ def enable(options: Options, check: bool = False, run: Run = real_run) -> dict[s
     made = {change.path for change in changes if change.what == "created"}
     created = [replace(spec, present=False) for spec in files if spec.path in made]
     # systemd reads them when pve-state has put the drop-in in place.
-    node_files.apply(files)
+    managed_file.apply(files)
     argv = [PROGRAM, "adopt", "--json", "--result", "/run/pveguard/pveguard-enable.json"]
     argv += ["--connection", found["login"]["connection"] or ""]
     argv += ["--allow-ha"] if options.allow_ha else []
@@ -153,7 +153,7 @@ def enable(options: Options, check: bool = False, run: Run = real_run) -> dict[s
     except DetachedError:
         if not os.path.exists(DROP_IN) and _over(run):
             # Stock is back: leave nothing of the switch behind.
-            node_files.apply(created)
+            managed_file.apply(created)
             _daemon_reload(run)
         raise
     return {**result, **done, "changed": True}
@@ -176,7 +176,7 @@ def _over(run: Run) -> bool:
 def _update(options: Options, files: Sequence[FileSpec], check: bool, run: Run) -> dict[str, Any]:
     """A node that runs from RAM: files up to date, the watcher restarted if need be, the daemon untouched."""
     files = [*files, FileSpec(DROP_IN, options.drop_in)]
-    changes = node_files.plan(files)
+    changes = managed_file.plan(files)
     now = _wait(options.deadline_s, run, lambda state: state != "starting")
     units = now.get("units") or {}
     watcher_down = units.get(WATCH_UNIT) not in ("active", "activating", "reloading")
@@ -197,7 +197,7 @@ def _update(options: Options, files: Sequence[FileSpec], check: bool, run: Run) 
         _object(run(argv, input=options.program, timeout=120), "pve-state check-config")
     if check or not result["changed"]:
         return result
-    node_files.apply(files)
+    managed_file.apply(files)
     if any(change.path.startswith(UNIT_DIR) for change in changes):
         _daemon_reload(run)
     done = run(["systemctl", "restart", WATCH_UNIT], timeout=options.deadline_s)
@@ -227,7 +227,7 @@ def disable(options: Options, check: bool = False, run: Run = real_run) -> dict[
             now = {"state": "failed", "reason": str(error)}
     in_ram = drop_in or now.get("state") == "failed"
     files = [replace(spec, present=False) for spec in reversed(specs(options))]
-    removed = node_files.plan([*([FileSpec(DROP_IN, present=False)] if drop_in else []), *files])
+    removed = managed_file.plan([*([FileSpec(DROP_IN, present=False)] if drop_in else []), *files])
     result: dict[str, Any] = {
         "changed": bool(removed) or in_ram,
         "files": removed,
@@ -238,13 +238,13 @@ def disable(options: Options, check: bool = False, run: Run = real_run) -> dict[
         return result
     if in_ram:
         # The way back is taken with the program of this checkout: the installed one may be damaged or old.
-        node_files.apply([FileSpec(PROGRAM, options.program, "0755")])
+        managed_file.apply([FileSpec(PROGRAM, options.program, "0755")])
         argv = [PROGRAM, "retire", "--json", "--result", "/run/pveguard/pveguard-retire.json"]
         argv += ["--connection", _connection(options)]
         argv += ["--allow-offline-members"] if options.allow_offline_members else []
         argv += ["--login-fallback"] if options.login_fallback else []
         result.update(run_detached("pveguard-retire", argv, 2 * options.deadline_s + 60, run))
-    node_files.apply(files)
+    managed_file.apply(files)
     _daemon_reload(run)
     result["changed"] = True
     return result

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from ansible.module_utils.pveguard.base.errors import PveguardError
-from ansible.module_utils.pveguard.base.node_files import FileSpec, apply, plan
+from ansible.module_utils.pveguard.base.managed_file import FileSpec, apply, plan
 
 
 def test_created_changed_mode_and_removed_are_told_apart_and_a_second_run_is_silent(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: node_files
+module: managed_file
 short_description: Write or remove a set of files on a node in one round trip
 description:
   - Each file is replaced atomically (temporary file in the same directory, fsync, rename, fsync of the directory) and
@@ -56,7 +56,7 @@ author:
 
 EXAMPLES = r"""
 - name: Install a unit
-  node_files:
+  managed_file:
     files:
       - path: /etc/systemd/system/example.service
         content: "{{ lookup('ansible.builtin.template', 'example.service.j2') }}"
@@ -73,7 +73,7 @@ changed_paths:
   elements: str
 """
 
-from ansible.module_utils.pveguard.base import node_files
+from ansible.module_utils.pveguard.base import managed_file
 from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.base.node_module import NodeModule
 from ansible.module_utils.pveguard.base.run import run
@@ -99,11 +99,11 @@ def main() -> None:
         supports_check_mode=True,
     )
     specs = [
-        node_files.FileSpec(f["path"], f["content"], f["mode"], f["state"] == "present", f["secret"])
+        managed_file.FileSpec(f["path"], f["content"], f["mode"], f["state"] == "present", f["secret"])
         for f in module.params["files"]
     ]
     try:
-        changes = node_files.plan(specs) if module.check_mode else node_files.apply(specs)
+        changes = managed_file.plan(specs) if module.check_mode else managed_file.apply(specs)
     except (PveguardError, OSError) as error:
         module.fail_json(msg=str(error))
     if changes and module.params["daemon_reload"] and not module.check_mode:
