@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import getpass
 import hashlib
+import importlib
 import os
 import re
 import socket
@@ -25,7 +26,7 @@ from ansible.errors import AnsibleFilterError
 from ansible.module_utils.pveguard.base import variables
 from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.base.host_variables import HostVariables, rendered
-from ansible.module_utils.pveguard.cluster import assess, corosync_compare, inventory, plan
+from ansible.module_utils.pveguard.cluster import assess, corosync_compare, inventory, kinds, plan, roles
 from ansible.module_utils.pveguard.corosync import probe_members
 from ansible.parsing.yaml.loader import AnsibleLoader
 
@@ -239,7 +240,7 @@ def assessment(hostvars: Any, play_hosts: Collection[str]) -> str:
             if host in play_hosts:
                 parts.append(f"{host}: could not be asked")
             continue
-        parts.append(assess.render(host, node, plans[host], _wishes(own), own.get("pveguard_writes")))
+        parts.append(assess.render(host, node, plans[host], _changes(own, node, plans[host]), own.get("pveguard_writes")))
     return "\n\n".join(parts + assess.render_clusters(_compared(hosts)))
 
 
@@ -262,17 +263,44 @@ def assessments(hostvars: Any, play_hosts: Collection[str]) -> dict[str, dict[st
             findings = assess.across(host, clusters) + assess.findings(node, plans[host])
             found[host] = {
                 "findings": [{"level": each.level, "text": each.text} for each in findings],
-                "changes": assess.changes(node, plans[host], _wishes(hosts[host])),
+                "changes": _changes(hosts[host], node, plans[host]),
             }
     return found
 
 
-def _wishes(own: Mapping[str, Any]) -> assess.Wishes:
-    return assess.Wishes(
-        ha_state=str(own.get("ha_state") or "auto"),
-        # What a probe stores is nobody's.
-        ram_state=variables.as_bool(own.get("ram_state_enabled", True)) and not probe_members.is_described(own),
-    )
+def _descriptions() -> list[roles.Role]:
+    """What the roles say of themselves."""
+    paths = sorted(_ROOT.glob("roles/*/meta/pveguard.yml"))
+    return roles.read({path.parent.parent.name: AnsibleLoader(path.read_text()).get_single_data() for path in paths})
+
+
+def _changes(own: Mapping[str, Any], node: Mapping[str, Any], its_plan: plan.Plan) -> list[str]:
+    """What the main job would change on a host, by what its variables want of each role."""
+    specs, described = _specs(), _descriptions()
+
+    def value(role: str, variable: str) -> Any:
+        spec = specs[role][variable]
+        given = own.get(variable)
+        given = spec.get("default") if given is None or given == "" else given
+        convert = {"bool": variables.as_bool, "int": variables.as_int, "float": variables.as_float}.get(spec["type"])
+        return convert(given) if convert else given
+
+    what = kinds.kind(node, own.get("group_names") or (), its_plan["action"])
+    parts = [_core(role.changes).changes for role in described if role.changes]
+    return assess.changes(node, its_plan, roles.desired(described, what, value), parts)
+
+
+def _core(name: str) -> Any:
+    """The core ``ROOM.FILE``."""
+    return importlib.import_module(f"ansible.module_utils.pveguard.{name}")
+
+
+def steps(stage: str, kind: str) -> list[dict[str, Any]]:
+    """What the roles do in a stage of protect.yml, or in ``revert``, on a host of this kind; see the core ``roles``."""
+    try:
+        return roles.steps(_descriptions(), stage, kind)
+    except PveguardError as error:
+        raise AnsibleFilterError(str(error)) from error
 
 
 def _typed(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -384,6 +412,8 @@ class FilterModule:
             "pveguard_cluster_name": cluster_name,
             "pveguard_variables_of": variables_of,
             "pveguard_cluster_plan": cluster_plan,
+            "pveguard_kind": kinds.kind,
+            "pveguard_steps": steps,
             "pveguard_run_holder": run_holder,
             "pveguard_holder_is_gone": holder_is_gone,
         }

@@ -434,9 +434,7 @@ def _make_folders(folder: Path, mode: int = 0o755) -> None:
 
 
 def _remove_empty(folder: Path) -> None:
-    try:
+    """Remove a directory unless it is gone already, or somebody has put something into it."""
+    if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
         fsync_dir(folder.parent)
-    except OSError:
-        # Gone already, or somebody has put something into it.
-        pass
