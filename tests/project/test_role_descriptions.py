@@ -197,7 +197,7 @@ def node_facts() -> dict[str, Any]:
 
 def play(copy: Path, *arguments: str, **extra: Any) -> str:
     common = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "ansible_user": ""}
-    inventory = {"all": {"hosts": {name: common for name in ("pve1", "pve2")}}}
+    inventory = {"all": {"hosts": dict.fromkeys(("pve1", "pve2"), common)}}
     (copy / "hosts.yml").write_text(json.dumps(inventory))
     done = subprocess.run(
         [Path(sys.executable).parent / "ansible-playbook", "-i", copy / "hosts.yml", *arguments, "-e", json.dumps(extra)],
