@@ -76,6 +76,8 @@ def _specs() -> dict[str, dict[str, dict[str, Any]]]:
         for entry in (document.get("argument_specs") or {}).values():
             options.update(entry.get("options") or {})
         found[path.parent.parent.name] = options
+    for role in _descriptions():
+        roles.add_limits(role, found[role.name])
     return found
 
 
@@ -271,7 +273,10 @@ def assessments(hostvars: Any, play_hosts: Collection[str]) -> dict[str, dict[st
 def _descriptions() -> list[roles.Role]:
     """What the roles say of themselves."""
     paths = sorted(_ROOT.glob("roles/*/meta/pveguard.yml"))
-    return roles.read({path.parent.parent.name: AnsibleLoader(path.read_text()).get_single_data() for path in paths})
+    try:
+        return roles.read({path.parent.parent.name: AnsibleLoader(path.read_text()).get_single_data() for path in paths})
+    except PveguardError as error:
+        raise AnsibleFilterError(str(error)) from error
 
 
 def _changes(own: Mapping[str, Any], node: Mapping[str, Any], its_plan: plan.Plan) -> list[str]:

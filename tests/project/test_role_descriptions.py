@@ -86,6 +86,9 @@ def test_no_playbook_and_no_core_of_the_assessment_names_a_described_role() -> N
         ({"switch": "ha_state"}, "'ha_state' is no variable of the role"),
         ({"kinds": ["nodes"]}, "kinds has 'nodes'"),
         ({"changes": "os.path.join"}, "is not ROOM.FILE"),
+        ({"limits": {"ha_x": [1, 2]}}, "ha_x: [1, 2] is not [LOWEST, HIGHEST] of a variable of the role"),
+        ({"limits": {"later_x": [2, 1]}}, "later_x: [2, 1] is not [LOWEST, HIGHEST]"),
+        ({"limits": [1]}, "limits: [1] is not"),
         ({"steps": {"changes": {"name": "x"}}}, "unknown key 'changes'"),
         ({"steps": {"change": {}}}, "steps.change has no name"),
         ({"steps": {"change": {"name": "x", "files": True}}}, "files: true is for the stage revert"),
@@ -95,6 +98,15 @@ def test_no_playbook_and_no_core_of_the_assessment_names_a_described_role() -> N
 def test_a_mistake_in_a_description_is_named_with_its_file(change: dict[str, Any], told: str) -> None:
     with pytest.raises(PveguardError, match=f"^roles/later/meta/pveguard.yml.*{re.escape(told)}"):
         roles.read({**DESCRIPTIONS, "later": {"order": 99, **change}})
+
+
+def test_a_limit_without_a_number_is_named() -> None:
+    (role,) = roles.read({"later": {"order": 1, "limits": {"later_list.days": [1, 2]}}})
+    options: dict[str, Any] = {"later_list": {"type": "list", "options": {"days": {"type": "int"}}}}
+    roles.add_limits(role, options)
+    assert options["later_list"]["options"]["days"]["limits"] == (1, 2)
+    with pytest.raises(PveguardError, match="limits: later_list.days is no number of meta/argument_specs.yml"):
+        roles.add_limits(role, {"later_list": {"type": "list"}})
 
 
 def facts(packages: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -133,6 +145,7 @@ order: 45
 switch: empty_enabled
 kinds: [node]
 changes: writes.empty
+limits: {empty_days: [1, 5]}
 steps:
   check: {name: Look at nothing, tasks: check.yml}
   change: {name: Do nothing}
@@ -148,8 +161,9 @@ argument_specs:
     short_description: nothing
     options:
       empty_enabled: {type: bool, default: false, description: [Whether nothing is done.]}
+      empty_days: {type: int, default: 3, description: [For how long.]}
 """,
-    "roles/empty/defaults/main.yml": "empty_enabled: false\n",
+    "roles/empty/defaults/main.yml": "empty_enabled: false\nempty_days: 3\n",
     "roles/empty/tasks/main.yml": """
 - name: Say what is done
   ansible.builtin.debug: {msg: "nothing was changed on {{ inventory_hostname }}"}
@@ -216,6 +230,8 @@ def test_its_variables_are_validated(copy: Path) -> None:
     play(copy, "playbooks/validate.yml", empty_enabled="yes")
     with pytest.raises(AssertionError, match="empty_enabled 'perhaps' is not true or false"):
         play(copy, "playbooks/validate.yml", empty_enabled="perhaps")
+    with pytest.raises(AssertionError, match="empty_days 9 is not a whole number from 1 to 5"):
+        play(copy, "playbooks/validate.yml", empty_days=9)
     with pytest.raises(AssertionError, match=r"empty_enabeld is not a variable of pveguard; did you mean empty_enabled"):
         play(copy, "playbooks/validate.yml", empty_enabeld=True)
 

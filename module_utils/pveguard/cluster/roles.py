@@ -6,6 +6,7 @@ The keys of a description, of which only ``order`` must be there:
 ``switch``   the role's variable that says what is wanted of it
 ``kinds``    the kinds of hosts that it is for (core ``kinds``); all without it
 ``changes``  the core, ``ROOM.FILE``, whose ``changes(node, plan, desired)`` says what a run would change
+``limits``   ``{number: [lowest, highest]}`` of the role's variables; a suboption as ``name.sub``
 ``steps``    ``{stage: step}``, what it does in each of :data:`STAGES`. A step has a ``name`` and the file of the role's
              ``tasks`` (main.yml without it), or in the stage revert ``files: true``: nothing but the files that are kept for
              the role or its measures (core ``managed_file``)
@@ -46,6 +47,7 @@ class Role:
     switch: str
     kinds: tuple[str, ...]
     changes: str
+    limits: dict[str, tuple[float, float]]
     steps: dict[str, dict[str, Any]]
 
 
@@ -72,9 +74,23 @@ def desired(roles: Iterable[Role], kind: str, value: Callable[[str, str], Any]) 
     return {role.name: value(role.name, role.switch) for role in roles if role.switch and kind in role.kinds}
 
 
+def add_limits(role: Role, options: Mapping[str, dict[str, Any]]) -> None:
+    """Put the role's limits into its options (of argument_specs.yml), each as ``limits`` beside the type.
+
+    Raises PveguardError for one that no option has.
+    """
+    for name, bounds in role.limits.items():
+        option: dict[str, Any] = {"options": options}
+        for part in name.split("."):
+            option = (option.get("options") or {}).get(part) or {}
+        if option.get("type") not in ("int", "float"):
+            raise PveguardError(f"{_file(role.name)}: limits: {name} is no number of meta/argument_specs.yml")
+        option["limits"] = bounds
+
+
 def _role(name: str, document: Any) -> Role:
     where = _file(name)
-    found = _mapping(where, document, {"order", "switch", "kinds", "changes", "steps"})
+    found = _mapping(where, document, {"order", "switch", "kinds", "changes", "limits", "steps"})
     order = found.get("order")
     if not isinstance(order, int) or isinstance(order, bool):
         raise PveguardError(f"{where}: order {order!r} is no whole number")
@@ -86,7 +102,18 @@ def _role(name: str, document: Any) -> Role:
     kinds = tuple(found.get("kinds") or KINDS)
     if wrong := [each for each in kinds if each not in KINDS]:
         raise PveguardError(f"{where}: kinds has {wrong[0]!r}, known are {', '.join(KINDS)}")
-    return Role(name, order, switch, kinds, changes, _steps(where, found.get("steps") or {}))
+    limits = _limits(where, name, found.get("limits") or {})
+    return Role(name, order, switch, kinds, changes, limits, _steps(where, found.get("steps") or {}))
+
+
+def _limits(where: str, role: str, document: Any) -> dict[str, tuple[float, float]]:
+    found = {}
+    for name, bounds in document.items() if isinstance(document, Mapping) else [("limits", document)]:
+        numbers = isinstance(bounds, list) and all(isinstance(each, (int, float)) for each in bounds)
+        if not name.startswith(f"{role}_") or not numbers or len(bounds) != 2 or bounds[0] >= bounds[1]:
+            raise PveguardError(f"{where}: limits: {name}: {bounds!r} is not [LOWEST, HIGHEST] of a variable of the role")
+        found[str(name)] = (float(bounds[0]), float(bounds[1]))
+    return found
 
 
 def _steps(where: str, document: Any) -> dict[str, dict[str, Any]]:
