@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import getpass
 import hashlib
 import importlib
@@ -67,6 +68,7 @@ PLAYBOOK_VARIABLES: dict[str, dict[str, Any]] = {
 }
 
 
+@functools.cache
 def _specs() -> dict[str, dict[str, dict[str, Any]]]:
     """``{role: {variable: spec}}`` of every role's meta/argument_specs.yml, all entry points together."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
@@ -237,7 +239,7 @@ def assessment(hostvars: Any, play_hosts: Collection[str]) -> str:
     plans = cluster_plan(hosts, play_hosts)
     parts = []
     for host, own in hosts.items():
-        node = (own.get("pveguard_node") or {}).get("node")
+        node = _node(own)
         if node is None:
             if host in play_hosts:
                 parts.append(f"{host}: could not be asked")
@@ -260,7 +262,7 @@ def assessments(hostvars: Any, play_hosts: Collection[str]) -> dict[str, dict[st
     clusters = _compared(hosts)
     found = {}
     for host in play_hosts:
-        node = (hosts[host].get("pveguard_node") or {}).get("node")
+        node = _node(hosts[host])
         if node is not None:
             findings = assess.across(host, clusters) + assess.findings(node, plans[host])
             found[host] = {
@@ -270,6 +272,7 @@ def assessments(hostvars: Any, play_hosts: Collection[str]) -> dict[str, dict[st
     return found
 
 
+@functools.cache
 def _descriptions() -> list[roles.Role]:
     """What the roles say of themselves."""
     paths = sorted(_ROOT.glob("roles/*/meta/pveguard.yml"))
@@ -277,6 +280,12 @@ def _descriptions() -> list[roles.Role]:
         return roles.read({path.parent.parent.name: AnsibleLoader(path.read_text()).get_single_data() for path in paths})
     except PveguardError as error:
         raise AnsibleFilterError(str(error)) from error
+
+
+def _node(own: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a host has said of itself, with what the roles have looked at; None where it could not be asked."""
+    node = (own.get("pveguard_node") or {}).get("node")
+    return None if node is None else roles.looked(_descriptions(), node, own)
 
 
 def _changes(own: Mapping[str, Any], node: Mapping[str, Any], its_plan: plan.Plan) -> list[str]:

@@ -30,6 +30,7 @@ def done(stage: str, kind: str = kinds.NODE) -> list[tuple[str, str]]:
 
 def test_the_order_of_a_protected_node_and_back() -> None:
     assert {stage: done(stage) for stage in roles.STAGES} == {
+        "look": [],
         "observe": [("write_report", "baseline.yml")],
         "check": [("ha", "check.yml")],
         "prepare": [("ha", "main.yml")],
@@ -64,11 +65,18 @@ def test_how_many_nodes_a_stage_works_on_at_once() -> None:
             for task in play.get("tasks", []):
                 if task.get("ansible.builtin.import_tasks") == "tasks/roles.yml":
                     plays[task["vars"]["__pveguard_stage"]] = play
-    assert list(plays) == list(roles.STAGES)
+    assert [roles.LOOK, *plays] == list(roles.STAGES)
     one_by_one = {stage for stage, play in plays.items() if play.get("serial") == 1}
     assert one_by_one == {stage for stage, words in roles.STAGES.items() if words.startswith("on one node after the other")}
     assert [stage for stage, play in plays.items() if play.get("any_errors_fatal")] == ["check"]
     assert plays["revert"]["max_fail_percentage"] == 0
+
+
+@pytest.mark.parametrize("name", ["assess", "report"])
+def test_roles_look_before_anything_is_said(name: str) -> None:
+    (play,) = [play for play in yaml.safe_load((ROOT / f"playbooks/{name}.yml").read_text()) if "hosts" in play]
+    first, second, *_ = play["tasks"]
+    assert first["register"] == "pveguard_node" and second["vars"] == {"__pveguard_stage": roles.LOOK}
 
 
 def test_no_playbook_and_no_core_of_the_assessment_names_a_described_role() -> None:
@@ -147,6 +155,7 @@ kinds: [node]
 changes: writes.empty
 limits: {empty_days: [1, 5]}
 steps:
+  look: {name: Read nothing, tasks: look.yml}
   check: {name: Look at nothing, tasks: check.yml}
   change: {name: Do nothing}
   revert: {name: Put nothing back, files: true}
@@ -169,13 +178,19 @@ argument_specs:
   ansible.builtin.debug: {msg: "nothing was changed on {{ inventory_hostname }}"}
   when: empty_enabled | pveguard_bool
 """,
+    "roles/empty/tasks/look.yml": """
+- name: Say what was read
+  ansible.builtin.set_fact:
+    __empty_look: {facts: {already: "{{ inventory_hostname == 'pve2' }}"}}
+""",
     "roles/empty/tasks/check.yml": """
 - name: Say what was seen
   ansible.builtin.debug: {msg: "nothing was seen on {{ inventory_hostname }}"}
 """,
     "module_utils/pveguard/writes/empty.py": """
 def changes(node, plan, desired):
-    return ["do nothing at all"] if desired.get("empty") else []
+    already = node.get("empty", {}).get("already")
+    return ["do nothing at all"] if desired.get("empty") and not already else []
 """,
 }
 
@@ -256,20 +271,11 @@ def test_it_is_a_part_of_protect_and_of_revert(copy: Path) -> None:
 
 @pytest.mark.slow
 def test_the_assessment_says_what_it_would_change(copy: Path) -> None:
-    program = """
-import importlib.util, json, sys
-spec = importlib.util.spec_from_file_location("filters", sys.argv[1])
-filters = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(filters)
-node = json.loads(sys.argv[2])
-for own in ({}, {"empty_enabled": "yes"}, {"empty_enabled": "yes", "group_names": ["pve_probe"]}):
-    print([text for text in filters._changes(own, node, {"action": "adopt"}) if "nothing at all" in text])
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program, copy / "filter_plugins/pveguard.py", json.dumps(node_facts())],
-        capture_output=True,
-        text=True,
-        cwd="/",
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["[]", "['do nothing at all']", "[]"]
+    for name in ("node_info", "managed_file"):
+        (copy / f"library/{name}.py").write_text(STUB.replace("NODE", repr(node_facts())))
+    output = play(copy, "playbooks/assess.yml", "--check", empty_enabled="yes", write_report_disks=False)
+    of = {host: output.partition(f"{host}: trixie")[2].partition(": trixie")[0] for host in ("pve1", "pve2")}
+    # The second has been looked at and needs nothing.
+    assert "do nothing at all" in of["pve1"] and "do nothing at all" not in of["pve2"], output
+    output = play(copy, "playbooks/assess.yml", "--check", write_report_disks=False)
+    assert "site.yml would change: nothing" in output and "do nothing at all" not in output

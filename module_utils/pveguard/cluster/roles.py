@@ -24,6 +24,7 @@ from .kinds import KINDS
 
 #: Each stage and on how many nodes at once it is done; what a role's step there may rely on.
 STAGES = {
+    "look": "on all nodes at once, in assess.yml and report.yml: reads only, and never fails for what it cannot read",
     "observe": "on all nodes at once, before anything is changed",
     "check": "on all nodes at once, before anything is changed; a refusal on one stops the run for all",
     "prepare": "on one node after the other, before any role's change",
@@ -32,7 +33,7 @@ STAGES = {
     "change_together": "on all nodes at once, after all are changed",
     "revert": "on one node after the other, the last role first; for hosts of every kind",
 }
-REVERT = "revert"
+REVERT, LOOK = "revert", "look"
 
 #: Says what ``site.yml`` would change on a node: ``(facts of node_info, its plan, {role: what is wanted}) -> sentences``.
 Changes = Callable[[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]], list[str]]
@@ -86,6 +87,18 @@ def add_limits(role: Role, options: Mapping[str, dict[str, Any]]) -> None:
         if option.get("type") not in ("int", "float"):
             raise PveguardError(f"{_file(role.name)}: limits: {name} is no number of meta/argument_specs.yml")
         option["limits"] = bounds
+
+
+def looked(roles: Iterable[Role], node: Mapping[str, Any], variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of node_info with those that the roles' own looks have left: ``node['NAME']`` is ``facts`` of the variable
+    ``__NAME_look``, which the role's step ``look`` registers or sets.
+    """
+    found = dict(node)
+    for role in roles:
+        result = variables.get(f"__{role.name}_look") if LOOK in role.steps else None
+        if isinstance(result, Mapping) and "facts" in result:
+            found[role.name] = result["facts"]
+    return found
 
 
 def _role(name: str, document: Any) -> Role:
