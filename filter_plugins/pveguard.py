@@ -37,6 +37,7 @@ PLAYBOOK_VARIABLES: dict[str, dict[str, Any]] = {
     "pveguard_gate_on_failure": {"type": "str", "choices": ["exclude", "stop"], "default": "exclude"},
     "pveguard_reports_dir": {"type": "path"},
     "pveguard_lock_takeover": {"type": "str"},
+    "pveguard_revert_drift": {"type": "str", "choices": ["refuse", "overwrite"], "default": "refuse"},
     "authkey_cluster": {"type": "str"},
     "authkey_confirm": {"type": "str"},
     "export_overwrite": {"type": "bool"},

@@ -242,7 +242,8 @@ def _refuse_drift(changes: Sequence[Change], kept_for: str, root: Path, drift: s
     shown = "; ".join(f"{change.path}: {change.drift}" for change in found)
     raise PveguardError(
         f"somebody changed what pveguard wrote, and nothing was changed now: {shown}. The originals are in "
-        f"/{STORE}/{kept_for}; compare them, take over what is to stay, and run again with drift: overwrite"
+        f"/{STORE}/{kept_for}; compare them, take over what is to stay, and run again with drift: overwrite (of the module; "
+        "of playbooks/revert.yml -e pveguard_revert_drift=overwrite)"
     )
 
 
