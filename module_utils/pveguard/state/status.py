@@ -81,9 +81,6 @@ def node_status(paths, config):
     found = generations(paths)
     results = check_generations(paths, found, seconds=CHECK_SECONDS)
     kept = read_json(paths.state_file)
-    # What the watcher says of HA is judged here anew.
-    told = [each for each in map(read, watch.get("findings") or []) if not each.id.startswith("ha-")]
-    notes = []
     status = {
         "format": FORMAT,
         "state": "disabled",
@@ -141,24 +138,30 @@ def node_status(paths, config):
         status.update(
             tmpfs_bytes=limit, used_bytes=used, fill_percent=round(100 * used / limit, 1) if limit else 0
         )
+    notes = [*_status_daemon(paths, status), *_status_states(paths, config, status, ours, watch)]
+    health = _status_health(paths, status, units, ours)
+    notes += status_findings.noted(status)
+    status["warnings"] += [each.sentence for each in notes]
+    # What the watcher says of HA is judged here anew.
+    told = [each for each in map(read, watch.get("findings") or []) if not each.id.startswith("ha-")]
+    status["findings"] = [each.as_dict() for each in status_findings.findings(status, health, [*told, *notes])]
+    return status
+
+
+def _status_daemon(paths, status):
+    """Whether it answers, and its quorum. Returns the findings on what is not understood."""
     if status["daemon_running"] and pve_mounted(paths):
         members = members_said(paths)
         status["answers"] = members is not None
         unknown = unknown_members(members)
         if unknown and status["answers"]:
-            notes.append(
-                pmxcfs_findings.understood(f"{paths.pve}/.members is not as it is known ({unknown}): quorum is not known")
-            )
+            why = f"{paths.pve}/.members is not as it is known ({unknown}): quorum is not known"
+            return [pmxcfs_findings.understood(why)]
         if not unknown:
             mode = daemon_mode(paths, members)
             status["daemon_mode"], status["quorate"] = mode.name, mode.quorate
             status["met_corosync"] = mode.met if mode.name == "cluster" else None
-    notes += _status_states(paths, config, status, ours, watch)
-    health = _status_health(paths, status, units, ours)
-    notes += status_findings.noted(status)
-    status["warnings"] += [each.sentence for each in notes]
-    status["findings"] = [each.as_dict() for each in status_findings.findings(status, health, [*told, *notes])]
-    return status
+    return []
 
 
 def generation_entry(g, results, member):
