@@ -47,7 +47,8 @@ node:
     machine_codename: {description: 'Code name of the distribution, such as trixie.', type: str}
     python: {description: Version of Python on the node., type: str}
     packages:
-      description: Installed version of corosync, pve-cluster, pve-ha-manager, pve-manager; null when absent.
+      description: >-
+        Installed version of corosync, proxmox-backup-server, pve-cluster, pve-ha-manager, pve-manager; null when absent.
       type: dict
     units: {description: 'Load, active and enabled state of each unit, as systemctl show prints them.', type: dict}
     pmxcfs:

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..disk import block_writes
 from ..ha import ha_info
 from ..pmxcfs import pmxcfs, pve_lock
 
-PACKAGES = ("corosync", "pve-cluster", "pve-ha-manager", "pve-manager")
+PACKAGES = ("corosync", "proxmox-backup-server", "pve-cluster", "pve-ha-manager", "pve-manager")
 UNITS = (
     "corosync.service",
     "pve-cluster.service",
@@ -58,11 +58,15 @@ def collect(run: Run = real_run, root: Path = Path("/"), noise: Iterable[str] | 
         "pmxcfs": tree,
         "corosync": corosync_info.collect(run=run, root=root),
         "locks_kept": _locks_kept(root),
-        "ha": ha_info.collect(run=run, root=root),
-        "ram_state": ram_state(run, root),
+        **{key: gather(run=run, root=root) for key, gather in parts().items()},
         "login": {"authorized_keys_depends_on_pve": _depends_on_pve(root)},
         "counters": {**block_writes.counters(root=root), "root_version": tree["root_version"]},
     }
+
+
+def parts() -> dict[str, Callable[..., Any]]:
+    """What gathers the facts of roles, by their key: a role that decides by facts of its own adds a line."""
+    return {"ha": ha_info.collect, "ram_state": ram_state}
 
 
 def packages(run: Run = real_run) -> dict[str, str | None]:
