@@ -44,7 +44,9 @@ def arm_dead_man(paths, seconds):
             "--quiet",
             "--",
             sys.executable,
-            os.path.abspath(__file__),
+            "-IS",
+            # As this process was called: by the link, which also leads to a program when this version is gone.
+            os.path.abspath(sys.argv[0]),
             "rollback",
             "--json",
         ]
