@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 
 from .live import read_live
-from .replica import LOOK_BYTES
+from .paths import MIB
 from .rows import (
     DIRECTORY,
     LENGTH,
@@ -19,6 +19,9 @@ from .rows import (
     root_version,
     without_noise,
 )
+
+# Bytes that one look at the live database reads of files: a longer one would be torn by a busy daemon.
+LOOK_BYTES = 8 * MIB
 
 
 class Change:

@@ -13,6 +13,14 @@ from .exits import Damaged
 from .files import fsync_path, read_text, remove_database, size_of
 from .system import printable
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    #: By INODE to LENGTH.
+    Row = tuple[Any, ...]
+    Rows = dict[int, Row]
+
 DIRECTORY, FILE = 4, 8
 TOMBSTONE_MARK = b"This is not a database."
 # Of the daemon's database.
