@@ -71,6 +71,10 @@ options:
     description: How long to wait in seconds for what a step brings.
     type: float
     default: 60
+  noise:
+    description: C(ram_state_noise), what O(step=save) does not compare; pveguard's default list when it is not given.
+    type: list
+    elements: str
 author:
   - The pveguard authors
 """
@@ -149,6 +153,7 @@ def main() -> None:
             "others": {"type": "list", "elements": "str", "default": []},
             "mode": {"type": "str", "default": ""},
             "deadline_seconds": {"type": "float", "default": 60},
+            "noise": {"type": "list", "elements": "str"},
         },
         required_if=[
             ("step", "publish", ["text"]),

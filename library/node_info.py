@@ -17,7 +17,11 @@ attributes:
   diff_mode:
     support: none
     description: There is nothing to compare.
-options: {}
+options:
+  noise:
+    description: C(ram_state_noise), what RV(node.pmxcfs.tree_sha256) leaves out; pveguard's default list when it is not given.
+    type: list
+    elements: str
 author:
   - The pveguard authors
 """
@@ -70,12 +74,17 @@ node:
 """
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.cluster import node
 
 
 def main() -> None:
-    module = AnsibleModule(argument_spec={}, supports_check_mode=True)
-    module.exit_json(changed=False, node=node.collect())
+    module = AnsibleModule(argument_spec={"noise": {"type": "list", "elements": "str"}}, supports_check_mode=True)
+    try:
+        facts = node.collect(noise=module.params["noise"])
+    except PveguardError as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(changed=False, node=facts)
 
 
 if __name__ == "__main__":

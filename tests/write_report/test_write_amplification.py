@@ -388,9 +388,9 @@ def test_noise_of_others_is_taken_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_it_is_noise_to_what_saves_the_file_system() -> None:
     """A probe on a node with its database in RAM must not be saved to the disk as a change, nor restored."""
-    from ansible.module_utils.pveguard.pmxcfs import pmxcfs
+    from ansible.module_utils.pveguard.pmxcfs import tree
 
-    assert pmxcfs.is_noise(f"{write_amplification.PREFIX}pve1.tmp.4711")
+    assert tree.Noise().matches(f"{write_amplification.PREFIX}pve1.tmp.4711")
 
 
 # -- module, role, text

@@ -13,7 +13,6 @@ import hashlib
 import ipaddress
 import json
 import os
-import re
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -30,11 +29,11 @@ from ..base.run import run as real_run
 from ..corosync import corosync_info
 from ..formats import corosync_check, corosync_conf, corosync_edit
 from ..ha import ha_info
-from ..pmxcfs import pmxcfs
+from ..pmxcfs import pmxcfs, tree
 from . import join  # noqa: F401  (so that Ansible ships the program with the module)
 
 PROGRAM = Program(
-    "cluster-member", "cluster.join", ("cluster.join", "cluster.join_node", "pmxcfs.live_database")
+    "cluster-member", "cluster.join", ("cluster.join", "cluster.join_node", "pmxcfs.live_database", "pmxcfs.tree")
 )
 REQUEST = "run/pveguard/cluster-member.request"
 RESULT_DIR = "run/pveguard"
@@ -60,7 +59,7 @@ class Request:
     ring addresses, index = link number.
     ``authkey``: base64, None lets a founder make one; ``authkey_sha256`` is what a member said of its own. ``conf``: the
     seed's corosync.conf for a join (None only in check mode). ``expected_ids``: node ids that must be live at the end.
-    ``deadline_s``: seconds until everything is put back.
+    ``deadline_s``: seconds until everything is put back. ``noise``: as ``ram_state_noise``, None for the default list.
     """
 
     state: str
@@ -74,6 +73,7 @@ class Request:
     expected_ids: list[int] = field(default_factory=list)
     deadline_s: float = 180.0
     authkey_sha256: str | None = None
+    noise: list[str] | None = None
 
 
 @dataclass
@@ -99,7 +99,7 @@ def judge(
     """Decide without changing anything. In ``check_mode`` what an earlier step would have brought may be
     missing."""
     info = corosync_info.collect(run=run, root=root)
-    facts = pmxcfs.collect(root)
+    facts = pmxcfs.collect(root, patterns=request.noise)
     if request.state == "left":
         return _judge_leave(request, info, facts, root)
     conf = request.conf
@@ -149,8 +149,7 @@ def _judge_leave(request: Request, info: dict[str, Any], facts: dict[str, Any], 
     if info["qdevice"]:
         result.refusals.append(QDEVICE)
     result.refusals += task_refusals(root)
-    own = re.compile(rf"nodes/{re.escape(request.node_name)}/(?:qemu-server|lxc)/([0-9]+)\.conf\Z")
-    guests = [match.group(1) for path in _paths(root) if (match := own.match(path))]
+    guests = _guests(root, request.node_name)
     if guests:
         result.refusals.append(f"it has guests {', '.join(guests[:8])}: migrate or remove them first")
     if facts["error"]:
@@ -163,11 +162,13 @@ def _judge_leave(request: Request, info: dict[str, Any], facts: dict[str, Any], 
     return result
 
 
-def _paths(root: Path) -> list[str]:
+def _guests(root: Path, node_name: str) -> list[str]:
+    """Ids of this node's guests; none where the database cannot be read, which is refused by itself."""
     try:
-        return sorted(pmxcfs.read_tree(root / pmxcfs.DATABASE)[1])
+        held = pmxcfs.read_tree(root / pmxcfs.DATABASE)[1]
     except PveguardError:
         return []
+    return [str(tree.guest_of(path)) for path in tree.own_guests(held, node_name)]
 
 
 def task_refusals(root: Path) -> list[str]:
@@ -344,6 +345,7 @@ def apply(
         "expected_ids": [] if request.state == "left" else sorted({*request.expected_ids, request.node_id}),
         "deadline_s": request.deadline_s,
         "tree_sha256": judgement.tree_sha256,
+        "noise": request.noise,
         "run_updatecerts": True,
     }
     write_atomic(request_file, json.dumps(payload).encode(), 0o600)

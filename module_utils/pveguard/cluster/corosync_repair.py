@@ -52,7 +52,8 @@ class Request:
     ``seen``: ``cluster_sha256``, ``host_sha256`` (empty: no copy), ``running``, ``quorate`` as they were. ``text`` of
     corosync.conf. ``live_member_ids``: the membership then. ``max_root_version``: of the members that run, above which no
     state may meet them (None: none runs). ``votes`` to expect, ``others``: addresses that must not answer. ``mode`` of the
-    daemon then. ``deadline_s``: seconds to wait for what a step brings.
+    daemon then. ``deadline_s``: seconds to wait for what a step brings. ``noise``: as ``ram_state_noise``, None
+    for the default list.
     """
 
     step: str
@@ -64,6 +65,7 @@ class Request:
     others: Sequence[str] = ()
     mode: str = ""
     deadline_s: float = 60.0
+    noise: Sequence[str] | None = None
 
 
 def answers(address: str) -> bool:
@@ -130,7 +132,7 @@ def _save(request: Request, check: bool, node: Node) -> dict[str, Any]:
 
     The store of pveguard is not touched: what is live may be empty, and must not follow a good state into it.
     """
-    info, facts = node.info(), pmxcfs.collect(node.root)
+    info, facts = node.info(), pmxcfs.collect(node.root, patterns=request.noise)
     holds = {
         "cluster_sha256": (info["cluster"] or {}).get("sha256"),
         "host_sha256": (info["host"] or {}).get("sha256"),

@@ -10,7 +10,8 @@ deadline has passed, the database, the files and the units are put back and the 
 
 Request: state (``bootstrapped``, ``joined`` or ``left``), node_name, node_id, cluster_name, conf (text), authkey
 (base64 or null: made anew), expected_ids (node ids that must be in the membership), deadline_s, tree_sha256
-(of the database that was judged before; null skips the comparison), run_updatecerts. For ``left`` neither conf,
+(of the database that was judged before; null skips the comparison), noise (patterns by which it was; null for the
+default), run_updatecerts. For ``left`` neither conf,
 authkey nor ids are needed: the node gives up the cluster's database, key and corosync.conf, which the store keeps.
 
 Result: changed, generation, cluster_name, node_id, live_member_ids, config_version, waited_s, steps,
@@ -32,6 +33,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ..pmxcfs.tree import Noise, own_guests, sha256_of
 from .join_node import (
     COROSYNC,
     DAEMON,
@@ -49,7 +51,6 @@ from .join_node import (
     locked_guests,
     missing,
     not_alone,
-    own_guests,
     patiently,
     prove_writable,
     quorum,
@@ -59,7 +60,6 @@ from .join_node import (
     running_tasks,
     save_generation,
     systemctl,
-    tree_sha256,
     write_atomic,
     write_in_place,
 )
@@ -72,6 +72,9 @@ class Change:
         self.node, self.request = node, request
         self.started = time.monotonic()
         self.deadline = self.started + float(request["deadline_s"])  # type: ignore[arg-type]
+        # The list that the tree was judged by.
+        given = request.get("noise")
+        self.noise = Noise() if given is None else Noise(given)  # type: ignore[arg-type]
         self.steps: list[str] = []
         self.warnings: list[str] = []
         self.generation: str | None = None
@@ -240,7 +243,7 @@ class Change:
 
     def _require_judged_tree(self) -> None:
         wanted = self.request.get("tree_sha256")
-        if wanted and tree_sha256(read_tree(self.node.database)[1]) != wanted:
+        if wanted and sha256_of(read_tree(self.node.database)[1], self.noise) != wanted:
             raise Failure(
                 f"{self.node.database} changed while the {self.request['state']} was being prepared; run "
                 "again"

@@ -19,12 +19,10 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ..pmxcfs.live_database import Unreadable, look, snapshot, tree_in
+from ..pmxcfs import tree
+from ..pmxcfs.live_database import Unreadable, snapshot
 
 PVE_STATE = "/usr/local/sbin/pve-state"
-NOISE = re.compile(
-    r"(?:nodes/[^/]+/lrm_status|ha/manager_status|priv/lock|(?:.*/)?[^/]+\.tmp\.[0-9]+)(?:/.*)?\Z", re.DOTALL
-)
 DAEMON, COROSYNC = "pve-cluster.service", "corosync.service"
 WATCH = "pveguard-state-watch.service"
 POLL_S = 0.5
@@ -162,19 +160,12 @@ def is_mounted(node: Node) -> bool:
         return False
 
 
-def read_tree(database: Path) -> tuple[int, dict[str, tuple[int, bytes]]]:
-    """Root version and ``{path: (type, data)}`` of one consistent state; raises Failure when it is no sound database."""
-
-    def read(connection: sqlite3.Connection) -> tuple[int, dict[str, tuple[int, bytes]]]:
-        (check,) = connection.execute("PRAGMA integrity_check").fetchone()
-        if check != "ok":
-            raise Unreadable(f"damaged: {check}")
-        return tree_in(connection)
-
+def read_tree(database: Path) -> tuple[int, tree.Entries]:
+    """Root version and tree of one consistent state; raises Failure when it is no sound database."""
     try:
-        return look(str(database), read)
+        return tree.read_tree(str(database), whole=True)
     except Unreadable as error:
-        raise Failure(f"{database} cannot be read: {error}") from error
+        raise Failure(f"{database} cannot be read: {str(error).removeprefix(f'{database}: ')}") from error
 
 
 def copied(database: Path) -> sqlite3.Connection:
@@ -183,16 +174,6 @@ def copied(database: Path) -> sqlite3.Connection:
         return snapshot(str(database))
     except Unreadable as error:
         raise Failure(str(error)) from error
-
-
-def tree_sha256(tree: dict[str, tuple[int, bytes]]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tree):
-        if not NOISE.match(name):
-            kind, data = tree[name]
-            digest.update(f"{name}\0{kind}\0{len(data)}\0".encode("utf-8", "surrogateescape"))
-            digest.update(data)
-    return digest.hexdigest()
 
 
 def save_generation(node: Node, node_name: str, reason: str) -> str:
@@ -210,18 +191,18 @@ def save_generation(node: Node, node_name: str, reason: str) -> str:
             with closing(sqlite3.connect(temporary)) as target:
                 source.backup(target)
                 target.execute("PRAGMA journal_mode=DELETE").fetchone()
-        version, tree = read_tree(temporary)
+        version, held = read_tree(temporary)
         with open(temporary, "rb+") as handle:
             sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
             os.fsync(handle.fileno())
-        conf = tree.get("corosync.conf", (8, b""))[1].decode("utf-8", "replace")
+        conf = held.get("corosync.conf", (tree.FILE, b""))[1].decode("utf-8", "replace")
         match = re.search(r"^\s*config_version:\s*0*([0-9]+)\s*$", conf, flags=re.MULTILINE)
         manifest = {
             "sha256": sha256,
             "root_version": version,
             # Of more digits than the daemon's 64 bits hold it is read as the largest number.
             "config_version": min(int(match.group(1)[:21]), 2**64 - 1) if match else None,
-            "mode": "member" if "corosync.conf" in tree else "standalone",
+            "mode": "member" if "corosync.conf" in held else "standalone",
             "node": node_name,
             "time": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
             "reason": reason,
@@ -286,23 +267,10 @@ def running_tasks(node: Node) -> list[str]:
     return found
 
 
-def locked_guests(tree: dict[str, tuple[int, bytes]], node_name: str) -> list[tuple[str, str]]:
+def locked_guests(held: tree.Entries, node_name: str) -> list[tuple[str, str]]:
     """(path, lock) of this node's guest configurations that hold a lock."""
-    wanted = re.compile(rf"nodes/{re.escape(node_name)}/(?:qemu-server|lxc)/[0-9]+\.conf\Z")
-    found = []
-    for path in sorted(filter(wanted.match, tree)):
-        # Below the first section header are snapshots.
-        text = re.split(r"^\[", tree[path][1].decode("utf-8", "replace"), maxsplit=1, flags=re.MULTILINE)[0]
-        match = re.search(r"^lock:\s*(\S+)", text, flags=re.MULTILINE)
-        if match:
-            found.append((path, match.group(1)))
-    return found
-
-
-def own_guests(tree: dict[str, tuple[int, bytes]], node_name: str) -> list[str]:
-    """Paths of this node's guest configurations."""
-    wanted = re.compile(rf"nodes/{re.escape(node_name)}/(?:qemu-server|lxc)/[0-9]+\.conf\Z")
-    return sorted(filter(wanted.match, tree))
+    locks = ((path, tree.guest_lock(held[path][1])) for path in tree.own_guests(held, node_name))
+    return [(path, lock) for path, lock in locks if lock]
 
 
 def quorum() -> tuple[bool, list[int]]:

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,18 @@ UNITS = (
 PVE_STATE = "/usr/local/sbin/pve-state"
 
 
-def collect(run: Run = real_run, root: Path = Path("/")) -> dict[str, Any]:
+def collect(run: Run = real_run, root: Path = Path("/"), noise: Iterable[str] | None = None) -> dict[str, Any]:
     """The facts of a node; never raises for software that is missing or stopped.
+
+    ``noise``: patterns for what nodes are not compared by, as ``ram_state_noise``; the default list where None is given. Raises
+    PveguardError for a bad one.
 
     Keys: hostname, resolved_address (str or None), boot_id, kernel, machine_codename, python, packages, units, pmxcfs,
     corosync, locks_kept, ha, ram_state, login, counters (see the RETURN section of the module ``node_info``).
     """
     # The daemon resolves and uses the name up to its first dot.
     hostname = node_name.own()
-    tree = pmxcfs.collect(root)
+    tree = pmxcfs.collect(root, patterns=noise)
     return {
         "hostname": hostname,
         "resolved_address": _resolve(hostname),

@@ -8,6 +8,7 @@ import sqlite3
 import time
 
 from ..pmxcfs.live_database import unknown_schema
+from ..pmxcfs.tree import read_rows, root_version, without_noise
 from .exits import Refused, StateError, SwitchError
 from .files import (
     Lock,
@@ -37,11 +38,8 @@ from .rows import (
     plain_copy,
     read_hashes,
     read_only,
-    read_rows,
-    root_version,
     tombstone_text,
     verify_database,
-    without_noise,
 )
 from .save import save, saved_text
 from .status import figures, node_status
@@ -65,8 +63,8 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from typing import Any, NoReturn
 
+    from ..pmxcfs.tree import Rows
     from .paths import Paths
-    from .rows import Rows
     from .settings import Config
 
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 
 import hashlib
 
-from .live import read_live
-from .paths import MIB
-from .rows import (
+from ..pmxcfs.tree import (
     DIRECTORY,
     LENGTH,
     ROW_VERSION,
     TYPE,
     as_bytes,
-    file_name,
     path_of,
     read_rows,
     root_version,
     without_noise,
 )
+from .live import read_live
+from .paths import MIB
+from .rows import file_name
 
 # Bytes that one look at the live database reads of files: a longer one would be torn by a busy daemon.
 LOOK_BYTES = 8 * MIB

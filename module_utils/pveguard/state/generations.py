@@ -8,6 +8,7 @@ import re
 import sqlite3
 import time
 
+from ..pmxcfs.tree import content_of, read_rows, root_version, tree_sha256
 from .exits import Damaged, Refused, StoreError
 from .files import (
     ensure_store,
@@ -20,16 +21,7 @@ from .files import (
     write_volatile,
 )
 from .paths import DAY, FORMAT
-from .rows import (
-    config_version,
-    content_of,
-    is_member,
-    plain_copy,
-    read_rows,
-    root_version,
-    tree_sha256,
-    verify_database,
-)
+from .rows import config_version, is_member, plain_copy, verify_database
 from .system import log, node_name, utc
 
 KEEP_AT_LEAST = 5

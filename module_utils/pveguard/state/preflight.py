@@ -8,6 +8,18 @@ import re
 import sqlite3
 
 from ..pmxcfs.live_database import unknown_schema
+from ..pmxcfs.tree import (
+    FILE,
+    TYPE,
+    as_bytes,
+    content_of,
+    data_of,
+    guest_lock,
+    guests_on,
+    inodes_by_path,
+    read_rows,
+    root_version,
+)
 from .exits import EXIT_REFUSED, StateError
 from .files import read_text, size_of
 from .live import open_live, switched
@@ -15,18 +27,7 @@ from .login import check_login
 from .members import NOT_MET, daemon_mode, members_file, no_quorum
 from .node import daemon_running, is_ours, live_mount, memory, pve_mounted, state_bytes, tmpfs_sizes
 from .paths import MIB
-from .rows import (
-    PAGE,
-    all_paths,
-    as_bytes,
-    check_connection,
-    content_of,
-    guest_lock,
-    is_member,
-    is_tombstone,
-    read_rows,
-    root_version,
-)
+from .rows import PAGE, check_connection, is_member, is_tombstone
 from .settings import given_config
 from .system import node_name
 
@@ -57,15 +58,10 @@ def running_tasks(paths):
 
 def locked_guests(connection, node):
     """[(path, lock)] of this node's guest configurations that hold a lock."""
-    found = []
     rows = read_rows(connection)
-    for inode, path in all_paths(rows).items():
-        if path and re.fullmatch(rf"nodes/{re.escape(node)}/(?:qemu-server|lxc)/[0-9]+\.conf", path):
-            data = connection.execute("SELECT CAST(data AS BLOB) FROM tree WHERE inode=?", (inode,)).fetchone()[0]
-            lock = guest_lock(data)
-            if lock:
-                found.append((path, lock))
-    return found
+    inodes = {path: inode for path, inode in inodes_by_path(rows).items() if rows[inode][TYPE] == FILE}
+    locks = ((path, guest_lock(data_of(connection, inodes[path]))) for path in guests_on(inodes, node))
+    return [(path, lock) for path, lock in locks if lock]
 
 
 def ha_resources(connection):

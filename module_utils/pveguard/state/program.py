@@ -21,6 +21,7 @@ PVE_STATE = Program(
         "base.units",
         "ha.ha_findings",
         "pmxcfs.live_database",
+        "pmxcfs.tree",
         "pmxcfs.pmxcfs_findings",
         *(
             f"state.{name}"

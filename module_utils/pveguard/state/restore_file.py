@@ -9,6 +9,7 @@ import sqlite3
 import sys
 import time
 
+from ..pmxcfs.tree import guest_lock, guest_of, read_rows, without_noise
 from .exits import Damaged, Refused, StateError, StoreError, UsageError
 from .files import Lock, ensure_store, remove, store_lock
 from .generations import cut_generation
@@ -17,8 +18,8 @@ from .login import below
 from .members import daemon_mode, members_file, no_quorum, takes_writes
 from .node import pve_mounted
 from .replica import Store
-from .rows import guest_lock, is_member, read_rows, without_noise
-from .show import Tree, config_path, cuts, diff_text, differences, entry_text, guest_of, open_kept
+from .rows import is_member
+from .show import Tree, config_path, cuts, diff_text, differences, entry_text, open_kept
 from .system import printable
 
 TYPE_CHECKING = False

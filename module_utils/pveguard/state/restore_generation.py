@@ -8,6 +8,7 @@ import re
 import sqlite3
 import time
 
+from ..pmxcfs.tree import read_rows, root_version, tree_sha256, without_noise
 from .boot import put_live, restore_at_boot, restored_result, settle
 from .compare import compare
 from .exits import (
@@ -50,19 +51,7 @@ from .preflight import (
 )
 from .replica import Store
 from .rescue import keep_former, pending_rescue, rescue_is_over, set_rescue_aside
-from .rows import (
-    config_version,
-    connect,
-    in_memory,
-    is_member,
-    is_tombstone,
-    read_hashes,
-    read_rows,
-    root_version,
-    tree_sha256,
-    verify_database,
-    without_noise,
-)
+from .rows import config_version, connect, in_memory, is_member, is_tombstone, read_hashes, verify_database
 from .switch import (
     after_retire,
     arm_dead_man,
@@ -80,10 +69,11 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from typing import Any, NoReturn
 
+    from ..pmxcfs.tree import Noise
     from .generations import Generation
     from .members import Mode
     from .paths import Paths
-    from .settings import Config, Noise
+    from .settings import Config
 
 
 def cmd_restore(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:

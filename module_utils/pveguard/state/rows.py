@@ -9,25 +9,30 @@ import re
 import sqlite3
 
 from ..pmxcfs.live_database import Unreadable, look, snapshot, unknown_schema
+from ..pmxcfs.tree import (
+    DIRECTORY,
+    FILE,
+    LENGTH,
+    META,
+    NAME,
+    PARENT,
+    ROW_VERSION,
+    TYPE,
+    all_paths,
+    as_bytes,
+    guests_of,
+    misshapen,
+    path_of,
+    read_rows,
+    root_version,
+)
 from .exits import Damaged
 from .files import fsync_path, read_text, remove_database, size_of
 from .system import printable
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
-    #: By INODE to LENGTH.
-    Row = tuple[Any, ...]
-    Rows = dict[int, Row]
-
-DIRECTORY, FILE = 4, 8
 TOMBSTONE_MARK = b"This is not a database."
 # Of the daemon's database.
 PAGE = 4096
-# The daemon takes a folder of nodes/ for a node's, and a file in it for a guest's, only with such names.
-NODE_NAME = rb"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
-GUEST_FOLDERS = (b"qemu-server", b"lxc", b"openvz")
 NO_FILE = "it holds no file at all"
 SCHEMA_UNKNOWN = "its schema is not known to this version of pveguard"
 NO_COROSYNC_CONF = "it has no corosync.conf, but this node is a member of a cluster"
@@ -42,14 +47,7 @@ SCHEMA = (
     "  name TEXT NOT NULL,"
     "  data BLOB)"
 )
-# Names are read as bytes: the file system takes any bytes, and they must come back as they were.
-# So do data that are no blob, as the bytes that the daemon gets. The length of a blob is known without reading it.
-META = (
-    "SELECT inode,parent,version,writer,mtime,type,CAST(name AS BLOB),"
-    "CASE typeof(data) WHEN 'blob' THEN length(data) ELSE length(CAST(data AS BLOB)) END FROM tree"
-)
 INSERT = "INSERT OR REPLACE INTO tree VALUES(?,?,?,?,?,?,CAST(? AS TEXT),?)"
-INODE, PARENT, ROW_VERSION, WRITER, MTIME, TYPE, NAME, LENGTH = range(8)
 
 
 def connect(path, mode, timeout=10.0):
@@ -83,11 +81,6 @@ def in_memory(path):
         raise Damaged(str(error)) from error
 
 
-def read_rows(connection):
-    """{inode: (inode, parent, version, writer, mtime, type, name, length)} of every row."""
-    return {row[0]: row for row in connection.execute(META)}
-
-
 def read_hashes(connection):
     """{inode: digest of data} of every row."""
     found = {}
@@ -96,66 +89,15 @@ def read_hashes(connection):
     return found
 
 
-def as_bytes(data):
-    if data is None:
-        return b""
-    # Written by hand a blob may be text, or a number.
-    return bytes(data) if isinstance(data, bytes) else str(data).encode("utf-8", "surrogateescape")
-
-
-def path_of(inode, rows):
-    """Path of a row, None when a parent is missing or in a loop."""
-    names = []
-    while inode != 0:
-        row = rows.get(inode)
-        if row is None or len(names) > len(rows):
-            return None
-        names.append(row[NAME])
-        inode = row[PARENT]
-    return b"/".join(reversed(names)).decode("utf-8", "surrogateescape")
-
-
-def all_paths(rows):
-    """{inode: path} of every row but the root; None for a row without a way to the root."""
-    found = {0: ""}
-    for start in rows:
-        chain, seen = [], set()
-        inode = start
-        while inode not in found and inode in rows and inode not in seen:
-            chain.append(inode)
-            seen.add(inode)
-            inode = rows[inode][PARENT]
-        base = found.get(inode)
-        for inode in reversed(chain):
-            if base is not None:
-                name = rows[inode][NAME].decode("utf-8", "surrogateescape")
-                base = f"{base}/{name}" if base else name
-            found[inode] = base
-    del found[0]
-    return found
-
-
-def without_noise(rows, noise):
-    """The rows that are configuration, ``__version__`` included."""
-    paths = all_paths(rows)
-    return {i: row for i, row in rows.items() if i == 0 or paths[i] is None or not noise.matches(paths[i])}
-
-
-def root_version(rows):
-    """The root version of a table. The daemon loads a database without the row ``__version__``, and counts from 0."""
-    return rows[0][ROW_VERSION] if 0 in rows else 0
-
-
 def unloadable(rows):
     """Why the daemon would not load a table, as a list of sentences; empty when it would.
 
     Exactly its rules: types, directories, unique names, a way to the root, unique guests. What it loads it may serve, and
     what it serves must reach the disk, however strange; that is for :func:`suspicious`.
     """
-    for inode, row in rows.items():
-        # A damaged page can hold anything.
-        if not all(type(value) is int for value in row[:6]) or type(row[NAME]) is not bytes:
-            return [f"row {inode}: values of the wrong type"]
+    bad = misshapen(rows)
+    if bad is not None:
+        return [f"row {bad}: values of the wrong type"]
     if 0 in rows and rows[0][NAME] != b"__version__":
         return [f"row 0 has the name {shown(rows[0][NAME])}, not __version__"]
     paths = all_paths(rows)
@@ -190,18 +132,6 @@ def unloadable(rows):
         if len(inodes) > 1:
             problems.append(f"the guest {guest} twice: {' and '.join(name(i) for i in inodes[:2])}")
     return problems
-
-
-def guests_of(rows):
-    """{guest id: [inodes]} as the daemon counts: files ID.conf in nodes/NAME/qemu-server, lxc and openvz."""
-    nodes = {i for i, row in rows.items() if i and row[PARENT] == 0 and row[NAME] == b"nodes" and row[TYPE] == DIRECTORY}
-    homes = {i for i, row in rows.items() if row[PARENT] in nodes and re.fullmatch(NODE_NAME, row[NAME])}
-    folders = {i for i, row in rows.items() if row[PARENT] in homes and row[NAME] in GUEST_FOLDERS}
-    found = {}
-    for inode, row in rows.items():
-        if row[PARENT] in folders and row[TYPE] == FILE and re.fullmatch(rb"[1-9][0-9]*\.conf", row[NAME]):
-            found.setdefault(int(row[NAME][:-5]), []).append(inode)
-    return found
 
 
 def suspicious(rows, member=False):
@@ -305,24 +235,6 @@ def check_connection(connection, member=False, sound=True):
     return problems, rows
 
 
-def tree_sha256(connection, noise):
-    """One hash of path, type and content of all rows, noise aside: equal on members that are in sync."""
-    rows = read_rows(connection)
-    paths = all_paths(rows)
-    # Of two rows of one name the one that was made later counts, as everywhere.
-    paths = {paths[inode]: inode for inode in sorted(paths) if paths[inode] is not None}
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        # The directory of locks comes and goes with them.
-        if noise.matches(path) or path == "priv/lock":
-            continue
-        inode = paths[path]
-        data = as_bytes(connection.execute("SELECT CAST(data AS BLOB) FROM tree WHERE inode=?", (inode,)).fetchone()[0])
-        digest.update(f"{path}\0{rows[inode][TYPE]}\0{len(data)}\0".encode("utf-8", "surrogateescape"))
-        digest.update(data)
-    return digest.hexdigest()
-
-
 def content_sha256(connection):
     """One hash of every field and the data of all rows, ``__version__`` included."""
     digest = hashlib.sha256()
@@ -330,20 +242,6 @@ def content_sha256(connection):
         digest.update(repr(fields).encode())
         digest.update(as_bytes(data))
     return digest.hexdigest()
-
-
-def content_of(connection, path):
-    """Bytes of a file by its path, None when there is no such file."""
-    inode = 0
-    for name in path.split("/"):
-        row = connection.execute(
-            "SELECT inode FROM tree WHERE parent=? AND CAST(name AS BLOB)=? AND inode<>0",
-            (inode, name.encode()),
-        ).fetchone()
-        if row is None:
-            return None
-        inode = row[0]
-    return as_bytes(connection.execute("SELECT CAST(data AS BLOB) FROM tree WHERE inode=?", (inode,)).fetchone()[0])
 
 
 def config_version(text):
@@ -395,10 +293,3 @@ The daemon reading it means that the RAM file system is not mounted. The configu
                                    /var/lib/pveguard/state/config.db (with config.db-wal when there is one)
 """
     )
-
-
-def guest_lock(data):
-    """The lock that a guest's configuration holds, None without one. Snapshots below it have their own."""
-    text = as_bytes(data).decode("utf-8", "replace").split("\n[", 1)[0]
-    match = re.search(r"^lock:\s*(\S+)", text, re.MULTILINE)
-    return match.group(1) if match else None

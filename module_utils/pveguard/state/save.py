@@ -8,6 +8,7 @@ import sqlite3
 import time
 
 from ..pmxcfs.live_database import unknown_schema
+from ..pmxcfs.tree import root_version
 from .compare import read_change
 from .exits import EXIT_DAMAGED, Damaged, Refused, StoreError
 from .files import ensure_store, store_lock, write_volatile
@@ -15,7 +16,7 @@ from .live import advance_pending, live_database, read_live, remember_database, 
 from .node import daemon_running, is_ours, live_mount
 from .replica import Store
 from .rescue import day_passed, find_row, keep_aside, keep_former, keep_raw, keep_whole, rescue_is_over
-from .rows import content_sha256, emptied, read_hashes, root_version, suspicious, unloadable
+from .rows import content_sha256, emptied, read_hashes, suspicious, unloadable
 from .system import log, node_name, utc
 
 TYPE_CHECKING = False
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from typing import Any
 
+    from ..pmxcfs.tree import Rows
     from .paths import Paths
-    from .rows import Rows
     from .settings import Config
 
 

@@ -10,6 +10,7 @@ import time
 from ..base.findings import read
 from ..pmxcfs import pmxcfs_findings
 from ..pmxcfs.live_database import unknown_schema
+from ..pmxcfs.tree import FILE, MTIME, TYPE, path_of, read_rows, root_version
 from . import status_findings
 from .compare import compare
 from .exits import EXIT_DAMAGED, EXIT_ERROR, StateError, UsageError
@@ -31,18 +32,12 @@ from .paths import FORMAT, MIB, PVE_CLUSTER, STATE_UNIT, WATCH_UNIT
 from .preflight import ha_masked, ha_resources
 from .rescue import pending_rescue, rescue_text, rows_of, some_of
 from .rows import (
-    FILE,
-    MTIME,
     NO_COROSYNC_CONF,
     SCHEMA_UNKNOWN,
-    TYPE,
     check_connection,
     in_memory,
     is_member,
     is_tombstone,
-    path_of,
-    read_rows,
-    root_version,
     verify_database,
 )
 from .show import last_written
@@ -55,10 +50,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..base.findings import Finding
+    from ..pmxcfs.tree import Rows
     from .compare import Change
     from .generations import Generation
     from .paths import Paths
-    from .rows import Rows
     from .settings import Config
 
 # How long a status looks at generations that were not verified in this boot, and how many it names.

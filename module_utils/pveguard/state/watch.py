@@ -12,6 +12,7 @@ import time
 from ..base.findings import worth_telling
 from ..ha import ha_findings
 from ..pmxcfs.live_database import Unreadable, position, unknown_schema
+from ..pmxcfs.tree import NAME, path_of, read_rows, root_version
 from . import status_findings
 from .compare import compare
 from .exits import StateError, StoreError
@@ -24,7 +25,7 @@ from .paths import MIB
 from .preflight import ha_masked, resource_ids
 from .replica import FOLD_IN_SECONDS, LOG_BYTES, LOG_LIMIT, Store
 from .rescue import modified, rescue_is_over
-from .rows import NAME, is_member, path_of, read_rows, root_version
+from .rows import is_member
 from .save import save, saved_text
 from .show import last_written
 from .status import changed_paths, newest_change, write_metrics
@@ -37,9 +38,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..base.findings import Finding
+    from ..pmxcfs.tree import Rows
     from .compare import Change
     from .paths import Paths
-    from .rows import Rows
     from .settings import Config
 
 #: Paths that the watcher names while saves fail; unsaved_files counts all.
