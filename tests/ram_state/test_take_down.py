@@ -135,7 +135,7 @@ def fails_once(ps: ModuleType, monkeypatch: pytest.MonkeyPatch, step: str) -> di
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "step",
-    ["keep_what_is_there", "_settle", "_put_live", "remember_database", "start_daemon", "live_summary"],
+    ["keep_what_is_there", "settle", "put_live", "remember_database", "start_daemon", "live_summary"],
 )
 def test_a_failure_puts_back_what_was_there(
     ps: ModuleType,

@@ -60,8 +60,17 @@ from .switch import (
 )
 from .system import log, utc
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from typing import Any, NoReturn
 
-def cmd_adopt(paths, config, args):
+    from ..pmxcfs.tree import Rows
+    from .paths import Paths
+    from .settings import Config
+
+
+def cmd_adopt(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
     with Lock(f"{paths.run}/switch.lock", "a switch-over runs already", create=True):
         if switched(paths):
             status = node_status(paths, config)
@@ -82,7 +91,7 @@ def cmd_adopt(paths, config, args):
         return _adopt(paths, config, args, login)
 
 
-def _adopt(paths, config, args, login):
+def _adopt(paths: Paths, config: Config, args: Namespace, login: dict[str, Any]) -> dict[str, Any]:
     deadline = time.monotonic() + config.deadline
     cluster = daemon_mode(paths, members_file(paths)).name == "cluster"
     ensure_store(paths)
@@ -126,12 +135,12 @@ def _adopt(paths, config, args, login):
     }
 
 
-def _require_saved(result):
+def _require_saved(result: dict[str, Any]) -> None:
     if result["rescued"]:
         raise Refused(saved_text(result))
 
 
-def _move_to_store(paths, config):
+def _move_to_store(paths: Paths, config: Config) -> dict[str, Any]:
     """With the daemon down: complete the replica, make RAM state the way to start, move the database to the
     store.
 
@@ -150,13 +159,13 @@ def _move_to_store(paths, config):
             wanted = without_noise(read_rows(live), config.noise)
             hashes = read_hashes(live)
             if wanted != store.rows() or any(
-                hashes[i] != h for i, h in read_hashes(store.connection).items()
+                hashes[i] != h for i, h in read_hashes(store.opened).items()
             ):
                 raise SwitchError("the replica differs from the database on disk")
             store.update_state(
                 clean=True,
                 clean_root_version=kept["root_version"],
-                clean_sha256=content_sha256(store.connection),
+                clean_sha256=content_sha256(store.opened),
                 node=node_name(),
             )
     finally:
@@ -179,7 +188,7 @@ def _move_to_store(paths, config):
     return kept
 
 
-def _undo(paths, config, error):
+def _undo(paths: Paths, config: Config, error: BaseException) -> NoReturn:
     """Put stock back after a failed switch, then report the first error."""
     log("error", f"the switch-over failed: {error}; stock is put back")
     try:
@@ -198,7 +207,7 @@ class LeftBehind(SwitchError):
     """What the daemon served last would be left behind; nobody said so."""
 
 
-def put_stock_back(paths, config, reason, leave=True):
+def put_stock_back(paths: Paths, config: Config, reason: str, leave: bool = True) -> dict[str, Any]:
     """Return to the database on disk, from wherever the node is. Safe to repeat. ``leave``: also where what the daemon
     served last is kept beside the replica only, which then stays as it is.
 
@@ -257,14 +266,15 @@ def put_stock_back(paths, config, reason, leave=True):
     return {"source": source or "disk", "downtime_seconds": round(served - down, 2), "reason": reason}
 
 
-def _stage_live(paths, config, staged, leave):
+def _stage_live(paths: Paths, config: Config, staged: str, leave: bool) -> str | None:
     """Save the live state from RAM and stage a full copy of it, verified; None when there is none that the daemon would
     load, or only an all but empty one. That is kept beside the replica then.
     """
     if not os.path.exists(paths.live_db) or is_tombstone(paths.live_db):
         return None
     store = Store(paths, config)
-    result = problem = None
+    result: dict[str, Any] | None = None
+    problem: Exception | None = None
     try:
         result = save(store, deep=True, exact=True, replaced=replaced_database(paths))
     except (StateError, sqlite3.Error) as error:
@@ -288,7 +298,7 @@ def _stage_live(paths, config, staged, leave):
         if problems:
             raise SwitchError(f"the copy of the state in RAM does not pass verification: {problems[0]}")
         fsync_path(paths.switch)
-        if problem is None and not result["rescued"]:
+        if result is not None and not result["rescued"]:
             try:
                 with store_lock(paths):
                     cut_generation(live, paths, config, Store(paths, config).lineage, "retire")
@@ -303,7 +313,7 @@ def _stage_live(paths, config, staged, leave):
     return "ram"
 
 
-def _stage_store(paths, config, staged, why):
+def _stage_store(paths: Paths, config: Config, staged: str, why: str) -> str:
     """Stage the newest of the replica and the copy that a former try staged, else the newest good generation."""
     os.makedirs(paths.switch, mode=0o700, exist_ok=True)
     problems, staged_rows = verify_database(staged, is_member(paths), sound=False)
@@ -336,7 +346,7 @@ def _stage_store(paths, config, staged, why):
     )
 
 
-def _age(paths, config, rows):
+def _age(paths: Paths, config: Config, rows: Rows) -> tuple[int, int]:
     """(lineage, root version) of a database that is not the replica. Its lineage is that of the generation that
     was cut from it; without one it is taken for the current.
     """
@@ -350,7 +360,7 @@ def _age(paths, config, rows):
     return max(known, default=Store(paths, config).lineage), root
 
 
-def _outlived(paths, config, disk_rows):
+def _outlived(paths: Paths, config: Config, disk_rows: Rows) -> bool:
     """Whether the replica is good and newer than the database that lies on the disk."""
     problems, rows = verify_database(paths.replica, is_member(paths), sound=False)
     if problems or not rows:
@@ -358,7 +368,7 @@ def _outlived(paths, config, disk_rows):
     return (Store(paths, config).lineage, root_version(rows)) > _age(paths, config, disk_rows)
 
 
-def _keep_disk(paths, config):
+def _keep_disk(paths: Paths, config: Config) -> None:
     """Keep a real database that lies beneath the RAM file system before it is replaced."""
     disk = open_live(paths)
     try:
@@ -367,7 +377,7 @@ def _keep_disk(paths, config):
         disk.close()
 
 
-def _put_disk(paths, staged):
+def _put_disk(paths: Paths, staged: str) -> None:
     """Put the staged file in the place of the database on disk, verified, stale logs first."""
     target = f"{paths.live}/.pveguard-stock.db"
     try:
@@ -385,7 +395,7 @@ def _put_disk(paths, staged):
         remove_database(target)
 
 
-def cmd_retire(paths, config, args):
+def cmd_retire(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
     with Lock(f"{paths.run}/switch.lock", "a switch-over runs already", create=True):
         if not switched(paths) and not is_ours(live_mount(paths)) and not is_tombstone(paths.live_db):
             return {"changed": False, "message": "the state is on disk already"}
@@ -403,8 +413,9 @@ def cmd_retire(paths, config, args):
         try:
             done = put_stock_back(paths, config, "retire", leave=args.force)
             after = live_summary(paths, config)
-            if before is not None and None not in (before[0], after[0]) and after[0] < before[0]:
-                raise SwitchError(f"the root version went back from {before[0]} to {after[0]}")
+            was, root = before[0] if before else None, after[0]
+            if was is not None and root is not None and root < was:
+                raise SwitchError(f"the root version went back from {was} to {root}")
         except LeftBehind as error:
             # Trying again by itself would leave it behind all the same.
             write_volatile(paths.switch_file, {"kind": "retire", "done": utc(), "error": str(error)})
@@ -429,7 +440,7 @@ def cmd_retire(paths, config, args):
         }
 
 
-def _preflight_retire(paths, config, args):
+def _preflight_retire(paths: Paths, config: Config, args: Namespace) -> list[str]:
     refusals = []
     pending = pending_rescue(paths)
     if pending and not (pending["kind"] == "schema" and daemon_running(paths)):

@@ -27,8 +27,16 @@ from .rows import (
 from .status import tell
 from .system import log, utc
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
-def restore_at_boot(paths, config):
+    from ..pmxcfs.tree import Rows
+    from .paths import Paths
+    from .settings import Config
+
+
+def restore_at_boot(paths: Paths, config: Config) -> dict[str, Any]:
     """What the unit runs before the daemon: the replica into the RAM file system, or nothing, and then no daemon."""
     try:
         result = restore_boot(paths, config)
@@ -60,7 +68,7 @@ class Undecided(RestoreError):
     """There are two states, and which one to start from is for an operator to say; the text names the commands."""
 
 
-def restore_boot(paths, config):
+def restore_boot(paths: Paths, config: Config) -> dict[str, Any]:
     """Fill the fresh RAM file system from the replica, once. Never touches the store."""
     mount = live_mount(paths)
     if mount is None:
@@ -125,7 +133,7 @@ def restore_boot(paths, config):
     return result
 
 
-def _restore_whole(paths, config, pending):
+def _restore_whole(paths: Paths, config: Config, pending: dict[str, Any]) -> dict[str, Any]:
     """Put back a database whose schema is not known, as it was: the daemon that wrote it reads it."""
     source = pending["path"]
     staged = f"{paths.live}/.pveguard-restore.db"
@@ -151,7 +159,7 @@ def _restore_whole(paths, config, pending):
     return result
 
 
-def _make_room(paths, config, size):
+def _make_room(paths: Paths, config: Config, size: int) -> None:
     """Give the RAM file system the limit that a state of ``size`` bytes needs. Raises RestoreError when it does not fit."""
     limit, need = tmpfs_sizes(size, config, memory()[0])
     if fill(paths)[0] != limit:
@@ -162,7 +170,7 @@ def _make_room(paths, config, size):
         )
 
 
-def _mend(paths, state, staged, rows):
+def _mend(paths: Paths, state: dict[str, Any], staged: str, rows: Rows) -> list[str]:
     """SQLite has no checksum of what is in a page, so a byte that a disk lost is not seen by an integrity check. A
     generation has one, and within a lineage every later change has a version above its root: the other rows must be
     as they are there. Takes those that are not from the newest generation; returns their paths.
@@ -198,7 +206,7 @@ def _mend(paths, state, staged, rows):
     return []
 
 
-def _same_as_at_stop(paths, state, staged):
+def _same_as_at_stop(paths: Paths, state: dict[str, Any], staged: str) -> None:
     """After a clean stop every byte of the state is known."""
     wanted = state.get("clean_sha256")
     connection = connect(staged, "immutable")
@@ -211,7 +219,7 @@ def _same_as_at_stop(paths, state, staged):
         connection.close()
 
 
-def _with_noise(paths, config, state, staged, rows):
+def _with_noise(paths: Paths, config: Config, state: dict[str, Any], staged: str, rows: Rows) -> None:
     """After a clean stop, put the full copy that was cut at it in the place of the staged replica, so that locks
     outlive the switch to RAM. Only when it is the same state, noise aside; else the replica stays.
     """
@@ -233,7 +241,7 @@ def _with_noise(paths, config, state, staged, rows):
         remove_database(full)
 
 
-def _same_but_noise(config, full, staged):
+def _same_but_noise(config: Config, full: str, staged: str) -> bool:
     one = connect(full, "immutable")
     try:
         other = connect(staged, "immutable")
@@ -248,7 +256,7 @@ def _same_but_noise(config, full, staged):
         one.close()
 
 
-def settle(staged, member, origin, config):
+def settle(staged: str, member: bool, origin: str, config: Config) -> Rows:
     """Replay the log of a staged copy, verify it, leave it as one plain file. Returns its rows."""
     if size_of(staged) == 0 and size_of(staged + "-wal") == 0:
         raise RestoreError(f"{origin} is empty (0 bytes)")
@@ -273,7 +281,7 @@ def settle(staged, member, origin, config):
     return rows
 
 
-def put_live(paths, staged):
+def put_live(paths: Paths, staged: str) -> None:
     """Make a verified file the live database. A stale log beside it would be replayed into it: those go
     first.
     """
@@ -283,7 +291,7 @@ def put_live(paths, staged):
     os.rename(staged, paths.live_db)
 
 
-def restored_result(source, rows, former, config, clean):
+def restored_result(source: str, rows: Rows, former: dict[str, Any], config: Config, clean: bool) -> dict[str, Any]:
     root = root_version(rows)
     result = {
         "restored": source != "found",
@@ -301,7 +309,7 @@ def restored_result(source, rows, former, config, clean):
     return result
 
 
-def _drop_staged(paths, config, restored_root):
+def _drop_staged(paths: Paths, config: Config, restored_root: int) -> None:
     """RAM state goes on: a copy that a switch back to disk left is stale from here on. One that is newer than what
     was restored is kept as a generation.
     """

@@ -37,6 +37,14 @@ from .status import cmd_list, cmd_status, cmd_verify
 from .system import log
 from .watch import cmd_watch
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Callable, Iterable, Sequence
+    from typing import Any, NoReturn
+
+    Command = Callable[[Paths, Config, Namespace], dict[str, Any]]
+
 GENERATION_HELP = (
     "a name from 'pve-state list' or the beginning of one; 'latest' is the newest good generation, 'replica' "
     "the last save, 'rescued' the rescue copy"
@@ -312,12 +320,12 @@ What pveguard-state.service runs at its stop. Marks the replica as that of a cle
 class Help(argparse.RawDescriptionHelpFormatter):
     """Paragraphs are folded to the terminal, blocks with indented lines stay as they are."""
 
-    def __init__(self, prog):
+    def __init__(self, prog: str) -> None:
         import shutil
 
         super().__init__(prog, max_help_position=28, width=min(shutil.get_terminal_size().columns, 100))
 
-    def _fill_text(self, text, width, indent):
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
         import textwrap
 
         blocks = text.strip("\n").split("\n\n")
@@ -330,17 +338,17 @@ class Parser(argparse.ArgumentParser):
 
     as_json = False
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         if Parser.as_json:
             print(json.dumps({"error": message, "exit_code": EXIT_USAGE}))
         super().error(message)
 
 
-def exit_status(codes):
+def exit_status(codes: Iterable[int]) -> str:
     return "exit status:\n" + "".join(f"  {code}  {EXIT_TEXTS[code]}\n" for code in sorted(codes))
 
 
-def command_list():
+def command_list() -> str:
     """The commands by section, one line each."""
     text = ""
     for group, title in GROUPS.items():
@@ -352,7 +360,7 @@ def command_list():
     return text
 
 
-def parser():
+def parser() -> Parser:
     top = Parser(
         prog="pve-state",
         usage="pve-state [--root DIRECTORY] COMMAND [OPTION...]",
@@ -370,40 +378,53 @@ def parser():
     commands = top.add_subparsers(
         prog="pve-state", dest="command", required=True, metavar="COMMAND", help=argparse.SUPPRESS
     )
+    _saving(commands)
+    _restoring(commands)
+    _looking(commands)
+    _moving(commands)
+    return top
 
-    def command(name, function, aliases=()):
-        _, text, more, codes = COMMANDS[name]
-        sub = commands.add_parser(
-            name,
-            aliases=aliases,
-            description=f"{text[0].upper()}{text[1:]}.\n\n{more}",
-            epilog=exit_status({EXIT_OK, EXIT_ERROR, EXIT_USAGE, *codes}),
-            formatter_class=Help,
-        )
-        sub.add_argument("--json", action="store_true", help="print one JSON object")
-        sub.add_argument("--result", metavar="FILE", help="write the JSON object to FILE as well")
-        sub.set_defaults(function=function)
-        return sub
 
-    def login_options(sub):
-        sub.add_argument(
-            "--connection", help="SSH_CONNECTION to prove ('' for a local session); default: this process's"
-        )
-        sub.add_argument(
-            "--login-fallback",
-            action="store_true",
-            help="add the key in use to a file off /etc/pve if need be",
-        )
+def _command(
+    commands: argparse._SubParsersAction[Parser], name: str, function: Command, aliases: Sequence[str] = ()
+) -> argparse.ArgumentParser:
+    """The parser of one command, with the options that each has."""
+    _, text, more, codes = COMMANDS[name]
+    sub = commands.add_parser(
+        name,
+        aliases=aliases,
+        description=f"{text[0].upper()}{text[1:]}.\n\n{more}",
+        epilog=exit_status({EXIT_OK, EXIT_ERROR, EXIT_USAGE, *codes}),
+        formatter_class=Help,
+    )
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
+    sub.add_argument("--result", metavar="FILE", help="write the JSON object to FILE as well")
+    sub.set_defaults(function=function)
+    return sub
 
-    def member_option(sub):
-        sub.add_argument(
-            "--allow-offline-members",
-            action="store_true",
-            help="do not refuse because a member is not online",
-        )
 
-    command("watch", cmd_watch)
-    sub = command("save", cmd_save)
+def _login_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--connection", help="SSH_CONNECTION to prove ('' for a local session); default: this process's"
+    )
+    sub.add_argument(
+        "--login-fallback",
+        action="store_true",
+        help="add the key in use to a file off /etc/pve if need be",
+    )
+
+
+def _member_option(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--allow-offline-members",
+        action="store_true",
+        help="do not refuse because a member is not online",
+    )
+
+
+def _saving(commands: argparse._SubParsersAction[Parser]) -> None:
+    _command(commands, "watch", cmd_watch)
+    sub = _command(commands, "save", cmd_save)
     sub.add_argument("--deep", action="store_true", help="compare the data's hashes as well")
     sub.add_argument("--generation", action="store_true", help="cut a generation as well")
     sub.add_argument("--reason", default="wish of the operator", help="reason for the generation's manifest")
@@ -411,7 +432,11 @@ def parser():
         "--if-enabled", action="store_true", help="do nothing when the node does not run from RAM"
     )
     sub.add_argument("--force", action="store_true", help="save although the RAM file system is not mounted")
-    sub = command("restore", cmd_restore)
+    _command(commands, "final-save", cmd_final_save)
+
+
+def _restoring(commands: argparse._SubParsersAction[Parser]) -> None:
+    sub = _command(commands, "restore", cmd_restore)
     sub.add_argument("--generation", metavar="NAME", help="a generation from 'pve-state list', or 'latest'")
     sub.add_argument(
         "--resync", action="store_true", help="on a member: start empty and fetch all from the others"
@@ -437,16 +462,9 @@ def parser():
         action="store_true",
         help="on a member: nowhere else does the daemon of this cluster run (with --generation)",
     )
-    member_option(sub)
-    login_options(sub)
-    command("final-save", cmd_final_save)
-    sub = command("status", cmd_status)
-    sub.add_argument("--prometheus", action="store_true", help="print metrics in Prometheus' text format")
-    sub = command("show", cmd_show)
-    sub.add_argument("generation", metavar="GENERATION", help=GENERATION_HELP)
-    sub.add_argument("file", metavar="FILE", nargs="?", help="only this file or directory of /etc/pve")
-    sub.add_argument("--secrets", action="store_true", help="show the content of secret files as well")
-    sub = command("restore-file", cmd_restore_file)
+    _member_option(sub)
+    _login_options(sub)
+    sub = _command(commands, "restore-file", cmd_restore_file)
     sub.add_argument("generation", metavar="GENERATION", help=GENERATION_HELP)
     sub.add_argument("path", metavar="PATH", help="the file or directory of /etc/pve; / is everything")
     place = sub.add_mutually_exclusive_group()
@@ -456,33 +474,44 @@ def parser():
     sub.add_argument("--check", action="store_true", help="only say what would be written or refused")
     sub.add_argument("--parents", action="store_true", help="make directories above PATH that are not there")
     sub.add_argument("--secrets", action="store_true", help="show the content of secret files as well")
-    sub = command("list", cmd_list)
+
+
+def _looking(commands: argparse._SubParsersAction[Parser]) -> None:
+    sub = _command(commands, "status", cmd_status)
+    sub.add_argument("--prometheus", action="store_true", help="print metrics in Prometheus' text format")
+    sub = _command(commands, "show", cmd_show)
+    sub.add_argument("generation", metavar="GENERATION", help=GENERATION_HELP)
+    sub.add_argument("file", metavar="FILE", nargs="?", help="only this file or directory of /etc/pve")
+    sub.add_argument("--secrets", action="store_true", help="show the content of secret files as well")
+    sub = _command(commands, "list", cmd_list)
     sub.add_argument("--verify", action="store_true", help="verify each")
-    sub = command("verify", cmd_verify)
+    sub = _command(commands, "verify", cmd_verify)
     sub.add_argument("--generation", metavar="NAME", help="only this one")
     sub.add_argument("--file", metavar="FILE", help="any database file")
-    sub = command("preflight", cmd_preflight)
+
+
+def _moving(commands: argparse._SubParsersAction[Parser]) -> None:
+    sub = _command(commands, "preflight", cmd_preflight)
     sub.add_argument("--allow-ha", action="store_true", help="do not refuse because of HA resources")
-    member_option(sub)
+    _member_option(sub)
     sub.add_argument("--config", metavar="JSON", help="judge by these settings instead of the installed ones")
-    login_options(sub)
-    sub = command("check-config", cmd_check_config)
+    _login_options(sub)
+    sub = _command(commands, "check-config", cmd_check_config)
     sub.add_argument("--config", metavar="JSON", help="these settings instead of the installed ones")
-    sub = command("adopt", cmd_adopt, aliases=["enable"])
+    sub = _command(commands, "adopt", cmd_adopt, aliases=["enable"])
     sub.add_argument("--allow-ha", action="store_true", help="do not refuse because of HA resources")
-    member_option(sub)
-    login_options(sub)
-    sub = command("retire", cmd_retire)
+    _member_option(sub)
+    _login_options(sub)
+    sub = _command(commands, "retire", cmd_retire)
     sub.add_argument("--force", action="store_true", help="also when a task runs or the login is not proved")
-    member_option(sub)
-    login_options(sub)
-    command("rollback", cmd_rollback)
-    sub = command("check-login", cmd_check_login)
-    login_options(sub)
-    return top
+    _member_option(sub)
+    _login_options(sub)
+    _command(commands, "rollback", cmd_rollback)
+    sub = _command(commands, "check-login", cmd_check_login)
+    _login_options(sub)
 
 
-def load_config(paths, args):
+def load_config(paths: Paths, args: Namespace) -> Config:
     """The installed settings. The way back to stock, and a look, do not depend on them: where they are bad, the defaults
     serve.
     """
@@ -495,13 +524,13 @@ def load_config(paths, args):
         return Config()
 
 
-def answer(argv):
+def answer(argv: Sequence[str]) -> tuple[int, dict[str, Any]]:
     """The exit code of a command and its result, which is not printed. SystemExit for what cannot be understood."""
     code, result, _ = _carried_out(argv)
     return code, result
 
 
-def _carried_out(argv):
+def _carried_out(argv: Sequence[str]) -> tuple[int, dict[str, Any], Namespace]:
     Parser.as_json = "--json" in argv
     args = parser().parse_args(argv)
     paths = Paths(args.root)
@@ -525,7 +554,7 @@ def _carried_out(argv):
     return code, result, args
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     # Names on /etc/pve may be any bytes, and a locale may know no letters beyond ASCII.
     if argv is None and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")

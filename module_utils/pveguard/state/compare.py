@@ -17,8 +17,11 @@ from ..pmxcfs.tree import (
     without_noise,
 )
 from .live import read_live
-from .replica import LOOK_BYTES
+from .paths import MIB
 from .rows import file_name
+
+# Bytes that one look at the live database reads of files: a longer one would be torn by a busy daemon.
+LOOK_BYTES = 8 * MIB
 
 
 class Change:

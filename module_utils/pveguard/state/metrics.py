@@ -5,6 +5,10 @@ from __future__ import annotations
 
 from .system import epoch
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 # (name after pveguard_state_, type, help, key of the status, what to make of its value)
 METRICS = (
     (
@@ -146,7 +150,7 @@ METRICS = (
 )
 
 
-def metrics_text(status):
+def metrics_text(status: dict[str, Any]) -> str:
     """The metrics in Prometheus' text format; what is not known is left out."""
     lines = []
     used, limit = status.get("used_bytes"), status.get("tmpfs_bytes")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import sys
 import time
 
 from ..pmxcfs.tree import as_bytes, read_rows
@@ -16,14 +17,25 @@ from .paths import FORMAT, MIB
 from .rows import INSERT, SCHEMA, connect
 from .system import log, utc
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    #: Of the database and of its log: (inode, size, mtime in ns), None where there is none.
+    Look = list[tuple[int, int, int] | None]
+
+    from ..pmxcfs.tree import Rows
+    from .compare import Change
+    from .paths import Paths
+    from .settings import Config
+
 # The replica's log: made this long at once, so that a save overwrites what is there and the file system has no size to
 # record (28 KiB instead of 44 on ext4). Folded into the replica when that much was saved or so many seconds have gone by
 # and the database rests, and beyond the limit in any case.
 LOG_BYTES = 256 * 1024
 LOG_LIMIT = 4 * MIB
 FOLD_IN_SECONDS = 60.0
-# Bytes that one look at the live database reads of files: a longer one would be torn by a busy daemon.
-LOOK_BYTES = 8 * MIB
 
 
 class Store:
@@ -34,39 +46,45 @@ class Store:
     is. Between two saves anybody may open the replica.
     """
 
-    def __init__(self, paths, config, alone=False):
+    def __init__(self, paths: Paths, config: Config, alone: bool = False) -> None:
         self.paths, self.config, self.alone = paths, config, alone
-        self.connection = None
-        self.identity = None
+        self.connection: sqlite3.Connection | None = None
+        self.identity: object = None
         self.logged = 0  # bytes in the log since it was folded in, about
         self._exclusive = False
         self._unsynced = False
-        self._rows = None
-        self._signature = None
-        self.owed = None  # reason of a generation that could not be cut yet
-        self.rescued = None  # the store of the rescue copy, once there was a reason for one
-        self.lineage = None
+        self._rows: Rows | None = None
+        self._signature: Look | None = None
+        self.owed: str | None = None  # reason of a generation that could not be cut yet
+        self.rescued: Store | None = None  # the store of the rescue copy, once there was a reason for one
+        self.lineage = 0  # until the state was read
         self._read_state()
 
-    def _read_state(self):
+    def _read_state(self) -> None:
         """Another process may have begun a lineage, or noted a clean stop, since this one looked."""
         state = read_json(self.paths.state_file)
         lineage = state.get("lineage")
         if type(lineage) is int and lineage > 0:
             self.lineage = lineage
-        elif self.lineage is None:
+        elif not self.lineage:
             self.lineage = next_lineage(self.paths)
         self.state = state
 
-    def __enter__(self):
+    @property
+    def opened(self) -> sqlite3.Connection:
+        """The connection to the replica, which must be open."""
+        assert self.connection is not None
+        return self.connection
+
+    def __enter__(self) -> Store:
         self.open()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         if self.alone:
             self.release()
 
-    def open(self):
+    def open(self) -> sqlite3.Connection:
         """Open (or make) the replica; a damaged one is moved aside, never overwritten."""
         self._read_state()
         path = self.paths.replica
@@ -104,7 +122,7 @@ class Store:
         self._unsynced = False
         return connection
 
-    def _connect(self):
+    def _connect(self) -> sqlite3.Connection:
         """A connection to the replica, with exclusive locking where that is wanted and nobody else has it open."""
         self._exclusive = False
         if self.alone:
@@ -118,7 +136,7 @@ class Store:
                 connection.close()
         return connect(self.paths.replica, "rw")
 
-    def _failure(self, error):
+    def _failure(self, error: OSError | sqlite3.Error) -> StoreError:
         """The StoreError for what SQLite or the disk said."""
         self._rows = None
         if "FSYNC" in getattr(error, "sqlite_errorname", ""):
@@ -128,7 +146,7 @@ class Store:
             self.identity = None
         return StoreError(f"{self.paths.replica}: {error}")
 
-    def _damage(self):
+    def _damage(self) -> str | None:
         """Why the replica cannot be used, or None. An empty file without a log is a store that was never
         filled.
         """
@@ -151,7 +169,7 @@ class Store:
                 return text
             raise StoreError(f"{path}: {text}") from error
 
-    def _set_aside(self, problem):
+    def _set_aside(self, problem: str) -> None:
         folder = self.paths.damaged
         try:
             folder = damaged_folder(self.paths)
@@ -164,9 +182,9 @@ class Store:
         except OSError as error:
             raise StoreError(f"{folder}: {error.strerror}") from error
 
-    def _look(self):
+    def _look(self) -> Look:
         """What changes when the replica is written, by whomever."""
-        found = []
+        found: Look = []
         for path in (self.paths.replica, self.paths.replica + "-wal"):
             try:
                 status = os.stat(path)
@@ -176,7 +194,7 @@ class Store:
                 found.append((status.st_ino, status.st_size, status.st_mtime_ns))
         return found
 
-    def _last_look(self):
+    def _last_look(self) -> Look:
         """A look after which no write goes unseen: the kernel stamps files with a clock that stands still for some
         milliseconds, and another process may leave a file of the same length.
         """
@@ -187,7 +205,7 @@ class Store:
                 return found
             time.sleep(0.001)
 
-    def rows(self):
+    def rows(self) -> Rows:
         """The replica's table; read again only when it changed."""
         if self._rows is not None and self._look() == self._signature:
             return self._rows
@@ -202,11 +220,11 @@ class Store:
                 self.release()
         return rows
 
-    def write(self, change, blobs):
+    def write(self, change: Change, blobs: Mapping[int, bytes | None]) -> None:
         """Commit a change in one transaction. ``blobs`` is {inode: data} for the rows to copy and inode 0, where there
         is one.
         """
-        connection = self.connection
+        connection = self.opened
         try:
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -232,7 +250,7 @@ class Store:
         self._rows = change.rows
         self._signature = self._last_look()
 
-    def _lengthen_log(self):
+    def _lengthen_log(self) -> None:
         """Zeros behind the log's end, where SQLite expects remains of older logs and ends reading."""
         path = self.paths.replica + "-wal"
         missing = LOG_BYTES - size_of(path)
@@ -248,40 +266,40 @@ class Store:
                 # The next saves cost more, and one that does not fit says so itself.
                 pass
 
-    def cut(self, reason):
+    def cut(self, reason: str) -> dict[str, Any]:
         """Cut a generation from the replica. The reason is owed until that has worked."""
         self.owed = reason
-        made = cut_generation(self.connection, self.paths, self.config, self.lineage, reason, replica=True)
+        made: dict[str, Any] = cut_generation(self.opened, self.paths, self.config, self.lineage, reason, replica=True)
         self.owed = None
         return made
 
-    def checkpoint(self):
+    def checkpoint(self) -> None:
         """Bring config.db up to date with its log, so that the one file is the whole state."""
         try:
-            _, frames, folded = self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            _, frames, folded = self.opened.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         except sqlite3.Error as error:
             raise self._failure(error) from error
         # A reader may still need what was there before the log: the rest is for another time.
         self.logged = 0 if folded == frames else 1
 
-    def fold_in(self):
+    def fold_in(self) -> None:
         """Checkpoint, and begin the log anew in the file that is there, with a page that is written as it was."""
-        self.open()
+        connection = self.open()
         try:
             self.checkpoint()
             if self._exclusive:
-                self.connection.execute("BEGIN IMMEDIATE")
+                connection.execute("BEGIN IMMEDIATE")
                 # What is the same already would not be written.
                 for step in (1, -1):
-                    self.connection.execute("UPDATE tree SET version=version+? WHERE inode=0", (step,))
-                self.connection.execute("COMMIT")
+                    connection.execute("UPDATE tree SET version=version+? WHERE inode=0", (step,))
+                connection.execute("COMMIT")
             self._unsynced = False
         except sqlite3.Error as error:
             raise self._failure(error) from error
         finally:
             self.release()
 
-    def release(self):
+    def release(self) -> None:
         """Close the replica and leave its log as it is. The next one who opens it reads the log.
 
         Not after a sync that failed. The log then reads like a commit, out of a cache that the disk may not hold; who
@@ -292,15 +310,15 @@ class Store:
         # Whoever shares the replica with us may have written it.
         rows = self._rows if self._exclusive else None
         if self._exclusive:
-            if hasattr(self.connection, "setconfig"):
+            if sys.version_info >= (3, 12):
                 self.connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
             else:
-                # Before Python 3.12: interrupts the checkpoint that closing would begin.
+                # Interrupts the checkpoint that closing would begin.
                 self.connection.interrupt()
         self.close(checkpoint=False)
         self._rows, self._signature = rows, self._last_look()
 
-    def update_state(self, **values):
+    def update_state(self, **values: object) -> None:
         """Change state.json; written only when something is different."""
         self._read_state()
         new = {**self.state, "format": FORMAT, "lineage": self.lineage, **values}
@@ -313,10 +331,10 @@ class Store:
                 raise StoreError(f"{self.paths.state_file}: {error.strerror}") from error
             self.state, self.lineage = new, new["lineage"]
 
-    def new_lineage(self, reason):
+    def new_lineage(self, reason: str) -> None:
         self.update_state(lineage=self.lineage + 1, lineage_reason=reason, lineage_since=utc())
 
-    def close(self, checkpoint=True):
+    def close(self, checkpoint: bool = True) -> None:
         if self.rescued is not None:
             self.rescued.close(checkpoint)
         if self.connection is None:

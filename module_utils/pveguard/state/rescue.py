@@ -18,11 +18,19 @@ from .replica import LOG_LIMIT, Store
 from .rows import connect, emptied, plain_copy, read_hashes, read_only
 from .system import log, printable, utc
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from ..pmxcfs.tree import Rows
+    from .paths import Paths
+
 # Rescue copies of former times that are kept beside a pending one.
 KEEP_RESCUED = 3
 
 
-def aside_store(store):
+def aside_store(store: Store) -> Store:
     """The store of the rescue copy that belongs to a store, made when it is first needed."""
     if store.rescued is None:
         folder = store.paths.rescue
@@ -36,7 +44,7 @@ def aside_store(store):
     return store.rescued
 
 
-def keep_aside(store, why, kind, deep, exact):
+def keep_aside(store: Store, why: list[str], kind: str, deep: bool, exact: bool) -> dict[str, Any]:
     """Bring the rescue copy up to the live database, row by row as the replica. Returns what status says of it.
 
     ``kind``: ``unloadable`` (the daemon would not load it) or ``emptied``. Everybody who saves may do so at each change, so
@@ -45,7 +53,7 @@ def keep_aside(store, why, kind, deep, exact):
     aside = aside_store(store)
     with aside:
         rows = aside.rows()
-        aside_hashes = read_hashes(aside.connection) if deep and rows else None
+        aside_hashes = read_hashes(aside.opened) if deep and rows else None
         change, blobs = read_change(store.paths, rows, store.config, bool(aside_hashes), aside_hashes)
         other = rows and (
             aside.state.get("kind", kind) != kind or change.rewritten or emptied(change.rows, rows)
@@ -74,18 +82,18 @@ def keep_aside(store, why, kind, deep, exact):
     return {"kind": kind, "why": why[:5], "path": aside.paths.replica, "root_version": root_version(change.rows)}
 
 
-def _close_aside(store):
+def _close_aside(store: Store) -> None:
     if store.rescued is not None:
         store.rescued.close(checkpoint=False)
         store.rescued = None
 
 
-def keep_whole(store, unknown):
+def keep_whole(store: Store, unknown: str) -> dict[str, Any]:
     """Copy the live database as a whole, because its schema is not known: row by row a part of it might be lost. Returns what
     status says of it.
     """
 
-    def copy(folder):
+    def copy(folder: str) -> None:
         live = open_live(store.paths)
         try:
             plain_copy(live, f"{folder}/config.db")
@@ -96,7 +104,7 @@ def keep_whole(store, unknown):
     return keep_raw(store, why, "schema", copy)
 
 
-def keep_raw(store, why, kind="damaged", copy=None):
+def keep_raw(store: Store, why: str, kind: str = "damaged", copy: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Copy the live database as it is, log included, because it cannot be read. Returns what status says of it.
 
     ``copy`` makes the copy in a folder; None copies the files.
@@ -135,18 +143,18 @@ def keep_raw(store, why, kind="damaged", copy=None):
     return {"kind": kind, "why": [why], "path": f"{folder}/config.db", "root_version": None}
 
 
-def _look_of(path):
+def _look_of(path: str) -> tuple[int, int, int]:
     found = os.stat(path)
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _age_of_replica(store):
+def _age_of_replica(store: Store) -> list[int | None]:
     """What changes when the replica takes another state: what is newer, it or a rescue copy, is told by that."""
     rows = store.rows()
     return [read_json(store.paths.state_file).get("lineage"), root_version(rows) if rows else None]
 
 
-def rescue_is_over(store):
+def rescue_is_over(store: Store) -> None:
     """The replica holds what the daemon serves (again): a pending rescue copy becomes one of former times."""
     paths = store.paths
     if not os.path.exists(paths.aside().state_file):
@@ -161,7 +169,7 @@ def rescue_is_over(store):
         log("info", f"what the daemon serves is in the replica again; the rescue copy is kept in {paths.rescue}")
 
 
-def set_rescue_aside(paths):
+def set_rescue_aside(paths: Paths) -> None:
     """Make the pending rescue copy one of former times. It is decided on once its note is gone."""
     aside = paths.aside()
     try:
@@ -181,7 +189,7 @@ def set_rescue_aside(paths):
     prune_rescued(paths)
 
 
-def _merged(path):
+def _merged(path: str) -> bool:
     """Make one file the whole state of a database of ours; False where it is damaged."""
     try:
         connection = connect(path, "rw")
@@ -193,7 +201,7 @@ def _merged(path):
         return False
 
 
-def prune_rescued(paths):
+def prune_rescued(paths: Paths) -> None:
     """Remove rescue copies of former times beyond the newest few; the pending one stays."""
     pending = read_json(paths.aside().state_file).get("raw")
     try:
@@ -208,13 +216,13 @@ def prune_rescued(paths):
         log("warning", f"{paths.rescue}: old rescue copies were not removed: {error.strerror}")
 
 
-def _discard_folder(path):
+def _discard_folder(path: str) -> None:
     import shutil
 
     shutil.rmtree(path, ignore_errors=True)
 
 
-def pending_rescue(paths, replica=None):
+def pending_rescue(paths: Paths, replica: Rows | None = None) -> dict[str, Any] | None:
     """The rescue copy that is newer than the replica, None where there is none.
 
     {kind, why, since, path, root_version, time, differs, choices}: ``differs`` are the paths in which it and the replica
@@ -259,7 +267,7 @@ def pending_rescue(paths, replica=None):
     }
 
 
-def rows_of(path):
+def rows_of(path: str) -> Rows:
     """Rows of a database file, {} where it is missing, empty or cannot be read."""
     if size_of(path) == 0 and size_of(path + "-wal") == 0:
         return {}
@@ -269,14 +277,14 @@ def rows_of(path):
         return {}
 
 
-def _paths_between(one, other):
+def _paths_between(one: Rows, other: Rows) -> list[str]:
     """Sorted paths in which two tables differ, the root aside."""
     differs = {row[0] for row in one.items() ^ other.items()} - {0}
     names = {path_of(i, one if i in one else other) or f"row {i}" for i in differs}
     return sorted(names)
 
 
-def rescue_text(found):
+def rescue_text(found: dict[str, Any]) -> str:
     """What is pending, for people: why, what differs, what can be done."""
     differs = found["differs"]
     some = "its rows cannot be read" if differs is None else some_of(differs)
@@ -287,25 +295,25 @@ def rescue_text(found):
     )
 
 
-def some_of(names):
+def some_of(names: Sequence[str]) -> str:
     text = ", ".join(printable(name, "") for name in names[:10]) or "nothing but the root version"
     return text + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
-def keep_former(store, reason):
+def keep_former(store: Store, reason: str) -> str | None:
     """Keep the replica as a generation before it is overwritten. A replica too damaged for that is copied as
     it is. Returns the name of the generation, None for a copy.
     """
     try:
         return cut_generation(
-            store.connection, store.paths, store.config, store.lineage, reason, replica=True
+            store.opened, store.paths, store.config, store.lineage, reason, replica=True
         )["name"]
     except Damaged as error:
         folder = store.paths.damaged
         try:
             folder = damaged_folder(store.paths)
             try:
-                plain_copy(store.connection, f"{folder}/config.db")
+                plain_copy(store.opened, f"{folder}/config.db")
             except BaseException:
                 # It is tried again every few seconds: no heap of halves.
                 remove_database(f"{folder}/config.db")
@@ -317,7 +325,7 @@ def keep_former(store, reason):
         return None
 
 
-def find_row(rows, name):
+def find_row(rows: Rows, name: bytes) -> tuple[int, int | None] | None:
     """(version, length) of a top-level file, None when it is not there."""
     for row in rows.values():
         if row[PARENT] == 0 and row[NAME] == name and row[INODE] != 0:
@@ -325,7 +333,7 @@ def find_row(rows, name):
     return None
 
 
-def day_passed(paths):
+def day_passed(paths: Paths) -> bool:
     """True when the newest generation is a day old, or from the future (the clock was set back). The newest by
     version: one with a later time would call for a generation at every save until the clock has caught up with it.
     """
@@ -333,7 +341,7 @@ def day_passed(paths):
     return not utc(time.time() - DAY) < newest <= utc(time.time() + 60)
 
 
-def modified(path):
+def modified(path: str) -> float:
     """mtime in seconds, 0 for a file that does not exist."""
     try:
         return os.stat(path).st_mtime

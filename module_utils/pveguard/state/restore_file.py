@@ -22,6 +22,17 @@ from .rows import is_member
 from .show import Tree, config_path, cuts, diff_text, differences, entry_text, open_kept
 from .system import printable
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any, TypeVar
+
+    Value = TypeVar("Value")
+
+    from .paths import Paths
+    from .settings import Config
+
 COROSYNC_WAY = (
     "corosync.conf is not brought back by a copy: its config_version would go back, and the members would not take "
     "it. Get it with --output FILE, then edit as Proxmox documents it: cp /etc/pve/corosync.conf "
@@ -29,7 +40,7 @@ COROSYNC_WAY = (
 )
 
 
-def cmd_restore_file(paths, config, args):
+def cmd_restore_file(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
     if args.stdout and args.json:
         raise UsageError("--stdout and --json do not go together")
     everything = args.path in ("/", "/etc/pve", "/etc/pve/")
@@ -66,7 +77,7 @@ def cmd_restore_file(paths, config, args):
         connection.close()
 
 
-def _extract(paths, then, path, args):
+def _extract(paths: Paths, then: Tree, path: str, args: Namespace) -> dict[str, Any]:
     """Write a file or directory of a kept state to a place that is not /etc/pve, readable by root only."""
     if args.stdout:
         if not then.is_file(path):
@@ -97,7 +108,7 @@ def _extract(paths, then, path, args):
     return {"changed": True, "output": target, "files": files, "message": f"{target}: {files} file(s)"}
 
 
-def write_new(path, data, mode=0o600):
+def write_new(path: str, data: bytes, mode: int = 0o600) -> None:
     """Write a file that must not be there yet."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
@@ -108,7 +119,7 @@ def write_new(path, data, mode=0o600):
         os.close(fd)
 
 
-def _bring_back(paths, config, manifest, then, path, args):
+def _bring_back(paths: Paths, config: Config, manifest: dict[str, Any], then: Tree, path: str, args: Namespace) -> dict[str, Any]:
     """Put a file or directory back through /etc/pve, so that all members get it."""
     require_writable(paths)
     live = open_live(paths)
@@ -142,7 +153,7 @@ def _bring_back(paths, config, manifest, then, path, args):
         return {**result, "message": _plan_text(result, path)}
     _confirm(args, _plan_text(result, path))
     result["kept"] = keep_now(paths, config, f"before restore-file {path or 'of all'}")
-    done = []
+    done: list[str] = []
     try:
         within(60 + len(plan["files"]), lambda: _write_pve(paths, plan["directories"], before, after, done))
     except (OSError, StateError) as error:
@@ -162,7 +173,7 @@ def _bring_back(paths, config, manifest, then, path, args):
     return {**result, "changed": True, "message": "\n".join([message, *plan["warnings"]])}
 
 
-def require_writable(paths):
+def require_writable(paths: Paths) -> None:
     """Refuse unless /etc/pve is the daemon's and takes writes."""
     elsewhere = "With --output FILE it is written elsewhere"
     if not pve_mounted(paths):
@@ -182,7 +193,7 @@ def require_writable(paths):
         raise Refused(f"{paths.pve} is read-only: no quorum; see 'corosync-quorumtool -s'. {elsewhere}")
 
 
-def plan_files(then, now, path, parents=False):
+def plan_files(then: Tree, now: Tree, path: str, parents: bool = False) -> dict[str, Any]:
     """{files, directories, left, warnings}: what has to be written and made, in order. Refused when it must not be.
 
     Of everything ("" as the path) what must not be written is left as it is: ``left`` says what and why.
@@ -190,7 +201,7 @@ def plan_files(then, now, path, parents=False):
     refusals, left, warnings = [], [], []
     wanted = sorted(p for p in then.entries if within_path(p, path))
 
-    def must_not(p, why):
+    def must_not(p: str, why: str) -> None:
         if path:
             refusals.append(why)
         else:
@@ -239,12 +250,12 @@ def plan_files(then, now, path, parents=False):
     return {"files": files, "directories": folders, "left": left, "warnings": warnings}
 
 
-def within_path(path, only):
+def within_path(path: str, only: str) -> bool:
     """Whether a path is ``only`` or below it; "" is the root, below which everything is."""
     return not only or below(path, only)
 
 
-def _plan_text(result, path):
+def _plan_text(result: dict[str, Any], path: str) -> str:
     """What is about to be done, for the one who is asked."""
     manifest = result["generation"]
     lines = [f"From {manifest['name']} (version {manifest.get('root_version')}, {manifest.get('time')}):"]
@@ -256,7 +267,7 @@ def _plan_text(result, path):
     return "\n".join(lines + [diff_text(e) for e in result["files"] if e["type"] == "file"])
 
 
-def _confirm(args, plan):
+def _confirm(args: Namespace, plan: str) -> None:
     if args.yes:
         return
     if args.json or not sys.stdin.isatty():
@@ -273,7 +284,7 @@ def _confirm(args, plan):
         raise Refused("not confirmed, nothing was changed")
 
 
-def keep_now(paths, config, reason):
+def keep_now(paths: Paths, config: Config, reason: str) -> str:
     """Cut a generation of the live database, noise left out; its name."""
     ensure_store(paths)
     # By way of memory: the live database is not held while the disk is written.
@@ -294,7 +305,13 @@ class NoAnswer(StateError):
     """The daemon hangs; what was asked of it may still happen."""
 
 
-def _write_pve(paths, folders, before, after, done):
+def _write_pve(
+    paths: Paths,
+    folders: Sequence[str],
+    before: Mapping[str, bytes | None],
+    after: Mapping[str, bytes],
+    done: list[str],
+) -> None:
     """Make directories and write files {path: data} when they are as ``before``; ``done`` gets what is done."""
     for path, shown in before.items():
         try:
@@ -328,13 +345,13 @@ def _write_pve(paths, folders, before, after, done):
             raise StateError(f"/etc/pve/{path} reads back differently: somebody else writes it too")
 
 
-def _put(temporary, target, data):
+def _put(temporary: str, target: str, data: bytes) -> None:
     remove(temporary)
     write_new(temporary, data, 0o640)
     os.rename(temporary, target)
 
 
-def _content(path):
+def _content(path: str) -> bytes:
     with open(path, "rb") as handle:
         return handle.read()
 
@@ -343,7 +360,7 @@ def _content(path):
 PASSING_SECONDS = 20
 
 
-def _patiently(action, *arguments, **options):
+def _patiently(action: Callable[..., object], *arguments: object, **options: object) -> object:
     """Change /etc/pve, again as long as a passing loss of quorum explains that it fails."""
     end = time.monotonic() + PASSING_SECONDS
     while True:
@@ -356,24 +373,24 @@ def _patiently(action, *arguments, **options):
         time.sleep(0.5)
 
 
-def within(seconds, function):
+def within(seconds: float, function: Callable[[], Value]) -> Value:
     """Call a function in a thread of its own: a daemon that hangs must not hang us."""
     import threading
 
-    outcome = []
+    outcome: list[Value] = []
+    failed: list[BaseException] = []
 
-    def work():
+    def work() -> None:
         try:
-            outcome.append((function(), None))
+            outcome.append(function())
         except BaseException as error:
-            outcome.append((None, error))
+            failed.append(error)
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(seconds)
+    if failed:
+        raise failed[0]
     if not outcome:
         raise NoAnswer(f"no answer from the daemon within {seconds} s; see 'journalctl -u pve-cluster'")
-    value, error = outcome[0]
-    if error is not None:
-        raise error
-    return value
+    return outcome[0]

@@ -66,8 +66,19 @@ from .switch import (
 )
 from .system import log, run, utc
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from typing import Any, NoReturn
 
-def cmd_restore(paths, config, args):
+    from ..pmxcfs.tree import Noise
+    from .generations import Generation
+    from .members import Mode
+    from .paths import Paths
+    from .settings import Config
+
+
+def cmd_restore(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
     if sum(map(bool, (args.generation, args.resync, args.rescued, args.replica))) > 1:
         raise UsageError("--generation, --resync, --rescued and --replica exclude each other")
     config.unsound = args.unsound
@@ -88,7 +99,7 @@ def cmd_restore(paths, config, args):
     return restore_at_boot(paths, config)
 
 
-def restore_rescued(paths, config, args):
+def restore_rescued(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
     """Make the rescue copy the state: a generation of it is cut, and that is restored."""
     if daemon_running(paths):
         raise Refused("the daemon runs; stop it first (systemctl stop pve-cluster), which also saves what it serves")
@@ -121,13 +132,13 @@ def restore_rescued(paths, config, args):
     return restore_generation(paths, config, args)
 
 
-def restore_replica(paths, config, args):
+def restore_replica(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
     """Start from the replica although a rescue copy is newer, which stays as one of former times."""
     if daemon_running(paths):
         raise Refused("the daemon runs; there is nothing to decide. 'pve-state status' shows what is saved")
     if not switched(paths):
         raise Refused("this node does not run from RAM; 'pve-state restore --generation NAME' restores to disk")
-    kept = []
+    kept: list[str] = []
     with store_lock(paths):
         set_rescue_aside(paths)
     if is_ours(live_mount(paths)):
@@ -146,7 +157,7 @@ def restore_replica(paths, config, args):
     return result
 
 
-def restore_generation(paths, config, args):
+def restore_generation(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
     """Make a generation the state: verify it, keep what is there, put it in place, start the daemon."""
     g = find_generation(paths, args.generation)
     problems = g.problems(is_member(paths))
@@ -177,7 +188,7 @@ def restore_generation(paths, config, args):
     return result
 
 
-def outranks(paths, g):
+def outranks(paths: Paths, g: Generation) -> bool:
     """Whether a generation of a former lineage has a higher version than what this node held last."""
     found = generations(paths)
     lineage = max(int(found[0].manifest.get("lineage") or 0), int(read_json(paths.state_file).get("lineage") or 0))
@@ -190,13 +201,14 @@ def outranks(paths, g):
     return int(g.manifest.get("root_version") or 0) > max(versions)
 
 
-def keep_what_is_there(paths, config):
+def keep_what_is_there(paths: Paths, config: Config) -> tuple[list[str], str | None]:
     """Keep what a restore replaces: the database in place, and the replica where it is another state.
 
     Returns ([generations and folders that hold it now], name of the generation that is the way back or None).
     """
     store = Store(paths, config)
-    kept, former = [], None
+    kept: list[str] = []
+    former = None
     try:
         if os.path.exists(paths.live_db) and not is_tombstone(paths.live_db):
             kept, former = _keep_live(paths, config, store)
@@ -214,16 +226,16 @@ def keep_what_is_there(paths, config):
     return kept, former
 
 
-def _is_kept(store, name):
+def _is_kept(store: Store, name: str | None) -> bool:
     """Whether the replica is the state of a generation, noise aside."""
     manifest = next((g.manifest for g in generations(store.paths) if g.name == name), None)
     rows = store.rows()
     if manifest is None or not rows or manifest.get("root_version") != root_version(rows):
         return False
-    return bool(manifest.get("tree_sha256") == tree_sha256(store.connection, store.config.noise))
+    return bool(manifest.get("tree_sha256") == tree_sha256(store.opened, store.config.noise))
 
 
-def place_generation(paths, config, g, kept):
+def place_generation(paths: Paths, config: Config, g: Generation, kept: list[str]) -> dict[str, Any]:
     """Put a verified generation in the place of the database and of the replica. The daemon must not run."""
     in_ram = switched(paths)
     if in_ram and not is_ours(live_mount(paths)):
@@ -279,7 +291,7 @@ def place_generation(paths, config, g, kept):
     return result
 
 
-def _without_noise_rows(path, noise):
+def _without_noise_rows(path: str, noise: Noise) -> None:
     """Delete noise from a copy of a generation: the locks and heartbeats of its time are nobody's any more."""
     connection = connect(path, "rw")
     try:
@@ -292,18 +304,18 @@ def _without_noise_rows(path, noise):
         connection.close()
 
 
-def _start_daemon_now(paths):
+def _start_daemon_now(paths: Paths) -> None:
     systemctl("reset-failed", STATE_UNIT, PVE_CLUSTER)
     done = systemctl("start", PVE_CLUSTER)
     if done.rc:
         raise RestoreError(f"the state is in place but pve-cluster does not start: {done.err.strip()}")
 
 
-def _hashes(store):
-    return read_hashes(store.connection)
+def _hashes(store: Store) -> dict[int, bytes]:
+    return read_hashes(store.opened)
 
 
-def _keep_live(paths, config, store):
+def _keep_live(paths: Paths, config: Config, store: Store) -> tuple[list[str], str | None]:
     """Keep what lies in the live place before it is replaced: as a generation, or as it is when it is
     damaged. Returns ([generation or folder], name of the generation or None).
     """
@@ -328,7 +340,7 @@ def _keep_live(paths, config, store):
     return [folder], None
 
 
-def restore_resync(paths, config, args):
+def restore_resync(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
     """Start without a database so that a member fetches everything from the others."""
     if not is_member(paths):
         raise Refused(f"{paths.corosync_conf} is not a cluster's: there is nobody to fetch the state from")
@@ -343,7 +355,7 @@ def restore_resync(paths, config, args):
     return result
 
 
-def place_nothing(paths, kept):
+def place_nothing(paths: Paths, kept: list[str]) -> dict[str, Any]:
     """Remove the database, so that the daemon begins without one and fetches the others' state."""
     if switched(paths) and not is_ours(live_mount(paths)):
         done = systemctl("start", MOUNT_UNIT)
@@ -363,7 +375,7 @@ def place_nothing(paths, kept):
     return result
 
 
-def judge_restore(paths, config, args):
+def judge_restore(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
     """Everything that a restore with the daemon taken down depends on, without changing anything.
 
     Returns {generation: manifest with ``name`` or None, member, daemon_running, in_ram, quorate, online, offline,
@@ -374,7 +386,8 @@ def judge_restore(paths, config, args):
     running = daemon_running(paths)
     shown = members_file(paths) if running else {}
     mode = daemon_mode(paths, shown)
-    nodes = shown.get("nodelist") if isinstance(shown.get("nodelist"), dict) else {}
+    nodes = shown.get("nodelist")
+    nodes = nodes if isinstance(nodes, dict) else {}
     own = shown.get("nodename") or node_name()
     up = {name for name, node in nodes.items() if isinstance(node, dict) and node.get("online")}
     result = {
@@ -422,7 +435,7 @@ def judge_restore(paths, config, args):
     return result
 
 
-def _judge_generation(paths, g, result, args):
+def _judge_generation(paths: Paths, g: Generation, result: dict[str, Any], args: Namespace) -> None:
     problems = g.problems(result["member"])
     if problems:
         result["refusals"].append(f"generation {g.name}: {problems[0]}")
@@ -454,7 +467,7 @@ def _judge_generation(paths, g, result, args):
         )
 
 
-def _judge_resync(paths, mode, result, args):
+def _judge_resync(paths: Paths, mode: Mode, result: dict[str, Any], args: Namespace) -> None:
     refusals = result["refusals"]
     if not result["member"]:
         refusals.append(f"{paths.corosync_conf} is not a cluster's: there is nobody to fetch the state from")
@@ -472,7 +485,7 @@ def _judge_resync(paths, mode, result, args):
     refusals.extend(offline_members(paths, args) if mode.met else [])
 
 
-def _judge_room(paths, config, g, result):
+def _judge_room(paths: Paths, config: Config, g: Generation | None, result: dict[str, Any]) -> None:
     folder = paths.store
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)
@@ -489,7 +502,7 @@ def _judge_room(paths, config, g, result):
         )
 
 
-def _judge_live(paths, result):
+def _judge_live(paths: Paths, result: dict[str, Any]) -> None:
     """Guests in the middle of a task: their last change would be lost with the daemon."""
     if not result["daemon_running"]:
         return
@@ -506,7 +519,7 @@ def _judge_live(paths, result):
         result["warnings"].append(f"the live database cannot be read: {error}")
 
 
-def restore_down(paths, config, args):
+def restore_down(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
     """Restore as a switch-over: the daemon is taken down and started by this process, with a timer behind it, and on
     a failure the state that was there is put back.
     """
@@ -567,7 +580,7 @@ def restore_down(paths, config, args):
         }
 
 
-def _undo_restore(paths, config, error):
+def _undo_restore(paths: Paths, config: Config, error: BaseException) -> NoReturn:
     """Put the former state back after a failed restore, then report the first error."""
     log("error", f"the restore failed: {error}; what was there is put back")
     try:
@@ -582,7 +595,7 @@ def _undo_restore(paths, config, error):
     raise SwitchError(f"{error}; {done['message']}") from error
 
 
-def put_former_back(paths, config):
+def put_former_back(paths: Paths, config: Config) -> dict[str, Any]:
     """Return to the state from before a restore, as switch.json names it, and start the daemon. Safe to repeat."""
     former = read_json(paths.switch_file).get("former")
     deadline = time.monotonic() + config.deadline

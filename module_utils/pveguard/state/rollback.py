@@ -12,8 +12,16 @@ from .restore_generation import put_former_back
 from .switch import process_start
 from .system import log, utc
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from typing import Any
 
-def cmd_rollback(paths, config, args):
+    from .paths import Paths
+    from .settings import Config
+
+
+def cmd_rollback(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
     """What the dead man's switch runs: stock, from wherever a switch-over was left; after a restore the former state."""
     switch = read_json(paths.switch_file)
     if switch.get("done"):

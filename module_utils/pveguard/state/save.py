@@ -20,8 +20,19 @@ from .rescue import day_passed, find_row, keep_aside, keep_former, keep_raw, kee
 from .rows import content_sha256, emptied, read_hashes, suspicious, unloadable
 from .system import log, utc
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from typing import Any
 
-def save(store, deep=False, exact=False, replaced=None, checkpoint=True):
+    from ..pmxcfs.tree import Rows
+    from .paths import Paths
+    from .settings import Config
+
+
+def save(
+    store: Store, deep: bool = False, exact: bool = False, replaced: str | None = None, checkpoint: bool = True
+) -> dict[str, Any]:
     """Bring the replica up to the live database. Returns what was done as a dict.
 
     ``deep`` compares the data's hashes as well. ``exact`` saves the root version even when nothing else differs.
@@ -44,11 +55,11 @@ def save(store, deep=False, exact=False, replaced=None, checkpoint=True):
             unknown = read_live(paths, unknown_schema)
             if unknown:
                 return {**_nothing_saved(store, replica), "rescued": keep_whole(store, unknown)}
-            replica_hashes = read_hashes(store.connection) if deep else None
+            replica_hashes = read_hashes(store.opened) if deep else None
             change, blobs = read_change(paths, replica, config, deep, replica_hashes)
             if change.rewritten and not deep and not empty:
                 # Something that one history cannot do: look again, at the data as well.
-                replica_hashes = read_hashes(store.connection)
+                replica_hashes = read_hashes(store.opened)
                 change, blobs = read_change(paths, replica, config, True, replica_hashes)
         except Damaged as error:
             return {**_nothing_saved(store, replica), "rescued": keep_raw(store, str(error))}
@@ -84,27 +95,33 @@ def save(store, deep=False, exact=False, replaced=None, checkpoint=True):
         if checkpoint:
             store.checkpoint()
         result.update(saved=True, root_version=live_root, lineage=store.lineage)
-        why = None
+        event = None
         if conf[0] != conf[1] and not empty:
-            why = "join" if conf[0] is None else "corosync.conf changed"
+            event = "join" if conf[0] is None else "corosync.conf changed"
         elif reason:
-            why = "new lineage"
+            event = "new lineage"
         elif empty:
-            why = "first save"
+            event = "first save"
         elif change.real and daily:
-            why = "daily"
-        if why:
-            try:
-                result["generation"] = store.cut(why)["name"]
-            except (StoreError, Damaged, sqlite3.Error) as error:
-                # The save itself stands; history is worth a loud line and another try, not a failed save.
-                log("error", f"{error}; the state itself is saved")
+            event = "daily"
+        if event:
+            result["generation"] = _cut(store, event)
         rescue_is_over(store)
         result["seconds"] = round(time.monotonic() - started, 3)
         return result
 
 
-def _nothing_saved(store, replica):
+def _cut(store: Store, reason: str) -> str | None:
+    """The name of a generation cut from what was just saved, None where that failed."""
+    try:
+        return str(store.cut(reason)["name"])
+    except (StoreError, Damaged, sqlite3.Error) as error:
+        # The save itself stands; history is worth a loud line and another try, not a failed save.
+        log("error", f"{error}; the state itself is saved")
+        return None
+
+
+def _nothing_saved(store: Store, replica: Rows) -> dict[str, Any]:
     return {
         "saved": False,
         "rescued": None,
@@ -118,7 +135,7 @@ def _nothing_saved(store, replica):
     }
 
 
-def cmd_save(paths, config, args):
+def cmd_save(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
     if args.if_enabled and not (switched(paths) and is_ours(live_mount(paths))):
         return {"saved": False, "message": "this node does not run from RAM"}
     if switched(paths) and not is_ours(live_mount(paths)) and not args.force:
@@ -139,7 +156,7 @@ def cmd_save(paths, config, args):
     return _told(result)
 
 
-def _told(result):
+def _told(result: dict[str, Any]) -> dict[str, Any]:
     """What a save returns, with its message, warnings in the journal, and the exit code where it went beside the
     replica.
     """
@@ -152,7 +169,7 @@ def _told(result):
     return result
 
 
-def saved_text(result):
+def saved_text(result: dict[str, Any]) -> str:
     """What a save did, for people."""
     if result["rescued"]:
         kept = result["rescued"]
@@ -166,7 +183,7 @@ def saved_text(result):
     return text + (f"; generation {result['generation']}" if result["generation"] else "")
 
 
-def cmd_final_save(paths, config, args):
+def cmd_final_save(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
     """The save when the unit stops: after the daemon, before the RAM file system goes."""
     if not is_ours(live_mount(paths)):
         raise Refused(f"{paths.live} is not the RAM file system; nothing was saved")
@@ -186,7 +203,7 @@ def cmd_final_save(paths, config, args):
             store.update_state(
                 clean=clean,
                 clean_root_version=result["live_root_version"],
-                clean_sha256=content_sha256(store.connection),
+                clean_sha256=content_sha256(store.opened),
                 node=node_name(),
             )
     finally:

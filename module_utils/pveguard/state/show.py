@@ -34,11 +34,22 @@ from .rescue import modified, pending_rescue
 from .rows import NO_COROSYNC_CONF, check_connection, config_version, connect, in_memory, is_member
 from .system import printable, utc
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from typing import Any
+
+    Kept = tuple[dict[str, Any], sqlite3.Connection]
+
+    from ..pmxcfs.tree import Noise, Row
+    from .paths import Paths
+    from .settings import Config
+
 
 class Tree:
     """Files and directories of an open database by their path, noise left out."""
 
-    def __init__(self, connection, noise):
+    def __init__(self, connection: sqlite3.Connection, noise: Noise) -> None:
         self.connection = connection
         rows = read_rows(connection)
         self.root_version = root_version(rows) if rows else None
@@ -48,17 +59,17 @@ class Tree:
             if path is not None and not noise.leaves_out(path)
         }
 
-    def is_file(self, path):
+    def is_file(self, path: str) -> bool:
         return path in self.entries and self.entries[path][TYPE] == FILE
 
-    def is_directory(self, path):
+    def is_directory(self, path: str) -> bool:
         return path in self.entries and self.entries[path][TYPE] == DIRECTORY
 
-    def data(self, path):
+    def data(self, path: str) -> bytes:
         query = "SELECT CAST(data AS BLOB) FROM tree WHERE inode=?"
         return as_bytes(self.connection.execute(query, (self.entries[path][INODE],)).fetchone()[0])
 
-    def guests(self):
+    def guests(self) -> dict[int, str]:
         """{guest id: path of its configuration}."""
         found = {}
         for path in self.entries:
@@ -68,7 +79,7 @@ class Tree:
         return found
 
 
-def _open_rescued(paths):
+def _open_rescued(paths: Paths) -> Kept:
     """As :func:`open_kept` for the pending rescue copy, else the newest of former times."""
     found = pending_rescue(paths)
     if found:
@@ -96,14 +107,14 @@ def _open_rescued(paths):
     }, copy
 
 
-def _names_in(folder):
+def _names_in(folder: str) -> list[str]:
     try:
         return sorted(os.listdir(folder))
     except OSError:
         return []
 
 
-def open_kept(paths, wanted):
+def open_kept(paths: Paths, wanted: str) -> Kept:
     """(manifest with ``name``, connection) of a generation, of the replica under the name ``replica``, or of the rescue
     copy under the name ``rescued``.
 
@@ -141,13 +152,13 @@ def open_kept(paths, wanted):
     }, copy
 
 
-def last_written(paths):
+def last_written(paths: Paths) -> str | None:
     """UTC text of when the replica was written, None when there is none."""
     seconds = max(modified(paths.replica), modified(paths.replica + "-wal"))
     return utc(seconds) if seconds else None
 
 
-def open_now(paths):
+def open_now(paths: Paths) -> tuple[str, sqlite3.Connection]:
     """(source, connection): ``live`` and the daemon's database while it runs, else ``replica`` and that."""
     if daemon_running(paths):
         return "live", open_live(paths)
@@ -155,7 +166,7 @@ def open_now(paths):
     return manifest["name"], connection
 
 
-def config_path(paths, text):
+def config_path(paths: Paths, text: str) -> str:
     """Path in the tree of what an operator typed: absolute below /etc/pve, or relative to it; "" is the root.
 
     The links that the daemon shows (local, qemu-server, lxc, openvz) are followed to this node.
@@ -175,7 +186,7 @@ def config_path(paths, text):
     return f"{links.get(first, first)}/{rest}".rstrip("/")
 
 
-def is_secret(path):
+def is_secret(path: str) -> bool:
     """Whether a file is shown by size and hash only: keys, tokens and passwords."""
     return bool(
         re.search(
@@ -189,17 +200,17 @@ def is_secret(path):
 class Mask:
     """Hides passwords in files that are shown. Equal values get equal numbers, so that a change stays visible."""
 
-    def __init__(self):
-        self.numbers = {}
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}
 
-    def __call__(self, path, text):
+    def __call__(self, path: str, text: str) -> str:
         # SDN controllers and metric servers keep theirs under names that mean other things elsewhere.
         more = "|key|token" if path.startswith("sdn/") or path == "status.cfg" else ""
         key = rf"^(\s*(?:[\w-]*(?:password|passwd|secret)|client-key{more})(?:\s*[:=]\s*|\s+))(\S.*)$"
         text = re.sub(key, self._hide, text, flags=re.MULTILINE | re.IGNORECASE)
         return re.sub(r"(://[^/@:\s]*:)([^/@\s]+)(?=@)", self._hide, text)
 
-    def _hide(self, match):
+    def _hide(self, match: re.Match[str]) -> str:
         number = self.numbers.setdefault(match.group(2), len(self.numbers) + 1)
         return f"{match.group(1)}(hidden {number})"
 
@@ -209,7 +220,7 @@ DIFF_LINES = 20_000
 RESTORING = {"added": "remove", "removed": "bring back", "changed": "change"}
 
 
-def differences(then, now, only="", secrets=False):
+def differences(then: Tree, now: Tree, only: str = "", secrets: bool = False) -> list[dict[str, Any]]:
     """What differs between two trees, as a list of dicts sorted by path; see "show" in docs/ram-state.md.
 
     ``change`` is what happened since: a file that was ``added`` since would be removed by a restore. ``only``
@@ -236,21 +247,24 @@ def differences(then, now, only="", secrets=False):
                 continue
             if row[TYPE] == FILE:
                 data = tree.data(path)
-                old, new = (data, None) if former is not None else (None, data)
-                found.append(_difference(path, former, current, old, new, secrets, mask))
+                held_then, held_now = (data, None) if former is not None else (None, data)
+                found.append(_difference(path, former, current, held_then, held_now, secrets, mask))
             elif path not in held[0 if tree is then else 1]:
                 found.append(_difference(path, former, current, None, None, secrets, mask))
     return found
 
 
-def cuts(path):
+def cuts(path: str) -> list[int]:
     """Where each directory of a path ends."""
     return [index for index, letter in enumerate(path) if letter == "/"]
 
 
-def _difference(path, was, there, old, new, secrets, mask):
+def _difference(
+    path: str, was: Row | None, there: Row | None, old: bytes | None, new: bytes | None, secrets: bool, mask: Mask
+) -> dict[str, Any]:
     change = "changed" if was and there else "removed" if was else "added"
-    directory = (was or there)[TYPE] == DIRECTORY
+    row = was or there
+    directory = row is not None and row[TYPE] == DIRECTORY
     secret = is_secret(path)
     binary = any(data is not None and not is_text(data) for data in (old, new))
     entry = {
@@ -273,7 +287,7 @@ def _difference(path, was, there, old, new, secrets, mask):
     return entry
 
 
-def moment(seconds):
+def moment(seconds: int) -> str:
     """UTC text of an mtime; anything can be set by ``touch -d``."""
     try:
         return utc(seconds)
@@ -281,7 +295,7 @@ def moment(seconds):
         return str(seconds)
 
 
-def is_text(data):
+def is_text(data: bytes) -> bool:
     if b"\0" in data:
         return False
     try:
@@ -291,11 +305,11 @@ def is_text(data):
     return True
 
 
-def text_diff(path, now, then, mask):
+def text_diff(path: str, now: bytes | None, then: bytes | None, mask: Mask | None) -> str | None:
     """Unified diff from now to then, which is what a restore does; None when it would take too long."""
     import difflib
 
-    sides = []
+    sides: list[list[str]] = []
     for data in (now, then):
         text = (data or b"").decode("utf-8")
         # Not splitlines(): it breaks at more than line feeds.
@@ -304,14 +318,14 @@ def text_diff(path, now, then, mask):
             return None
         sides.append(lines)
     name = "/etc/pve/" + printable(path, "")
-    names = [name if data is not None else "/dev/null" for data in (now, then)]
+    name_now, name_then = (name if data is not None else "/dev/null" for data in (now, then))
     text = ""
-    for line in difflib.unified_diff(*sides, *names, "now", "then"):
+    for line in difflib.unified_diff(sides[0], sides[1], name_now, name_then, "now", "then"):
         text += line if line.endswith("\n") else line + "\n\\ No newline at end of file\n"
     return text
 
 
-def cmd_show(paths, config, args):
+def cmd_show(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
     manifest, connection = open_kept(paths, args.generation)
     only = config_path(paths, args.file) if args.file and args.file != "/" else ""
     source, live = open_now(paths)
@@ -337,7 +351,7 @@ def cmd_show(paths, config, args):
     return result
 
 
-def show_text(result, only=""):
+def show_text(result: dict[str, Any], only: str = "") -> str:
     manifest, now, files = result["generation"], result["now"], result["files"]
     live = "the live database" if now["source"] == "live" else "the replica (the daemon does not run)"
     lines = [
@@ -358,7 +372,7 @@ def show_text(result, only=""):
     return "\n".join(lines)
 
 
-def entry_text(entry):
+def entry_text(entry: dict[str, Any]) -> str:
     """One line on a difference: what is there now, and what was there then."""
     sides = []
     for when in ("now", "then"):
@@ -373,7 +387,7 @@ def entry_text(entry):
     return printable(entry["path"], "") + slash + f"  ({'; '.join(sides)})"
 
 
-def diff_text(entry):
+def diff_text(entry: dict[str, Any]) -> str:
     if entry["diff"] is not None:
         return "\n" + printable(entry["diff"].rstrip("\n"))
     why = "secret" if entry["secret"] else "binary" if entry["binary"] else "too large for a diff"

@@ -44,12 +44,25 @@ from .rows import (
 from .show import last_written
 from .system import epoch, log, printable, utc
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    from ..base.findings import Finding
+    from ..pmxcfs.tree import Rows
+    from .compare import Change
+    from .generations import Generation
+    from .paths import Paths
+    from .settings import Config
+
 # How long a status looks at generations that were not verified in this boot, and how many it names.
 CHECK_SECONDS = 2.0
 SHOWN_GENERATIONS = 5
 
 
-def tell(paths, config):
+def tell(paths: Paths, config: Config) -> None:
     """Metrics of a moment in which no watcher runs. They are no reason for a failure."""
     try:
         write_metrics(paths, node_status(paths, config))
@@ -57,17 +70,17 @@ def tell(paths, config):
         log("warning", f"{paths.metrics}: {type(error).__name__}: {error}")
 
 
-def write_metrics(paths, status):
+def write_metrics(paths: Paths, status: dict[str, Any]) -> None:
     """The metrics where a collector of text files reads them; it need not be root."""
     write_volatile_text(paths.metrics, metrics_text(status), 0o644)
 
 
-def figures(status):
+def figures(status: dict[str, Any]) -> dict[str, Any]:
     keys = ("state", "tmpfs_bytes", "used_bytes", "root_version", "saved_root_version", "ready")
     return {key: status.get(key) for key in keys}
 
 
-def node_status(paths, config):
+def node_status(paths: Paths, config: Config) -> dict[str, Any]:
     """The state of this node as one dict; see "The status as JSON" in docs/ram-state.md."""
     mount = live_mount(paths)
     ours = is_ours(mount)
@@ -144,7 +157,7 @@ def node_status(paths, config):
     return status
 
 
-def _status_daemon(paths, status):
+def _status_daemon(paths: Paths, status: dict[str, Any]) -> list[Finding]:
     """Whether it answers, and its quorum. Returns the findings on what is not understood."""
     if status["daemon_running"] and pve_mounted(paths):
         members = members_said(paths)
@@ -152,7 +165,8 @@ def _status_daemon(paths, status):
         unknown = unknown_members(members)
         if unknown and status["answers"]:
             why = f"{paths.pve}/.members is not as it is known ({unknown}): quorum is not known"
-            return [pmxcfs_findings.understood(why)]
+            told = pmxcfs_findings.understood(why)
+            return [told] if told else []
         if not unknown:
             mode = daemon_mode(paths, members)
             status["daemon_mode"], status["quorate"] = mode.name, mode.quorate
@@ -160,7 +174,7 @@ def _status_daemon(paths, status):
     return []
 
 
-def generation_entry(g, results, member):
+def generation_entry(g: Generation, results: dict[str, Any], member: bool) -> dict[str, Any]:
     """A generation as status and list show it. ``problems`` (what is wrong with the file) and ``verified`` are None
     where it was not verified in this boot. ``refused`` says why a file, good or not looked at, is no state for this
     node, or is None; ``restorable`` is None where only a verification can tell.
@@ -184,7 +198,9 @@ def generation_entry(g, results, member):
     }
 
 
-def _status_states(paths, config, status, ours, watch):
+def _status_states(
+    paths: Paths, config: Config, status: dict[str, Any], ours: bool, watch: dict[str, Any]
+) -> list[Finding]:
     """What is live, what is saved, what differs. Returns the findings on what cannot be known."""
     replica = None
     if os.path.exists(paths.replica):
@@ -215,7 +231,8 @@ def _status_states(paths, config, status, ours, watch):
             unknown = unknown_schema(live)
             if unknown:
                 why = f"{paths.live_db}: {SCHEMA_UNKNOWN} ({unknown}), so what it holds is not known"
-                return [pmxcfs_findings.understood(why)]
+                told = pmxcfs_findings.understood(why)
+                return [told] if told else []
             rows = read_rows(live)
             status["ha_resources"] = ha_resources(live)
         finally:
@@ -240,14 +257,14 @@ def _status_states(paths, config, status, ours, watch):
     return []
 
 
-def changed_paths(rows, replica, change):
+def changed_paths(rows: Rows, replica: Rows, change: Change) -> list[str]:
     """Sorted paths of the files in which a table and the replica differ."""
     names = [path_of(i, rows) or f"row {i}" for i in change.upsert]
     names += [path_of(i, replica) or f"row {i}" for i in change.delete]
     return sorted(set(names))
 
 
-def _lag_seconds(status, watch, mtimes):
+def _lag_seconds(status: dict[str, Any], watch: dict[str, Any], mtimes: Sequence[int]) -> float:
     """Age of the oldest change that is not saved: as the watcher saw it, else by the files, but not before the
     last save.
     """
@@ -259,14 +276,16 @@ def _lag_seconds(status, watch, mtimes):
     return max(0.0, round(time.time() - since, 1))
 
 
-def newest_change(rows):
+def newest_change(rows: Rows) -> str | None:
     """UTC text of the youngest mtime of a file, None when there is none. One from the future is no change."""
     now = time.time()
     times = [row[MTIME] for row in rows.values() if row[TYPE] == FILE and 0 < row[MTIME] <= now]
     return utc(max(times)) if times else None
 
 
-def _status_health(paths, status, units, ours):
+def _status_health(
+    paths: Paths, status: dict[str, Any], units: dict[str, tuple[str, bool]], ours: bool
+) -> status_findings.Health:
     """Whether it works as set up: ``state``, ``reason`` and ``fix``, and the core's word on them."""
     set_up = switched(paths)
     found = status_findings.health(
@@ -284,7 +303,7 @@ def _status_health(paths, status, units, ours):
     return found
 
 
-def cmd_status(paths, config, args):
+def cmd_status(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
     if args.prometheus and args.json:
         raise UsageError("--prometheus and --json do not go together")
     status = node_status(paths, config)
@@ -297,11 +316,11 @@ def cmd_status(paths, config, args):
     return status
 
 
-def status_text(status):
+def status_text(status: dict[str, Any]) -> str:
     """The status as one screen of text."""
     lines = []
 
-    def line(name, text):
+    def line(name: str, text: str) -> None:
         lines.append(f"{name:15}{text}")
 
     line("RAM state", status["state"] + ("" if status["state"] != "enabled" else ", healthy"))
@@ -351,7 +370,7 @@ def status_text(status):
     return "\n".join(lines)
 
 
-def _daemon_text(status):
+def _daemon_text(status: dict[str, Any]) -> str:
     if not status["daemon_running"]:
         return "does not run"
     if not status["answers"]:
@@ -373,14 +392,14 @@ def _daemon_text(status):
     return f"runs, {kind}{quorum}{ready}"
 
 
-def _saves_text(status):
+def _saves_text(status: dict[str, Any]) -> str:
     if status["saves"] is None:
         return ""
     failures = f", {status['save_failures']} failed" if status["save_failures"] else ""
     return f" ({status['saves']} since {status['watcher_started']}{failures})"
 
 
-def _generations_text(status):
+def _generations_text(status: dict[str, Any]) -> str:
     if not status["generations"]:
         return "none"
     known = [g["problems"] for g in status["generation_list"] if g["problems"] is not None]
@@ -393,7 +412,7 @@ def _generations_text(status):
     return f"{status['generations']}: {', '.join(parts)}{more}"
 
 
-def generation_line(g):
+def generation_line(g: Mapping[str, Any]) -> str:
     """One line on a generation: name, history, size of the claim that it is good."""
     verdict = (
         "not verified"
@@ -410,7 +429,7 @@ def generation_line(g):
     )
 
 
-def _restore_text(status):
+def _restore_text(status: dict[str, Any]) -> str:
     """What a start would put in place now."""
     if status["state"] == "disabled":
         return "nothing: the daemon starts from the database on disk"
@@ -425,7 +444,7 @@ def _restore_text(status):
     return f"NOTHING, the daemon would not start: {why}{then}"
 
 
-def cmd_list(paths, config, args):
+def cmd_list(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
     found = generations(paths)
     member = is_member(paths)
     results = check_generations(paths, found, anew=True) if args.verify else checked(paths, found)
@@ -434,7 +453,7 @@ def cmd_list(paths, config, args):
     return {"generations": entries, "message": "\n".join(lines) or "no generation"}
 
 
-def cmd_verify(paths, config, args):
+def cmd_verify(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
     member = is_member(paths)
     checks = {}
     if args.generation:

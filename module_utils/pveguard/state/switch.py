@@ -21,8 +21,15 @@ from .paths import DEAD_MAN, PVE_CLUSTER, STATE_UNIT, WATCH_UNIT
 from .status import tell
 from .system import log, run, utc
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-def wait_for(what, condition, deadline, poll=0.2):
+    from .paths import Paths
+    from .settings import Config
+
+
+def wait_for(what: str, condition: Callable[[], object], deadline: float, poll: float = 0.2) -> None:
     """Poll a condition until it is true; SwitchError names what was waited for."""
     while True:
         if condition():
@@ -32,7 +39,7 @@ def wait_for(what, condition, deadline, poll=0.2):
         time.sleep(poll)
 
 
-def arm_dead_man(paths, seconds):
+def arm_dead_man(paths: Paths, seconds: float) -> None:
     """A timer of its own that puts stock back when this process does not live to disarm it."""
     disarm_dead_man()
     done = run(
@@ -44,7 +51,9 @@ def arm_dead_man(paths, seconds):
             "--quiet",
             "--",
             sys.executable,
-            os.path.abspath(__file__),
+            "-IS",
+            # As this process was called: by the link, which also leads to a program when this version is gone.
+            os.path.abspath(sys.argv[0]),
             "rollback",
             "--json",
         ]
@@ -53,12 +62,12 @@ def arm_dead_man(paths, seconds):
         raise Refused(f"the dead man's switch could not be armed: {done.err.strip()}; nothing was changed")
 
 
-def disarm_dead_man():
+def disarm_dead_man() -> None:
     systemctl("stop", f"{DEAD_MAN}.timer")
     systemctl("reset-failed", f"{DEAD_MAN}.service", f"{DEAD_MAN}.timer")
 
 
-def begin_switch(paths, kind, config):
+def begin_switch(paths: Paths, kind: str, config: Config) -> None:
     write_volatile(
         paths.switch_file,
         {
@@ -74,7 +83,7 @@ def begin_switch(paths, kind, config):
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
 
-def process_start(pid):
+def process_start(pid: int) -> int | None:
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as handle:
             return int(handle.read().rpartition(")")[2].split()[19])
@@ -82,16 +91,16 @@ def process_start(pid):
         return None
 
 
-def dependents():
+def dependents() -> list[str]:
     """Active units that systemd stops together with the daemon; a start of the daemon does not bring them back."""
     out = systemctl("show", "-p", "RequiredBy,BoundBy", PVE_CLUSTER).out
     lines = [line for line in out.splitlines() if line.startswith(("RequiredBy=", "BoundBy="))]
-    names = {name for line in lines for name in line.partition("=")[2].split()}
-    names = sorted(name for name in names if name.endswith(".service") and not name.startswith("pveguard-"))
+    wanted = {name for line in lines for name in line.partition("=")[2].split()}
+    names = sorted(name for name in wanted if name.endswith(".service") and not name.startswith("pveguard-"))
     return [name for name, state in unit_states(*names).items() if state[0] == "active"] if names else []
 
 
-def start_dependents(paths):
+def start_dependents(paths: Paths) -> None:
     """Start what ran before the switch-over and was stopped with the daemon."""
     names = read_json(paths.switch_file).get("dependents") or []
     if names:
@@ -100,7 +109,7 @@ def start_dependents(paths):
             log("error", f"{', '.join(names)}: {done.err.strip()}")
 
 
-def stop_daemon(paths, deadline):
+def stop_daemon(paths: Paths, deadline: float) -> None:
     # It would only let go of the database, and the RAM file system may be going to be unmounted.
     systemctl("stop", WATCH_UNIT, timeout=max(5.0, deadline - time.monotonic()))
     done = systemctl("stop", PVE_CLUSTER, timeout=max(5.0, deadline - time.monotonic()))
@@ -109,7 +118,7 @@ def stop_daemon(paths, deadline):
     wait_for("the daemon to end", lambda: not daemon_running(paths) and not pve_mounted(paths), deadline)
 
 
-def start_daemon(paths, deadline, cluster, watcher):
+def start_daemon(paths: Paths, deadline: float, cluster: bool, watcher: bool) -> float:
     """Start the daemon and wait until it serves /etc/pve as before. Returns when healthy, raises SwitchError
     else.
     """
@@ -131,13 +140,13 @@ def start_daemon(paths, deadline, cluster, watcher):
     return served
 
 
-def daemon_reload():
+def daemon_reload() -> None:
     done = systemctl("daemon-reload")
     if done.rc:
         raise SwitchError(f"systemctl daemon-reload failed: {done.err.strip()}")
 
 
-def live_summary(paths, config):
+def live_summary(paths: Paths, config: Config) -> tuple[int | None, str | None]:
     """(root version, tree hash) of the database in the live place, both None for one of an unknown schema."""
     live = open_live(paths)
     try:
@@ -150,7 +159,7 @@ def live_summary(paths, config):
         live.close()
 
 
-def copy_backups(source, target):
+def copy_backups(source: str, target: str) -> None:
     """Copy the files of one backup folder into another; what is there with the same size and time stays."""
     if not os.path.isdir(source):
         return
@@ -171,7 +180,7 @@ def copy_backups(source, target):
     fsync_path(target)
 
 
-def after_retire(paths, config):
+def after_retire(paths: Paths, config: Config) -> None:
     """The replica is no longer kept up to date: it is a generation already, and a stale one must not look
     current.
     """

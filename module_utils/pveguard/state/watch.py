@@ -33,6 +33,18 @@ from .show import last_written
 from .status import changed_paths, newest_change, write_metrics
 from .system import log, notify, utc
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Sequence
+    from typing import Any
+
+    from ..base.findings import Finding
+    from ..pmxcfs.tree import Rows
+    from .compare import Change
+    from .paths import Paths
+    from .settings import Config
+
 #: Paths that the watcher names while saves fail; unsaved_files counts all.
 MAX_UNSAVED = 100
 
@@ -42,13 +54,14 @@ class Members:
     saves.
     """
 
-    def __init__(self, paths):
+    def __init__(self, paths: Paths) -> None:
         self.paths = paths
-        self.state = None  # None until read; else (in a cluster, quorate, frozenset of online names)
+        # None until read; else (in a cluster, quorate, names of who is online)
+        self.state: tuple[bool, bool, frozenset[str]] | None = None
         self.changes = 0
-        self.answered = None  # time.monotonic() of the last answer
+        self.answered: float | None = None  # time.monotonic() of the last answer
 
-    def _read(self):
+    def _read(self) -> dict[str, Any]:
         with open(f"{self.paths.pve}/.members", encoding="utf-8") as handle:
             found = json.load(handle)
         unknown = unknown_members(found)
@@ -56,7 +69,7 @@ class Members:
             raise ValueError(unknown)
         return found
 
-    def look(self):
+    def look(self) -> None:
         try:
             found = self._read()
             mode = daemon_mode(self.paths, found, self._read)
@@ -75,50 +88,55 @@ class Watcher:
 
     poll = 0.25
 
-    def __init__(self, paths, config):
+    def __init__(self, paths: Paths, config: Config) -> None:
         self.paths, self.config = paths, config
         self.store = Store(paths, config, alone=True)
         self.members = Members(paths)
         self.members_seen = 0
         self.following = False  # whether there is a daemon whose database is looked at
-        self.identity = None
-        self.pid = None
+        self.identity: object = None
+        self.pid: int | None = None
         self.over = False
-        self.position = None
+        self.position: tuple[Any, ...] | None = None
         self.dirty = False
         self.dirty_since = 0.0  # the oldest change not looked at is not older than this
         self.deep = True
-        self.replaced = None
-        self.owed_deep, self.owed_replaced = False, None  # of saves that went beside the replica
+        self.replaced: str | None = None
+        # Of saves that went beside the replica.
+        self.owed_deep = False
+        self.owed_replaced: str | None = None
         self.next_scan = 0.0
-        self.pending_since = None  # the oldest real change not saved is not older than this
+        self.pending_since: float | None = None  # the oldest real change not saved is not older than this
         self.last_look = 0.0
         self.last_move = 0.0
         self.logged_since = 0.0  # the oldest save that is only in the replica's log
         self.save_seconds = 0.3  # until one was measured
         self.save_measured = False
         self.scan_seconds = 0.0
-        self.late, self.ticked = 0.0, None
+        self.late = 0.0
+        self.ticked: float | None = None
         self.checkpoint_at = 0.0
-        self.checkpoint_error = None
+        self.checkpoint_error: str | None = None
         self.owed_at = 0.0
         self.retry_at = 0.0
         self.backoff = 0.0
         self.next_fill = 0.0
-        self.failed_since = None
-        self.unsaved = None  # (live rows, replica's rows, their difference) of the last look
-        self.strange = []  # findings of the last save
-        self.of_ha = []  # findings of the last look at HA's resources
-        self.looked_at = None  # the replica's table in which HA's resources were looked for
-        self.ha_inode = None
+        self.failed_since: float | None = None
+        # (live rows, replica's rows, their difference) of the last look.
+        self.unsaved: tuple[Rows, Rows, Change] | None = None
+        self.strange: list[Finding] = []  # of the last save
+        self.of_ha: list[Finding] = []  # of the last look at HA's resources
+        self.looked_at: Rows | None = None  # the replica's table in which HA's resources were looked for
+        self.ha_inode: int | None = None
         self.next_metrics = 0.0
-        self.measured = None
-        self.history_of, self.history = None, {}
-        self.live_root = None
+        self.measured: dict[str, Any] | None = None
+        self.history_of: tuple[float, float] | None = None
+        self.history: dict[str, Any] = {}
+        self.live_root: int | None = None
         self.stopping = False
         self.save_now = False
         self.advancing = advance_pending(paths)
-        self.status = {
+        self.status: dict[str, Any] = {
             "pid": os.getpid(),
             "started": utc(),
             "saves": 0,
@@ -132,11 +150,11 @@ class Watcher:
             "warnings": [],
             "findings": [],
         }
-        self.published = None
+        self.published: dict[str, Any] | None = None
 
     # -- one look at the world
 
-    def tick(self, now):
+    def tick(self, now: float) -> None:
         """One turn: look whether the database moved, and save when it is time."""
         if self.ticked is not None:
             self.late = max(0.9 * self.late, min(now - self.ticked - self.poll, self.config.rpo))
@@ -178,13 +196,13 @@ class Watcher:
         ):
             self._fold_in(now)
         elif self.store.owed and now >= self.owed_at:
-            self._cut_owed(now)
+            self._cut_owed(now, self.store.owed)
         if now >= self.next_fill:
             self.next_fill = now + 10
             self._watch_fill()
         self._publish()
 
-    def _allowance(self):
+    def _allowance(self) -> float:
         """Seconds that a change may wait for others before it is saved with them. What a look and a save took here
         of late is left free twice, and how late this process itself was: on a slow node nothing waits. On a fast one a
         file that is being written waits long, because each save writes all of it: 1.5 s are three saves in 4 s.
@@ -192,7 +210,7 @@ class Watcher:
         busy = 2 * (self.save_seconds + self.scan_seconds + self.poll) + self.late
         return max(0.0, min(0.7 * self.config.rpo, self.config.rpo - busy))
 
-    def _follow_daemon(self):
+    def _follow_daemon(self) -> bool:
         """Whether there is a daemon with a database to look at. Nothing is held open between two looks."""
         identity = stat_id(self.paths.live_db)
         pid = daemon_pid(self.paths)
@@ -221,11 +239,11 @@ class Watcher:
             self.deep = True
         return True
 
-    def _lose_live(self, message):
+    def _lose_live(self, message: str) -> None:
         self.following = False
         self._report(message)
 
-    def _scan(self, now):
+    def _scan(self, now: float) -> None:
         """Is the difference real? Metadata only, in one short transaction."""
         started = time.monotonic()
         try:
@@ -276,7 +294,7 @@ class Watcher:
         # A large table under heartbeats: look less often rather than burn a core.
         self.next_scan = now + min(20 * self.scan_seconds, 0.4 * self.config.rpo, self._allowance())
 
-    def _save(self, now, exact=False):
+    def _save(self, now: float, exact: bool = False) -> None:
         started = time.monotonic()
         if not self.store.logged:
             self.logged_since = now
@@ -312,7 +330,7 @@ class Watcher:
         self.live_root = result["live_root_version"]
         self._warn_of(result["warnings"])
         if result["rescued"]:
-            self._kept_aside(result)
+            self._kept_aside(now, result)
             return
         if result["saved"]:
             self.status["saves"] += 1
@@ -328,7 +346,7 @@ class Watcher:
         self.status["lineage"] = result["lineage"]
         remember_database(self.paths)
 
-    def _kept_aside(self, result):
+    def _kept_aside(self, now: float, result: dict[str, Any]) -> None:
         """The live state is safe, but beside the replica: an error until somebody has mended it."""
         self.unsaved = None
         self.status["unsaved_files"] = 0
@@ -337,21 +355,21 @@ class Watcher:
         if result["rescued"]["kind"] in ("damaged", "schema"):
             # Each copy of it is a whole one: not at every commit.
             self.backoff = min(30.0, max(1.0, 2 * self.backoff))
-            self.retry_at = self.ticked + self.backoff
+            self.retry_at = now + self.backoff
             self.dirty = True
         else:
             self.backoff = 0.0
         self.status["last_save"] = utc()
         self._report(saved_text(result))
 
-    def _warn_of(self, warnings):
+    def _warn_of(self, warnings: Sequence[str]) -> None:
         """What a restore would refuse in the state that was just saved."""
         self.strange = [status_findings.strange(warning) for warning in warnings]
         for each in self.strange:
             if each.sentence not in self.status["warnings"]:
                 log("warning", each.sentence)
 
-    def _failed(self, now, error):
+    def _failed(self, now: float, error: Exception) -> None:
         self.status["save_failures"] += 1
         if self.failed_since is None:
             self.failed_since = now
@@ -362,14 +380,14 @@ class Watcher:
         self.retry_at = now + self.backoff
         self._report(f"not saved: {error}; the next try is in {self.backoff:g} s")
 
-    def _report(self, message):
+    def _report(self, message: str) -> None:
         if message != self.status["error"]:
             log("error", message)
             notify(f"STATUS={message[:200]}")
         self.status["error"] = message
         self._publish()
 
-    def _works(self):
+    def _works(self) -> None:
         """The store answers (again). A log that could not be folded in stays an error until it is."""
         if self.status["error"] != self.checkpoint_error:
             log("info", "saves work again")
@@ -378,30 +396,31 @@ class Watcher:
         self.status["unsaved_paths"] = []
         self.backoff = 0.0
 
-    def _fold_in(self, now):
+    def _fold_in(self, now: float) -> None:
         try:
             with store_lock(self.paths):
                 self.store.fold_in()
         except StateError as error:
             # What was saved is safe in the log, and saves go on.
             self.checkpoint_at = now + 30
-            self.checkpoint_error = f"the log was not folded in: {error}; the next try is in 30 s"
-            self._report(self.checkpoint_error)
+            message = f"the log was not folded in: {error}; the next try is in 30 s"
+            self.checkpoint_error = message
+            self._report(message)
             return
         self.logged_since = now
         self.checkpoint_error = None
         self._works()
 
-    def _cut_owed(self, now):
+    def _cut_owed(self, now: float, reason: str) -> None:
         """Cut the generation that could not be cut with its save."""
         try:
             with store_lock(self.paths), self.store:
-                self.store.cut(self.store.owed)
+                self.store.cut(reason)
         except (StateError, sqlite3.Error) as error:
             self.owed_at = now + 30
             log("error", f"{error}; the next try is in 30 s")
 
-    def _watch_fill(self):
+    def _watch_fill(self) -> None:
         limit, used = fill(self.paths)
         self._watch_ha()
         found = [*self.of_ha, *self.strange]
@@ -425,7 +444,7 @@ class Watcher:
         self.status["findings"] = [each.as_dict() for each in found]
         self.status["tmpfs_bytes"], self.status["used_bytes"] = limit, used
 
-    def _watch_ha(self):
+    def _watch_ha(self) -> None:
         """HA resources on a node whose HA managers are masked; where they cannot be read, what was said before stands."""
         rows = self.store._rows
         if rows is not None and rows is not self.looked_at:
@@ -440,7 +459,7 @@ class Watcher:
                 None,
             )
             self.status["last_real_change"] = self.status.get("last_real_change") or newest_change(rows)
-        resources = []
+        resources: list[str] = []
         if self.ha_inode is not None:
             try:
                 query = "SELECT CAST(data AS BLOB) FROM tree WHERE inode=?"
@@ -454,12 +473,12 @@ class Watcher:
 
     # -- what is told
 
-    def _lag(self, now):
+    def _lag(self, now: float) -> float:
         """Seconds since the oldest real change that is not saved, 0 when all is."""
         since = [at for at in (self.pending_since, self.failed_since) if at is not None]
         return max(0.0, now - min(since)) if since else 0.0
 
-    def facts(self, now):
+    def facts(self, now: float) -> dict[str, Any]:
         """What the metrics tell, under the keys of ``pve-state status --json``."""
         watch = self.status
         answers = self.members.answered is not None and time.monotonic() - self.members.answered < 30
@@ -472,7 +491,7 @@ class Watcher:
             "answers": answers,
             "quorate": self.members.state[1] if answers and self.members.state else None,
             "root_version": live,
-            "lag_versions": live - saved if None not in (live, saved) else None,
+            "lag_versions": live - saved if live is not None and saved is not None else None,
             "lag_seconds": self._lag(now),
             "lineage_since": self.store.state.get("lineage_since"),
             "rescue": os.path.exists(self.paths.aside().state_file),
@@ -481,14 +500,14 @@ class Watcher:
             **self._history(),
         }
 
-    def _history(self):
+    def _history(self) -> dict[str, Any]:
         """Figures on the generations, read again only when something there changed."""
         changed = modified(self.paths.generations), modified(self.paths.verified)
         if changed != self.history_of:
             self.history_of, self.history = changed, history(self.paths)
         return self.history
 
-    def _measure(self, now):
+    def _measure(self, now: float) -> None:
         """Write the metrics when something is different, each second while something is not saved, and else
         now and then, so that their age tells whether somebody is there.
         """
@@ -498,7 +517,7 @@ class Watcher:
         self.next_metrics = now + (1 if self._lag(now) else 15)
         write_metrics(self.paths, self.facts(now))
 
-    def _publish(self):
+    def _publish(self) -> None:
         if self.pending_since is None and self.failed_since is None:
             self.status["unsaved_since"] = None
         elif self.status["unsaved_since"] is None:
@@ -513,7 +532,7 @@ class Watcher:
 
     # -- the loop
 
-    def finish(self):
+    def finish(self) -> None:
         """The last save, then every handle closed."""
         try:
             if self.following:
@@ -531,10 +550,10 @@ class Watcher:
                 log("error", str(error))
 
     @property
-    def ending(self):
+    def ending(self) -> bool:
         return self.stopping or self.over
 
-    def loop(self):
+    def loop(self) -> bool:
         """Watch until this process is to stop, which is True, or until the daemon stops or is another one."""
         import select
         import threading
@@ -570,7 +589,7 @@ class Watcher:
         os.close(writer)
         return self.stopping
 
-    def _background(self):
+    def _background(self) -> None:
         while not self.ending:
             self.members.look()
             try:
@@ -579,7 +598,7 @@ class Watcher:
                 log("warning", f"the cluster's version could not be advanced: {error}")
             time.sleep(2)
 
-    def _advance(self):
+    def _advance(self) -> None:
         """After an unclean restore, raise the cluster's version by ordinary writes beyond what others may
         have seen.
 
@@ -630,7 +649,7 @@ class Watcher:
         self.save_now = True
 
 
-def one_pair(lock):
+def one_pair(lock: str) -> None:
     """Make a directory and remove it: two transactions. One that a stop half way left is only removed."""
     try:
         os.mkdir(lock)
@@ -648,7 +667,7 @@ def one_pair(lock):
     os.rmdir(lock)
 
 
-def cmd_watch(paths, config, args):
+def cmd_watch(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
     ensure_store(paths)
     with Lock(f"{paths.run}/watch.lock", "a watcher runs already", create=True):
         saves, stopped = 0, False
