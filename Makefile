@@ -119,9 +119,10 @@ bench: ## count ssh round trips of a second run of site.yml
 lock: ## resolve requirements*.in anew and write the locks with hashes (Python 3.11)
 	scripts/lock
 
-docs: ## regenerate the variable tables of the roles' READMEs
+docs: ## regenerate the variable tables of the roles' READMEs and docs/findings.md
 	@$(bootstrap) base
 	python scripts/role_docs.py
+	python scripts/finding_docs.py
 
 clean: ## stop all labs, remove what make created except reports/
 	@if [ -d .lab ] && [ -x .venv/bin/python ]; then python -m lab down --all; fi

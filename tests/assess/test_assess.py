@@ -5,11 +5,9 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from ansible.module_utils.pveguard.base.findings import GOOD, PROBLEM, WARNING
 from ansible.module_utils.pveguard.cluster import corosync_compare
 from ansible.module_utils.pveguard.cluster.assess import (
-    GOOD,
-    PROBLEM,
-    WARNING,
     Wishes,
     across,
     changes,
@@ -52,7 +50,7 @@ def node(**over: Any) -> dict[str, Any]:
 
 
 def texts(level: str, facts: dict[str, Any]) -> str:
-    return "\n".join(finding.text for finding in findings(facts) if finding.level == level)
+    return "\n".join(finding.sentence for finding in findings(facts) if finding.severity == level)
 
 
 ADOPT = {"action": "adopt", "reason": ""}
@@ -75,9 +73,9 @@ def test_switches_are_respected() -> None:
 
 def test_ha_in_use_keeps_everything() -> None:
     left = findings(node(ha={"resources": ["vm:100"], "unattended": ["vm:100"]}))
-    assert any(each.level == PROBLEM and "nothing recovers them" in each.text for each in left)
+    assert any(each.severity == PROBLEM and "nothing recovers them" in each.sentence for each in left)
     back = findings(node(ha={"returned": ["pve-ha-lrm.service"]}))
-    assert any("pve-ha-lrm.service had been switched off and came back" in each.text for each in back)
+    assert any("HA was switched off and came back (pve-ha-lrm.service)" in each.sentence for each in back)
     used = node(ha={"resources": ["vm:100"]})
     assert changes(used, ADOPT, Wishes(ram_state=False)) == []
     assert "set ram_state_enabled: false" in "".join(changes(used, ADOPT, Wishes()))
@@ -97,8 +95,8 @@ def test_problems_are_named_first() -> None:
         pmxcfs={"quorate": False},
         corosync={"copies_equal": False, "cluster": {"config_version": 2}, "live_member_ids": [1]},
     )
-    assert [finding.level for finding in findings(bad)][:3] == [PROBLEM] * 3
-    for words in ("127.0.1.1", "no quorum", "config_version 2, /etc/corosync/corosync.conf 3"):
+    assert [finding.severity for finding in findings(bad)][:3] == [PROBLEM] * 3
+    for words in ("127.0.1.1", "no quorum", "config_version 2, /etc/corosync/corosync.conf has 3"):
         assert words in texts(PROBLEM, bad)
     assert "2 of 3 members" in texts(WARNING, bad)
 
@@ -144,11 +142,11 @@ def test_nodes_that_differ_are_shown_side_by_side() -> None:
     (text,) = render_clusters(compared)
     assert "root version 1500" in text and "authkey" in text
     (leader, split, key) = across("pve3", compared)
-    assert leader.level == PROBLEM and leader.text.startswith("root version 1500, the quorate members have at most 1000: ")
-    assert "pve3 sees 3" in split.text and "hashes of /etc/corosync/authkey" in key.text
+    assert leader.severity == PROBLEM and leader.sentence.startswith("root version 1500, the quorate members have at most 1000: ")
+    assert "pve3 sees 3" in split.sentence and "hashes of /etc/corosync/authkey" in key.sentence
     # What the node's own facts say already is not said twice.
-    assert not any("alone and without quorum" in each.text for each in across("pve3", compared))
-    assert [each.text for each in across("pve1.example.com", compared)] == [split.text, key.text]
+    assert not any("alone and without quorum" in each.sentence for each in across("pve3", compared))
+    assert [each.sentence for each in across("pve1.example.com", compared)] == [split.sentence, key.sentence]
 
 
 def test_the_filters_of_the_playbook_compare_the_nodes() -> None:

@@ -13,6 +13,8 @@ from ansible.module_utils.pveguard.cluster.corosync_compare import CLUSTER_COPY,
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import findings
+
 from .cluster_facts import NAME, a_copy, assert_shape_is_that_of_the_module, conf, healthy, node
 
 Facts = Mapping[str, dict[str, Any] | None]
@@ -24,11 +26,11 @@ def one(nodes: Facts, wanted: Mapping[str, str | None] | None = None) -> dict[st
 
 
 def kinds(nodes: Facts) -> dict[str, list[str]]:
-    return {each["kind"]: each["nodes"] for each in one(nodes)["findings"]}
+    return {each["id"]: each["nodes"] for each in one(nodes)["findings"]}
 
 
-def finding(nodes: Facts, kind: str) -> dict[str, Any]:
-    (found,) = [each for each in one(nodes)["findings"] if each["kind"] == kind]
+def finding(nodes: Facts, id: str) -> dict[str, Any]:
+    (found,) = [each for each in one(nodes)["findings"] if each["id"] == id]
     assert found["seen"] and found["means"] and found["helps"]
     return dict(found)
 
@@ -55,16 +57,16 @@ def test_nodes_that_agree_have_nothing_to_say() -> None:
 
 def test_equal_version_with_different_text() -> None:
     nodes = healthy() | {"pve2": node(2, conf(), conf(note="edited by hand"))}
-    found = finding(nodes, "same_version")
+    found = finding(nodes, "corosync-copies-same-version")
     assert (found["severity"], found["nodes"]) == (PROBLEM, ["pve2"])
     assert "config_version 5 and different text" in found["seen"] and "overwrites the host's copy" in found["means"]
     assert "config_version 6" in found["helps"] and "systemctl restart pve-cluster" in found["helps"]
-    assert kinds(nodes) == {"same_version": ["pve2"]}
+    assert kinds(nodes) == {"corosync-copies-same-version": ["pve2"]}
 
 
 def test_a_cluster_copy_that_is_older() -> None:
     nodes = healthy() | {"pve3": node(3, conf(), conf(8))}
-    found = finding(nodes, "host_newer")
+    found = finding(nodes, "corosync-host-copy-newer")
     assert (found["severity"], found["nodes"]) == (PROBLEM, ["pve3"])
     assert found["seen"] == f"{CLUSTER_COPY} has config_version 5, {HOST_COPY} has 8"
     assert "stay different" in found["means"] and "config_version 9" in found["helps"]
@@ -73,20 +75,20 @@ def test_a_cluster_copy_that_is_older() -> None:
 @pytest.mark.parametrize(("quorate", "severity"), [(True, PROBLEM), (False, WARNING)])
 def test_a_host_copy_that_is_older(quorate: bool, severity: str) -> None:
     nodes = {f"pve{n}": node(n, host=conf(4), quorate=quorate, runs=4) for n in (1, 2, 3)}
-    found = finding(nodes, "host_older")
+    found = finding(nodes, "corosync-host-copy-older")
     # One finding for all three: they have the same.
     assert (found["severity"], found["nodes"]) == (severity, ["pve1", "pve2", "pve3"])
 
 
 def test_a_copy_that_cannot_be_read_is_quoted() -> None:
     nodes = healthy() | {"pve1": node(1, conf(), "totem {\n  version\n")}
-    found = finding(nodes, "copy_unreadable")
+    found = finding(nodes, "cluster-copy-unreadable")
     assert f"{HOST_COPY}: line 2, column 3" in found["seen"] and "does not start with it" in found["means"]
     nodes = healthy() | {"pve1": node(1, conf().replace("config_version: 5", "config_version: 0"))}
-    assert "config_version is missing or 0" in finding(nodes, "copy_unreadable")["seen"]
+    assert "config_version is missing or 0" in finding(nodes, "cluster-copy-unreadable")["seen"]
     denied = node(1, conf(), None, corosync={"errors": [f"{HOST_COPY}: Permission denied"]})
     denied["corosync"] = {**node(1, conf(), None)["corosync"], **denied["corosync"]}
-    assert finding(healthy() | {"pve1": denied}, "copy_unreadable")["seen"] == f"{HOST_COPY}: Permission denied"
+    assert finding(healthy() | {"pve1": denied}, "cluster-copy-unreadable")["seen"] == f"{HOST_COPY}: Permission denied"
 
 
 def test_nodes_split_on_versions() -> None:
@@ -95,12 +97,18 @@ def test_nodes_split_on_versions() -> None:
         "pve2": node(2, live=(1, 2)),
         "pve3": node(3, conf(4), conf(4), live=(3,), quorate=False, runs=4),
     }
-    found = finding(nodes, "cluster_copies_split")
+    found = finding(nodes, "cluster-copies-split")
     assert "pve1, pve2: 5 " in found["seen"] and "pve3: 4 " in found["seen"]
-    split = finding(nodes, "membership_split")
+    split = finding(nodes, "cluster-membership-split")
     assert split["seen"] == "pve1, pve2 see 1 2 (quorate); pve3 sees 3 (no quorum)"
     assert "read-only" in split["means"]
-    assert kinds(nodes)["lone_node"] == ["pve3"]
+    assert kinds(nodes)["quorum-alone"] == ["pve3"]
+
+
+def test_host_copies_that_differ_where_each_node_agrees_with_itself() -> None:
+    nodes = {"pve1": node(1, None, conf()), "pve2": node(2, None, conf(note="another"))}
+    found = finding(nodes, "cluster-host-copies-split")
+    assert found["nodes"] == ["pve1", "pve2"] and f"make {HOST_COPY} alike by hand" in found["helps"]
 
 
 def test_two_halves_with_quorum_are_the_worst() -> None:
@@ -108,7 +116,7 @@ def test_two_halves_with_quorum_are_the_worst() -> None:
         "pve1": node(1, live=(1,)),
         "pve2": node(2, conf(6), conf(6), live=(2,), runs=6),
     }
-    found = finding(nodes, "membership_split")
+    found = finding(nodes, "cluster-membership-split")
     assert "lost" in found["means"] and "systemctl stop pve-cluster" in found["helps"]
     survivor = keep(nodes)
     assert survivor["node"] is None and "two parts of the cluster have quorum" in survivor["reason"]
@@ -116,33 +124,33 @@ def test_two_halves_with_quorum_are_the_worst() -> None:
 
 def test_views_that_overlap_are_a_moment_or_a_one_way_link() -> None:
     nodes = healthy() | {"pve3": node(3, live=(2, 3))}
-    assert "one direction" in finding(nodes, "membership_split")["means"]
+    assert "one direction" in finding(nodes, "cluster-membership-split")["means"]
 
 
 def test_nobody_has_quorum() -> None:
     nodes = {"pve1": node(1, live=(1,), quorate=False), "pve2": None, "pve3": None}
-    silent = [each["nodes"] for each in one(nodes)["findings"] if each["kind"] == "not_asked"]
-    assert kinds(nodes)["lone_node"] == ["pve1"] and silent == [["pve2", "pve3"]]
-    assert "corosync-quorumtool -e 1" in finding(nodes, "lone_node")["helps"]
-    assert "corosync_down" not in kinds(nodes)
+    silent = [each["nodes"] for each in one(nodes)["findings"] if each["id"] == "cluster-not-asked"]
+    assert kinds(nodes)["quorum-alone"] == ["pve1"] and silent == [["pve2", "pve3"]]
+    assert "corosync-quorumtool -e 1" in finding(nodes, "quorum-alone")["helps"]
+    assert "corosync-down" not in kinds(nodes)
     # Where others have quorum, votes must not be lowered here.
     cut_off = {"pve1": node(1, live=(1, 2)), "pve2": node(2, live=(1, 2)), "pve3": node(3, live=(3,), quorate=False)}
-    assert "never 'corosync-quorumtool -e'" in finding(cut_off, "lone_node")["helps"]
+    assert "never 'corosync-quorumtool -e'" in finding(cut_off, "quorum-alone")["helps"]
     both = {f"pve{n}": node(n, conf(nodes=4), conf(nodes=4), live=(1, 2), quorate=False) for n in (1, 2)}
-    assert kinds(both)["no_quorum"] == ["pve1", "pve2"]
+    assert kinds(both)["quorum-missing"] == ["pve1", "pve2"]
 
 
 def test_corosync_that_does_not_run() -> None:
     nodes = healthy() | {"pve2": node(2, conf(), "totem {\n", running=False)}
-    found = finding(nodes, "corosync_down")
+    found = finding(nodes, "corosync-down")
     assert found["nodes"] == ["pve2"] and "line 1" in found["seen"] and "corosync -t" in found["helps"]
     gone = healthy() | {"pve2": node(2, conf(), None, running=False)}
-    assert f"there is no {HOST_COPY}" in finding(gone, "corosync_down")["seen"]
+    assert f"there is no {HOST_COPY}" in finding(gone, "corosync-down")["seen"]
 
 
 def test_the_running_version_lags() -> None:
     nodes = healthy() | {"pve2": node(2, runs=4)}
-    found = finding(nodes, "running_differs")
+    found = finding(nodes, "corosync-running-differs")
     assert (found["severity"], found["nodes"]) == (WARNING, ["pve2"])
     assert "runs config_version 4, the file has 5" in found["seen"] and "corosync-cfgtool -R" in found["helps"]
 
@@ -152,37 +160,38 @@ def test_the_running_version_of_a_node_nobody_asked_is_known_by_the_others() -> 
     nodes = {f"pve{n}": node(n) for n in (1, 2)}
     for facts in nodes.values():
         facts["corosync"].update(seen)
-    assert finding(nodes, "running_differs")["nodes"] == ["pve3"]
+    assert finding(nodes, "corosync-running-differs")["nodes"] == ["pve3"]
     # pve3 is not in the inventory, corosync lists it.
-    assert "not in the inventory, corosync of the others sees it" in finding(nodes, "not_asked")["seen"]
+    assert "not in the inventory, corosync of the others sees it" in finding(nodes, "cluster-not-asked")["seen"]
 
 
 def test_authkeys() -> None:
     nodes = healthy() | {"pve2": node(2, authkey="b" * 64), "pve3": node(3, authkey=None, running=False)}
-    assert "pve1: aaaaaaaa; pve2: bbbbbbbb" in finding(nodes, "authkey_differs")["seen"]
-    assert finding(nodes, "authkey_missing")["nodes"] == ["pve3"]
+    assert "pve1: aaaaaaaa; pve2: bbbbbbbb" in finding(nodes, "cluster-authkey-differs")["seen"]
+    assert finding(nodes, "cluster-authkey-missing")["nodes"] == ["pve3"]
 
 
 def test_a_node_whose_database_was_lost() -> None:
     nodes = healthy() | {"pve3": node(3, None, mode="local", root_version=3)}
-    found = finding(nodes, "database_lost")
+    found = finding(nodes, "cluster-database-lost")
     assert found["nodes"] == ["pve3"] and "rolls the whole cluster back" in found["means"]
-    assert "false_leader" not in kinds(nodes)
+    assert "cluster-false-leader" not in kinds(nodes)
     # Both files of the node are gone: the others list it, so it is no stranger.
     bare = healthy() | {"pve3": node(3, None, None, mode="local", running=False, root_version=1, authkey=None)}
-    assert kinds(bare)["database_lost"] == ["pve3"]
+    assert kinds(bare)["cluster-database-lost"] == ["pve3"]
     down = node(3, None, mode="down", root_version=None, pmxcfs={"database_bytes": None})
-    assert kinds(healthy() | {"pve3": down})["database_missing"] == ["pve3"]
-    assert kinds(healthy() | {"pve3": node(3, None, mode="down")})["daemon_down"] == ["pve3"]
+    assert kinds(healthy() | {"pve3": down})["pmxcfs-database-missing"] == ["pve3"]
+    assert kinds(healthy() | {"pve3": node(3, None, mode="down")})["pmxcfs-not-mounted"] == ["pve3"]
 
 
 def test_the_daemon_started_apart() -> None:
-    assert kinds(healthy() | {"pve3": node(3, mode="local")})["local_mode"] == ["pve3"]
+    found = finding(healthy() | {"pve3": node(3, mode="local")}, "cluster-local-mode")
+    assert found["nodes"] == ["pve3"] and "pve-state restore --resync" in found["helps"]
 
 
 def test_a_state_that_went_back() -> None:
     nodes = healthy() | {"pve1": node(1, root_version=12, ram_state={"state": "enabled", "saved_root_version": 1000})}
-    assert "root version 12, its replica on disk has 1000" in finding(nodes, "went_back")["seen"]
+    assert "root version 12, its replica on disk has 1000" in finding(nodes, "cluster-went-back")["seen"]
 
 
 @pytest.mark.parametrize(
@@ -196,28 +205,29 @@ def test_a_state_that_went_back() -> None:
 )
 def test_a_false_leader_is_named_before_it_leads(third: dict[str, Any]) -> None:
     nodes = {"pve1": node(1, live=(1, 2)), "pve2": node(2, live=(1, 2), root_version=1003), "pve3": third}
-    found = finding(nodes, "false_leader")
+    found = finding(nodes, "cluster-false-leader")
     assert (found["severity"], found["nodes"]) == (PROBLEM, ["pve3"])
     assert found["seen"] == "root version 1500, the quorate members have at most 1003"
 
 
 def test_a_node_that_is_behind_is_no_false_leader() -> None:
     nodes = {"pve1": node(1, live=(1, 2)), "pve2": node(2, live=(1, 2)), "pve3": node(3, live=(3,), quorate=False)}
-    assert "false_leader" not in kinds(nodes)
+    assert "cluster-false-leader" not in kinds(nodes)
 
 
 def test_without_quorum_it_is_said_who_would_lead() -> None:
     apart = {"quorate": False}
     nodes = {f"pve{n}": node(n, live=(n,), root_version=900 + n, **apart) for n in (1, 2)}
-    found = finding(nodes, "leader_to_be")
+    found = finding(nodes, "cluster-leader-to-be")
     assert found["nodes"] == ["pve2"] and found["seen"].endswith("pve2: 902; pve1: 901") and found["severity"] == WARNING
     tie = {f"pve{n}": node(n, live=(n,), tree=f"tree {n}", **apart) for n in (1, 2)}
-    found = finding(tie, "leader_to_be")
+    found = finding(tie, "cluster-leader-to-be")
     assert found["severity"] == PROBLEM and "changed later by the clock" in found["means"]
 
 
 def test_quorate_members_with_different_content() -> None:
-    assert kinds(healthy() | {"pve2": node(2, tree="other")})["trees_differ"] == ["pve1", "pve2", "pve3"]
+    found = finding(healthy() | {"pve2": node(2, tree="other")}, "cluster-trees-differ")
+    assert found["nodes"] == ["pve1", "pve2", "pve3"] and "ram_state_restore_resync=true" in found["helps"]
     # Asked a moment later the tree may have changed, and then the version has.
     assert kinds(healthy() | {"pve2": node(2, tree="other", root_version=1001)}) == {}
 
@@ -226,7 +236,10 @@ def test_a_node_of_another_cluster_in_the_group() -> None:
     other = conf(name="lab", nodes=1)
     nodes = healthy() | {"pve9": node(9, other, other, live=(9,))}
     found = one(nodes, dict.fromkeys(nodes, NAME))
-    assert [each["nodes"] for each in found["findings"] if each["kind"] == "other_cluster"] == [["pve9"]]
+    assert [each["nodes"] for each in found["findings"] if each["id"] == "cluster-other-name"] == [["pve9"]]
+    views = corosync_compare.group(nodes, dict.fromkeys(nodes, NAME))[NAME]
+    said = findings.finding(corosync_compare.findings(NAME, views), "cluster-other-name")
+    assert "'lab', wanted 'production'" in said.text and "corosync_cluster_name" in said.helps
     # Without a wish there are two clusters.
     assert [each["cluster"] for each in corosync_compare.compare(nodes)] == [NAME, "lab"]
 
@@ -256,7 +269,7 @@ def test_a_silent_host_of_another_cluster_is_not_taken_for_a_member_of_its_name(
 
 
 def test_a_corosync_that_does_not_answer_about_quorum_is_no_part_of_a_split() -> None:
-    assert "membership_split" not in kinds(healthy() | {"pve3": node(3, live=(), quorate=None)})
+    assert "cluster-membership-split" not in kinds(healthy() | {"pve3": node(3, live=(), quorate=None)})
 
 
 def test_a_node_without_the_cluster_file_system_has_no_daemon_that_is_down() -> None:
@@ -486,7 +499,7 @@ def test_a_silent_host_named_by_its_address_is_the_member_that_has_it(name: str)
     nodes: dict[str, Any] = healthy()
     del nodes["pve3"]
     nodes[name] = None
-    found = finding(nodes, "not_asked")
+    found = finding(nodes, "cluster-not-asked")
     assert found["nodes"] == ["pve3"] and found["seen"].startswith("not asked in this run")
     (row,) = [each for each in one(nodes)["nodes"] if not each["asked"]]
     assert (row["node"], row["host"], row["node_id"]) == ("pve3", name, 3)

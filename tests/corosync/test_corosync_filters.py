@@ -36,7 +36,8 @@ def test_differences_of_hosts_that_were_asked_and_that_were_not() -> None:
     variables["solo"] = {}
     (found,) = filters()["pveguard_corosync_differences"](variables, ["pve1"])
     assert found["cluster"] == NAME
-    assert {each["kind"]: each["nodes"] for each in found["findings"]} == {"same_version": ["pve2"], "not_asked": ["pve3"]}
+    told = {each["id"]: each["nodes"] for each in found["findings"]}
+    assert told == {"corosync-copies-same-version": ["pve2"], "cluster-not-asked": ["pve3"]}
     assert found["survivor"]["path"] == "/etc/pve/corosync.conf" and found["lines"][0] == f"cluster {NAME}:"
 
 

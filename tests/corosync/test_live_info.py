@@ -64,7 +64,7 @@ def compared(nodes: list[Member]) -> dict[str, Any]:
 
 
 def kinds(nodes: list[Member]) -> dict[str, list[str]]:
-    return {each["kind"]: each["nodes"] for each in compared(nodes)["findings"]}
+    return {each["id"]: each["nodes"] for each in compared(nodes)["findings"]}
 
 
 def arrived(node: Member, deadline_s: float, **wanted: Any) -> list[str]:
@@ -104,12 +104,12 @@ def test_live_nodes_compared_and_exported(cluster: list[Member]) -> None:
 
     # The host's copy edited by hand, at the same version and at a higher one.
     second.host_conf.write_text(change["after"] + "# by hand\n")
-    assert kinds(cluster) == {"same_version": ["pve2"]}
+    assert kinds(cluster) == {"corosync-copies-same-version": ["pve2"]}
     second.host_conf.write_text(change["after"].replace(f"config_version: {version}", "config_version: 40"))
     found_now = compared(cluster)
-    assert {each["kind"]: each["nodes"] for each in found_now["findings"]} == {
-        "host_newer": ["pve2"],
-        "running_differs": ["pve2"],
+    assert {each["id"]: each["nodes"] for each in found_now["findings"]} == {
+        "corosync-host-copy-newer": ["pve2"],
+        "corosync-running-differs": ["pve2"],
     }
     survivor = found_now["survivor"]
     assert (survivor["node"], survivor["copy"], survivor["write_version"]) == ("pve1", "cluster", 41)
@@ -122,9 +122,9 @@ def test_live_nodes_compared_and_exported(cluster: list[Member]) -> None:
     def is_split() -> bool:
         split.clear()
         split.update(kinds(cluster))
-        return split.keys() >= {"membership_split", "lone_node"}
+        return split.keys() >= {"cluster-membership-split", "quorum-alone"}
 
     wait_for("the split", is_split)
-    assert split["lone_node"] == ["pve3"] and "false_leader" not in split
+    assert split["quorum-alone"] == ["pve3"] and "cluster-false-leader" not in split
     third.systemctl("stop", "corosync.service")
-    assert kinds(cluster)["corosync_down"] == ["pve3"]
+    assert kinds(cluster)["corosync-down"] == ["pve3"]

@@ -230,9 +230,9 @@ def test_the_program_gets_its_request_and_is_installed(root: Path, monkeypatch: 
     monkeypatch.setattr(cluster_member, "run_detached", run_detached)
     request = Request("joined", "lab", "pve2", 2, ["10.77.0.2"], KEY, CONF, expected_ids=[1], deadline_s=100)
     judgement = Judgement(False, [], CONF, tree_sha256="abc")
-    assert cluster_member.apply(request, judgement, "#!/bin/sh\n", root=root) == {"changed": True}
-    assert (root / "usr/local/lib/pveguard/cluster-member").read_text() == "#!/bin/sh\n"
-    assert seen["argv"][:2] == ["/usr/local/lib/pveguard/cluster-member", "run"]
+    assert cluster_member.apply(request, judgement, root=root) == {"changed": True}
+    launcher = "usr/local/lib/pveguard/cluster-member/cluster-member"
+    assert os.access(root / launcher, os.X_OK) and seen["argv"][:2] == [f"/{launcher}", "run"]
     assert seen["request"]["expected_ids"] == [1, 2]
     assert seen["request"]["tree_sha256"] == "abc"
     assert seen["mode"] == 0o600

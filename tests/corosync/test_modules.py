@@ -24,7 +24,6 @@ MEMBER = {
     "cluster_name": "lab",
     "node_id": 2,
     "links": ["10.77.0.2"],
-    "program": "#!/bin/sh\n",
 }
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.base.findings import PROBLEM
 from ansible.module_utils.pveguard.base.run import Result
 from ansible.module_utils.pveguard.cluster import (
     assess,
@@ -68,15 +69,15 @@ def planned(nodes: Any) -> dict[str, Any]:
 
 def test_the_comparison_tells_nobody_to_give_up_his_state(tmp_path: Path) -> None:
     (found,) = corosync_compare.compare(three(tmp_path), dict.fromkeys(HOSTS, NAME))
-    kinds = {each["kind"] for each in found["findings"]}
-    assert "corosync_down" in kinds and not kinds & {"local_mode", "database_lost"}
+    kinds = {each["id"] for each in found["findings"]}
+    assert "corosync-down" in kinds and not kinds & {"cluster-local-mode", "cluster-database-lost"}
     text = "\n".join(found["lines"])
     assert not [words for words in ALONE if words in text]
     assert "corosync does not run, nor has it since the daemon started" in text
     assert "/etc/pve is read-only there" in text
     assert {row["mode"] for row in found["nodes"]} == {"cluster"}
     # They hold different content at one version: the clock would decide.
-    (leader,) = [each for each in found["findings"] if each["kind"] == "leader_to_be"]
+    (leader,) = [each for each in found["findings"] if each["id"] == "cluster-leader-to-be"]
     assert leader["severity"] == "problem" and sorted(leader["nodes"]) == list(HOSTS)
 
 
@@ -177,7 +178,7 @@ def test_what_the_first_run_says_of_it(tmp_path: Path) -> None:
     found = [
         each.text
         for each in assess.findings({**_whole(), **facts(tmp_path, 1)})
-        if each.level == assess.PROBLEM
+        if each.severity == PROBLEM
     ]
     assert any(
         "its Corosync has not run since the daemon started: /etc/pve is read-only" in text for text in found
@@ -194,7 +195,7 @@ def test_the_report_counts_it_as_without_quorum(tmp_path: Path) -> None:
     entry = report_table._cluster(facts(tmp_path, 1), None)
     assert entry["mode"] == "cluster" and entry["quorate"] is False
     (found, *_) = report_summary._cluster({"cluster": entry, "corosync": {"copies": "equal"}})
-    assert found.kind == report_summary.FAIL
+    assert found.severity == PROBLEM
     assert found.text == "no quorum: its Corosync has not run since the daemon started: /etc/pve is read-only"
     # One that has met its Corosync, which is down since.
     met = node(1, running=False)

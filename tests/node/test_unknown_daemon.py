@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.base.findings import UNKNOWN, Finding
 from ansible.module_utils.pveguard.cluster import assess, plan
 from ansible.module_utils.pveguard.pmxcfs import pmxcfs
 from ansible.module_utils.pveguard.report import report_page, report_summary, report_table
@@ -39,7 +40,7 @@ def served(root: Path, sql: str = "", members: Any = UNNAMED) -> dict[str, Any]:
     return pmxcfs.collect(root)
 
 
-def report(facts: dict[str, Any]) -> tuple[dict[str, Any], list[report_summary.Finding]]:
+def report(facts: dict[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
     known = sample.facts("pve1")
     node = {**known, "pmxcfs": {**known["pmxcfs"], **facts}}
     entry = sample.entry("pve1", node=node)
@@ -55,17 +56,17 @@ def test_a_schema_that_is_not_known(tmp_path: Path, sql: str) -> None:
     assert facts["database_bytes"] > 0
 
     found = assess.findings(assessed(pmxcfs=facts), {"action": "adopt", "reason": "x"})
-    texts = {each.text: each.level for each in found}
-    assert texts[facts["error"]] == assess.PROBLEM
+    texts = {each.text: each.severity for each in found}
+    assert texts[facts["error"]] == UNKNOWN
     (held,) = (text for text in texts if text.startswith("/etc/pve is mounted"))
-    assert "what it holds is not known" in held and texts[held] == assess.PROBLEM and "guest" not in held
+    assert "what it holds is not known" in held and texts[held] == UNKNOWN and "guest" not in held
 
     hosts = {"a": planned("c"), "b": planned(**facts)}
     plans = plan.cluster_plan({name: {"cluster": "c", "node": value} for name, value in hosts.items()}, list(hosts), None)
     assert plans["b"]["action"] == "refuse" and "a database that is not understood" in plans["b"]["reason"]
 
     made, findings = report(facts)
-    assert report_summary.verdict(findings) == report_summary.UNKNOWN
+    assert report_summary.verdict(findings) == UNKNOWN
     assert "schema is not known" in report_table.render(made) and "schema is not known" in report_page.page(made)
 
 
@@ -76,7 +77,7 @@ def test_members_that_are_not_understood(tmp_path: Path, members: Any) -> None:
     facts = served(tmp_path, members=members)
     assert ".members is not as it is known" in facts["error"] and not facts["writable"] and facts["quorate"] is None
     _, findings = report(facts)
-    assert report_summary.verdict(findings) == report_summary.UNKNOWN
+    assert report_summary.verdict(findings) == UNKNOWN
     done = type("Done", (), {"ok": True, "stdout": members if isinstance(members, str) else json.dumps(members)})
     with pytest.raises(PveguardError, match="not as it is known"):
         pmxcfs_writes.members("/etc/pve", lambda *_, **__: done)  # type: ignore[arg-type,return-value]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard.cluster import assess, corosync_compare, leave, probe
+from ansible.module_utils.pveguard.cluster import assess, corosync_compare, leave, node_findings, probe
 from ansible.module_utils.pveguard.cluster.inventory import inventory_errors
 from ansible.module_utils.pveguard.cluster.plan import cluster_plan
 from ansible.module_utils.pveguard.corosync import corosync_info, corosync_wish, probe_members
@@ -324,7 +324,8 @@ def test_a_probe_that_is_off_is_said_to_matter_to_nobody() -> None:
     (finding,) = [each for each in cluster["findings"] if "watch1" in each["nodes"]]
     assert cluster["agree"] and finding["means"] == "nothing depends on a probe without a vote"
     assert "leave_dead=true" in finding["helps"]
-    texts = [each.text for each in assess._corosync({**nodes["pve1"], "pmxcfs": {"mode": "cluster", "has_corosync_conf": True}})]
+    seen = {**nodes["pve1"], "pmxcfs": {"mode": "cluster", "has_corosync_conf": True}}
+    texts = [each.text for each in node_findings._corosync(seen)]
     assert texts == ["member of c: 2 of 2 members up, quorate"]
 
 
@@ -385,7 +386,7 @@ def test_members_with_the_ids_that_probes_once_had_are_counted_and_waited_for() 
         one["pmxcfs"].update(mode="cluster", quorate=True, mounted=True)
     found = report_table._cluster(hosts["pve2"], None)
     assert (found["members"], found["live"], found["probe"]) == (3, 2, False)
-    texts = [each.text for each in assess._corosync(hosts["pve2"])]
+    texts = [each.text for each in node_findings._corosync(hosts["pve2"])]
     assert any("1 of 3 members of c are not up" in each for each in texts) and not any("probe" in each for each in texts)
     hostvars = {host: {"pveguard_node": {"node": one}} for host, one in hosts.items()}
     assert pveguard_units.cluster_peers(hostvars, list(hosts), "pve1") == ["pve1", "pve2", "pve3"]

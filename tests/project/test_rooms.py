@@ -19,11 +19,11 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "disk": ("base", "pmxcfs"),
     "ha": ("base", "formats", "pmxcfs"),
     "corosync": ("base", "formats", "pmxcfs", "ha"),
-    "state": ("base", "formats", "pmxcfs"),
+    "state": ("base", "formats", "pmxcfs", "ha"),
     "cluster": ("base", "formats", "pmxcfs", "disk", "ha", "corosync", "state"),
     "gates": ("base", "disk"),
     "writes": ("base", "formats", "pmxcfs", "disk", "corosync"),
-    "report": ("base", "pmxcfs", "disk", "corosync", "gates", "writes"),
+    "report": ("base", "pmxcfs", "disk", "ha", "corosync", "state", "gates", "writes"),
     # On the controller only.
     "filters": ("base", "formats", "ha", "corosync", "state", "cluster", "gates", "writes", "report"),
 }

@@ -13,6 +13,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from ansible.module_utils.pveguard.base.findings import read
+
+from tests.findings import finding
 
 from .conftest import ROOT, Node, fill
 
@@ -409,6 +412,8 @@ def test_a_resource_under_masked_ha_is_an_error_once_a_metric_and_a_line_with_th
     found = status(node, capsys)
     assert found["warnings"] == [error] and found["ha_resources_while_masked"] == 2
     assert f"warning        {error}" in screen(node, capsys)
+    said = finding(map(read, found["findings"]), "ha-masked-with-resources")
+    assert said.sentence == error and [each["id"] for each in found["findings"]].count(said.id) == 1
     # HA brought back, then taken away again with the resources.
     for unit in ("pve-ha-lrm", "pve-ha-crm"):
         (node.root / f"etc/systemd/system/{unit}.service").unlink()
@@ -633,3 +638,24 @@ def test_every_metric_and_every_key_is_documented(
     )
     hidden = {"format", "newest_generation", "newest_generation_time", "metrics", "metrics_dir"}
     assert set(status(ram_node, capsys)) - hidden == keys
+
+
+def test_findings_are_those_of_the_other_keys(ps: ModuleType, ram_node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    well = status(ram_node, capsys)
+    assert well["findings"][-1]["id"] == "state-in-ram"
+    ram_node.shown[ps.WATCH_UNIT] = {"ActiveState": "failed", "SubState": "failed"}
+    found = status(ram_node, capsys, rc=1)
+    down = finding(map(read, found["findings"]), "state-watcher-down")
+    assert down == read(found["findings"][0]) and found["reason"] in down.text and down.code == found["fix"]
+
+
+def test_what_the_watcher_found_is_in_the_status(
+    ps: ModuleType, watched: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ps, "memory", lambda: (1 << 20, 0))
+    monkeypatch.setattr(ps, "fill", lambda paths: (100 << 20, 85 << 20))
+    watched.run(30)
+    found = status(watched.node, capsys)
+    full = finding(map(read, found["findings"]), "state-ram-nearly-full")
+    assert "85 % full" in full.text and found["warnings"] == [full.sentence]
+    assert f"warning        {full.sentence}" in screen(watched.node, capsys)

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible.module_utils.pveguard.base.run import CommandMissing, Result
-from ansible.module_utils.pveguard.disk import block_device, disk_wear, drive_endurance
-from ansible.module_utils.pveguard.report import report_summary
+from ansible.module_utils.pveguard.disk import block_device, disk_wear, drive_endurance, drive_findings
 
 from tests.fsync_gate.sysfs import ATA, Machine, nvme, sata, virtio
 from tests.loading import load_module
@@ -356,11 +355,11 @@ def test_critical_warnings_are_named(warning: Any, texts: list[str]) -> None:
 
 
 def test_findings_of_the_report() -> None:
-    for name, kind in (("nvme-plp-failed", "fail"), ("sata-intel-s4510-capacitor-failed", "fail")):
-        findings = report_summary.drive_findings([of(name)])
-        assert any(each.kind == kind and "can be lost with the power" in each.text for each in findings)
+    for name, kind in (("nvme-plp-failed", "problem"), ("sata-intel-s4510-capacitor-failed", "problem")):
+        findings = drive_findings.findings([of(name)])
+        assert any(each.severity == kind and "can be lost with the power" in each.text for each in findings)
     warm = read(nvme_answer(critical_warning=2, data_units_written=10**7), transport="nvme")
-    assert [each.kind for each in report_summary.drive_findings([warm])] == ["warn"]
+    assert [each.severity for each in drive_findings.findings([warm])] == ["warning"]
 
 
 def test_a_drive_read_with_nvme_has_health_too() -> None:
@@ -660,7 +659,7 @@ def test_no_answer_of_a_drive_is_a_traceback(name: str) -> None:
         assert found["percentage_used"] is None or 0 <= found["percentage_used"] <= 255, seed
         assert found["spare_percent"] is None or 0 <= found["spare_percent"] <= 100, seed
         json.dumps(drive_endurance.endurance(found, 10**9), allow_nan=False)
-        report_summary.drive_findings([found])
+        drive_findings.findings([found])
         # The gate asks the same drives.
         smart = block_device._smart(disk["name"], transport, run)
         block_device.protection_of(transport, False, False, True, smart)

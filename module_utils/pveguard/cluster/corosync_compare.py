@@ -11,12 +11,15 @@ different text are overwritten. When daemons meet, the state with the highest ro
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ..base import text_table
+from ..base.findings import PROBLEM, WARNING, Finding, check, worst_first
+from ..corosync import corosync_findings
 from ..formats import corosync_conf
 from ..formats.corosync_conf import short_name
+from ..pmxcfs import pmxcfs_findings
 from . import corosync_survivor
 from .corosync_survivor import Survivor
 from .corosync_views import (
@@ -33,19 +36,104 @@ from .corosync_views import (
     view_of,
 )
 
-PROBLEM, WARNING = "problem", "warning"
+OTHER = check(
+    "cluster-other-name",
+    PROBLEM,
+    "A host of the group reports the name of another cluster",
+    "correct corosync_cluster_name, or take the host out of the group",
+)
+SPLIT = check(
+    "cluster-membership-split",
+    PROBLEM,
+    "Nodes see different memberships: parts without quorum, two parts with quorum, or views that overlap",
+    "repair the links between the parts: 'corosync-cfgtool -s' on both sides, playbooks/gate.yml measures them",
+)
+LOCAL_MODE = check(
+    "cluster-local-mode",
+    PROBLEM,
+    "The daemon of a member works alone, with a corosync.conf in its database: what is written there raises its version. One "
+    "that was started while Corosync does not run is in cluster mode, and none of these",
+    "write nothing there; stop pve-cluster, and fetch the others' state",
+    "pve-state restore --resync",
+)
+DATABASE_LOST = check(
+    "cluster-database-lost",
+    PROBLEM,
+    "The daemon of a member works alone, without a corosync.conf: its database is empty, or of before its join",
+    "write nothing there; stop pve-cluster, and fetch the others' state",
+    "pve-state restore --resync",
+)
+WENT_BACK = check(
+    "cluster-went-back",
+    PROBLEM,
+    "The database has a lower version than its replica on disk",
+    "'pve-state list' and 'pve-state show' say what is missing; look again in some seconds first",
+)
+FALSE_LEADER = check(
+    "cluster-false-leader",
+    PROBLEM,
+    "A node that is not with the quorate members has a higher root version than they have: once it is, its state becomes that "
+    "of all",
+    "keep it apart until it has theirs: with its daemon stopped 'pve-state restore --resync' (RAM state), or move "
+    "/var/lib/pve-cluster/config.db* aside, which keeps what only it has",
+)
+TREES_DIFFER = check(
+    "cluster-trees-differ",
+    PROBLEM,
+    "Quorate members hold different content at the same root version",
+    "compare the files; then one node fetches the others' state: playbooks/restore.yml with -e ram_state_restore_resync=true",
+)
+LEADER_TO_BE = check(
+    "cluster-leader-to-be",
+    (WARNING, PROBLEM),
+    "Nobody has quorum, and root versions differ (a problem: the content at the same version): whose state becomes that of all "
+    "when they meet",
+    "before the ring comes back compare what they hold, and save the state of each (/var/lib/pve-cluster/config.db with its "
+    "-wal, or a generation of pve-state)",
+)
+COPY_UNREADABLE = check(
+    "cluster-copy-unreadable",
+    PROBLEM,
+    "A copy of corosync.conf cannot be parsed, has no config_version, or is a cluster that cannot be (line and column are named)",
+    "look at it with corosync's own check; the former text may be in FILE.bak",
+    "corosync -c FILE -t",
+)
+CLUSTER_COPIES_SPLIT = check(
+    "cluster-copies-split",
+    PROBLEM,
+    f"{CLUSTER_COPY} is not the same on these nodes",
+    "where no node would be a false leader, bring them into one membership with quorum; the daemons then take the state with "
+    "the highest root version",
+)
+HOST_COPIES_SPLIT = check(
+    "cluster-host-copies-split",
+    PROBLEM,
+    f"{HOST_COPY} is not the same on these nodes, each of which has two equal copies",
+    f"with quorum the daemon brings {CLUSTER_COPY} to each of them; without, make {HOST_COPY} alike by hand",
+)
+_KEY_HELPS = (
+    "bring /etc/corosync/authkey of a quorate member to the others (0400, owner root), then restart corosync there, one node at "
+    "a time"
+)
+AUTHKEY_DIFFERS = check("cluster-authkey-differs", PROBLEM, "Nodes have different keys of Corosync, by hash", _KEY_HELPS)
+AUTHKEY_MISSING = check("cluster-authkey-missing", PROBLEM, "A member has no /etc/corosync/authkey", _KEY_HELPS)
+NOT_ASKED = check(
+    "cluster-not-asked",
+    WARNING,
+    "A member was not asked in this run, or is not in the inventory",
+    "make it reachable, run without --limit, or add it to the inventory",
+)
+
+#: What the facts of one node do not tell.
+ACROSS = frozenset(
+    each.id
+    for each in (
+        OTHER, SPLIT, LOCAL_MODE, DATABASE_LOST, WENT_BACK, FALSE_LEADER, TREES_DIFFER, LEADER_TO_BE, COPY_UNREADABLE,
+        CLUSTER_COPIES_SPLIT, HOST_COPIES_SPLIT, AUTHKEY_DIFFERS, AUTHKEY_MISSING,
+    )
+)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Finding:
-    """``kind`` is stable, for programs; ``seen``, ``means`` and ``helps`` are for people."""
-
-    severity: str
-    kind: str
-    nodes: tuple[str, ...]
-    seen: str
-    means: str
-    helps: str
 
 
 def compare(
@@ -58,7 +146,7 @@ def compare(
     ``nodes``: host of the inventory -> facts of ``node_info`` (or ``{corosync: facts of corosync_info}``), None when it
     could not be asked. ``wanted``: host -> the name of its cluster in the inventory; ``probes``: hosts that are probes
     there. Each cluster is ``{cluster,
-    nodes: [what each has], findings: [{severity, kind, nodes, seen, means, helps}], survivor, agree, lines}``; ``lines``
+    nodes: [what each has], findings: [{id, severity, nodes, seen, means, helps, ...}], survivor, agree, lines}``; ``lines``
     is the same for a terminal. ``agree``: nothing differs among the nodes that were asked.
     """
     found = []
@@ -70,14 +158,7 @@ def compare(
                 "cluster": name,
                 "nodes": [row(view) for view in views],
                 "findings": [
-                    {
-                        "severity": each.severity,
-                        "kind": each.kind,
-                        "nodes": list(each.nodes),
-                        "seen": each.seen,
-                        "means": each.means,
-                        "helps": each.helps,
-                    }
+                    {**each.as_dict(), "seen": each.text, "helps": each.helps}
                     for each in finds
                 ],
                 "survivor": {
@@ -91,7 +172,7 @@ def compare(
                     "sha256": best.sha256,
                     "write_version": best.write_version,
                 },
-                "agree": not best.needed and all(each.kind == "not_asked" for each in finds),
+                "agree": not best.needed and all(each.id == NOT_ASKED.id for each in finds),
                 "lines": lines(name, views, finds, best),
             }
         )
@@ -171,124 +252,95 @@ def findings(cluster: str, views: Sequence[View]) -> list[Finding]:
         *_authkeys(views),
         *_silent(views),
     ]
-    return sorted(found, key=lambda each: each.severity != PROBLEM)
+    return worst_first(found)
 
 
 def _apart(cluster: str, views: Sequence[View]) -> Iterator[Finding]:
     for view in views:
         if view.cluster_name and view.cluster_name != cluster:
-            yield Finding(
-                PROBLEM,
-                "other_cluster",
-                (view.name,),
+            yield OTHER(
                 f"its corosync.conf is of the cluster {view.cluster_name!r}, wanted {cluster!r}",
-                "it is in another cluster, or its configuration was replaced",
-                "correct corosync_cluster_name, or take the host out of the group",
+                means="it is in another cluster, or its configuration was replaced",
+                nodes=(view.name,),
             )
 
 
 def _membership(views: Sequence[View]) -> Iterator[Finding]:
     running = [view for view in views if view.running and view.quorate is not None]
-    parts = grouped(running, lambda view: (view.live, view.quorate))
     sides = {view.live for view in running}
     if len(sides) > 1:
-        seen = "; ".join(
-            f"{named(part)} see{'s' if len(part) == 1 else ''} {ids_text(live)} ({'quorate' if quorate else 'no quorum'})"
-            for (live, quorate), part in parts.items()
-        )
-        quorate_sides = {view.live for view in running if view.quorate}
-        if disjoint(quorate_sides):
-            means = (
-                "both sides take writes; when they meet, the state with the higher root version becomes that of all and what "
-                "the other side wrote is lost"
-            )
-            helps = (
-                "before the ring heals save the state of both sides and stop pve-cluster on one of them ('systemctl stop "
-                "pve-cluster' on each of its nodes); find out why both have quorum (two_node, 'corosync-quorumtool -e')"
-            )
-        elif any(one & other for one in sides for other in sides if one != other):
-            means = "the membership is being formed anew, or a link works in one direction only"
-            helps = "look again in some seconds; then 'corosync-cfgtool -s' on each of these nodes, and the links"
-        else:
-            means = "the cluster is in parts; those without quorum have /etc/pve read-only, with what they had before"
-            helps = "repair the links between the parts: 'corosync-cfgtool -s' on both sides, playbooks/gate.yml measures them"
-        yield Finding(PROBLEM, "membership_split", hosts_of(running), seen, means, helps)
+        yield _parts(running, sides)
     without = [view for view in running if view.quorate is False]
     lone = [view for view in without if view.live <= {view.node_id} and len(views) > 1]
-    for kind, part in (("lone_node", lone), ("no_quorum", [view for view in without if view not in lone])):
-        if not part:
-            continue
-        seen = "alone and without quorum" if kind == "lone_node" else "no quorum"
-        helps = (
-            "bring a majority of the nodes back. Only where the others are certainly off and stay so: "
-            "'corosync-quorumtool -e 1' on one node, which lasts until its corosync is restarted"
+    others_quorate = any(view.quorate for view in running)
+    for alone, part in ((True, lone), (False, [view for view in without if view not in lone])):
+        if part:
+            yield corosync_findings.no_quorum(alone, nodes=hosts_of(part), others_quorate=others_quorate)
+    for view in (view for view in views if view.asked):
+        why = view.local.error if view.local else f"there is no {HOST_COPY}"
+        down = corosync_findings.service(view.running, view.met_corosync, why, view.mode == "local", (view.name,))
+        if down:
+            yield down
+
+
+def _parts(running: Sequence[View], sides: Collection[frozenset[int]]) -> Finding:
+    """Nodes with different memberships. ``sides``: each membership once."""
+    parts = grouped(running, lambda view: (view.live, view.quorate))
+    seen = "; ".join(
+        f"{named(part)} see{'s' if len(part) == 1 else ''} {ids_text(live)} ({'quorate' if quorate else 'no quorum'})"
+        for (live, quorate), part in parts.items()
+    )
+    fix = None
+    if disjoint({view.live for view in running if view.quorate}):
+        means = (
+            "both sides take writes; when they meet, the state with the higher root version becomes that of all and what "
+            "the other side wrote is lost"
         )
-        if any(view.quorate for view in running):
-            helps = "the others have quorum: repair its links to them; never 'corosync-quorumtool -e' here"
-        yield Finding(
-            PROBLEM,
-            kind,
-            hosts_of(part),
-            seen,
-            "/etc/pve is read-only there, guests go on; nothing of what the others write arrives",
-            helps,
+        fix = (
+            "before the ring heals save the state of both sides and stop pve-cluster on one of them ('systemctl stop "
+            "pve-cluster' on each of its nodes); find out why both have quorum (two_node, 'corosync-quorumtool -e')"
         )
-    for view in (view for view in views if view.asked and not view.running):
-        why = f"; {view.local.error}" if view.local and view.local.error else ""
-        why = why or ("" if view.local else f"; there is no {HOST_COPY}")
-        yield Finding(
-            PROBLEM,
-            "corosync_down",
-            (view.name,),
-            f"corosync does not run{', nor has it since the daemon started' if view.met_corosync is False else ''}{why}",
-            "the node is in no membership, its vote is missing and /etc/pve is "
-            + ("writable there, as its daemon works alone" if view.mode == "local" else "read-only there"),
-            "'journalctl -u corosync' and 'corosync -t' say why; then 'systemctl start corosync'",
-        )
+    elif any(one & other for one in sides for other in sides if one != other):
+        means = "the membership is being formed anew, or a link works in one direction only"
+        fix = "look again in some seconds; then 'corosync-cfgtool -s' on each of these nodes, and the links"
+    else:
+        means = "the cluster is in parts; those without quorum have /etc/pve read-only, with what they had before"
+    return SPLIT(seen, means=means, fix=fix, nodes=hosts_of(running))
 
 
 def _lost(views: Sequence[View]) -> Iterator[Finding]:
     for view in views:
         if view.mode == "local":
             imported = view.cluster is not None
-            yield Finding(
-                PROBLEM,
-                "local_mode" if imported else "database_lost",
-                (view.name,),
+            yield (LOCAL_MODE if imported else DATABASE_LOST)(
                 "its daemon works alone (local mode)"
                 + ("" if imported else f", and there is no {CLUSTER_COPY} in its database, which is empty or of before its join"),
-                "/etc/pve is writable there, and each write raises its root version: with a higher one than the others' it "
+                means="/etc/pve is writable there, and each write raises its root version: with a higher one than the others' it "
                 "rolls the whole cluster back when it joins",
-                "write nothing there. 'systemctl stop pve-cluster'; with RAM state 'pve-state restore --resync', else move "
+                fix="write nothing there. 'systemctl stop pve-cluster'; with RAM state 'pve-state restore --resync', else move "
                 "/var/lib/pve-cluster/config.db* aside; then start it again: it fetches the others' state"
                 + ("" if view.local else f", once {HOST_COPY} and /etc/corosync/authkey are there"),
+                nodes=(view.name,),
             )
-        elif view.mode == "down":
-            missing = view.database is False
-            yield Finding(
-                PROBLEM,
-                "database_missing" if missing else "daemon_down",
-                (view.name,),
-                "/etc/pve is not mounted" + (", and there is no /var/lib/pve-cluster/config.db" if missing else ""),
-                "the copy of the cluster is not known here; "
-                + (
-                    f"started like this, the daemon takes {HOST_COPY} and fetches the state of the others, or works alone where "
-                    "that file is missing too"
-                    if missing
-                    else "changes of corosync.conf do not arrive at this node"
-                ),
-                "'journalctl -u pve-cluster' says why" + ("; 'pve-state status' where the state is in RAM" if missing else ""),
-            )
+        down = pmxcfs_findings.mounted(view.mode != "down", view.database, (view.name,), _without_daemon(view))
+        if down:
+            yield down
         live, saved = view.live_version, view.saved_version
         if view.mode in ("cluster", "local") and live is not None and saved is not None and live < saved:
-            yield Finding(
-                PROBLEM,
-                "went_back",
-                (view.name,),
+            yield WENT_BACK(
                 f"its database has root version {live}, its replica on disk has {saved}",
-                "the state of this node was replaced by an older or an empty one",
-                "'pve-state list' and 'pve-state show' say what is missing; look again in some seconds first",
+                means="the state of this node was replaced by an older or an empty one",
+                nodes=(view.name,),
             )
+
+
+def _without_daemon(view: View) -> str:
+    if view.database is not False:
+        return "the copy of the cluster is not known here; changes of corosync.conf do not arrive at this node"
+    return (
+        f"the copy of the cluster is not known here; started like this, the daemon takes {HOST_COPY} and fetches the state of "
+        "the others, or works alone where that file is missing too"
+    )
 
 
 def _leaders(views: Sequence[View]) -> Iterator[Finding]:
@@ -300,26 +352,19 @@ def _leaders(views: Sequence[View]) -> Iterator[Finding]:
         best = max(view.root_version or 0 for view in quorate)
         for view in others:
             if (view.root_version or 0) > best:
-                yield Finding(
-                    PROBLEM,
-                    "false_leader",
-                    (view.name,),
+                yield FALSE_LEADER(
                     f"root version {view.root_version}, the quorate members have at most {best}",
-                    "once its daemon is with the others, its state becomes that of all: what they wrote since is lost",
-                    "keep it apart until it has theirs: with its daemon stopped 'pve-state restore --resync' (RAM state), or "
-                    "move /var/lib/pve-cluster/config.db* aside, which keeps what only it has",
+                    means="once its daemon is with the others, its state becomes that of all: what they wrote since is lost",
+                    nodes=(view.name,),
                 )
         for version, same in grouped(quorate, lambda view: view.root_version).items():
             trees = {view.tree_sha256 for view in same if view.tree_sha256}
             if len(trees) > 1:
-                yield Finding(
-                    PROBLEM,
-                    "trees_differ",
-                    hosts_of(same),
+                yield TREES_DIFFER(
                     f"different content of /etc/pve at the same root version {version}",
-                    "they are not in sync although both have quorum, or a database is damaged; nothing repairs that by itself",
-                    "compare the files; then one node fetches the others' state: playbooks/restore.yml with "
-                    "-e ram_state_restore_resync=true",
+                    means="they are not in sync although both have quorum, or a database is damaged; nothing repairs that by "
+                    "itself",
+                    nodes=hosts_of(same),
                 )
     elif len(known) > 1:
         versions = grouped(known, lambda view: view.root_version)
@@ -329,19 +374,16 @@ def _leaders(views: Sequence[View]) -> Iterator[Finding]:
         if len(versions) == 1 and len(trees) < 2:
             return
         seen = "; ".join(f"{named(versions[version])}: {version}" for version in sorted(versions, key=lambda v: -(v or 0)))
-        yield Finding(
-            PROBLEM if len(trees) > 1 else WARNING,
-            "leader_to_be",
-            hosts_of(first),
+        yield LEADER_TO_BE(
             f"root versions without quorum: {seen}",
-            f"when they meet, the state of {named(first)} becomes that of all"
+            severity=PROBLEM if len(trees) > 1 else WARNING,
+            means=f"when they meet, the state of {named(first)} becomes that of all"
             + (
                 ", of which the one whose root was changed later by the clock wins: they hold different content"
                 if len(trees) > 1
                 else ""
             ),
-            "before the ring comes back compare what they hold, and save the state of each "
-            "(/var/lib/pve-cluster/config.db with its -wal, or a generation of pve-state)",
+            nodes=hosts_of(first),
         )
 
 
@@ -351,54 +393,26 @@ def _unreadable(views: Sequence[View]) -> Iterator[Finding]:
             seen = copy.error if copy else next((text for text in view.errors if text.startswith(f"{path}:")), "")
             if not seen:
                 continue
-            yield Finding(
-                PROBLEM,
-                "copy_unreadable",
-                (view.name,),
+            yield COPY_UNREADABLE(
                 seen,
-                "the daemon does not copy it, or copies what corosync refuses"
+                means="the daemon does not copy it, or copies what corosync refuses"
                 if path == CLUSTER_COPY
                 else "corosync does not start with it again",
-                f"'corosync -c {path} -t' on {view.name}; the former text may be in {path}.bak",
+                fix=f"'corosync -c {path} -t' on {view.name}; the former text may be in {path}.bak",
+                nodes=(view.name,),
             )
 
 
 def _copies(views: Sequence[View]) -> Iterator[Finding]:
-    def differs(view: View) -> tuple[str, int, int] | None:
+    def differs(view: View) -> tuple[int, int] | None:
         if not view.cluster or not view.local or view.cluster.sha256 == view.local.sha256:
             return None
         cluster, local = view.cluster.config_version, view.local.config_version
-        if not cluster or not local:
-            return None
-        kind = "same_version" if cluster == local else "host_newer" if local > cluster else "host_older"
-        return kind, cluster, local
+        # One without a version is told as a copy that cannot be used.
+        return (cluster, local) if cluster and local else None
 
-    for key, part in grouped([view for view in views if differs(view)], differs).items():
-        kind, cluster, local = key or ("", 0, 0)
-        seen = f"{CLUSTER_COPY} has config_version {cluster}, {HOST_COPY} has {local}"
-        severity = PROBLEM
-        if kind == "same_version":
-            seen = f"both copies have config_version {cluster} and different text"
-            means = (
-                "the daemon overwrites the host's copy at its next start, sync or change, and corosync takes what is on /etc/pve "
-                "at its next reload or start"
-            )
-            helps = (
-                f"'diff {CLUSTER_COPY} {HOST_COPY}'. To keep what is on /etc/pve: 'systemctl restart pve-cluster'. To keep the "
-                f"host's: bring it to /etc/pve with config_version {cluster + 1} (copy to .new, edit, rename)"
-            )
-        elif kind == "host_newer":
-            means = "the daemon leaves both as they are ('local corosync.conf is newer'), so they stay different"
-            helps = (
-                f"'diff {CLUSTER_COPY} {HOST_COPY}', then bring the one that is right to /etc/pve with config_version "
-                f"{local + 1} (copy to .new, edit, rename)"
-            )
-        else:
-            if not all(view.counts for view in part):
-                severity = WARNING
-            means = "corosync would start with the old text; the daemon copies the new one as soon as it has quorum"
-            helps = "with quorum 'systemctl restart pve-cluster' on the node copies it; 'journalctl -u pve-cluster' says why not"
-        yield Finding(severity, kind, hosts_of(part), seen, means, helps)
+    for (cluster, local), part in grouped([view for view in views if differs(view)], differs).items():
+        yield corosync_findings.copies(cluster, local, all(view.counts for view in part), hosts_of(part))
 
 
 def _split(views: Sequence[View]) -> Iterator[Finding]:
@@ -408,20 +422,17 @@ def _split(views: Sequence[View]) -> Iterator[Finding]:
         [view for view in views if view.local and (not view.cluster or view.cluster.sha256 == view.local.sha256)],
         lambda view: view.local,
     )
-    for kind, path, texts in (("cluster_copies_split", CLUSTER_COPY, clusters), ("host_copies_split", HOST_COPY, locals_)):
+    for path, texts in ((CLUSTER_COPY, clusters), (HOST_COPY, locals_)):
         if len({copy.sha256 for copy in texts if copy}) < 2:
             continue
         seen = "; ".join(f"{named(part)}: {copy.label}" for copy, part in texts.items() if copy)
-        if kind == "cluster_copies_split":
+        nodes = hosts_of(view for part in texts.values() for view in part)
+        if path == CLUSTER_COPY:
             means = "/etc/pve is not the same on these nodes: they are apart, or one is not in sync"
-            helps = (
-                "where no node would be a false leader, bring them into one membership with quorum; the daemons then take the "
-                "state with the highest root version"
-            )
+            yield CLUSTER_COPIES_SPLIT(f"{path}: {seen}", means=means, nodes=nodes)
         else:
             means = "a node that starts corosync with another text than the others may not find them"
-            helps = f"with quorum the daemon brings {CLUSTER_COPY} to each of them; without, make {path} alike by hand"
-        yield Finding(PROBLEM, kind, hosts_of(view for part in texts.values() for view in part), f"{path}: {seen}", means, helps)
+            yield HOST_COPIES_SPLIT(f"{path}: {seen}", means=means, nodes=nodes)
         return
 
 
@@ -433,47 +444,28 @@ def _running(views: Sequence[View]) -> Iterator[Finding]:
             # Only what the others see of it is known, and what they have.
             runs = next((seen for each in views if (seen := each.member_versions.get(view.node_id or 0)) is not None), None)
             file = max((each.local.config_version or 0 for each in views if each.counts and each.local), default=0) or None
-        return (runs, file) if runs and file and runs != file else None
+        return (runs, file) if runs and file else None
 
-    for pair, part in grouped([view for view in views if versions(view)], versions).items():
-        runs, file = pair or (0, 0)
-        yield Finding(
-            WARNING,
-            "running_differs",
-            hosts_of(part),
-            f"corosync runs config_version {runs}, the file has {file}",
-            "the reload came before the new text, or was refused" if runs < file else "the file was put back later",
-            "'corosync-cfgtool -R' on one node reloads all; where 'journalctl -u corosync' says that a setting cannot be changed "
-            "live, restart corosync on one node after the other, with quorum and without armed HA",
-        )
+    for (runs, file), part in grouped([view for view in views if versions(view)], versions).items():
+        found = corosync_findings.running(runs, file, hosts_of(part))
+        if found:
+            yield found
 
 
 def _authkeys(views: Sequence[View]) -> Iterator[Finding]:
     asked = [view for view in views if view.asked]
     keys = grouped([view for view in asked if view.authkey], lambda view: view.authkey or "")
-    helps = (
-        "bring /etc/corosync/authkey of a quorate member to the others (0400, owner root), then restart corosync there, one "
-        "node at a time"
-    )
     if len(keys) > 1:
         seen = "; ".join(f"{named(part)}: {key[:SHORT]}" for key, part in keys.items())
-        yield Finding(
-            PROBLEM,
-            "authkey_differs",
-            hosts_of(view for part in keys.values() for view in part),
+        yield AUTHKEY_DIFFERS(
             f"hashes of /etc/corosync/authkey: {seen}",
-            "after its next start corosync does not understand the nodes with another key",
-            helps,
+            means="after its next start corosync does not understand the nodes with another key",
+            nodes=hosts_of(view for part in keys.values() for view in part),
         )
     bare = [view for view in asked if not view.authkey]
     if keys and bare:
-        yield Finding(
-            PROBLEM,
-            "authkey_missing",
-            hosts_of(bare),
-            "there is no /etc/corosync/authkey",
-            "corosync does not start there",
-            helps,
+        yield AUTHKEY_MISSING(
+            "there is no /etc/corosync/authkey", means="corosync does not start there", nodes=hosts_of(bare)
         )
 
 
@@ -482,28 +474,21 @@ def _silent(views: Sequence[View]) -> Iterator[Finding]:
     silent = [view for view in views if not view.asked]
     members = [view for view in silent if not view.probe]
     for (known, up), part in grouped(members, lambda view: (view.host is not None, view.node_id in live)).items():
-        yield Finding(
-            WARNING,
-            "not_asked",
-            hosts_of(part),
+        yield NOT_ASKED(
             ("not asked in this run" if known else "not in the inventory")
             + (", corosync of the others sees it" if up else ", and no corosync that was asked sees it"),
-            "nothing is known of its copies and of its state",
-            "make it reachable, run without --limit" if known else "add it to the inventory",
+            means="nothing is known of its copies and of its state",
+            fix="make it reachable, run without --limit" if known else "add it to the inventory",
+            nodes=hosts_of(part),
         )
     for view in (view for view in silent if view.probe):
-        yield Finding(
-            WARNING,
-            "not_asked",
-            (view.name,),
+        yield NOT_ASKED(
             "a probe that was not asked" + (", corosync of the others sees it" if view.node_id in live else ", and it is off"),
-            "nothing depends on a probe without a vote",
-            "bring it up when you want to observe; where it is gone for good, 'playbooks/probe.yml -e probe_state=absent -e "
+            means="nothing depends on a probe without a vote",
+            fix="bring it up when you want to observe; where it is gone for good, 'playbooks/probe.yml -e probe_state=absent -e "
             "leave_dead=true' takes it off corosync.conf",
+            nodes=(view.name,),
         )
-
-
-# Which copy should become that of all
 
 
 # For a terminal
@@ -562,7 +547,7 @@ def lines(cluster: str, views: Sequence[View], found: Sequence[Finding], best: S
     out = [f"cluster {cluster}:", *(f"  {line}" for line in table(views))]
     for each in found:
         sign = "[!!]" if each.severity == PROBLEM else "[! ]"
-        out.append(f"  {sign} {', '.join(each.nodes)}: {each.seen}")
+        out.append(f"  {sign} {', '.join(each.nodes)}: {each.text}")
         out.append(f"       {each.means}")
         out.append(f"       helps: {each.helps}")
     if not found:

@@ -17,9 +17,9 @@ from typing import Any
 
 from ..base import text_table
 from ..base.errors import PveguardError
+from ..base.findings import PROBLEM, Finding
 from ..formats import corosync_conf
 from . import corosync_compare, corosync_survivor, recovery_steps
-from .corosync_compare import PROBLEM, Finding
 from .corosync_survivor import Survivor
 from .corosync_views import CLUSTER_COPY, HOST_COPY, Copy, View, hosts_of, ids_text, named
 from .recovery_steps import Extra, Step
@@ -195,13 +195,13 @@ def _with_quorum(
     for view in apart:
         yield from _apart(cluster, view, quorate, reference, extras)
     for finding in corosync_compare.findings(cluster, views):
-        if finding.kind == "trees_differ":
+        if finding.id == corosync_compare.TREES_DIFFER.id:
             yield recovery_steps.refused(
                 "resync",
                 cluster,
                 finding.nodes[0],
                 "fetch the state of one node anew",
-                f"{', '.join(finding.nodes)}: {finding.seen}. Only a person can tell which content is right: compare the files, "
+                f"{', '.join(finding.nodes)}: {finding.text}. Only a person can tell which content is right: compare the files, "
                 "then 'playbooks/restore.yml --limit NODE -e ram_state_restore_resync=true' for the node that is wrong",
             )
 
@@ -636,7 +636,7 @@ def _open(refused: Sequence[Step], left: Sequence[Finding]) -> list[str]:
         return texts
     for each in left:
         if each.severity == PROBLEM and not spoken & set(each.nodes):
-            texts.append(f"{', '.join(each.nodes)}: {each.seen}. {each.helps}")
+            texts.append(f"{', '.join(each.nodes)}: {each.text}. {each.helps}")
     return texts
 
 

@@ -44,6 +44,13 @@ def is_one(facts: Mapping[str, Any] | None) -> bool:
     return any(is_listed(each) for each in members if (each.get("id") == own if own is not None else each.get("name") == name))
 
 
+def members_up(corosync: Mapping[str, Any]) -> tuple[int, int]:
+    """How many members the cluster of these facts of corosync_info has, and how many of them are up; probes are not counted."""
+    probes = ids(corosync)
+    members = sum(not is_listed(each) for each in corosync.get("members") or [])
+    return members, sum(number not in probes for number in corosync.get("live_member_ids") or [])
+
+
 def ids(corosync: Mapping[str, Any]) -> set[int]:
     """Node ids of the probes among the members of these facts of corosync_info."""
     return {int(each["id"]) for each in corosync.get("members") or [] if is_listed(each) and each.get("id") is not None}

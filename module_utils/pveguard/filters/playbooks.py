@@ -254,7 +254,7 @@ def _compared(hosts: HostVariables) -> list[dict[str, Any]]:
 
 
 def assessments(hostvars: Any, play_hosts: Collection[str]) -> dict[str, dict[str, Any]]:
-    """The same as data: ``{host: {findings: [{level, text}], changes: [text]}}`` of hosts that could be asked."""
+    """The same as data: ``{host: {findings: [{id, level, text}], changes: [text]}}`` of hosts that could be asked."""
     hosts = rendered(hostvars)
     plans = cluster_plan(hosts, play_hosts)
     clusters = _compared(hosts)
@@ -264,7 +264,7 @@ def assessments(hostvars: Any, play_hosts: Collection[str]) -> dict[str, dict[st
         if node is not None:
             findings = assess.across(host, clusters) + assess.findings(node, plans[host])
             found[host] = {
-                "findings": [{"level": each.level, "text": each.text} for each in findings],
+                "findings": [{"id": each.id, "level": each.severity, "text": each.sentence} for each in findings],
                 "changes": assess.changes(node, plans[host], _wishes(hosts[host])),
             }
     return found

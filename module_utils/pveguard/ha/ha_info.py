@@ -15,7 +15,7 @@ from ..base.run import CommandMissing, Run
 from ..base.run import run as real_run
 from ..base.systemd import unit_states
 from ..formats import section_config
-from . import ha_fencing, ha_files
+from . import ha_fencing, ha_files, ha_findings
 
 LRM = "pve-ha-lrm.service"
 CRM = "pve-ha-crm.service"
@@ -315,9 +315,10 @@ def _in_charge(lrm_states: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def unattended_text(host: str, resources: list[str]) -> str:
     """The warning for resources that nothing looks after."""
+    helps = ha_findings.UNATTENDED.fix.rstrip("."), ha_findings.UNATTENDED.code
     return (
-        f"HA is off on {host} but there are HA resources: {shown(resources)}. Nothing recovers them when a node fails. Set "
-        "ha_state: enabled and run site.yml, or remove them ('ha-manager remove SID')"
+        f"HA is off on {host} but there are HA resources: {shown(resources)}. Nothing recovers them when a node fails. "
+        f"{helps[0]} ({helps[1]})"
     )
 
 

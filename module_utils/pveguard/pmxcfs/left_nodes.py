@@ -12,11 +12,20 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ..base.errors import PveguardError
+from ..base.findings import WARNING, Finding, check, some
 from ..formats import corosync_conf
 
 #: Directories of a node that hold configurations of guests.
 _GUESTS = re.compile(r"nodes/[^/]+/(?:qemu-server|lxc|openvz)/[^/]+")
 AUTHORIZED_KEYS = "priv/authorized_keys"
+
+LEFT = check(
+    "node-left-behind",
+    WARNING,
+    "A directory below /etc/pve/nodes belongs to no node (any more)",
+    "Remove it where that node is gone for good; move guests that are configured in it to the node that holds their disks.",
+    "rm -r /etc/pve/nodes/NAME",
+)
 
 Tree = Mapping[str, tuple[int, bytes]]
 
@@ -67,8 +76,8 @@ def _authorized(tree: Tree, name: str) -> bool:
     return any(line.split()[-1:] == [f"root@{name}"] for line in lines if not line.lstrip().startswith("#"))
 
 
-def sentence(left: Mapping[str, Any]) -> str:
-    """What is wrong with one directory of :func:`of_tree`, and what helps.
+def finding(left: Mapping[str, Any]) -> Finding:
+    """What is wrong with one directory of :func:`of_tree`.
 
     A command that removes it is given only where no guest is configured in it.
     """
@@ -77,15 +86,13 @@ def sentence(left: Mapping[str, Any]) -> str:
     shown = ascii(name)[1:-1]
     text = f"/etc/pve/nodes/{shown} belongs to no node (any more)"
     if guests:
-        first = ", ".join(ascii(each.removeprefix(f"nodes/{name}/"))[1:-1] for each in guests[:5])
-        more = f" and {len(guests) - 5} more" if len(guests) > 5 else ""
-        text += (
-            f", and guests are configured in it ({first}{more}) that no node runs: move each to the directory of the node that "
-            "holds its disks, with mv, or remove it"
-        )
+        first = some([ascii(each.removeprefix(f"nodes/{name}/"))[1:-1] for each in guests])
+        text += f", and guests are configured in it ({first}) that no node runs"
+        fix = "move each to the directory of the node that holds its disks, with mv, or remove it"
     else:
         kept = f" ({left['files']} files{', its TLS key among them' if left['private_key'] else ''})" if left["files"] else ""
-        text += f"{kept}: if that node is gone for good, remove it with 'rm -r {shlex.quote(f'/etc/pve/nodes/{shown}')}'"
+        text += kept
+        fix = f"if that node is gone for good, remove it with 'rm -r {shlex.quote(f'/etc/pve/nodes/{shown}')}'"
     if left["authorized_key"]:
-        text += f". Its root may still log in: take the line of root@{shown} out of /etc/pve/{AUTHORIZED_KEYS}"
-    return text
+        fix += f". Its root may still log in: take the line of root@{shown} out of /etc/pve/{AUTHORIZED_KEYS}"
+    return LEFT(text, fix=fix)

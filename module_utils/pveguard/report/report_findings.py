@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..base.units import UNKNOWN
+from ..base.findings import UNKNOWN, VERDICTS, rank
+from ..disk import drive_findings
 from . import report_summary
 from .page_parts import MAX_GROUPS, Badge, Item, Notice
 from .report_summary import names_text
@@ -17,8 +18,6 @@ MAX_REASONS, _MAX_NAMES, _MAX_LINES = 3, 6, 12
 _BADNESS = {"fail": 0, "warn": 1, UNKNOWN: 2, "pass": 3}
 _WORDS = {"pass": "safe and quiet", "warn": "worth a look", "fail": "not safe", UNKNOWN: UNKNOWN}
 _DRIVES = {"pass": "well", "warn": "worth a look", "fail": "worn out"}
-#: Levels of assess: their verdict.
-_LEVELS = {"problem": "fail", "warning": "warn", "good": "pass"}
 
 
 def overall(report: Mapping[str, Any]) -> tuple[Badge, str]:
@@ -44,7 +43,7 @@ def notices(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     said: dict[tuple[str, str], list[str]] = {}
     for name, (_, found) in report_summary.verdicts(report).items():
         for each in found:
-            said.setdefault((each.kind, each.text), []).append(name)
+            said.setdefault((VERDICTS[each.severity], each.text), []).append(name)
     made = []
     for kind in ("fail", "warn", UNKNOWN):
         items = [Item(text, names_text(names, _MAX_NAMES)) for (each, text), names in said.items() if each == kind]
@@ -64,7 +63,7 @@ def drive(disk: Mapping[str, Any]) -> Badge:
     """The verdict of a drive; unknown when it told nothing that could be judged."""
     if all(disk.get(key) is None for key in ("percentage_used", "spare_percent", "media_errors")):
         return Badge(UNKNOWN)
-    kind = report_summary.verdict(report_summary.drive_findings([disk]))
+    kind = report_summary.verdict(drive_findings.findings([disk]))
     return Badge(kind, _DRIVES.get(kind, UNKNOWN))
 
 
@@ -96,12 +95,11 @@ def _step(step: report_summary.Step) -> dict[str, Any]:
 def _assessment(name: str, assessment: Mapping[str, Any]) -> dict[str, Any]:
     """What assess found on a node and would change there."""
     found: Sequence[Mapping[str, Any]] = assessment.get("findings") or []
-    kinds = [_LEVELS.get(each["level"], UNKNOWN) for each in found]
-    worst = min(kinds, key=lambda kind: _BADNESS[kind], default=UNKNOWN)
-    words = {kind: level for level, kind in _LEVELS.items()}
+    kinds = [VERDICTS.get(each["level"], UNKNOWN) for each in found]
+    worst = min((each["level"] for each in found), key=rank, default=UNKNOWN)
     return {
         "name": name,
-        "badge": Badge(worst, words.get(worst, worst)),
+        "badge": Badge(VERDICTS[worst], worst),
         "findings": [
             {"badge": Badge(kind, each["level"]), "text": each["text"]} for kind, each in zip(kinds, found, strict=True)
         ],

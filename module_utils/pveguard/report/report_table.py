@@ -12,8 +12,11 @@ from typing import Any
 
 from ..base import text_table
 from ..base.units import UNKNOWN, bytes_text, duration_text, number_text, time_text
-from ..corosync import probe_members
+from ..corosync import corosync_findings, probe_members
 from ..disk import block_writes, drive_endurance
+from ..gates import gate_findings
+from ..ha import ha_findings
+from ..pmxcfs import pmxcfs_findings
 from . import report_summary
 
 SCHEMA = "pveguard-report"
@@ -38,7 +41,9 @@ HEADER = (
 
 def build(nodes: Mapping[str, Mapping[str, Any]], now: str) -> dict[str, Any]:
     """The report of all ``nodes`` (name -> :func:`entry`), made at ``now`` (UTC, ISO 8601)."""
-    return {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, "time": now, "nodes": dict(nodes)}
+    found = {name: [each.as_dict() for each in report_summary.findings(node, now)] for name, node in nodes.items()}
+    judged = {name: {**node, "findings": found[name]} for name, node in nodes.items()}
+    return {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, "time": now, "nodes": judged}
 
 
 def entry(
@@ -64,7 +69,8 @@ def entry(
     entry of the last report. ``baseline``: what was saved before protection, ``{machine, window}``.
     ``links``: ``link_gate_result``. ``wear``: result of disk_wear in this run. ``amplification``: result of
     write_amplification. ``assessment``: ``{findings, changes}`` of a run that only looks. ``ring``: result of
-    ring_events. Anything may be missing or empty. See docs/report.md for the keys of the result.
+    ring_events. Anything may be missing or empty. See docs/report.md for the keys of the result; ``findings`` are those of
+    cores that the report does not know by name, :func:`build` adds the others.
     """
     notes: list[str] = []
     last = last or {}
@@ -107,30 +113,32 @@ def entry(
         "ring": dict((ring or {}).get("ring") or last.get("ring") or {}) or None,
         "assessment": dict(assessment) if assessment else None,
         "counters": counters or last.get("counters"),
+        "findings": [each.as_dict() for each in report_summary.of_facts(node)] if node else [],
         "notes": notes,
     }
-    notes += _remarks(result, gate, plan)
+    if plan and plan.get("action") == "refuse":
+        notes.append(f"cluster: {plan.get('reason')}")
+    notes += _said(result, bool(gate))
     return result
 
 
-def _remarks(result: Mapping[str, Any], gate: Mapping[str, Any] | None, plan: Mapping[str, Any] | None) -> list[str]:
-    """What is to be said of a node beside its figures, a sentence each."""
-    notes: list[str] = []
-    if result["gate"]["verdict"] in ("fail", "warn") and gate:
-        notes.append(f"gate: {result['gate']['message']}")
-    if plan and plan.get("action") == "refuse":
-        notes.append(f"cluster: {plan.get('reason')}")
-    if result["cluster"]["error"]:
-        notes.append(f"not understood: {result['cluster']['error']}")
-    if result["ha"]["unattended"]:
-        notes.append(f"HA is off but has resources: {', '.join(result['ha']['unattended'])}")
-    if result["ha"]["returned"]:
-        notes.append(f"HA was switched off and came back: {', '.join(result['ha']['returned'])}")
-    if result["ha"]["watchdog_until_reboot"]:
-        notes.append("watchdog-mux is masked but runs until the next boot: its driver cannot be stopped")
-    if result["corosync"]["copies"] == "differ":
-        notes.append("the two copies of corosync.conf differ: see 'journalctl -u pve-cluster'")
-    return notes
+def _said(node: Mapping[str, Any], gate: bool) -> list[str]:
+    """Notes on what is judged about a node. ``gate``: it was measured in this run."""
+    ha = node["ha"]
+    texts = {
+        gate_findings.DISK.id: f"gate: {node['gate']['message']}" if gate else "",
+        pmxcfs_findings.NOT_UNDERSTOOD.id: f"not understood: {node['cluster']['error']}",
+        ha_findings.UNATTENDED.id: f"HA is off but has resources: {', '.join(ha['unattended'])}",
+        ha_findings.RETURNED.id: f"HA was switched off and came back: {', '.join(ha['returned'])}",
+        ha_findings.UNTIL_REBOOT.id: "watchdog-mux is masked but runs until the next boot: its driver cannot be stopped",
+        **dict.fromkeys(
+            (each.id for each in corosync_findings.COPIES),
+            "the two copies of corosync.conf differ: see 'journalctl -u pve-cluster'",
+        ),
+    }
+    # Also of a node that left the run later.
+    found = {each.id for each in report_summary.findings({**node, "in_run": True}, node["time"])}
+    return [text for id, text in texts.items() if text and id in found]
 
 
 def render(report: Mapping[str, Any]) -> str:
@@ -393,7 +401,7 @@ def _cluster(node: Mapping[str, Any] | None, plan: Mapping[str, Any] | None) -> 
     packages = node.get("packages") or {}
     pmxcfs = node.get("pmxcfs") or {}
     clustered = bool((corosync.get("cluster") or corosync.get("host") or {}).get("config_version"))
-    listed = probe_members.ids(corosync)
+    members, live = probe_members.members_up(corosync) if clustered else (0, 0)
     return {
         "name": corosync.get("cluster_name") if clustered else None,
         "node": node.get("hostname"),
@@ -402,9 +410,8 @@ def _cluster(node: Mapping[str, Any] | None, plan: Mapping[str, Any] | None) -> 
         "quorate": _quorate(corosync, pmxcfs) if clustered else None,
         "met_corosync": pmxcfs.get("met_corosync"),
         "error": pmxcfs.get("error"),
-        # Probes are none of the cluster's members: nothing depends on them.
-        "members": sum(not probe_members.is_listed(each) for each in corosync.get("members") or []) if clustered else 0,
-        "live": sum(number not in listed for number in corosync.get("live_member_ids") or []) if clustered else 0,
+        "members": members,
+        "live": live,
         "probe": (clustered and probe_members.is_one(node)) or (plan or {}).get("action") == "probe",
     }
 
@@ -423,7 +430,8 @@ def _last_name(node: Mapping[str, Any] | None, last: Mapping[str, Any]) -> str |
 
 def _corosync(node: Mapping[str, Any] | None) -> dict[str, Any]:
     if node is None:
-        return {"copies": UNKNOWN, "config_version": None, "host_sha256": None, "cluster_sha256": None}
+        keys = ("config_version", "cluster_config_version", "host_config_version", "host_sha256", "cluster_sha256")
+        return {"copies": UNKNOWN, **dict.fromkeys(keys)}
     corosync = node.get("corosync") or {}
     host, cluster = corosync.get("host") or {}, corosync.get("cluster") or {}
     if not host.get("config_version") and not cluster:
@@ -435,6 +443,8 @@ def _corosync(node: Mapping[str, Any] | None) -> dict[str, Any]:
     return {
         "copies": copies,
         "config_version": cluster.get("config_version") or host.get("config_version"),
+        "cluster_config_version": cluster.get("config_version"),
+        "host_config_version": host.get("config_version"),
         "host_sha256": host.get("sha256"),
         "cluster_sha256": cluster.get("sha256"),
     }
@@ -450,22 +460,12 @@ def _ha(node: Mapping[str, Any] | None) -> dict[str, Any]:
             "returned": [],
             "watchdog_until_reboot": False,
         }
-    if not ha.get("installed"):
-        state = "not installed"
-    elif ha.get("disabled"):
-        state = "off"
-    else:
-        state = "on" if ha.get("enabled") else "partly off" if ha.get("managers_off") else "on"
-    mux = (ha.get("services") or {}).get("watchdog-mux.service") or {}
-    running = mux.get("active") == "active"
-    resources = list(ha.get("resources") or [])
     return {
-        "state": state,
-        "resources": resources,
-        # One masked unit is enough for nothing to recover them.
-        "unattended": list(ha.get("unattended") or (resources if state == "off" else [])),
+        "state": ha_findings.state(ha),
+        "resources": list(ha.get("resources") or []),
+        "unattended": ha_findings.nothing_recovers(ha),
         "returned": list(ha.get("returned") or []),
-        "watchdog_until_reboot": bool(ha.get("disabled") and ha.get("installed") and running),
+        "watchdog_until_reboot": ha_findings.until_reboot(ha),
     }
 
 
@@ -481,6 +481,7 @@ _STATE_KEYS = (
     "generations",
     "generations_damaged",
     "fill_percent",
+    "findings",
 )
 
 

@@ -93,21 +93,6 @@ def ha_masked(paths):
     return found
 
 
-def ha_warning(resources, masked):
-    """What is wrong with HA resources on a node whose state is in RAM, with the fix; None when there are none."""
-    if not resources:
-        return None
-    some = ", ".join(resources[:5]) + (" and more" if len(resources) > 5 else "")
-    remove_them = f"remove them from HA (ha-manager remove {resources[0]})"
-    if masked:
-        return (
-            f"HA manages {some}, but {' and '.join(masked)} {'are' if masked[1:] else 'is'} masked on this node: "
-            "nothing starts, moves or recovers "
-            f"them here. {remove_them[0].upper()}{remove_them[1:]}, or bring HA back (ha_state: enabled, then site.yml)"
-        )
-    return f"HA manages {some}, but the state is in RAM: {remove_them}, or run site.yml again"
-
-
 def resolves(name):
     import socket
 

@@ -17,13 +17,17 @@ PVE_STATE = Program(
     "pve-state",
     "state.cli",
     (
+        "base.findings",
+        "base.units",
+        "ha.ha_findings",
         "pmxcfs.live_database",
+        "pmxcfs.pmxcfs_findings",
         *(
             f"state.{name}"
             for name in (
                 *("adopt", "boot", "cli", "compare", "exits", "files", "generations", "live", "login", "members", "metrics"),
                 *("node", "paths", "preflight", "replica", "rescue", "restore_file", "restore_generation", "rollback"),
-                *("rows", "save", "settings", "show", "status", "switch", "system", "watch"),
+                *("rows", "save", "settings", "show", "status", "status_findings", "switch", "system", "watch"),
             )
         ),
     ),

@@ -7,7 +7,10 @@ import os
 import sqlite3
 import time
 
+from ..base.findings import read
+from ..pmxcfs import pmxcfs_findings
 from ..pmxcfs.live_database import unknown_schema
+from . import status_findings
 from .compare import compare
 from .exits import EXIT_DAMAGED, EXIT_ERROR, StateError, UsageError
 from .files import read_json, write_volatile_text
@@ -25,7 +28,7 @@ from .members import NOT_MET, daemon_mode, members_said, unknown_members
 from .metrics import metrics_text
 from .node import daemon_running, fill, is_ours, live_mount, pve_mounted, unit_states
 from .paths import FORMAT, MIB, PVE_CLUSTER, STATE_UNIT, WATCH_UNIT
-from .preflight import ha_masked, ha_resources, ha_warning
+from .preflight import ha_masked, ha_resources
 from .rescue import pending_rescue, rescue_text, rows_of, some_of
 from .rows import (
     FILE,
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
+    from ..base.findings import Finding
     from .compare import Change
     from .generations import Generation
     from .paths import Paths
@@ -90,6 +94,9 @@ def node_status(paths: Paths, config: Config) -> dict[str, Any]:
     found = generations(paths)
     results = check_generations(paths, found, seconds=CHECK_SECONDS)
     kept = read_json(paths.state_file)
+    # What the watcher says of HA is judged here anew.
+    told = [each for each in map(read, watch.get("findings") or []) if not each.id.startswith("ha-")]
+    notes: list[Finding | None] = []
     status = {
         "format": FORMAT,
         "state": "disabled",
@@ -144,21 +151,24 @@ def node_status(paths: Paths, config: Config) -> dict[str, Any]:
     }
     if ours:
         limit, used = fill(paths)
-        status.update(
-            tmpfs_bytes=limit, used_bytes=used, fill_percent=round(100 * used / limit, 1) if limit else 0
-        )
+        status.update(tmpfs_bytes=limit, used_bytes=used, fill_percent=round(100 * used / limit, 1) if limit else 0)
     if status["daemon_running"] and pve_mounted(paths):
         members = members_said(paths)
         status["answers"] = members is not None
         unknown = unknown_members(members)
         if unknown and status["answers"]:
-            status["warnings"].append(f"{paths.pve}/.members is not as it is known ({unknown}): quorum is not known")
+            notes.append(
+                pmxcfs_findings.understood(f"{paths.pve}/.members is not as it is known ({unknown}): quorum is not known")
+            )
         if not unknown:
             mode = daemon_mode(paths, members)
             status["daemon_mode"], status["quorate"] = mode.name, mode.quorate
             status["met_corosync"] = mode.met if mode.name == "cluster" else None
-    _status_states(paths, config, status, ours, watch)
-    _status_health(paths, status, units, ours)
+    notes += _status_states(paths, config, status, ours, watch)
+    health = _status_health(paths, status, units, ours)
+    noted = [each for each in [*notes, *status_findings.noted(status)] if each is not None]
+    status["warnings"] += [each.sentence for each in noted]
+    status["findings"] = [each.as_dict() for each in status_findings.findings(status, health, [*told, *noted])]
     return status
 
 
@@ -186,8 +196,10 @@ def generation_entry(g: Generation, results: dict[str, Any], member: bool) -> di
     }
 
 
-def _status_states(paths: Paths, config: Config, status: dict[str, Any], ours: bool, watch: dict[str, Any]) -> None:
-    """What is live, what is saved, what differs."""
+def _status_states(
+    paths: Paths, config: Config, status: dict[str, Any], ours: bool, watch: dict[str, Any]
+) -> list[Finding | None]:
+    """What is live, what is saved, what differs. Returns the findings on what cannot be known."""
     replica = None
     if os.path.exists(paths.replica):
         problems, rows = [], {}
@@ -210,30 +222,25 @@ def _status_states(paths: Paths, config: Config, status: dict[str, Any], ours: b
     else:
         status["rescue"] = pending_rescue(paths, {})
     if not status["daemon_running"] or (status["mounted"] != ours):
-        return
+        return []
     try:
         live = open_live(paths)
         try:
             unknown = unknown_schema(live)
             if unknown:
-                status["warnings"].append(
-                    f"{paths.live_db}: {SCHEMA_UNKNOWN} ({unknown}), so what it holds is not known"
-                )
-                return
+                why = f"{paths.live_db}: {SCHEMA_UNKNOWN} ({unknown}), so what it holds is not known"
+                return [pmxcfs_findings.understood(why)]
             rows = read_rows(live)
             status["ha_resources"] = ha_resources(live)
         finally:
             live.close()
     except (sqlite3.Error, StateError) as error:
-        status["warnings"].append(f"the live database cannot be read: {error}")
-        return
+        return [status_findings.unreadable(error)]
     status["root_version"] = root_version(rows)
     if not ours:
-        return
+        return []
     if status["ha_masked"]:
         status["ha_resources_while_masked"] = len(status["ha_resources"])
-    warning = ha_warning(status["ha_resources"], status["ha_masked"])
-    status["warnings"] += [warning] if warning else []
     # What is kept beside the replica is not lost.
     held = (rows_of(status["rescue"]["path"]) if status["rescue"] else None) or replica
     if held:
@@ -244,6 +251,7 @@ def _status_states(paths: Paths, config: Config, status: dict[str, Any], ours: b
         status["lag_seconds"] = _lag_seconds(status, watch, [rows[i][MTIME] for i in change.upsert])
         if None not in (status["root_version"], status["saved_root_version"]):
             status["lag_versions"] = status["root_version"] - status["saved_root_version"]
+    return []
 
 
 def changed_paths(rows: Rows, replica: Rows, change: Change) -> list[str]:
@@ -272,69 +280,24 @@ def newest_change(rows: Rows) -> str | None:
     return utc(max(times)) if times else None
 
 
-def _status_health(paths: Paths, status: dict[str, Any], units: dict[str, tuple[str, bool]], ours: bool) -> None:
-    mended = (status["restore"] or {}).get("mended")
-    if mended:
-        status["warnings"].append(
-            f"the disk had changed {', '.join(mended[:5])}: taken from a generation at the start. Look at the disk"
-        )
-    switch = read_json(paths.switch_file)
-    if not switched(paths):
-        if ours:
-            status.update(
-                state="failed", reason="the RAM file system is mounted but pve-cluster is not set up for it"
-            )
-            status["fix"] = "pve-state retire"
-        elif is_tombstone(paths.live_db):
-            status.update(
-                state="failed", reason=f"{paths.live_db} is the tombstone, and nothing is set up to mount RAM"
-            )
-            status["fix"] = "pve-state retire"
-        return
-    status["state"] = "enabled"
-    restored = status["restore"] or {}
-    reason = fix = ""
-    bad = "failed"
-    whole = bool(status["rescue"]) and status["rescue"]["kind"] == "schema"
-    if status["rescue"] and not whole and not status["daemon_running"]:
-        # Whatever else is wrong: nothing is started before that is decided.
-        reason = rescue_text(status["rescue"])
-        fix = " or ".join(list(status["rescue"]["choices"].values())[:2])
-    elif restored.get("error"):
-        reason, fix = restored["error"], restore_fix(paths)
-    elif not ours:
-        reason, fix = f"{paths.live} is not the RAM file system", f"systemctl start {PVE_CLUSTER}"
-    elif units[STATE_UNIT][1]:
-        bad, reason = "starting", f"{STATE_UNIT} restores the state"
-    elif units[STATE_UNIT][0] != "active":
-        reason = f"{STATE_UNIT} is {units[STATE_UNIT][0] or 'missing'}"
-        fix = f"systemctl start {PVE_CLUSTER}"
-    elif not status["daemon_running"] and units[PVE_CLUSTER][1]:
-        bad, reason = "starting", f"{PVE_CLUSTER} is being started"
-    elif not status["daemon_running"]:
-        reason, fix = "the daemon does not run", f"systemctl start {PVE_CLUSTER}"
-    elif units[WATCH_UNIT][1]:
-        bad, reason = "starting", f"{WATCH_UNIT} is being started: changes are not saved yet"
-    elif units[WATCH_UNIT][0] != "active":
-        reason = f"{WATCH_UNIT} is {units[WATCH_UNIT][0] or 'missing'}: changes are not saved"
-        fix = f"systemctl start {WATCH_UNIT}"
-    elif status["rescue"]:
-        reason = f"the live state is kept beside the replica only: {'; '.join(status['rescue']['why'])}"
-        fix = (
-            "mend what is named there on /etc/pve; it is saved as usual then. A start from here on asks which of the two "
-            "states to take"
-        )
-        if whole:
-            fix = (
-                "update pveguard to a version that knows it, or go back to the former daemon. Until then the whole database "
-                "is copied, half a minute apart at most, and the next start takes the copy as it is"
-            )
-    elif status["watch_error"]:
-        reason, fix = status["watch_error"], f"journalctl -u {WATCH_UNIT}"
-    elif switch and not switch.get("done"):
-        reason, fix = f"a switch-over ({switch.get('kind')}) is under way or was left", "pve-state rollback"
-    if reason:
-        status.update(state=bad, reason=reason, fix=fix)
+def _status_health(
+    paths: Paths, status: dict[str, Any], units: dict[str, tuple[str, bool]], ours: bool
+) -> status_findings.Health:
+    """Whether it works as set up: ``state``, ``reason`` and ``fix``, and the core's word on them."""
+    set_up = switched(paths)
+    found = status_findings.health(
+        status,
+        set_up=set_up,
+        placeholder=not set_up and not ours and is_tombstone(paths.live_db),
+        active={unit: state[0] for unit, state in units.items()},
+        starting=[unit for unit, state in units.items() if state[1]],
+        switch=read_json(paths.switch_file),
+        restore_fix=restore_fix(paths) if (status["restore"] or {}).get("error") else "",
+        rescue_text=rescue_text(status["rescue"]) if status["rescue"] else "",
+        live=paths.live,
+    )
+    status.update(state=found.state, reason=found.reason, fix=found.fix)
+    return found
 
 
 def cmd_status(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:

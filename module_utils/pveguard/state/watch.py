@@ -9,7 +9,10 @@ import signal
 import sqlite3
 import time
 
+from ..base.findings import worth_telling
+from ..ha import ha_findings
 from ..pmxcfs.live_database import Unreadable, position, unknown_schema
+from . import status_findings
 from .compare import compare
 from .exits import StateError, StoreError
 from .files import Lock, ensure_store, read_json, remove, stat_id, store_lock, write_volatile
@@ -18,7 +21,7 @@ from .live import advance_pending, live_database, read_live, remember_database, 
 from .members import daemon_mode, unknown_members
 from .node import daemon_pid, fill, is_ours, live_mount, memory, resize_tmpfs
 from .paths import MIB
-from .preflight import ha_masked, ha_warning, resource_ids
+from .preflight import ha_masked, resource_ids
 from .replica import FOLD_IN_SECONDS, LOG_BYTES, LOG_LIMIT, Store
 from .rescue import modified, rescue_is_over
 from .rows import NAME, is_member, path_of, read_rows, root_version
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
+    from ..base.findings import Finding
     from .compare import Change
     from .paths import Paths
     from .rows import Rows
@@ -117,7 +121,8 @@ class Watcher:
         self.failed_since: float | None = None
         # (live rows, replica's rows, their difference) of the last look.
         self.unsaved: tuple[Rows, Rows, Change] | None = None
-        self.strange: list[str] = []  # warnings of the last save
+        self.strange: list[Finding] = []  # of the last save
+        self.of_ha: list[Finding] = []  # of the last look at HA's resources
         self.looked_at: Rows | None = None  # the replica's table in which HA's resources were looked for
         self.ha_inode: int | None = None
         self.next_metrics = 0.0
@@ -140,6 +145,7 @@ class Watcher:
             "error": None,
             "ready": False,
             "warnings": [],
+            "findings": [],
         }
         self.published: dict[str, Any] | None = None
 
@@ -355,10 +361,10 @@ class Watcher:
 
     def _warn_of(self, warnings: Sequence[str]) -> None:
         """What a restore would refuse in the state that was just saved."""
-        self.strange = [f"saved, but a restore will refuse it without --unsound: {warning}" for warning in warnings]
-        for warning in self.strange:
-            if warning not in self.status["warnings"]:
-                log("warning", warning)
+        self.strange = [status_findings.strange(warning) for warning in warnings]
+        for each in self.strange:
+            if each.sentence not in self.status["warnings"]:
+                log("warning", each.sentence)
 
     def _failed(self, now: float, error: Exception) -> None:
         self.status["save_failures"] += 1
@@ -413,7 +419,8 @@ class Watcher:
 
     def _watch_fill(self) -> None:
         limit, used = fill(self.paths)
-        warnings = [*self._watch_ha(), *self.strange]
+        self._watch_ha()
+        found = [*self.of_ha, *self.strange]
         if limit and used * 100 >= limit * 60:
             total, available = memory()
             wanted = min(2 * limit, total // 2)
@@ -424,19 +431,18 @@ class Watcher:
                         f"{self.paths.live} was {used * 100 // limit} % full; its limit is now "
                         f"{wanted // MIB} MiB",
                     )
-            elif used * 100 >= limit * 80:
-                warnings.append(
-                    f"{self.paths.live} is {used * 100 // limit} % full, with no memory to enlarge it: "
-                    "at 100 % the daemon stops working for good"
-                )
-        for warning in warnings:
-            if warning not in self.status["warnings"]:
-                log("error", warning)
-        self.status["warnings"] = warnings
+            else:
+                full = status_findings.nearly_full(self.paths.live, used * 100 // limit)
+                found += [full] if full else []
+        for each in found:
+            if each.sentence not in self.status["warnings"]:
+                log("error", each.sentence)
+        self.status["warnings"] = [each.sentence for each in found]
+        self.status["findings"] = [each.as_dict() for each in found]
         self.status["tmpfs_bytes"], self.status["used_bytes"] = limit, used
 
-    def _watch_ha(self) -> list[str]:
-        """Warnings about HA resources on a node whose HA managers are masked."""
+    def _watch_ha(self) -> None:
+        """HA resources on a node whose HA managers are masked; where they cannot be read, what was said before stands."""
         rows = self.store._rows
         if rows is not None and rows is not self.looked_at:
             # A table that was not saved anew has the same resources.
@@ -457,10 +463,10 @@ class Watcher:
                 found = read_live(self.paths, lambda live: live.execute(query, (self.ha_inode,)).fetchone())
                 resources = resource_ids(found[0]) if found else []
             except StateError:
-                return [w for w in self.status["warnings"] if w.startswith("HA ")]
+                return
         masked = ha_masked(self.paths) if resources else []
         self.status["ha_resources_while_masked"] = len(resources) if masked else 0
-        return [ha_warning(resources, masked)] if masked else []
+        self.of_ha = worth_telling(ha_findings.of_status(resources, masked)) if masked else []
 
     # -- what is told
 
