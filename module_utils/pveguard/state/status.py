@@ -96,7 +96,6 @@ def node_status(paths: Paths, config: Config) -> dict[str, Any]:
     kept = read_json(paths.state_file)
     # What the watcher says of HA is judged here anew.
     told = [each for each in map(read, watch.get("findings") or []) if not each.id.startswith("ha-")]
-    notes: list[Finding | None] = []
     status = {
         "format": FORMAT,
         "state": "disabled",
@@ -152,24 +151,28 @@ def node_status(paths: Paths, config: Config) -> dict[str, Any]:
     if ours:
         limit, used = fill(paths)
         status.update(tmpfs_bytes=limit, used_bytes=used, fill_percent=round(100 * used / limit, 1) if limit else 0)
-    if status["daemon_running"] and pve_mounted(paths):
-        members = members_said(paths)
-        status["answers"] = members is not None
-        unknown = unknown_members(members)
-        if unknown and status["answers"]:
-            notes.append(
-                pmxcfs_findings.understood(f"{paths.pve}/.members is not as it is known ({unknown}): quorum is not known")
-            )
-        if not unknown:
-            mode = daemon_mode(paths, members)
-            status["daemon_mode"], status["quorate"] = mode.name, mode.quorate
-            status["met_corosync"] = mode.met if mode.name == "cluster" else None
-    notes += _status_states(paths, config, status, ours, watch)
+    notes = [*_status_daemon(paths, status), *_status_states(paths, config, status, ours, watch)]
     health = _status_health(paths, status, units, ours)
     noted = [each for each in [*notes, *status_findings.noted(status)] if each is not None]
     status["warnings"] += [each.sentence for each in noted]
     status["findings"] = [each.as_dict() for each in status_findings.findings(status, health, [*told, *noted])]
     return status
+
+
+def _status_daemon(paths: Paths, status: dict[str, Any]) -> list[Finding | None]:
+    """How the daemon works. Returns the findings on what cannot be known."""
+    if not (status["daemon_running"] and pve_mounted(paths)):
+        return []
+    members = members_said(paths)
+    status["answers"] = members is not None
+    unknown = unknown_members(members)
+    if unknown:
+        why = f"{paths.pve}/.members is not as it is known ({unknown}): quorum is not known"
+        return [pmxcfs_findings.understood(why)] if status["answers"] else []
+    mode = daemon_mode(paths, members)
+    status["daemon_mode"], status["quorate"] = mode.name, mode.quorate
+    status["met_corosync"] = mode.met if mode.name == "cluster" else None
+    return []
 
 
 def generation_entry(g: Generation, results: dict[str, Any], member: bool) -> dict[str, Any]:
