@@ -9,7 +9,7 @@ import re
 import sqlite3
 import sys
 
-from .adopt import cmd_adopt, cmd_retire
+from .enable import cmd_adopt, cmd_retire
 from .exits import (
     EXIT_DAMAGED,
     EXIT_ERROR,
