@@ -64,7 +64,7 @@ from .rows import (
     without_noise,
 )
 from .switch import (
-    after_retire,
+    after_disable,
     arm_dead_man,
     begin_switch,
     disarm_dead_man,
@@ -572,7 +572,7 @@ def restore_down(paths: Paths, config: Config, args: Namespace) -> dict[str, Any
         disarm_dead_man()
         if not switched(paths):
             # On a node that works from disk nothing keeps a replica up to date.
-            after_retire(paths, config)
+            after_disable(paths, config)
             remove_login_fallback(paths)
         return {
             "changed": True,
