@@ -53,7 +53,7 @@ from .replica import Store
 from .rescue import keep_former, pending_rescue, rescue_is_over, set_rescue_aside
 from .rows import config_version, connect, in_memory, is_member, is_tombstone, read_hashes, verify_database
 from .switch import (
-    after_retire,
+    after_disable,
     arm_dead_man,
     begin_switch,
     disarm_dead_man,
@@ -562,7 +562,7 @@ def restore_down(paths: Paths, config: Config, args: Namespace) -> dict[str, Any
         disarm_dead_man()
         if not switched(paths):
             # On a node that works from disk nothing keeps a replica up to date.
-            after_retire(paths, config)
+            after_disable(paths, config)
             remove_login_fallback(paths)
         return {
             "changed": True,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import signal
 
-from .adopt import put_stock_back
+from .enable import put_stock_back
 from .files import Lock, read_json, write_volatile
 from .restore_generation import put_former_back
 from .switch import process_start

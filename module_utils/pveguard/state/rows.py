@@ -288,7 +288,7 @@ would be.
 The daemon reading it means that the RAM file system is not mounted. The configuration is safe in the store.
   To see what is wrong:            pve-state status
   To start as it should:           systemctl daemon-reload && systemctl restart pve-cluster
-  To go back to disk:              pve-state retire
+  To go back to disk:              pve-state disable
   By hand, without this program:   see "The exit by hand" in docs/ram-state.md; the state is
                                    /var/lib/pveguard/state/config.db (with config.db-wal when there is one)
 """

@@ -71,14 +71,14 @@ NOT_SET_UP = check(
     PROBLEM,
     "The RAM file system is mounted, but pve-cluster is not set up for it",
     "Go back to the database on disk.",
-    "pve-state retire",
+    "pve-state disable",
 )
 PLACEHOLDER = check(
     "state-placeholder",
     PROBLEM,
     "The placeholder of a protected node lies in the place of the database, and nothing is set up to mount RAM",
     "Go back to the database on disk.",
-    "pve-state retire",
+    "pve-state disable",
 )
 RESCUE_UNDECIDED = check(
     "state-rescue-undecided",

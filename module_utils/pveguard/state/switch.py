@@ -180,7 +180,7 @@ def copy_backups(source: str, target: str) -> None:
     fsync_path(target)
 
 
-def after_retire(paths: Paths, config: Config) -> None:
+def after_disable(paths: Paths, config: Config) -> None:
     """The replica is no longer kept up to date: it is a generation already, and a stale one must not look
     current.
     """

@@ -144,7 +144,7 @@ def test_without_the_ram_file_system_the_daemon_does_not_start(
         assert host.run("systemctl start pve-cluster.service").rc != 0
         assert host.run("mountpoint -q /etc/pve").rc != 0
         found = status(host)
-        assert (found["state"], found["fix"]) == ("failed", "pve-state retire")
+        assert (found["state"], found["fix"]) == ("failed", "pve-state disable")
         assert "tombstone" in found["reason"]
     finally:
         host.run(

@@ -44,7 +44,7 @@ from .rows import (
 from .save import save, saved_text
 from .status import figures, node_status
 from .switch import (
-    after_retire,
+    after_disable,
     arm_dead_man,
     begin_switch,
     copy_backups,
@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from .settings import Config
 
 
-def cmd_adopt(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
+def cmd_enable(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
     with Lock(f"{paths.run}/switch.lock", "a switch-over runs already", create=True):
         if switched(paths):
             status = node_status(paths, config)
@@ -86,10 +86,10 @@ def cmd_adopt(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
         login = check_login(paths, args.connection, args.login_fallback, write=True)
         if not login["independent"]:
             raise Refused(f"the login in use depends on /etc/pve: {login['how']}")
-        return _adopt(paths, config, args, login)
+        return _enable(paths, config, args, login)
 
 
-def _adopt(paths: Paths, config: Config, args: Namespace, login: dict[str, Any]) -> dict[str, Any]:
+def _enable(paths: Paths, config: Config, args: Namespace, login: dict[str, Any]) -> dict[str, Any]:
     deadline = time.monotonic() + config.deadline
     cluster = daemon_mode(paths, members_file(paths)).name == "cluster"
     ensure_store(paths)
@@ -104,7 +104,7 @@ def _adopt(paths: Paths, config: Config, args: Namespace, login: dict[str, Any])
     copy_backups(paths.backup_live, paths.backup)
     # The way on may take the deadline, and so may the way back: it must not be killed half way.
     arm_dead_man(paths, 2 * config.deadline)
-    begin_switch(paths, "adopt", config)
+    begin_switch(paths, "enable", config)
     try:
         down = time.monotonic()
         stop_daemon(paths, deadline)
@@ -120,7 +120,7 @@ def _adopt(paths: Paths, config: Config, args: Namespace, login: dict[str, Any])
     except BaseException as error:
         _undo(paths, config, error)
     start_dependents(paths)
-    write_volatile(paths.switch_file, {"kind": "adopt", "done": utc()})
+    write_volatile(paths.switch_file, {"kind": "enable", "done": utc()})
     disarm_dead_man()
     return {
         "changed": True,
@@ -153,7 +153,7 @@ def _move_to_store(paths: Paths, config: Config) -> dict[str, Any]:
         with store_lock(paths):
             store.open()
             # The whole table, noise included, so that nothing at all is lost with the file on disk.
-            kept = cut_generation(live, paths, config, store.lineage, "adopt")
+            kept = cut_generation(live, paths, config, store.lineage, "enable")
             wanted = without_noise(read_rows(live), config.noise)
             hashes = read_hashes(live)
             if wanted != store.rows() or any(
@@ -299,7 +299,7 @@ def _stage_live(paths: Paths, config: Config, staged: str, leave: bool) -> str |
         if result is not None and not result["rescued"]:
             try:
                 with store_lock(paths):
-                    cut_generation(live, paths, config, Store(paths, config).lineage, "retire")
+                    cut_generation(live, paths, config, Store(paths, config).lineage, "disable")
             except (StateError, sqlite3.Error) as error:
                 problem = error
         if problem is not None:
@@ -393,11 +393,11 @@ def _put_disk(paths: Paths, staged: str) -> None:
         remove_database(target)
 
 
-def cmd_retire(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
+def cmd_disable(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
     with Lock(f"{paths.run}/switch.lock", "a switch-over runs already", create=True):
         if not switched(paths) and not is_ours(live_mount(paths)) and not is_tombstone(paths.live_db):
             return {"changed": False, "message": "the state is on disk already"}
-        refusals = _preflight_retire(paths, config, args)
+        refusals = _preflight_disable(paths, config, args)
         if refusals and not args.force:
             raise Refused("; ".join(refusals))
         login = check_login(paths, args.connection, args.login_fallback, write=True)
@@ -407,16 +407,16 @@ def cmd_retire(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
         if daemon_running(paths) and is_ours(live_mount(paths)):
             before = live_summary(paths, config)
         arm_dead_man(paths, 2 * config.deadline)
-        begin_switch(paths, "retire", config)
+        begin_switch(paths, "disable", config)
         try:
-            done = put_stock_back(paths, config, "retire", leave=args.force)
+            done = put_stock_back(paths, config, "disable", leave=args.force)
             after = live_summary(paths, config)
             was, root = before[0] if before else None, after[0]
             if was is not None and root is not None and root < was:
                 raise SwitchError(f"the root version went back from {was} to {root}")
         except LeftBehind as error:
             # Trying again by itself would leave it behind all the same.
-            write_volatile(paths.switch_file, {"kind": "retire", "done": utc(), "error": str(error)})
+            write_volatile(paths.switch_file, {"kind": "disable", "done": utc(), "error": str(error)})
             disarm_dead_man()
             raise
         except BaseException as error:
@@ -424,9 +424,9 @@ def cmd_retire(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
             raise SwitchError(
                 f"{error}; the dead man's switch tries again, see 'pve-state status'"
             ) from error
-        write_volatile(paths.switch_file, {"kind": "retire", "done": utc()})
+        write_volatile(paths.switch_file, {"kind": "disable", "done": utc()})
         disarm_dead_man()
-        after_retire(paths, config)
+        after_disable(paths, config)
         return {
             "changed": True,
             "message": "the state is on disk again",
@@ -438,7 +438,7 @@ def cmd_retire(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
         }
 
 
-def _preflight_retire(paths: Paths, config: Config, args: Namespace) -> list[str]:
+def _preflight_disable(paths: Paths, config: Config, args: Namespace) -> list[str]:
     refusals = []
     pending = pending_rescue(paths)
     if pending and not (pending["kind"] == "schema" and daemon_running(paths)):
