@@ -121,9 +121,9 @@ steps:
   elements: str
 """
 
-import platform
 from typing import Any
 
+from ansible.module_utils.pveguard.base import node_name
 from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.base.node_module import NodeModule
 from ansible.module_utils.pveguard.cluster import cluster_member
@@ -152,7 +152,7 @@ def main() -> None:
     request = cluster_member.Request(
         state=params["state"],
         cluster_name=params["cluster_name"],
-        node_name=params["node_name"] or platform.node().split(".")[0],
+        node_name=params["node_name"] or node_name.own(),
         node_id=params["node_id"] or 0,
         links=params["links"] or [],
         authkey=params["authkey"] or None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ansible.module_utils.pveguard.base import node_name
@@ -16,7 +17,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture
 def full_name(monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(socket, "gethostname", lambda: "pve1.example.org")
+    monkeypatch.setattr(node_name.os, "uname", lambda: SimpleNamespace(nodename="pve1.example.org"))
     return "pve1.example.org"
 
 
@@ -55,13 +56,14 @@ def nothing_installed(argv: object, **_: object) -> object:
 
 
 def test_nothing_takes_the_host_name_as_it_is() -> None:
-    """Everything on a node asks :mod:`node_name`; programs in one file, and the controller's own name, stand aside."""
+    """Everything on a node asks :mod:`node_name`; the controller's own name stands aside."""
+    files = [*(REPOSITORY / "module_utils/pveguard").rglob("*.py"), *(REPOSITORY / "library").glob("*.py")]
     found = [
         f"{path.name}:{number}"
-        for path in sorted((REPOSITORY / "module_utils/pveguard").glob("*.py"))
-        if path.name != "node_name.py"
+        for path in sorted(files)
+        if path.name != "node_name.py" and "filters" not in path.parts
         for number, line in enumerate(path.read_text().splitlines(), 1)
-        if re.search(r"gethostname\(\)(?!\.split)|uname\(\)\.nodename|platform\.node\(", line)
+        if re.search(r"gethostname\(\)|uname\(\)\.nodename|platform\.node\(", line)
     ]
     assert found == []
     assert corosync_repair.node_name is node_name

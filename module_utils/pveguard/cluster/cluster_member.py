@@ -29,15 +29,19 @@ from ..base.run import run as real_run
 from ..corosync import corosync_info
 from ..formats import corosync_check, corosync_conf, corosync_edit
 from ..ha import ha_info
-from ..pmxcfs import pmxcfs, tree
+from ..pmxcfs import pmxcfs, tasks, tree
 from . import join  # noqa: F401  (so that Ansible ships the program with the module)
 
 PROGRAM = Program(
-    "cluster-member", "cluster.join", ("cluster.join", "cluster.join_node", "pmxcfs.live_database", "pmxcfs.tree")
+    "cluster-member",
+    "cluster.join",
+    (
+        *("cluster.join", "cluster.join_node"),
+        *(f"pmxcfs.{name}" for name in ("live_database", "mount", "tasks", "tree")),
+    ),
 )
 REQUEST = "run/pveguard/cluster-member.request"
 RESULT_DIR = "run/pveguard"
-TASKS = "var/log/pve/tasks/active"
 UNIT = "pveguard-cluster-member"
 #: What putting everything back may take beyond the deadline, in seconds.
 PUT_BACK_S = 180.0
@@ -173,26 +177,8 @@ def _guests(root: Path, node_name: str) -> list[str]:
 
 def task_refusals(root: Path) -> list[str]:
     """The program judges it again; here it is known before the node is listed in the cluster."""
-    running = []
-    for line in (read_or_none(root / TASKS) or b"").decode("utf-8", "replace").splitlines():
-        words = line.split()
-        if not words or len(words) > 2 or not words[0].startswith("UPID:"):
-            continue  # a finished task has its end time and status behind it
-        fields = words[0].split(":")  # UPID:node:pid:pstart:start:type:id:user:, hex
-        try:
-            stat = Path(f"/proc/{int(fields[2], 16)}/stat").read_text(errors="replace")
-            if int(stat.rpartition(")")[2].split()[19]) == int(fields[3], 16):
-                running.append(words[0])
-        except (OSError, ValueError, IndexError):
-            continue
-    return (
-        [
-            f"{len(running)} Proxmox VE task(s) run on this node, the first is {running[0]}: wait for their end "
-            "and run again"
-        ]
-        if running
-        else []
-    )
+    refused = tasks.refusal(tasks.running(str(root / tasks.ACTIVE)))
+    return [refused] if refused else []
 
 
 def _database_refusals(request: Request, facts: dict[str, Any], root: Path) -> list[str]:

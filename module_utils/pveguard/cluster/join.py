@@ -33,6 +33,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ..pmxcfs import tasks
 from ..pmxcfs.tree import Noise, own_guests, sha256_of
 from .join_node import (
     COROSYNC,
@@ -57,7 +58,6 @@ from .join_node import (
     read_or_none,
     read_tree,
     remove_database,
-    running_tasks,
     save_generation,
     systemctl,
     write_atomic,
@@ -251,12 +251,9 @@ class Change:
 
     def _refuse_busy(self, node_name: str) -> None:
         """A task under way could not read or write its configuration while the file system is away."""
-        tasks = running_tasks(self.node)
-        if tasks:
-            raise Failure(
-                f"{len(tasks)} Proxmox VE task(s) run on this node, the first is {tasks[0]}: wait for their end "
-                "and run again"
-            )
+        busy = tasks.refusal(tasks.running(str(self.node.tasks)))
+        if busy:
+            raise Failure(busy)
         locked = locked_guests(read_tree(self.node.database)[1], node_name)
         if locked:
             named = ", ".join(f"/etc/pve/{path} ({lock})" for path, lock in locked)

@@ -19,7 +19,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ..pmxcfs import tree
+from ..pmxcfs import mount, tasks, tree
 from ..pmxcfs.live_database import Unreadable, snapshot
 
 PVE_STATE = "/usr/local/sbin/pve-state"
@@ -49,7 +49,7 @@ class Node:
         self.database = self.lib / "config.db"
         self.generations = root / "var/lib/pveguard/state/generations"
         self.root_ssh = root / "root/.ssh"
-        self.tasks = root / "var/log/pve/tasks/active"
+        self.tasks = root / tasks.ACTIVE
         self.ring_state = root / "var/lib/corosync"
 
 
@@ -149,15 +149,7 @@ def patiently(action: Callable[[], object], deadline: float) -> None:
 
 def is_mounted(node: Node) -> bool:
     """A FUSE file system answers on /etc/pve."""
-    real, fuse = os.path.realpath(node.pve), False
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        left, _, right = line.partition(" - ")
-        if left.split(" ")[4].replace("\\040", " ") == real:
-            fuse = right.split(" ")[0].startswith("fuse")
-    try:
-        return fuse and os.stat(node.pve).st_dev != os.stat(node.pve.parent).st_dev
-    except OSError:
-        return False
+    return mount.answers(str(node.pve))
 
 
 def read_tree(database: Path) -> tuple[int, tree.Entries]:
@@ -246,25 +238,6 @@ def remove_database(node: Node) -> None:
     for suffix in ("-wal", "-shm", ""):
         Path(f"{node.database}{suffix}").unlink(missing_ok=True)
     fsync_dir(node.lib)
-
-
-def running_tasks(node: Node) -> list[str]:
-    """Tasks of Proxmox VE that run now, as their UPID (UPID:node:pid:pstart:start:type:id:user:, hex)."""
-    found = []
-    for line in (read_or_none(node.tasks) or b"").decode("utf-8", "replace").splitlines():
-        words = line.split()
-        if not words or len(words) > 2 or not words[0].startswith("UPID:"):
-            continue  # a finished task has its end time and status behind it
-        fields = words[0].split(":")
-        try:
-            stat = Path(f"/proc/{int(fields[2], 16)}/stat").read_text(errors="replace")
-            # Field 22: another process may have that number by now.
-            alive = int(stat.rpartition(")")[2].split()[19]) == int(fields[3], 16)
-        except (OSError, ValueError, IndexError):
-            continue
-        if alive:
-            found.append(words[0])
-    return found
 
 
 def locked_guests(held: tree.Entries, node_name: str) -> list[tuple[str, str]]:

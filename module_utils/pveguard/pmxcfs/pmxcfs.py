@@ -11,7 +11,7 @@ from ..base.errors import PveguardError
 from ..base.run import Run
 from ..base.run import run as real_run
 from ..formats import section_config
-from . import daemon_mode, left_nodes, live_database
+from . import daemon_mode, left_nodes, live_database, mount
 from . import tree as tree_core
 
 DATABASE = Path("var/lib/pve-cluster/config.db")
@@ -56,15 +56,7 @@ def custom_users(user_cfg: str) -> list[str]:
 
 def mounted(root: Path = Path("/")) -> bool:
     """True when a FUSE file system is mounted on /etc/pve."""
-    try:
-        lines = (root / "proc/self/mountinfo").read_text().splitlines()
-    except OSError:
-        return False
-    for line in lines:
-        left, _, right = line.partition(" - ")
-        if left.split()[4] == "/etc/pve" and right.split()[0].startswith("fuse"):
-            return True
-    return False
+    return mount.is_fuse("/etc/pve", mount.mounts(str(root)))
 
 
 def collect(

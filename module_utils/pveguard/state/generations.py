@@ -8,6 +8,7 @@ import re
 import sqlite3
 import time
 
+from ..base.node_name import own as node_name
 from ..pmxcfs.tree import content_of, read_rows, root_version, tree_sha256
 from .exits import Damaged, Refused, StoreError
 from .files import (
@@ -22,7 +23,7 @@ from .files import (
 )
 from .paths import DAY, FORMAT
 from .rows import config_version, is_member, plain_copy, verify_database
-from .system import log, node_name, utc
+from .system import log, utc
 
 KEEP_AT_LEAST = 5
 LISTED = (

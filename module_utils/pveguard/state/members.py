@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import json
-import os
 
+from ..pmxcfs.mount import NOT_MET, has_write_bits, unknown_members
 from .rows import is_member
 from .system import run
 
@@ -25,27 +25,6 @@ def members_file(paths, timeout=10):
     return {} if unknown_members(said) else said
 
 
-def unknown_members(said):
-    """What of .members is not as the daemon is known to write it, None when all of it is. Without a key ``cluster`` it has
-    nothing but the node's name and a version; what else may stand there is not taken for a node without a cluster.
-    """
-    if not isinstance(said, dict):
-        return "it is no JSON object"
-    if "cluster" not in said:
-        if not isinstance(said.get("nodename"), str) or not said["nodename"]:
-            return "it has no nodename"
-        others = sorted(str(key) for key in said if key not in ("nodename", "version"))
-        return f"it has no cluster but {', '.join(others[:5])}" if others else None
-    cluster, nodes = said["cluster"], said.get("nodelist", {})
-    if not isinstance(cluster, dict) or cluster.get("quorate") not in (0, 1):
-        return "its cluster does not say quorate 0 or 1"
-    if not isinstance(nodes, dict) or not all(isinstance(node, dict) for node in nodes.values()):
-        return "its nodelist does not tell of each node by its name"
-    return None
-
-
-# What an operator is told of a daemon in cluster mode that has not met its Corosync.
-NOT_MET = "its Corosync has not run since the daemon started: /etc/pve is read-only"
 ALONE = "the daemon works alone (local mode) although this node is a member of a cluster: what is written here rolls the \
 others back when it meets them"
 
@@ -82,17 +61,8 @@ def daemon_mode(paths, members, again=None):
 
 
 def takes_writes(paths):
-    """Whether the file system's own modes let /etc/pve be written: without quorum the link ``local``, and where that is
-    missing the mount itself, has no write bits.
-    """
-    for path in (f"{paths.pve}/local", paths.pve):
-        try:
-            return bool(os.lstat(path).st_mode & 0o222)
-        except FileNotFoundError:
-            continue
-        except OSError:
-            return False
-    return False
+    """Whether the file system's own modes let /etc/pve be written."""
+    return bool(has_write_bits(paths.pve))
 
 
 def no_quorum(mode):

@@ -8,6 +8,7 @@ import os
 import re
 import sqlite3
 
+from ..pmxcfs.mount import is_fuse, mounts, on_top
 from .exits import Damaged
 from .files import read_text, size_of
 from .paths import MIB, TMPFS_SOURCE
@@ -44,20 +45,9 @@ def daemon_running(paths):
     return False
 
 
-def mounts():
-    """[(mount point, type, source, options)] in the order in which they were mounted."""
-    found = []
-    for line in read_text("/proc/self/mountinfo").splitlines():
-        left, _, right = line.partition(" - ")
-        fields, tail = left.split(), right.split()
-        point = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m.group(1), 8)), fields[4])
-        found.append((point, tail[0], tail[1] if len(tail) > 1 else "", tail[2] if len(tail) > 2 else ""))
-    return found
-
-
 def live_mount(paths):
     """The topmost mount on /var/lib/pve-cluster, None when there is none."""
-    return next((m for m in reversed(mounts()) if m[0] == paths.live), None)
+    return on_top(paths.live, mounts())
 
 
 def is_ours(mount):
@@ -65,7 +55,7 @@ def is_ours(mount):
 
 
 def pve_mounted(paths):
-    return any(m[0] == paths.pve and m[1].startswith("fuse") for m in mounts())
+    return is_fuse(paths.pve, mounts())
 
 
 def memory():

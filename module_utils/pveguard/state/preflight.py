@@ -7,7 +7,10 @@ import os
 import re
 import sqlite3
 
+from ..base.node_name import own as node_name
 from ..pmxcfs.live_database import unknown_schema
+from ..pmxcfs.mount import NOT_MET
+from ..pmxcfs.tasks import running as running_tasks
 from ..pmxcfs.tree import (
     FILE,
     TYPE,
@@ -21,39 +24,17 @@ from ..pmxcfs.tree import (
     root_version,
 )
 from .exits import EXIT_REFUSED, StateError
-from .files import read_text, size_of
+from .files import size_of
 from .live import open_live, switched
 from .login import check_login
-from .members import NOT_MET, daemon_mode, members_file, no_quorum
+from .members import daemon_mode, members_file, no_quorum
 from .node import daemon_running, is_ours, live_mount, memory, pve_mounted, state_bytes, tmpfs_sizes
 from .paths import MIB
 from .rows import PAGE, check_connection, is_member, is_tombstone
 from .settings import given_config
-from .system import node_name
 
 # Free space that a switch-over leaves in the store beyond the copies that it makes.
 DISK_RESERVE = 64 * MIB
-
-
-def running_tasks(paths):
-    """Worker processes of Proxmox that run now, as their UPID (UPID:node:pid:pstart:start:type:id:user:,
-    hex).
-    """
-    found = []
-    for line in read_text(paths.tasks).splitlines():
-        words = line.split()
-        if not words or len(words) > 2 or not words[0].startswith("UPID:"):
-            continue  # a finished task has its end time and status behind it
-        fields = words[0].split(":")
-        try:
-            pid, started = int(fields[2], 16), int(fields[3], 16)
-            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as handle:
-                alive = int(handle.read().rpartition(")")[2].split()[19]) == started
-        except (OSError, ValueError, IndexError):
-            continue
-        if alive:
-            found.append(words[0])
-    return found
 
 
 def locked_guests(connection, node):
@@ -144,7 +125,7 @@ def preflight(paths, config, args):
     else:
         _preflight_database(paths, config, args, result, total, available)
     _preflight_host(paths, args, result)
-    tasks = running_tasks(paths)
+    tasks = running_tasks(paths.tasks)
     if tasks:
         refusals.append(f"{len(tasks)} Proxmox task(s) run, the first is {tasks[0]}; wait for their end")
     login = check_login(paths, args.connection, fallback=args.login_fallback)

@@ -18,9 +18,12 @@ PVE_STATE = Program(
     "state.cli",
     (
         "base.findings",
+        "base.node_name",
         "base.units",
         "ha.ha_findings",
         "pmxcfs.live_database",
+        "pmxcfs.mount",
+        "pmxcfs.tasks",
         "pmxcfs.tree",
         "pmxcfs.pmxcfs_findings",
         *(

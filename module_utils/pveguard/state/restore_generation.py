@@ -8,6 +8,9 @@ import re
 import sqlite3
 import time
 
+from ..base.node_name import own as node_name
+from ..pmxcfs.mount import NOT_MET
+from ..pmxcfs.tasks import running as running_tasks
 from ..pmxcfs.tree import read_rows, root_version, tree_sha256, without_noise
 from .boot import put_live, restore_at_boot, restored_result, settle
 from .compare import compare
@@ -37,7 +40,7 @@ from .files import (
 from .generations import cut_generation, damaged_folder, find_generation, generations, left_cluster
 from .live import open_live, remember_database, switched
 from .login import check_login, remove_login_fallback
-from .members import NOT_MET, daemon_mode, members_file
+from .members import daemon_mode, members_file
 from .node import daemon_running, fill, is_ours, live_mount, memory, resize_tmpfs, systemctl, tmpfs_sizes
 from .paths import MIB, MOUNT_UNIT, PVE_CLUSTER, STATE_UNIT
 from .preflight import (
@@ -47,7 +50,6 @@ from .preflight import (
     offline_members,
     program_exists,
     resolves,
-    running_tasks,
 )
 from .replica import Store
 from .rescue import keep_former, pending_rescue, rescue_is_over, set_rescue_aside
@@ -62,7 +64,7 @@ from .switch import (
     start_dependents,
     stop_daemon,
 )
-from .system import log, node_name, run, utc
+from .system import log, run, utc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -419,7 +421,7 @@ def judge_restore(paths: Paths, config: Config, args: Namespace) -> dict[str, An
             f"the host name {node_name()} resolves to {address or 'nothing'}: the daemon would not start "
             "again; put its address into /etc/hosts"
         )
-    tasks = running_tasks(paths)
+    tasks = running_tasks(paths.tasks)
     if tasks:
         refusals.append(f"{len(tasks)} Proxmox task(s) run, the first is {tasks[0]}; wait for their end")
     _judge_live(paths, result)

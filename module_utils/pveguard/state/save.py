@@ -7,6 +7,7 @@ import os
 import sqlite3
 import time
 
+from ..base.node_name import own as node_name
 from ..pmxcfs.live_database import unknown_schema
 from ..pmxcfs.tree import root_version
 from .compare import read_change
@@ -17,7 +18,7 @@ from .node import daemon_running, is_ours, live_mount
 from .replica import Store
 from .rescue import day_passed, find_row, keep_aside, keep_former, keep_raw, keep_whole, rescue_is_over
 from .rows import content_sha256, emptied, read_hashes, suspicious, unloadable
-from .system import log, node_name, utc
+from .system import log, utc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ import os
 import re
 import sqlite3
 
+from ..base.node_name import own as node_name
 from ..pmxcfs.tree import (
     DIRECTORY,
     FILE,
@@ -31,7 +32,7 @@ from .login import below
 from .node import daemon_running
 from .rescue import modified, pending_rescue
 from .rows import NO_COROSYNC_CONF, check_connection, config_version, connect, in_memory, is_member
-from .system import node_name, printable, utc
+from .system import printable, utc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

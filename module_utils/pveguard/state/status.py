@@ -10,6 +10,7 @@ import time
 from ..base.findings import read
 from ..pmxcfs import pmxcfs_findings
 from ..pmxcfs.live_database import unknown_schema
+from ..pmxcfs.mount import NOT_MET, unknown_members
 from ..pmxcfs.tree import FILE, MTIME, TYPE, path_of, read_rows, root_version
 from . import status_findings
 from .compare import compare
@@ -25,7 +26,7 @@ from .generations import (
     restore_fix,
 )
 from .live import open_live, switched
-from .members import NOT_MET, daemon_mode, members_said, unknown_members
+from .members import daemon_mode, members_said
 from .metrics import metrics_text
 from .node import daemon_running, fill, is_ours, live_mount, pve_mounted, unit_states
 from .paths import FORMAT, MIB, PVE_CLUSTER, STATE_UNIT, WATCH_UNIT

@@ -65,11 +65,6 @@ def notify(message):
             pass
 
 
-def node_name():
-    """The daemon's name of this node: the host name up to the first dot."""
-    return os.uname().nodename.partition(".")[0]
-
-
 def utc(seconds=None):
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 

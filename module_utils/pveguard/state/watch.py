@@ -10,8 +10,10 @@ import sqlite3
 import time
 
 from ..base.findings import worth_telling
+from ..base.node_name import own as node_name
 from ..ha import ha_findings
 from ..pmxcfs.live_database import Unreadable, position, unknown_schema
+from ..pmxcfs.mount import unknown_members
 from ..pmxcfs.tree import NAME, path_of, read_rows, root_version
 from . import status_findings
 from .compare import compare
@@ -19,7 +21,7 @@ from .exits import StateError, StoreError
 from .files import Lock, ensure_store, read_json, remove, stat_id, store_lock, write_volatile
 from .generations import history
 from .live import advance_pending, live_database, read_live, remember_database, replaced_database
-from .members import daemon_mode, unknown_members
+from .members import daemon_mode
 from .node import daemon_pid, fill, is_ours, live_mount, memory, resize_tmpfs
 from .paths import MIB
 from .preflight import ha_masked, resource_ids
@@ -29,7 +31,7 @@ from .rows import is_member
 from .save import save, saved_text
 from .show import last_written
 from .status import changed_paths, newest_change, write_metrics
-from .system import log, node_name, notify, utc
+from .system import log, notify, utc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from ..base.units import UNKNOWN, bytes_text, duration_text, number_text
 from ..corosync import probe_members
 from ..disk import block_writes
 from ..pmxcfs import pve_file
-from ..pmxcfs.daemon_mode import NOT_MET
+from ..pmxcfs.mount import NOT_MET
 from . import pmxcfs_writes
 
 MIB = 1 << 20
