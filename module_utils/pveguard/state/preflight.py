@@ -23,7 +23,7 @@ from .rows import (
     content_of,
     guest_lock,
     is_member,
-    is_tombstone,
+    is_placeholder,
     read_rows,
     root_version,
 )
@@ -134,9 +134,9 @@ def preflight(paths, config, args):
             f"{paths.live} is a mount of its own ({mount[1]} from {mount[2]}); unmount it and move its "
             "content to the directory first"
         )
-    if is_tombstone(paths.live_db):
+    if is_placeholder(paths.live_db):
         refusals.append(
-            f"{paths.live_db} is the tombstone of RAM state, but it is not mounted; see 'pve-state status'"
+            f"{paths.live_db} is the placeholder of RAM state, but it is not mounted; see 'pve-state status'"
         )
     elif not os.path.exists(paths.live_db):
         refusals.append(f"{paths.live_db} does not exist; start pve-cluster once")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Rows = dict[int, Row]
 
 DIRECTORY, FILE = 4, 8
-TOMBSTONE_MARK = b"This is not a database."
+PLACEHOLDER_MARK = b"This is not a database."
 # Of the daemon's database.
 PAGE = 4096
 # The daemon takes a folder of nodes/ for a node's, and a file in it for a guest's, only with such names.
@@ -272,7 +272,7 @@ def verify_database(path, member=False, sound=True):
     """
     try:
         with open(path, "rb") as handle:
-            head = handle.read(len(TOMBSTONE_MARK) + 16)
+            head = handle.read(len(PLACEHOLDER_MARK) + 16)
     except OSError as error:
         return [f"{path}: {error.strerror}"], {}
     if not head and size_of(path + "-wal") == 0:
@@ -373,17 +373,17 @@ def plain_copy(connection, target):
     fsync_path(target)
 
 
-def is_tombstone(path):
+def is_placeholder(path):
     try:
         with open(path, "rb") as handle:
-            return handle.read(len(TOMBSTONE_MARK)) == TOMBSTONE_MARK
+            return handle.read(len(PLACEHOLDER_MARK)) == PLACEHOLDER_MARK
     except OSError:
         return False
 
 
-def tombstone_text():
+def placeholder_text():
     return (
-        TOMBSTONE_MARK
+        PLACEHOLDER_MARK
         + b"""
 The state of Proxmox's cluster file system lies in RAM on this node, and this file stands where the database
 would be.
