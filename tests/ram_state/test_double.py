@@ -315,7 +315,7 @@ def test_a_restore_on_which_the_daemon_does_not_start_is_undone(ram: RamNode) ->
     assert ram.tree() == before and ram.ps("status")["state"] == "enabled"
 
 
-def test_the_tombstone_stops_a_real_daemon_and_names_the_way_out(ram: RamNode) -> None:
+def test_the_placeholder_stops_a_real_daemon_and_names_the_way_out(ram: RamNode) -> None:
     ram.ps("enable")
     before = ram.tree()
     ram.power_cut()

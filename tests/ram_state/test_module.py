@@ -199,7 +199,7 @@ def test_a_failed_switch_leaves_no_file_behind(fake: Fake) -> None:
         (None, "active", True),
     ],
 )
-def test_the_program_stays_while_the_dead_mans_switch_needs_it(
+def test_the_program_stays_while_the_rollback_timer_needs_it(
     fake: Fake, switch: dict[str, Any] | None, unit: str, kept: bool
 ) -> None:
     if switch is not None:

@@ -106,7 +106,7 @@ def test_what_was_never_set_up_or_half() -> None:
     found, told = looked({}, set_up=False)
     assert found.fix == "pve-state disable" == finding(told, "state-not-set-up").code
     found, told = looked({"mounted": False}, set_up=False, placeholder=True)
-    assert found.state == "failed" and "tombstone" in found.reason and finding(told, "state-placeholder")
+    assert found.state == "failed" and "placeholder" in found.reason and finding(told, "state-placeholder")
 
 
 @pytest.mark.parametrize(("unit", "status"), [(STATE_UNIT, {}), (PVE_CLUSTER, {"daemon_running": False}), (WATCH_UNIT, {})])

@@ -34,12 +34,14 @@ def test_to_ram_and_back(ps: ModuleType, node: Node, capsys: pytest.CaptureFixtu
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["changed"] and result["downtime_seconds"] >= 0 and result["state"] == "enabled"
     assert node.ram and config_rows(node) == before and node.w.version == version
-    assert ps.is_tombstone(str(node.beneath / "config.db"))
+    assert ps.is_placeholder(str(node.beneath / "config.db"))
     assert (node.beneath / "config.db").read_text().count("pve-state")
     assert not list(node.beneath.glob("config.db-*"))
     assert (Path(node.paths.backup) / "config-1.sql.gz").read_bytes() == b"dump"
-    assert ["systemctl", "stop", f"{ps.DEAD_MAN}.timer"] in node.calls
-    armed = next(call for call in node.calls if f"--unit={ps.DEAD_MAN}" in call)
+    for unit in (ps.ROLLBACK_UNIT, "pveguard-dead-man"):
+        # What a former version armed is disarmed as well.
+        assert ["systemctl", "stop", f"{unit}.timer"] in node.calls
+    armed = next(call for call in node.calls if f"--unit={ps.ROLLBACK_UNIT}" in call)
     assert f"--on-active={2 * int(node.config.deadline)}" in armed
 
     capsys.readouterr()
@@ -416,7 +418,7 @@ def test_a_failed_disable_with_the_ram_still_there_drops_the_staged_copy(
 def test_a_database_beneath_the_mount_that_ram_state_outlived_is_not_stock(
     ps: ModuleType, ram_node: Node
 ) -> None:
-    """Power failed between the drop-in and the tombstone, and RAM state ran over the old database since."""
+    """Power failed between the drop-in and the placeholder, and RAM state ran over the old database since."""
     live = ps.open_live(ram_node.paths)
     ps.plain_copy(live, str(ram_node.beneath / "config.db"))
     live.close()

@@ -160,7 +160,7 @@ def enable(options: Options, check: bool = False, run: Run = real_run, ask: Ask 
 
 
 def _over(run: Run) -> bool:
-    """Whether nothing of a switch-over goes on: the unit ended, and the dead man's switch needs no program."""
+    """Whether nothing of a switch-over goes on: the unit ended, and the rollback timer needs no program."""
     shown = run(["systemctl", "show", "pveguard-enable.service", "-p", "ActiveState"], timeout=60)
     if shown.stdout.strip().rpartition("=")[2] in ("active", "activating", "deactivating", "reloading"):
         return False

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def cmd_rollback(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
-    """What the dead man's switch runs: stock, from wherever a switch-over was left; after a restore the former state."""
+    """What the rollback timer runs: stock, from wherever a switch-over was left; after a restore the former state."""
     switch = read_json(paths.switch_file)
     if switch.get("done"):
         return {"changed": False, "message": "no switch-over is under way"}

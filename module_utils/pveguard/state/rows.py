@@ -30,7 +30,7 @@ from .exits import Damaged
 from .files import fsync_path, read_text, remove_database, size_of
 from .system import printable
 
-TOMBSTONE_MARK = b"This is not a database."
+PLACEHOLDER_MARK = b"This is not a database."
 # Of the daemon's database.
 PAGE = 4096
 NO_FILE = "it holds no file at all"
@@ -202,7 +202,7 @@ def verify_database(path, member=False, sound=True):
     """
     try:
         with open(path, "rb") as handle:
-            head = handle.read(len(TOMBSTONE_MARK) + 16)
+            head = handle.read(len(PLACEHOLDER_MARK) + 16)
     except OSError as error:
         return [f"{path}: {error.strerror}"], {}
     if not head and size_of(path + "-wal") == 0:
@@ -271,17 +271,17 @@ def plain_copy(connection, target):
     fsync_path(target)
 
 
-def is_tombstone(path):
+def is_placeholder(path):
     try:
         with open(path, "rb") as handle:
-            return handle.read(len(TOMBSTONE_MARK)) == TOMBSTONE_MARK
+            return handle.read(len(PLACEHOLDER_MARK)) == PLACEHOLDER_MARK
     except OSError:
         return False
 
 
-def tombstone_text():
+def placeholder_text():
     return (
-        TOMBSTONE_MARK
+        PLACEHOLDER_MARK
         + b"""
 The state of Proxmox's cluster file system lies in RAM on this node, and this file stands where the database
 would be.

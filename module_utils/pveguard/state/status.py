@@ -38,7 +38,7 @@ from .rows import (
     check_connection,
     in_memory,
     is_member,
-    is_tombstone,
+    is_placeholder,
     verify_database,
 )
 from .show import last_written
@@ -288,7 +288,7 @@ def _status_health(
     found = status_findings.health(
         status,
         set_up=set_up,
-        placeholder=not set_up and not ours and is_tombstone(paths.live_db),
+        placeholder=not set_up and not ours and is_placeholder(paths.live_db),
         active={unit: state[0] for unit, state in units.items()},
         starting=[unit for unit, state in units.items() if state[1]],
         switch=read_json(paths.switch_file),

@@ -229,7 +229,7 @@ def health(
         if mounted:
             return _failed(NOT_SET_UP, "the RAM file system is mounted but pve-cluster is not set up for it")
         if placeholder:
-            return _failed(PLACEHOLDER, f"{live}/config.db is the tombstone, and nothing is set up to mount RAM")
+            return _failed(PLACEHOLDER, f"{live}/config.db is the placeholder, and nothing is set up to mount RAM")
         return Health("disabled")
     unknown_schema = bool(rescue) and rescue["kind"] == "schema"
     error = (status["restore"] or {}).get("error")
