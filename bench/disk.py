@@ -98,7 +98,7 @@ def problems(store: Path) -> list[str]:
 
 
 def verify(database: Path) -> list[str]:
-    """Problems of a database with its log, which is folded in first, on this copy."""
+    """Problems of a database with its log, which is checkpointed first, on this copy."""
     try:
         connection = sqlite3.connect(database)
         try:

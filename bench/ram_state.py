@@ -83,7 +83,7 @@ class Sizes:
         self.burst_bytes = MIB // 4 if quick else MIB
         self.burst = 1.0 if quick else 3.9
         self.write_back = not quick  # wait for the kernel's write-back, half a minute
-        self.fold_in = not quick  # wait for the log to be folded in, a minute
+        self.checkpoint = not quick  # wait for a checkpoint of the log, a minute
         self.restores = 1 if quick else 3
         self.filesystems = ("ext4",) if quick else ("ext4", "btrfs", "zfs", "lvm-thin")
 
@@ -190,11 +190,11 @@ class Bench:
                 self.say("loss with many rows")
                 found = [(rows, w.loss(3, self.sizes.busy / 3)) for rows, w in zip(self.sizes.rows, more, strict=True)]
                 ours["worst_loss_seconds_by_rows"] = {str(rows): round(loss["busy"], 2) for rows, loss in found}
-            if self.sizes.fold_in:
-                self.say("the log is folded in")
+            if self.sizes.checkpoint:
+                self.say("the log is checkpointed")
                 for watcher in watchers:
                     if watcher in subjects:
-                        self.result(watcher)["fold_in_device_bytes"] = watcher.folded() - saved[watcher]
+                        self.result(watcher)["checkpoint_device_bytes"] = watcher.folded() - saved[watcher]
         for subject in subjects:
             if not isinstance(subject, Ours):
                 self.result(subject).update(watcher_cpu_percent=0.0, watcher_rss_mib=0.0)

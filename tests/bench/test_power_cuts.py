@@ -237,7 +237,7 @@ def test_a_store_is_read_from_a_disk_image(tmp_path: Path) -> None:
 
 def test_a_damaged_replica_is_a_problem(tmp_path: Path) -> None:
     copied = store(tmp_path / "live/state", after("d", 80))
-    disk.verify(copied / "config.db")  # folds the log in
+    disk.verify(copied / "config.db")  # checkpoints the log
     data = bytearray((copied / "config.db").read_bytes())
     data[4096:4196] = b"\xff" * 100  # the head of a page
     (copied / "config.db").write_bytes(data)

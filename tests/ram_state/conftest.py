@@ -349,7 +349,7 @@ def ram_node(node: Node) -> Node:
     node.start_daemon()
     fill(node.w)
     prepare_files(node)
-    assert node.command("adopt", "--json", "--connection", "") == 0
+    assert node.command("enable", "--json", "--connection", "") == 0
     return node
 
 

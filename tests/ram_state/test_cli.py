@@ -50,7 +50,7 @@ def test_help_of_the_program(
     text = capsys.readouterr().out
     assert [row for row in text.splitlines() if len(row) > 80] == []
     known = {name for action in ps.parser()._actions if action.choices for name in action.choices}
-    assert set(COMMANDS) == known - {"enable"}
+    assert set(COMMANDS) == known - {"retire"}
     for name in COMMANDS:
         assert re.search(rf"^  {name} +\S", text, re.MULTILINE)
     codes = {value for key, value in ps.names().items() if key.startswith("EXIT_") and isinstance(value, int)}
@@ -78,7 +78,7 @@ def test_one_json_object_and_an_exit_code_that_the_help_knows(
 ) -> None:
     node = ram_node
     if state == "stock":
-        assert node.command("retire", "--json", "--connection", "") == 0
+        assert node.command("disable", "--json", "--connection", "") == 0
     elif state == "cut":
         node.power_cut()
     elif state == "bad settings":
@@ -92,8 +92,8 @@ def test_one_json_object_and_an_exit_code_that_the_help_knows(
         "show": ["latest"],
         "restore-file": ["latest", "storage.cfg", "--yes"],
         "restore": ["--generation", "latest", "--no-start"],
-        "adopt": ["--connection", ""],
-        "retire": ["--connection", ""],
+        "enable": ["--connection", ""],
+        "disable": ["--connection", ""],
         "preflight": ["--connection", ""],
         "check-login": ["--connection", ""],
     }
@@ -113,7 +113,7 @@ def test_one_json_object_and_an_exit_code_that_the_help_knows(
         if code == ps.EXIT_USAGE:
             assert state == "bad settings" and "state.json" in answer["error"]
     if state == "bad settings":
-        lenient = {"status", "list", "verify", "retire", "rollback"}
+        lenient = {"status", "list", "verify", "disable", "rollback"}
         assert {name for name, code in codes.items() if code != ps.EXIT_USAGE} == lenient
 
 

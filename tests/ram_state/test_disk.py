@@ -112,10 +112,10 @@ def live_through(disk: Disk, place: Place, alone: bool) -> list[tuple[int, Rows]
         ps.save(store, exact=True, **{"checkpoint": False, **options})
         saved.append((disk.count, place.state(writer.rows())))
 
-    def fold_in() -> None:
+    def checkpoint() -> None:
         with ps.store_lock(paths):
             if alone:
-                store.fold_in()
+                store.restart_log()
             else:
                 store.checkpoint()
 
@@ -123,12 +123,12 @@ def live_through(disk: Disk, place: Place, alone: bool) -> list[tuple[int, Rows]
     for size in (1024, 1030, 9000):
         writer.write("nodes/pve1/qemu-server/100.conf", b"x" * size)
         save()
-    fold_in()
+    checkpoint()
     writer.write("priv/big", os.urandom(150_000))
     save()
     writer.delete("user.cfg")
     save()
-    fold_in()
+    checkpoint()
     writer.write("corosync.conf", b"totem {\n config_version: 1\n}\n")
     save()
     old = writer.rows()

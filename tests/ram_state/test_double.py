@@ -181,10 +181,10 @@ def test_the_whole_way(ram: RamNode) -> None:
     before = ram.tree()
     found = ram.ps("preflight")
     assert found["refusals"] == [] and found["login"]["independent"]
-    done = ram.ps("adopt")
+    done = ram.ps("enable")
     assert done["changed"] and done["state"] == "enabled" and done["downtime_seconds"] > 0
     assert ram.tree() == before
-    assert ram.ps("adopt")["changed"] is False
+    assert ram.ps("enable")["changed"] is False
 
     # Changes reach the replica within the RPO; heartbeats and locks do not.
     node.sh(
@@ -226,7 +226,7 @@ def test_the_whole_way(ram: RamNode) -> None:
 
     # And back.
     before = ram.tree()
-    done = ram.ps("retire")
+    done = ram.ps("disable")
     assert done["changed"] and done["source"] == "ram"
     assert ram.tree() == before
     assert node.run("mountpoint", "-q", "/var/lib/pve-cluster").returncode != 0
@@ -236,7 +236,7 @@ def test_the_whole_way(ram: RamNode) -> None:
 
 def test_one_file_through_the_real_file_system(ram: RamNode) -> None:
     node = ram.node
-    ram.ps("adopt")
+    ram.ps("enable")
     node.sh(
         "mkdir -p /etc/pve/priv /etc/pve/firewall; echo key > /etc/pve/priv/a; echo rule > /etc/pve/firewall/a.fw"
     )
@@ -265,7 +265,7 @@ def test_one_file_through_the_real_file_system(ram: RamNode) -> None:
 
 
 def test_a_damaged_replica_fails_closed_and_one_command_fixes_it(ram: RamNode) -> None:
-    ram.ps("adopt")
+    ram.ps("enable")
     before = ram.tree()
     ram.power_cut()
     ram.node.sh(
@@ -315,8 +315,8 @@ def test_a_restore_on_which_the_daemon_does_not_start_is_undone(ram: RamNode) ->
     assert ram.tree() == before and ram.ps("status")["state"] == "enabled"
 
 
-def test_the_tombstone_stops_a_real_daemon_and_names_the_way_out(ram: RamNode) -> None:
-    ram.ps("adopt")
+def test_the_placeholder_stops_a_real_daemon_and_names_the_way_out(ram: RamNode) -> None:
+    ram.ps("enable")
     before = ram.tree()
     ram.power_cut()
     done = ram.node.try_start()
@@ -330,7 +330,7 @@ def test_the_tombstone_stops_a_real_daemon_and_names_the_way_out(ram: RamNode) -
 
 
 def test_a_join_in_the_steps_of_pvecm_is_not_undone(ram: RamNode) -> None:
-    ram.ps("adopt")
+    ram.ps("enable")
     node = ram.node
     ram.systemctl("stop", "pve-cluster.service")
     # The watcher let go, and a plain file is left: this is what makes the removal safe.
@@ -365,7 +365,7 @@ def test_a_switch_that_fails_for_real_puts_stock_back(ram: RamNode, broken: str)
     else:
         text = text.replace("    PATH=/run/bin", "    [ ! -e $DROP ] || exit 1\n    PATH=/run/bin")
     script.write_text(text)
-    assert "stock was put back" in ram.ps("adopt", rc=8)["error"]
+    assert "stock was put back" in ram.ps("enable", rc=8)["error"]
     assert ram.tree() == before
     assert not (ram.node.root / "etc/systemd/system/pve-cluster.service.d/pveguard.conf").exists()
     assert ram.node.sh("cat /etc/pve/storage.cfg") == "x\n"
@@ -385,7 +385,7 @@ def test_the_exits_by_hand(ram: RamNode) -> None:
         )
     )
     for line in lines:
-        ram.ps("adopt")
+        ram.ps("enable")
         ram.node.sh("date +%N > /etc/pve/user.cfg")
         ram.wait_saved()
         before = ram.tree()
@@ -418,7 +418,7 @@ def test_a_member_whose_corosync_has_not_run(ram: RamNode) -> None:
     without_its_corosync(ram)
     version = node.version()
     assert ram.ps("preflight", rc=3)["refusals"] == [f"{NOT_MET}; see 'systemctl status corosync'"]
-    assert NOT_MET in ram.ps("adopt", rc=3)["error"]
+    assert NOT_MET in ram.ps("enable", rc=3)["error"]
     assert NOT_MET in ram.ps("restore-file", before, "storage.cfg", "--yes", rc=3)["error"]
     assert NOT_MET in ram.ps("restore", "--resync", "--check", rc=3)["refusals"][0]
     assert node.version() == version and (node.pve / "storage.cfg").read_text() == "new\n"
@@ -426,7 +426,7 @@ def test_a_member_whose_corosync_has_not_run(ram: RamNode) -> None:
 
 def test_a_member_in_ram_whose_corosync_has_not_run(ram: RamNode) -> None:
     """Its metrics tell it, and it goes back to disk only when that is asked for twice, without a wait for quorum."""
-    assert ram.ps("adopt")["changed"]
+    assert ram.ps("enable")["changed"]
     without_its_corosync(ram)
     before = ram.tree()
 
@@ -435,6 +435,6 @@ def test_a_member_in_ram_whose_corosync_has_not_run(ram: RamNode) -> None:
         return re.findall(r"^pveguard_state_quorate (\d)", text, re.MULTILINE)
 
     harness.wait_for("the metrics", lambda: told() == ["0"])
-    assert NOT_MET in ram.ps("retire", rc=3)["error"]
-    assert ram.ps("retire", "--allow-offline-members")["changed"]
+    assert NOT_MET in ram.ps("disable", rc=3)["error"]
+    assert ram.ps("disable", "--allow-offline-members")["changed"]
     assert ram.ps("status")["met_corosync"] is False and ram.tree() == before

@@ -42,7 +42,7 @@ def test_a_locked_guest_of_this_node_refuses_the_switch(
 ) -> None:
     started.w.write("nodes/pve1/qemu-server/7.conf", b"lock: backup\nname: x\n")
     capsys.readouterr()
-    assert started.command("adopt", "--json", "--connection", "") == ps.EXIT_REFUSED
+    assert started.command("enable", "--json", "--connection", "") == ps.EXIT_REFUSED
     assert "nodes/pve1/qemu-server/7.conf is locked (backup)" in json.loads(capsys.readouterr().out)["error"]
     assert not Path(started.paths.drop_in).exists()
 
@@ -67,7 +67,7 @@ def test_a_generation_is_of_the_node_and_its_links_are_known(
     ps: ModuleType, started: Node, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started.w.write("nodes/pve1/lxc/101.conf", b"arch: amd64\n")
-    assert started.command("adopt", "--json", "--connection", "") == 0
+    assert started.command("enable", "--json", "--connection", "") == 0
     manifests = [json.loads(path.read_text()) for path in Path(started.paths.generations).glob("*.json")]
     assert {each["node"] for each in manifests} == {"pve1"}
     assert ps.config_path(started.paths, "lxc/101.conf") == "nodes/pve1/lxc/101.conf"

@@ -197,7 +197,7 @@ def test_restarts_of_the_watcher_and_commands_under_writes(node: Any) -> None:
     ram = RamNode(node)
     node.start()
     (node.pve / "storage.cfg").write_text("dir: local\n")
-    ram.ps("adopt")
+    ram.ps("enable")
     node.pid_of_daemon = pid = int((node.root / "run/pve-cluster.pid").read_text())
     begin(node)
     watcher = node.root / "run/watch.pid"

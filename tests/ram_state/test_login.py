@@ -138,11 +138,11 @@ def test_enable_refuses_without_the_fallback_and_adds_it_with_it(ps: ModuleType,
 
     fill(ssh_node.w)
     prepare_files(ssh_node)
-    assert ssh_node.command("adopt", "--json", "--connection", CONNECTION) == ps.EXIT_REFUSED
+    assert ssh_node.command("enable", "--json", "--connection", CONNECTION) == ps.EXIT_REFUSED
     assert ssh_node.writer is not None and not ssh_node.drop_in
-    assert ssh_node.command("adopt", "--json", "--connection", CONNECTION, "--login-fallback") == 0
+    assert ssh_node.command("enable", "--json", "--connection", CONNECTION, "--login-fallback") == 0
     assert (ssh_node.root / "root/.ssh/authorized_keys2").exists()
-    assert ssh_node.command("retire", "--json", "--connection", CONNECTION) == 0
+    assert ssh_node.command("disable", "--json", "--connection", CONNECTION) == 0
     assert not (ssh_node.root / "root/.ssh/authorized_keys2").exists()
 
 

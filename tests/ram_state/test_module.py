@@ -112,7 +112,7 @@ def test_first_run_second_run_and_back(fake: Fake) -> None:
     assert done["changed"] and done["downtime_seconds"] == 3.5
     assert [c.path for c in predicted["files"]] == [c.path for c in done["files"]]
     call = fake.argv[-1]
-    assert call[:3] == ["pveguard-enable", ram_state.PVE_STATE.command, "adopt"]
+    assert call[:3] == ["pveguard-enable", ram_state.PVE_STATE.command, "enable"]
     assert (
         call[call.index("--connection") + 1] == "c"
         and "--login-fallback" in call
@@ -139,7 +139,7 @@ def test_first_run_second_run_and_back(fake: Fake) -> None:
     done = ram_state.disable(options(), run=fake.run, ask=fake.ask)
     assert done["changed"] and {c.path for c in back["files"]} == {c.path for c in done["files"]}
     assert fake.files() == {}
-    assert fake.argv[-2][:3] == ["pveguard-retire", ram_state.PVE_STATE.command, "retire"]
+    assert fake.argv[-2][:3] == ["pveguard-disable", ram_state.PVE_STATE.command, "disable"]
     assert not ram_state.disable(options(), run=fake.run, ask=fake.ask)["changed"]
 
 
@@ -160,7 +160,7 @@ def test_the_way_back_does_not_depend_on_what_is_installed(fake: Fake, damage: s
 def test_the_way_past_offline_members_is_handed_on(fake: Fake) -> None:
     ram_state.enable(options(allow_offline_members=True), run=fake.run, ask=fake.ask)
     ram_state.disable(options(allow_offline_members=True), run=fake.run, ask=fake.ask)
-    for command in ("preflight", "adopt", "retire"):
+    for command in ("preflight", "enable", "disable"):
         assert "--allow-offline-members" in next(a for a in fake.argv if command in a)
 
 
@@ -199,7 +199,7 @@ def test_a_failed_switch_leaves_no_file_behind(fake: Fake) -> None:
         (None, "active", True),
     ],
 )
-def test_the_program_stays_while_the_dead_mans_switch_needs_it(
+def test_the_program_stays_while_the_rollback_timer_needs_it(
     fake: Fake, switch: dict[str, Any] | None, unit: str, kept: bool
 ) -> None:
     if switch is not None:

@@ -198,7 +198,7 @@ class Life:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_random_history_cut_at_random(program: Any, ram: RamNode, stalls: Stalls, seed: int) -> None:  # noqa: F811
-    ram.ps("adopt")
+    ram.ps("enable")
     observer = Observer(program, ram, stalls)
     life = Life(observer, seed)
     observer.quiet()
@@ -259,7 +259,7 @@ def test_a_leader_that_has_diverged(program: Any, three: Cluster, stalls: Stalls
         harness.wait_for("quorum", node.writable)
     three[1].sh("mkdir -p /etc/pve/nodes/pve1; echo x > /etc/pve/storage.cfg; echo u > /etc/pve/user.cfg")
     harness.wait_for("equal members", three.equal)
-    one.ps("adopt", "--allow-offline-members")
+    one.ps("enable", "--allow-offline-members")
     harness.wait_for("quorum", three[1].writable)
     observer = Observer(program, one, stalls)
     observer.quiet()

@@ -272,19 +272,19 @@ def test_the_watchers_store_overwrites_its_log_in_place(ps: ModuleType, node: No
             node.w.write("datacenter.cfg", b"%d" % (turn * 5 + i) * 100)
             save(ps, node.paths, node.config, store, checkpoint=False)
         with ps.store_lock(node.paths):
-            store.fold_in()
+            store.restart_log()
         assert store_files(node) == files
         assert os.path.getsize(node.paths.replica + "-wal") == length
     assert without(node.w.rows(), node.config.noise.matches) == table(Path(node.paths.replica))
 
 
-def test_a_folded_replica_is_whole_without_its_log(ps: ModuleType, node: Node, tmp_path: Path) -> None:
+def test_a_checkpointed_replica_is_whole_without_its_log(ps: ModuleType, node: Node, tmp_path: Path) -> None:
     node.start_daemon()
     fill(node.w)
     store = ps.Store(node.paths, node.config, alone=True)
     save(ps, node.paths, node.config, store, checkpoint=False)
     with ps.store_lock(node.paths):
-        store.fold_in()
+        store.restart_log()
     (tmp_path / "alone.db").write_bytes(Path(node.paths.replica).read_bytes())
     assert table(tmp_path / "alone.db") == without(node.w.rows(), node.config.noise.matches)
 
@@ -388,7 +388,7 @@ while True:
     turn += 1
     if alone and turn % 3 == 0:
         with files.store_lock(paths):
-            store.fold_in()
+            store.restart_log()
 """
 
 

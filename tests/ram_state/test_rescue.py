@@ -387,11 +387,11 @@ def test_the_way_back_to_disk_does_not_leave_it_behind(
     clock.run(3)
     served = config_rows(ram_node)
     capsys.readouterr()
-    assert ram_node.command("retire", "--json", "--connection", "") == ps.EXIT_REFUSED
+    assert ram_node.command("disable", "--json", "--connection", "") == ps.EXIT_REFUSED
     assert "left behind" in json.loads(capsys.readouterr().out)["error"]
     assert ram_node.writer is not None and ram_node.ram
     # Even where it is forced.
-    ram_node.command("retire", "--json", "--connection", "", "--force")
+    ram_node.command("disable", "--json", "--connection", "", "--force")
     kept = [left(Path(p)) for p in Path(ram_node.paths.rescue).rglob("*.db")]
     assert served in [config_rows(ram_node, rows) for rows in kept]
 
@@ -496,7 +496,7 @@ def test_a_state_that_goes_bad_after_the_checks_of_the_way_back(
     empty(ram_node)
     served = config_rows(ram_node)
     capsys.readouterr()
-    assert ram_node.command("retire", "--json", "--connection", "") == ps.EXIT_SWITCH
+    assert ram_node.command("disable", "--json", "--connection", "") == ps.EXIT_SWITCH
     assert "rescue" in json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
     assert ram_node.ram and config_rows(ram_node) == served and rescued(ram_node) == served
     assert ram_node.command("rollback", "--json") == 0

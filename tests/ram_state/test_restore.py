@@ -165,12 +165,12 @@ def test_stale_logs_beside_the_restored_file_are_removed_first(ps: ModuleType, r
     assert rows_of(ram_node) == before
 
 
-def test_a_missing_mount_fails_closed_and_the_tombstone_stops_the_daemon(
+def test_a_missing_mount_fails_closed_and_the_placeholder_stops_the_daemon(
     ps: ModuleType, ram_node: Node
 ) -> None:
     ram_node.power_cut()
     assert ram_node.command("restore", "--json") == ps.EXIT_RESTORE
-    assert ps.is_tombstone(ram_node.paths.live_db)
+    assert ps.is_placeholder(ram_node.paths.live_db)
     assert not ram_node.start_daemon()
     replica = Path(ram_node.paths.replica).read_bytes()
     assert ram_node.command("save", "--json") == ps.EXIT_REFUSED

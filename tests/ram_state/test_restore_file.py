@@ -384,8 +384,8 @@ def test_stdout_is_the_file_and_nothing_else(ps: ModuleType, pve: Pve) -> None:
 
 
 def test_without_ram_state_the_former_content_is_kept_too(ps: ModuleType, pve: Pve) -> None:
-    assert pve.node.command("retire", "--json", "--connection", "") == 0
-    name = next(g.name for g in ps.generations(pve.node.paths) if g.manifest["reason"] != "retire")
+    assert pve.node.command("disable", "--json", "--connection", "") == 0
+    name = next(g.name for g in ps.generations(pve.node.paths) if g.manifest["reason"] != "disable")
     result = pve(name, "storage.cfg", "--yes")
     assert result["changed"] and ps.find_generation(pve.node.paths, result["kept"]).problems() == []
     # Nothing that looks like a current replica is made.

@@ -25,7 +25,7 @@ from .test_double import RamNode, members_in_ram  # noqa: E402
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
-#: Runs a unit at once, as if it had ended before anybody asked; the timer of the dead man's switch never fires.
+#: Runs a unit at once, as if it had ended before anybody asked; the timer of the rollback timer never fires.
 SYSTEMD_RUN = """#!/bin/bash
 case "$*" in *--unit=pveguard-restore*) ;; *) exit 0 ;; esac
 while [ "$1" != -- ]; do shift; done

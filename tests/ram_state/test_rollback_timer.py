@@ -19,8 +19,8 @@ import os, sys
 sys.argv = [sys.argv[1]]
 sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))
 from pveguard.state.paths import Paths
-from pveguard.state.switch import arm_dead_man
-arm_dead_man(Paths(), 30)
+from pveguard.state.switch import arm_rollback_timer
+arm_rollback_timer(Paths(), 30)
 """
 
 

@@ -106,7 +106,7 @@ def test_everything_saved(
         r"^last save      \d{4}-.* \([0-9]+ since \d{4}-",
         r"^lag            0 s, 0 versions \(live (\d+), saved \1\)$",
         r"^generations    2: 2 verified:$",
-        r"^  \S+-adopt  lineage 1  version \d+  standalone  \d{4}-\S+  good$",
+        r"^  \S+-enable  lineage 1  version \d+  standalone  \d{4}-\S+  good$",
         r"^would restore  the replica, version \d+: passes verification$",
         r"^if power failed now you would lose: nothing$",
     ):
@@ -594,10 +594,10 @@ def test_the_command_prints_the_same_names(
     assert watched.node.command("status", "--prometheus", "--json") == ps.EXIT_USAGE
 
 
-def test_metrics_of_a_node_on_disk_and_after_retire(
+def test_metrics_of_a_node_on_disk_and_after_disable(
     ps: ModuleType, ram_node: Node, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert ram_node.command("retire", "--json", "--connection", "") == 0
+    assert ram_node.command("disable", "--json", "--connection", "") == 0
     told = parse(Path(ram_node.paths.metrics).read_text())
     assert (told["enabled"], told["healthy"], told["mounted"], told["ready"]) == (0, 1, 0, 0)
     assert parse(screen(ram_node, capsys, "--prometheus"))["enabled"] == 0

@@ -59,7 +59,7 @@ BROKEN: list[tuple[str, dict[str, Any], dict[str, Any], str, str]] = [
     ("state-watcher-down", {}, NO_WATCHER, "is failed: changes are not saved", START_WATCHER),
     ("state-rescue-kept", {"rescue": RESCUE}, {}, "beside the replica only: it was emptied", "mend what is named there"),
     ("state-save-fails", {"watch_error": "not saved: no space"}, {}, "not saved: no space", JOURNAL),
-    ("state-switch-left", {}, {"switch": {"kind": "adopt"}}, "a switch-over (adopt)", "pve-state rollback"),
+    ("state-switch-left", {}, {"switch": {"kind": "enable"}}, "a switch-over (enable)", "pve-state rollback"),
 ]
 
 
@@ -104,9 +104,9 @@ def test_each_kind_of_failure_by_its_id() -> None:
 
 def test_what_was_never_set_up_or_half() -> None:
     found, told = looked({}, set_up=False)
-    assert found.fix == "pve-state retire" == finding(told, "state-not-set-up").code
+    assert found.fix == "pve-state disable" == finding(told, "state-not-set-up").code
     found, told = looked({"mounted": False}, set_up=False, placeholder=True)
-    assert found.state == "failed" and "tombstone" in found.reason and finding(told, "state-placeholder")
+    assert found.state == "failed" and "placeholder" in found.reason and finding(told, "state-placeholder")
 
 
 @pytest.mark.parametrize(("unit", "status"), [(STATE_UNIT, {}), (PVE_CLUSTER, {"daemon_running": False}), (WATCH_UNIT, {})])

@@ -30,21 +30,23 @@ def test_to_ram_and_back(ps: ModuleType, node: Node, capsys: pytest.CaptureFixtu
     before = config_rows(node)
     version = node.w.version
     capsys.readouterr()
-    assert node.command("adopt", "--json", "--connection", "") == 0
+    assert node.command("enable", "--json", "--connection", "") == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["changed"] and result["downtime_seconds"] >= 0 and result["state"] == "enabled"
     assert node.ram and config_rows(node) == before and node.w.version == version
-    assert ps.is_tombstone(str(node.beneath / "config.db"))
+    assert ps.is_placeholder(str(node.beneath / "config.db"))
     assert (node.beneath / "config.db").read_text().count("pve-state")
     assert not list(node.beneath.glob("config.db-*"))
     assert (Path(node.paths.backup) / "config-1.sql.gz").read_bytes() == b"dump"
-    assert ["systemctl", "stop", f"{ps.DEAD_MAN}.timer"] in node.calls
-    armed = next(call for call in node.calls if f"--unit={ps.DEAD_MAN}" in call)
+    for unit in (ps.ROLLBACK_UNIT, "pveguard-dead-man"):
+        # What a former version armed is disarmed as well.
+        assert ["systemctl", "stop", f"{unit}.timer"] in node.calls
+    armed = next(call for call in node.calls if f"--unit={ps.ROLLBACK_UNIT}" in call)
     assert f"--on-active={2 * int(node.config.deadline)}" in armed
 
     capsys.readouterr()
     calls = len(node.calls)
-    assert node.command("adopt", "--json", "--connection", "") == 0
+    assert node.command("enable", "--json", "--connection", "") == 0
     assert json.loads(capsys.readouterr().out)["changed"] is False
     assert not any("stop" in call for call in node.calls[calls:])
 
@@ -52,14 +54,14 @@ def test_to_ram_and_back(ps: ModuleType, node: Node, capsys: pytest.CaptureFixtu
     (Path(node.paths.backup) / "config-2.sql.gz").write_bytes(b"new")
     before = config_rows(node)
     capsys.readouterr()
-    assert node.command("retire", "--json", "--connection", "") == 0
+    assert node.command("disable", "--json", "--connection", "") == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["source"] == "ram" and not node.ram and not node.drop_in
     assert config_rows(node) == before and node.w is not None
     assert (node.live / "backup/config-2.sql.gz").read_bytes() == b"new"
     assert not os.path.exists(node.paths.replica)
     assert not ps.generations(node.paths)[0].problems()
-    assert node.command("retire", "--json", "--connection", "") == 0
+    assert node.command("disable", "--json", "--connection", "") == 0
 
 
 @pytest.mark.parametrize("cut", ["stop pve-cluster", "daemon-reload", "start pve-cluster", "show"])
@@ -83,7 +85,7 @@ def test_a_failed_switch_puts_stock_back(
         return real(argv, timeout)
 
     monkeypatch.setattr(ps, "run", once)
-    assert node.command("adopt", "--json", "--connection", "") == ps.EXIT_SWITCH
+    assert node.command("enable", "--json", "--connection", "") == ps.EXIT_SWITCH
     assert failures["n"] == 1
     assert node.writer is not None and not node.ram and not node.drop_in
     assert config_rows(node) == before
@@ -118,7 +120,7 @@ def test_a_failure_inside_any_step_puts_stock_back(
 
     monkeypatch.setattr(ps, "stop_daemon", stopping)
     monkeypatch.setattr(ps, step, fails_once_after_the_stop)
-    code = node.command("adopt", "--json", "--connection", "")
+    code = node.command("enable", "--json", "--connection", "")
     assert node.writer is not None
     assert config_rows(node) == before
     if code == 0:
@@ -161,7 +163,7 @@ def test_power_cut_during_the_switch_boots_with_everything(
             counted(name)
         patch.setattr(ps, "_undo", lambda p, c, error: (_ for _ in ()).throw(error))
         try:
-            node.command("adopt", "--json", "--connection", "")
+            node.command("enable", "--json", "--connection", "")
         except PowerCut:
             pass
     monkeypatch.undo()
@@ -183,7 +185,7 @@ def test_rollback_after_the_switching_process_died(ps: ModuleType, ram_node: Nod
     assert ram_node.command("rollback", "--json") == 0
 
 
-def test_retire_with_a_full_disk_goes_on_in_ram(
+def test_disable_with_a_full_disk_goes_on_in_ram(
     ps: ModuleType, ram_node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = config_rows(ram_node)
@@ -193,7 +195,7 @@ def test_retire_with_a_full_disk_goes_on_in_ram(
 
     with monkeypatch.context() as patch:
         patch.setattr(ps, "_put_disk", full)
-        assert ram_node.command("retire", "--json", "--connection", "") == ps.EXIT_SWITCH
+        assert ram_node.command("disable", "--json", "--connection", "") == ps.EXIT_SWITCH
     assert ram_node.writer is not None and ram_node.ram and config_rows(ram_node) == before
     assert ram_node.command("rollback", "--json") == 0
     assert not ram_node.ram and config_rows(ram_node) == before
@@ -202,7 +204,7 @@ def test_retire_with_a_full_disk_goes_on_in_ram(
 def test_the_store_alone_suffices_to_go_back(ps: ModuleType, ram_node: Node) -> None:
     before = config_rows(ram_node)
     ram_node.power_cut()
-    assert ram_node.command("retire", "--json", "--connection", "", "--force") == 0
+    assert ram_node.command("disable", "--json", "--connection", "", "--force") == 0
     assert ram_node.writer is not None and config_rows(ram_node) == before
 
 
@@ -256,7 +258,7 @@ def test_refusals_change_nothing(
         str(p) for p in node.root.rglob("*") if "/run" not in str(p) and "config.db-" not in str(p)
     )
     capsys.readouterr()
-    assert node.command("adopt", "--json", "--connection", "") == ps.EXIT_REFUSED
+    assert node.command("enable", "--json", "--connection", "") == ps.EXIT_REFUSED
     assert message in json.loads(capsys.readouterr().out)["error"]
     after = sorted(
         str(p) for p in node.root.rglob("*") if "/run" not in str(p) and "config.db-" not in str(p)
@@ -276,13 +278,13 @@ def test_an_offline_member_may_be_allowed_both_ways(
         nodelist={"pve1": {"id": 1, "online": 1}, "pve2": {"id": 2, "online": 0}},
     )
     allow = "--allow-offline-members"
-    assert node.command("adopt", "--json", "--connection", "", allow) == 0
+    assert node.command("enable", "--json", "--connection", "", allow) == 0
     calls = len(node.calls)
     capsys.readouterr()
-    assert node.command("retire", "--json", "--connection", "") == ps.EXIT_REFUSED
+    assert node.command("disable", "--json", "--connection", "") == ps.EXIT_REFUSED
     assert "ram_state_allow_offline_members" in json.loads(capsys.readouterr().out)["error"]
     assert node.ram and not any("stop" in call for call in node.calls[calls:])
-    assert node.command("retire", "--json", "--connection", "", allow) == 0
+    assert node.command("disable", "--json", "--connection", "", allow) == 0
     assert not node.ram
 
 
@@ -312,13 +314,13 @@ def test_a_running_task_is_seen(ps: ModuleType, node: Node) -> None:
     assert ps.running_tasks(node.paths.tasks) == [alive]
 
 
-@pytest.mark.parametrize("command", ["retire", "rollback"])
+@pytest.mark.parametrize("command", ["disable", "rollback"])
 def test_the_way_back_without_readable_settings(ps: ModuleType, ram_node: Node, command: str) -> None:
     before = config_rows(ram_node)
     Path(ram_node.paths.config).write_text("{")
     assert ram_node.command("save", "--json") == ps.EXIT_USAGE
-    ps.write_volatile(ram_node.paths.switch_file, {"kind": "retire"})
-    login = ["--connection", ""] if command == "retire" else []
+    ps.write_volatile(ram_node.paths.switch_file, {"kind": "disable"})
+    login = ["--connection", ""] if command == "disable" else []
     assert ram_node.command(command, "--json", *login) == 0
     assert not ram_node.ram and not ram_node.drop_in and config_rows(ram_node) == before
 
@@ -335,7 +337,7 @@ def test_locks_outlive_the_switch(
     config = config_rows(node)
     if damaged:
         monkeypatch.setattr(ps, "_same_but_noise", lambda *a: False)
-    assert node.command("adopt", "--json", "--connection", "") == 0
+    assert node.command("enable", "--json", "--connection", "") == 0
     assert node.ram and (table(node.live / "config.db") == before) is not damaged
     assert config_rows(node) == config
     assert not list(node.live.glob(".pveguard-restore[.-]*"))
@@ -346,7 +348,7 @@ def test_locks_outlive_the_switch(
 
 
 def test_a_stale_staged_copy_never_wins(ps: ModuleType, ram_node: Node) -> None:
-    """A retire that failed leaves one; RAM state goes on, and the next way back must take what is newer."""
+    """A way back that failed leaves one; RAM state goes on, and the next way back must take what is newer."""
     staged = Path(ram_node.paths.switch) / "stock.db"
 
     def stage() -> None:
@@ -360,7 +362,7 @@ def test_a_stale_staged_copy_never_wins(ps: ModuleType, ram_node: Node) -> None:
     assert ram_node.command("save", "--json") == 0
     before = config_rows(ram_node)
     ram_node.power_cut()
-    assert ram_node.command("retire", "--json", "--connection", "", "--force") == 0
+    assert ram_node.command("disable", "--json", "--connection", "", "--force") == 0
     assert config_rows(ram_node) == before and not staged.exists()
 
 
@@ -374,7 +376,7 @@ def test_a_newer_staged_copy_wins(ps: ModuleType, ram_node: Node, capsys: pytest
     before = config_rows(ram_node)
     ram_node.power_cut()
     capsys.readouterr()
-    assert ram_node.command("retire", "--json", "--connection", "", "--force") == 0
+    assert ram_node.command("disable", "--json", "--connection", "", "--force") == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["source"] == "staged"
     assert config_rows(ram_node) == before
 
@@ -397,7 +399,7 @@ def test_a_restore_drops_the_staged_copy(ps: ModuleType, ram_node: Node, saved: 
     assert kept == ([] if saved else [root])
 
 
-def test_a_failed_retire_with_the_ram_still_there_drops_the_staged_copy(
+def test_a_failed_disable_with_the_ram_still_there_drops_the_staged_copy(
     ps: ModuleType, ram_node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: Any, **__: Any) -> Any:
@@ -408,7 +410,7 @@ def test_a_failed_retire_with_the_ram_still_there_drops_the_staged_copy(
         patch.setattr(ps, "wait_for", fails)
         patch.setattr(ps, "stop_daemon", lambda *a: ram_node.stop_daemon())
         patch.setattr(ram_node, "unmount", lambda: None)
-        assert ram_node.command("retire", "--json", "--connection", "") == ps.EXIT_SWITCH
+        assert ram_node.command("disable", "--json", "--connection", "") == ps.EXIT_SWITCH
     assert ram_node.ram and ram_node.writer is not None and config_rows(ram_node) == before
     assert not (Path(ram_node.paths.switch) / "stock.db").exists()
 
@@ -416,7 +418,7 @@ def test_a_failed_retire_with_the_ram_still_there_drops_the_staged_copy(
 def test_a_database_beneath_the_mount_that_ram_state_outlived_is_not_stock(
     ps: ModuleType, ram_node: Node
 ) -> None:
-    """Power failed between the drop-in and the tombstone, and RAM state ran over the old database since."""
+    """Power failed between the drop-in and the placeholder, and RAM state ran over the old database since."""
     live = ps.open_live(ram_node.paths)
     ps.plain_copy(live, str(ram_node.beneath / "config.db"))
     live.close()
@@ -425,7 +427,7 @@ def test_a_database_beneath_the_mount_that_ram_state_outlived_is_not_stock(
     assert ram_node.command("save", "--json") == 0
     before = config_rows(ram_node)
     ram_node.power_cut()
-    assert ram_node.command("retire", "--json", "--connection", "", "--force") == 0
+    assert ram_node.command("disable", "--json", "--connection", "", "--force") == 0
     assert config_rows(ram_node) == before
     assert old in [g.manifest["root_version"] for g in ps.generations(ram_node.paths)]
 
@@ -437,21 +439,24 @@ def test_what_is_saved_after_a_way_back_is_newer_than_what_was_saved_before(
     for _ in range(2):
         ram_node.stop_daemon()
         assert ram_node.command("restore", "--generation", "latest", "--json") == 0
-    assert ram_node.command("retire", "--json", "--connection", "") == 0
+    assert ram_node.command("disable", "--json", "--connection", "") == 0
     ram_node.w.write("months-later", b"change")
     version = ram_node.w.version
     prepare_files(ram_node)
-    assert ram_node.command("adopt", "--json", "--connection", "") == 0
+    assert ram_node.command("enable", "--json", "--connection", "") == 0
     assert ps.find_generation(ram_node.paths, "latest").manifest["root_version"] == version
 
 
-def test_enable_is_another_name_of_adopt(ps: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_that_a_former_placeholder_names_is_understood(
+    ps: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A node made by a former version has a file on its disk that says: to go back to disk, pve-state retire."""
     texts = []
-    for name in ("adopt", "enable"):
+    for name in ("disable", "retire"):
         with pytest.raises(SystemExit):
             ps.main([name, "--help"])
         texts.append(capsys.readouterr().out.partition("\n\n")[2])
-        assert ps.parser().parse_args([name]).function is ps.cmd_adopt
+        assert ps.parser().parse_args([name]).function is ps.cmd_disable
     assert texts[0] == texts[1] and "--login-fallback" in texts[0]
 
 
@@ -466,5 +471,5 @@ def test_the_time_without_a_daemon_does_not_grow_with_the_number_of_files(
     reads = []
     real = ps.read_hashes
     monkeypatch.setattr(ps, "read_hashes", lambda connection: (reads.append(1), real(connection))[1])
-    assert node.command("adopt", "--json", "--connection", "") == 0
+    assert node.command("enable", "--json", "--connection", "") == 0
     assert len(reads) < 12

@@ -78,7 +78,7 @@ def test_there_and_back(ps: ModuleType, running: Node, capsys: pytest.CaptureFix
     assert node.writer is not None and rows_of(node) == old
     assert done["root_version"] == node.w.version == old[0][2], "the version is not raised"
     assert done["tree_sha256"] == done["generation_tree_sha256"]
-    assert ["systemctl", "stop", f"{ps.DEAD_MAN}.timer"] in node.calls
+    assert ["systemctl", "stop", f"{ps.ROLLBACK_UNIT}.timer"] in node.calls
     assert node.ram == node.drop_in == os.path.exists(node.paths.replica)
     assert ps.read_json(node.paths.switch_file)["done"]
 
@@ -179,7 +179,7 @@ def test_a_daemon_that_does_not_start_on_it_gets_its_former_state(
 
 
 @pytest.mark.parametrize("placed", [False, True])
-def test_the_dead_mans_switch_puts_back_what_was_there(ps: ModuleType, running: Node, placed: bool) -> None:
+def test_the_rollback_timer_puts_back_what_was_there(ps: ModuleType, running: Node, placed: bool) -> None:
     """The process died before, or after, it had replaced anything."""
     node = running
     name = cut(node, "good")

@@ -74,7 +74,7 @@ def test_no_switch_over(ps: ModuleType, node: Node, host: bool, capsys: pytest.C
     assert node.command("preflight", *QUIET) == ps.EXIT_REFUSED
     found = said(capsys)
     assert found["refusals"] == [f"{NOT_MET}; see 'systemctl status corosync'"]
-    assert node.command("adopt", *QUIET) == ps.EXIT_REFUSED
+    assert node.command("enable", *QUIET) == ps.EXIT_REFUSED
     assert NOT_MET in said(capsys)["error"] and not stops(node)
 
 
@@ -85,7 +85,7 @@ def test_no_switch_over_of_a_member_that_works_alone(
     started(node)
     link(Path(node.paths.pve), writable=True)
     capsys.readouterr()
-    assert node.command("adopt", *QUIET) == ps.EXIT_REFUSED
+    assert node.command("enable", *QUIET) == ps.EXIT_REFUSED
     assert "works alone (local mode) although this node is a member" in said(capsys)["error"] and not stops(
         node
     )
@@ -125,7 +125,7 @@ def test_the_way_back_to_disk_is_asked_for_and_then_waits_for_no_quorum(
     version = node.w.version
     node.calls.clear()
     capsys.readouterr()
-    assert node.command("retire", *QUIET) == ps.EXIT_REFUSED
+    assert node.command("disable", *QUIET) == ps.EXIT_REFUSED
     error = said(capsys)["error"]
     assert "which members are online is not known here" in error and NOT_MET in error and not stops(node)
 
@@ -137,7 +137,7 @@ def test_the_way_back_to_disk_is_asked_for_and_then_waits_for_no_quorum(
         return wait_for(what, *rest)
 
     monkeypatch.setattr(ps, "wait_for", noted)
-    assert node.command("retire", "--allow-offline-members", *QUIET) == 0
+    assert node.command("disable", "--allow-offline-members", *QUIET) == 0
     assert "quorum" not in waited and not node.drop_in and node.w.version == version
 
 

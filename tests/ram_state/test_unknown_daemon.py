@@ -52,7 +52,7 @@ def content(node: Node) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("command", ["adopt", "preflight"])
+@pytest.mark.parametrize("command", ["enable", "preflight"])
 @pytest.mark.parametrize("what", OTHER)
 def test_ram_state_is_refused_before_anything_is_changed(
     ps: ModuleType, node: Node, what: str, command: str, capsys: pytest.CaptureFixture[str]
@@ -93,7 +93,7 @@ def test_members_that_are_not_understood_are_no_quorum(
     Path(node.paths.pve, ".members").write_text(json.dumps(members))
     before = content(node)
     capsys.readouterr()
-    assert node.command("adopt", "--json", "--connection", "") == ps.EXIT_REFUSED
+    assert node.command("enable", "--json", "--connection", "") == ps.EXIT_REFUSED
     assert ".members does not answer, or not as it is known" in json.loads(capsys.readouterr().out)["error"]
     assert content(node) == before
     found = status(node, capsys)
@@ -106,7 +106,7 @@ def test_members_that_are_not_understood_are_no_quorum(
 
 def test_the_way_back_to_disk_needs_no_members_that_are_understood(ps: ModuleType, ram_node: Node) -> None:
     ram_node.members = {"node": "pve1", "peers": []}
-    assert ram_node.command("retire", "--json", "--connection", "") == 0
+    assert ram_node.command("disable", "--json", "--connection", "") == 0
     assert not ram_node.ram and ram_node.writer is not None
 
 
@@ -169,7 +169,7 @@ def test_what_a_newer_daemon_serves_is_saved_and_restored_as_a_whole(
     assert ram_node.start_daemon(), "the daemon that wrote it reads it"
     # The way back to the disk is open too.
     capsys.readouterr()
-    assert ram_node.command("retire", "--json", "--connection", "") == 0, capsys.readouterr()
+    assert ram_node.command("disable", "--json", "--connection", "") == 0, capsys.readouterr()
     # The stand-in makes its own table where it starts.
     ram_node.w.db.execute("DROP TABLE tree") if what == "no table tree" else None
     assert not ram_node.ram and schema(copied(ram_node)) == served

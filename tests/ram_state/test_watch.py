@@ -30,7 +30,7 @@ def live(node: Node) -> dict[int, tuple[Any, ...]]:
     return without(node.w.rows(), node.config.noise.matches)
 
 
-def test_a_change_is_saved_and_folded_in_and_then_nothing_is_written(clock: Clock, ram_node: Node) -> None:
+def test_a_change_is_saved_and_checkpointed_and_then_nothing_is_written(clock: Clock, ram_node: Node) -> None:
     ram_node.w.write("datacenter.cfg", b"x")
     clock.run(2)
     assert replica(ram_node) == live(ram_node)
@@ -176,7 +176,7 @@ def test_a_generation_that_could_not_be_cut_is_cut_later(
     assert ps.generations(clock.watcher.paths)[0].manifest["reason"] == "join"
 
 
-def test_a_log_that_is_not_folded_in_stops_no_save_and_is_tried_again(
+def test_a_checkpoint_that_fails_stops_no_save_and_is_tried_again(
     ps: ModuleType, clock: Clock, ram_node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: Any) -> None:

@@ -270,7 +270,7 @@ def settle(staged: str, member: bool, origin: str, config: Config) -> Rows:
             if not problems:
                 mode = connection.execute("PRAGMA journal_mode=DELETE").fetchone()[0]
                 if mode != "delete":
-                    problems = [f"its log could not be folded in (journal mode {mode})"]
+                    problems = [f"no checkpoint of its log (journal mode {mode})"]
         finally:
             connection.close()
     except sqlite3.Error as error:

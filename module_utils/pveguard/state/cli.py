@@ -9,7 +9,7 @@ import re
 import sqlite3
 import sys
 
-from .adopt import cmd_adopt, cmd_retire
+from .enable import cmd_disable, cmd_enable
 from .exits import (
     EXIT_DAMAGED,
     EXIT_ERROR,
@@ -235,28 +235,28 @@ examples:
 """,
         (EXIT_REFUSED,),
     ),
-    "adopt": (
+    "enable": (
         "move",
-        "move the state to RAM (daemon down for seconds); or 'enable'",
+        "move the state to RAM (daemon down for seconds)",
         """\
 What the role ram_state runs. Refuses what 'preflight' refuses, and then: saves, stops the daemon, makes RAM the way to
 start, starts it, and compares. On any failure stock is put back, and a timer does so if this program does not live to
 do it. Run it on one node at a time.
 
 examples:
-  pve-state preflight && pve-state adopt
+  pve-state preflight && pve-state enable
 """,
         (EXIT_REFUSED, EXIT_DAMAGED, EXIT_STORE, EXIT_LOCKED, EXIT_SWITCH),
     ),
-    "retire": (
+    "disable": (
         "move",
         "move the state back to disk (daemon down for seconds)",
         """\
-The counterpart of 'adopt': the newest state to disk, verified, and the daemon started on it. Takes the state from RAM,
+The counterpart of 'enable': the newest state to disk, verified, and the daemon started on it. Takes the state from RAM,
 else from the replica, else from the newest good generation. The generations stay. Works with damaged settings too.
 
 examples:
-  pve-state retire
+  pve-state disable
 """,
         (EXIT_REFUSED, EXIT_DAMAGED, EXIT_STORE, EXIT_LOCKED, EXIT_SWITCH),
     ),
@@ -277,7 +277,7 @@ examples:
         "prove that the login in use works while /etc/pve is gone",
         """\
 On Proxmox /root/.ssh/authorized_keys is a link into /etc/pve. With --login-fallback a key that stands only there is
-added to a file of sshd's that does not, marked pveguard-login-fallback; 'retire' takes it back.
+added to a file of sshd's that does not, marked pveguard-login-fallback; 'disable' takes it back.
 
 examples:
   pve-state check-login
@@ -498,11 +498,12 @@ def _moving(commands: argparse._SubParsersAction[Parser]) -> None:
     _login_options(sub)
     sub = _command(commands, "check-config", cmd_check_config)
     sub.add_argument("--config", metavar="JSON", help="these settings instead of the installed ones")
-    sub = _command(commands, "adopt", cmd_adopt, aliases=["enable"])
+    sub = _command(commands, "enable", cmd_enable)
     sub.add_argument("--allow-ha", action="store_true", help="do not refuse because of HA resources")
     _member_option(sub)
     _login_options(sub)
-    sub = _command(commands, "retire", cmd_retire)
+    # The placeholder that a former version left on the disk of a node names it so.
+    sub = _command(commands, "disable", cmd_disable, aliases=["retire"])
     sub.add_argument("--force", action="store_true", help="also when a task runs or the login is not proved")
     _member_option(sub)
     _login_options(sub)
@@ -518,7 +519,7 @@ def load_config(paths: Paths, args: Namespace) -> Config:
     try:
         return Config.load(paths)
     except UsageError as error:
-        if args.function not in (cmd_retire, cmd_rollback, cmd_status, cmd_list, cmd_verify):
+        if args.function not in (cmd_disable, cmd_rollback, cmd_status, cmd_list, cmd_verify):
             raise
         log("warning", f"{error}; the default settings are used")
         return Config()

@@ -9,7 +9,7 @@ from ..pmxcfs.live_database import Busy, Unreadable, look, merge_log
 from .exits import Damaged, NotRead, Refused, SwitchError
 from .files import read_json, size_of, stat_id, write_volatile
 from .node import daemon_pid
-from .rows import in_memory, is_tombstone
+from .rows import in_memory, is_placeholder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ def live_database(paths: Paths) -> str:
     """Path of the database that the daemon has or would start with. Raises StateError where there is none."""
     if not os.path.exists(paths.live_db):
         raise Refused(f"{paths.live_db} does not exist; nothing was saved")
-    if is_tombstone(paths.live_db):
+    if is_placeholder(paths.live_db):
         raise Refused(
-            f"{paths.live_db} is the tombstone: the RAM file system is not mounted; nothing was saved"
+            f"{paths.live_db} is the placeholder: the RAM file system is not mounted; nothing was saved"
         )
     if size_of(paths.live_db) == 0 and size_of(paths.live_db + "-wal") == 0:
         raise Damaged(f"{paths.live_db} is empty (0 bytes); nothing was saved, the replica is kept as it is")

@@ -12,7 +12,9 @@ STATE_UNIT = "pveguard-state.service"
 WATCH_UNIT = "pveguard-state-watch.service"
 MOUNT_UNIT = r"var-lib-pve\x2dcluster.mount"
 BACKUP_UNIT = r"var-lib-pve\x2dcluster-backup.mount"
-DEAD_MAN = "pveguard-dead-man"
+ROLLBACK_UNIT = "pveguard-rollback"
+# What former versions call it.
+FORMER_ROLLBACK_UNIT = "pveguard-dead-man"
 TMPFS_SOURCE = "pveguard-state"
 LOGIN_MARKER = "pveguard-login-fallback"
 DAY = 86400

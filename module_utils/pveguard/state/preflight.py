@@ -30,7 +30,7 @@ from .login import check_login
 from .members import daemon_mode, members_file, no_quorum
 from .node import daemon_running, is_ours, live_mount, memory, pve_mounted, state_bytes, tmpfs_sizes
 from .paths import MIB
-from .rows import PAGE, check_connection, is_member, is_tombstone
+from .rows import PAGE, check_connection, is_member, is_placeholder
 from .settings import given_config
 
 TYPE_CHECKING = False
@@ -120,9 +120,9 @@ def preflight(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
             f"{paths.live} is a mount of its own ({mount[1]} from {mount[2]}); unmount it and move its "
             "content to the directory first"
         )
-    if is_tombstone(paths.live_db):
+    if is_placeholder(paths.live_db):
         refusals.append(
-            f"{paths.live_db} is the tombstone of RAM state, but it is not mounted; see 'pve-state status'"
+            f"{paths.live_db} is the placeholder of RAM state, but it is not mounted; see 'pve-state status'"
         )
     elif not os.path.exists(paths.live_db):
         refusals.append(f"{paths.live_db} does not exist; start pve-cluster once")

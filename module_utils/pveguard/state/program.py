@@ -29,7 +29,7 @@ PVE_STATE = Program(
         *(
             f"state.{name}"
             for name in (
-                *("adopt", "boot", "cli", "compare", "exits", "files", "generations", "live", "login", "members", "metrics"),
+                *("boot", "cli", "compare", "enable", "exits", "files", "generations", "live", "login", "members", "metrics"),
                 *("node", "paths", "preflight", "replica", "rescue", "restore_file", "restore_generation", "rollback"),
                 *("rows", "save", "settings", "show", "status", "status_findings", "switch", "system", "watch"),
             )

@@ -141,7 +141,7 @@ def enable(options: Options, check: bool = False, run: Run = real_run, ask: Ask 
     node_program.install(PVE_STATE)
     # systemd reads them when pve-state has put the drop-in in place.
     managed_file.apply(files)
-    argv = [PVE_STATE.command, "adopt", "--json", "--result", "/run/pveguard/pveguard-enable.json"]
+    argv = [PVE_STATE.command, "enable", "--json", "--result", "/run/pveguard/pveguard-enable.json"]
     argv += ["--connection", found["login"]["connection"] or ""]
     argv += ["--allow-ha"] if options.allow_ha else []
     argv += ["--allow-offline-members"] if options.allow_offline_members else []
@@ -160,7 +160,7 @@ def enable(options: Options, check: bool = False, run: Run = real_run, ask: Ask 
 
 
 def _over(run: Run) -> bool:
-    """Whether nothing of a switch-over goes on: the unit ended, and the dead man's switch needs no program."""
+    """Whether nothing of a switch-over goes on: the unit ended, and the rollback timer needs no program."""
     shown = run(["systemctl", "show", "pveguard-enable.service", "-p", "ActiveState"], timeout=60)
     if shown.stdout.strip().rpartition("=")[2] in ("active", "activating", "deactivating", "reloading"):
         return False
@@ -215,7 +215,7 @@ def _update(options: Options, files: Sequence[FileSpec], check: bool, run: Run, 
 def disable(options: Options, check: bool = False, run: Run = real_run, ask: Ask = program.ask) -> dict[str, Any]:
     """Bring a node back to the database on disk and remove pveguard's files; the store's generations stay.
 
-    Returns ``{changed, files, switched, ...}`` and what ``pve-state retire`` measured.
+    Returns ``{changed, files, switched, ...}`` and what ``pve-state disable`` measured.
     """
     drop_in = os.path.exists(DROP_IN)
     now: dict[str, Any] = {"state": "absent"}
@@ -240,11 +240,11 @@ def disable(options: Options, check: bool = False, run: Run = real_run, ask: Ask
     if in_ram:
         # The way back is taken with the program of this checkout: the installed one may be damaged or old.
         node_program.install(PVE_STATE)
-        argv = [PVE_STATE.command, "retire", "--json", "--result", "/run/pveguard/pveguard-retire.json"]
+        argv = [PVE_STATE.command, "disable", "--json", "--result", "/run/pveguard/pveguard-disable.json"]
         argv += ["--connection", _connection(options)]
         argv += ["--allow-offline-members"] if options.allow_offline_members else []
         argv += ["--login-fallback"] if options.login_fallback else []
-        result.update(run_detached("pveguard-retire", argv, 2 * options.deadline_s + 60, run))
+        result.update(run_detached("pveguard-disable", argv, 2 * options.deadline_s + 60, run))
     managed_file.apply(files)
     node_program.remove(PVE_STATE)
     _daemon_reload(run)

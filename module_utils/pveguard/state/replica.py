@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from .settings import Config
 
 # The replica's log: made this long at once, so that a save overwrites what is there and the file system has no size to
-# record (28 KiB instead of 44 on ext4). Folded into the replica when that much was saved or so many seconds have gone by
+# record (28 KiB instead of 44 on ext4). Checkpointed when that much was saved or so many seconds have gone by
 # and the database rests, and beyond the limit in any case.
 LOG_BYTES = 256 * 1024
 LOG_LIMIT = 4 * MIB
-FOLD_IN_SECONDS = 60.0
+CHECKPOINT_SECONDS = 60.0
 
 
 class Store:
@@ -50,7 +50,7 @@ class Store:
         self.paths, self.config, self.alone = paths, config, alone
         self.connection: sqlite3.Connection | None = None
         self.identity: object = None
-        self.logged = 0  # bytes in the log since it was folded in, about
+        self.logged = 0  # bytes in the log since its last checkpoint, about
         self._exclusive = False
         self._unsynced = False
         self._rows: Rows | None = None
@@ -105,7 +105,7 @@ class Store:
                 os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
             connection = self._connect()
             connection.execute("PRAGMA journal_mode=WAL").fetchone()
-            # FULL: a commit is on the disk before it is reported. The log is folded in when it is quiet, and then
+            # FULL: a commit is on the disk before it is reported. The log is checkpointed when it is quiet, and then
             # overwritten in place, which costs less than making and removing it.
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("PRAGMA wal_autocheckpoint=0").fetchone()
@@ -282,7 +282,7 @@ class Store:
         # A reader may still need what was there before the log: the rest is for another time.
         self.logged = 0 if folded == frames else 1
 
-    def fold_in(self) -> None:
+    def restart_log(self) -> None:
         """Checkpoint, and begin the log anew in the file that is there, with a page that is written as it was."""
         connection = self.open()
         try:

@@ -53,12 +53,12 @@ from .preflight import (
 )
 from .replica import Store
 from .rescue import keep_former, pending_rescue, rescue_is_over, set_rescue_aside
-from .rows import config_version, connect, in_memory, is_member, is_tombstone, read_hashes, verify_database
+from .rows import config_version, connect, in_memory, is_member, is_placeholder, read_hashes, verify_database
 from .switch import (
-    after_retire,
-    arm_dead_man,
+    after_disable,
+    arm_rollback_timer,
     begin_switch,
-    disarm_dead_man,
+    disarm_rollback_timer,
     live_summary,
     start_daemon,
     start_dependents,
@@ -210,7 +210,7 @@ def keep_what_is_there(paths: Paths, config: Config) -> tuple[list[str], str | N
     kept: list[str] = []
     former = None
     try:
-        if os.path.exists(paths.live_db) and not is_tombstone(paths.live_db):
+        if os.path.exists(paths.live_db) and not is_placeholder(paths.live_db):
             kept, former = _keep_live(paths, config, store)
         if os.path.exists(paths.replica):
             with store_lock(paths):
@@ -539,7 +539,7 @@ def restore_down(paths: Paths, config: Config, args: Namespace) -> dict[str, Any
         g = find_generation(paths, found["generation"]["name"]) if found["generation"] else None
         if g:
             config.in_use.add(g.name)
-        arm_dead_man(paths, 2 * config.deadline)
+        arm_rollback_timer(paths, 2 * config.deadline)
         begin_switch(paths, "restore", config)
         deadline = time.monotonic() + config.deadline
         down = time.monotonic()
@@ -561,10 +561,10 @@ def restore_down(paths: Paths, config: Config, args: Namespace) -> dict[str, Any
             _undo_restore(paths, config, error)
         start_dependents(paths)
         write_volatile(paths.switch_file, {"kind": "restore", "done": utc()})
-        disarm_dead_man()
+        disarm_rollback_timer()
         if not switched(paths):
             # On a node that works from disk nothing keeps a replica up to date.
-            after_retire(paths, config)
+            after_disable(paths, config)
             remove_login_fallback(paths)
         return {
             "changed": True,
@@ -586,12 +586,12 @@ def _undo_restore(paths: Paths, config: Config, error: BaseException) -> NoRetur
     try:
         done = put_former_back(paths, config)
     except BaseException as second:
-        # The dead man's switch stays armed: it tries again.
+        # The rollback timer stays armed: it tries again.
         raise SwitchError(
             f"{error}; putting back what was there failed as well: {second}. Run 'pve-state rollback'"
         ) from error
     write_volatile(paths.switch_file, {"kind": "restore", "done": utc(), "error": str(error)})
-    disarm_dead_man()
+    disarm_rollback_timer()
     raise SwitchError(f"{error}; {done['message']}") from error
 
 

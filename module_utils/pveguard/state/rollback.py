@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import signal
 
-from .adopt import put_stock_back
+from .enable import put_stock_back
 from .files import Lock, read_json, write_volatile
 from .restore_generation import put_former_back
 from .switch import process_start
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def cmd_rollback(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
-    """What the dead man's switch runs: stock, from wherever a switch-over was left; after a restore the former state."""
+    """What the rollback timer runs: stock, from wherever a switch-over was left; after a restore the former state."""
     switch = read_json(paths.switch_file)
     if switch.get("done"):
         return {"changed": False, "message": "no switch-over is under way"}

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from ..pmxcfs.tree import Row, Rows
     from .paths import Paths
 
-TOMBSTONE_MARK = b"This is not a database."
+PLACEHOLDER_MARK = b"This is not a database."
 # Of the daemon's database.
 PAGE = 4096
 NO_FILE = "it holds no file at all"
@@ -212,7 +212,7 @@ def verify_database(path: str, member: bool = False, sound: bool = True) -> tupl
     """
     try:
         with open(path, "rb") as handle:
-            head = handle.read(len(TOMBSTONE_MARK) + 16)
+            head = handle.read(len(PLACEHOLDER_MARK) + 16)
     except OSError as error:
         return [f"{path}: {error.strerror}"], {}
     if not head and size_of(path + "-wal") == 0:
@@ -283,24 +283,24 @@ def plain_copy(connection: sqlite3.Connection, target: str) -> None:
     fsync_path(target)
 
 
-def is_tombstone(path: str) -> bool:
+def is_placeholder(path: str) -> bool:
     try:
         with open(path, "rb") as handle:
-            return handle.read(len(TOMBSTONE_MARK)) == TOMBSTONE_MARK
+            return handle.read(len(PLACEHOLDER_MARK)) == PLACEHOLDER_MARK
     except OSError:
         return False
 
 
-def tombstone_text() -> bytes:
+def placeholder_text() -> bytes:
     return (
-        TOMBSTONE_MARK
+        PLACEHOLDER_MARK
         + b"""
 The state of Proxmox's cluster file system lies in RAM on this node, and this file stands where the database
 would be.
 The daemon reading it means that the RAM file system is not mounted. The configuration is safe in the store.
   To see what is wrong:            pve-state status
   To start as it should:           systemctl daemon-reload && systemctl restart pve-cluster
-  To go back to disk:              pve-state retire
+  To go back to disk:              pve-state disable
   By hand, without this program:   see "The exit by hand" in docs/ram-state.md; the state is
                                    /var/lib/pveguard/state/config.db (with config.db-wal when there is one)
 """

@@ -38,7 +38,7 @@ from .rows import (
     check_connection,
     in_memory,
     is_member,
-    is_tombstone,
+    is_placeholder,
     verify_database,
 )
 from .show import last_written
@@ -90,6 +90,8 @@ def node_status(paths: Paths, config: Config) -> dict[str, Any]:
     found = generations(paths)
     results = check_generations(paths, found, seconds=CHECK_SECONDS)
     kept = read_json(paths.state_file)
+    # What the watcher says of HA is judged here anew.
+    told = [each for each in map(read, watch.get("findings") or []) if not each.id.startswith("ha-")]
     status = {
         "format": FORMAT,
         "state": "disabled",
@@ -144,33 +146,28 @@ def node_status(paths: Paths, config: Config) -> dict[str, Any]:
     }
     if ours:
         limit, used = fill(paths)
-        status.update(
-            tmpfs_bytes=limit, used_bytes=used, fill_percent=round(100 * used / limit, 1) if limit else 0
-        )
+        status.update(tmpfs_bytes=limit, used_bytes=used, fill_percent=round(100 * used / limit, 1) if limit else 0)
     notes = [*_status_daemon(paths, status), *_status_states(paths, config, status, ours, watch)]
     health = _status_health(paths, status, units, ours)
-    notes += status_findings.noted(status)
-    status["warnings"] += [each.sentence for each in notes]
-    # What the watcher says of HA is judged here anew.
-    told = [each for each in map(read, watch.get("findings") or []) if not each.id.startswith("ha-")]
-    status["findings"] = [each.as_dict() for each in status_findings.findings(status, health, [*told, *notes])]
+    noted = [each for each in [*notes, *status_findings.noted(status)] if each is not None]
+    status["warnings"] += [each.sentence for each in noted]
+    status["findings"] = [each.as_dict() for each in status_findings.findings(status, health, [*told, *noted])]
     return status
 
 
-def _status_daemon(paths: Paths, status: dict[str, Any]) -> list[Finding]:
-    """Whether it answers, and its quorum. Returns the findings on what is not understood."""
-    if status["daemon_running"] and pve_mounted(paths):
-        members = members_said(paths)
-        status["answers"] = members is not None
-        unknown = unknown_members(members)
-        if unknown and status["answers"]:
-            why = f"{paths.pve}/.members is not as it is known ({unknown}): quorum is not known"
-            told = pmxcfs_findings.understood(why)
-            return [told] if told else []
-        if not unknown:
-            mode = daemon_mode(paths, members)
-            status["daemon_mode"], status["quorate"] = mode.name, mode.quorate
-            status["met_corosync"] = mode.met if mode.name == "cluster" else None
+def _status_daemon(paths: Paths, status: dict[str, Any]) -> list[Finding | None]:
+    """How the daemon works. Returns the findings on what cannot be known."""
+    if not (status["daemon_running"] and pve_mounted(paths)):
+        return []
+    members = members_said(paths)
+    status["answers"] = members is not None
+    unknown = unknown_members(members)
+    if unknown:
+        why = f"{paths.pve}/.members is not as it is known ({unknown}): quorum is not known"
+        return [pmxcfs_findings.understood(why)] if status["answers"] else []
+    mode = daemon_mode(paths, members)
+    status["daemon_mode"], status["quorate"] = mode.name, mode.quorate
+    status["met_corosync"] = mode.met if mode.name == "cluster" else None
     return []
 
 
@@ -200,7 +197,7 @@ def generation_entry(g: Generation, results: dict[str, Any], member: bool) -> di
 
 def _status_states(
     paths: Paths, config: Config, status: dict[str, Any], ours: bool, watch: dict[str, Any]
-) -> list[Finding]:
+) -> list[Finding | None]:
     """What is live, what is saved, what differs. Returns the findings on what cannot be known."""
     replica = None
     if os.path.exists(paths.replica):
@@ -292,7 +289,7 @@ def _status_health(
     found = status_findings.health(
         status,
         set_up=set_up,
-        placeholder=not set_up and not ours and is_tombstone(paths.live_db),
+        placeholder=not set_up and not ours and is_placeholder(paths.live_db),
         active={unit: state[0] for unit, state in units.items()},
         starting=[unit for unit, state in units.items() if state[1]],
         switch=read_json(paths.switch_file),

@@ -71,14 +71,14 @@ NOT_SET_UP = check(
     PROBLEM,
     "The RAM file system is mounted, but pve-cluster is not set up for it",
     "Go back to the database on disk.",
-    "pve-state retire",
+    "pve-state disable",
 )
 PLACEHOLDER = check(
     "state-placeholder",
     PROBLEM,
     "The placeholder of a protected node lies in the place of the database, and nothing is set up to mount RAM",
     "Go back to the database on disk.",
-    "pve-state retire",
+    "pve-state disable",
 )
 RESCUE_UNDECIDED = check(
     "state-rescue-undecided",
@@ -229,7 +229,7 @@ def health(
         if mounted:
             return _failed(NOT_SET_UP, "the RAM file system is mounted but pve-cluster is not set up for it")
         if placeholder:
-            return _failed(PLACEHOLDER, f"{live}/config.db is the tombstone, and nothing is set up to mount RAM")
+            return _failed(PLACEHOLDER, f"{live}/config.db is the placeholder, and nothing is set up to mount RAM")
         return Health("disabled")
     unknown_schema = bool(rescue) and rescue["kind"] == "schema"
     error = (status["restore"] or {}).get("error")

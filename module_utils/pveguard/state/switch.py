@@ -17,7 +17,7 @@ from .generations import generations
 from .live import open_live
 from .members import members_file, members_said
 from .node import daemon_running, pve_mounted, systemctl, unit_states
-from .paths import DEAD_MAN, PVE_CLUSTER, STATE_UNIT, WATCH_UNIT
+from .paths import FORMER_ROLLBACK_UNIT, PVE_CLUSTER, ROLLBACK_UNIT, STATE_UNIT, WATCH_UNIT
 from .status import tell
 from .system import log, run, utc
 
@@ -39,13 +39,13 @@ def wait_for(what: str, condition: Callable[[], object], deadline: float, poll: 
         time.sleep(poll)
 
 
-def arm_dead_man(paths: Paths, seconds: float) -> None:
+def arm_rollback_timer(paths: Paths, seconds: float) -> None:
     """A timer of its own that puts stock back when this process does not live to disarm it."""
-    disarm_dead_man()
+    disarm_rollback_timer()
     done = run(
         [
             "systemd-run",
-            f"--unit={DEAD_MAN}",
+            f"--unit={ROLLBACK_UNIT}",
             f"--on-active={int(seconds)}",
             "--timer-property=AccuracySec=1s",
             "--quiet",
@@ -59,12 +59,13 @@ def arm_dead_man(paths: Paths, seconds: float) -> None:
         ]
     )
     if done.rc:
-        raise Refused(f"the dead man's switch could not be armed: {done.err.strip()}; nothing was changed")
+        raise Refused(f"the rollback timer could not be armed: {done.err.strip()}; nothing was changed")
 
 
-def disarm_dead_man() -> None:
-    systemctl("stop", f"{DEAD_MAN}.timer")
-    systemctl("reset-failed", f"{DEAD_MAN}.service", f"{DEAD_MAN}.timer")
+def disarm_rollback_timer() -> None:
+    for unit in (ROLLBACK_UNIT, FORMER_ROLLBACK_UNIT):
+        systemctl("stop", f"{unit}.timer")
+        systemctl("reset-failed", f"{unit}.service", f"{unit}.timer")
 
 
 def begin_switch(paths: Paths, kind: str, config: Config) -> None:
@@ -180,7 +181,7 @@ def copy_backups(source: str, target: str) -> None:
     fsync_path(target)
 
 
-def after_retire(paths: Paths, config: Config) -> None:
+def after_disable(paths: Paths, config: Config) -> None:
     """The replica is no longer kept up to date: it is a generation already, and a stale one must not look
     current.
     """

@@ -25,7 +25,7 @@ from .members import daemon_mode
 from .node import daemon_pid, fill, is_ours, live_mount, memory, resize_tmpfs
 from .paths import MIB
 from .preflight import ha_masked, resource_ids
-from .replica import FOLD_IN_SECONDS, LOG_BYTES, LOG_LIMIT, Store
+from .replica import CHECKPOINT_SECONDS, LOG_BYTES, LOG_LIMIT, Store
 from .rescue import modified, rescue_is_over
 from .rows import is_member
 from .save import save, saved_text
@@ -192,9 +192,9 @@ class Watcher:
             self.store.logged
             and now >= self.checkpoint_at
             and now - self.last_move >= 2 * self.poll
-            and (self.store.logged > LOG_BYTES or now - self.logged_since >= FOLD_IN_SECONDS)
+            and (self.store.logged > LOG_BYTES or now - self.logged_since >= CHECKPOINT_SECONDS)
         ):
-            self._fold_in(now)
+            self._checkpoint(now)
         elif self.store.owed and now >= self.owed_at:
             self._cut_owed(now, self.store.owed)
         if now >= self.next_fill:
@@ -339,7 +339,7 @@ class Watcher:
                 self.status["last_real_change"] = utc()
         self._works()
         if result["saved"] and self.store.logged > LOG_LIMIT and now >= self.checkpoint_at:
-            self._fold_in(now)
+            self._checkpoint(now)
         self.unsaved = None
         self.status["unsaved_files"] = 0
         self.status["saved_root_version"] = result["root_version"]
@@ -388,7 +388,7 @@ class Watcher:
         self._publish()
 
     def _works(self) -> None:
-        """The store answers (again). A log that could not be folded in stays an error until it is."""
+        """The store answers (again). A checkpoint that failed stays an error until one works."""
         if self.status["error"] != self.checkpoint_error:
             log("info", "saves work again")
         self.status["error"] = self.checkpoint_error
@@ -396,14 +396,14 @@ class Watcher:
         self.status["unsaved_paths"] = []
         self.backoff = 0.0
 
-    def _fold_in(self, now: float) -> None:
+    def _checkpoint(self, now: float) -> None:
         try:
             with store_lock(self.paths):
-                self.store.fold_in()
+                self.store.restart_log()
         except StateError as error:
             # What was saved is safe in the log, and saves go on.
             self.checkpoint_at = now + 30
-            message = f"the log was not folded in: {error}; the next try is in 30 s"
+            message = f"no checkpoint of the log: {error}; the next try is in 30 s"
             self.checkpoint_error = message
             self._report(message)
             return

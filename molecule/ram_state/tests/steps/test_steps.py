@@ -132,7 +132,7 @@ def test_without_the_ram_file_system_the_daemon_does_not_start(
 ) -> None:
     host = nodes["pve2"]
     drop_in = "/etc/systemd/system/pve-cluster.service.d/pveguard.conf"
-    host.run("echo kept > /etc/pve/molecule-tombstone")
+    host.run("echo kept > /etc/pve/molecule-placeholder")
     done = host.run(
         "systemctl stop pve-cluster.service pveguard-state.service && "
         r"systemctl stop 'var-lib-pve\x2dcluster-backup.mount' 'var-lib-pve\x2dcluster.mount' && "
@@ -144,15 +144,15 @@ def test_without_the_ram_file_system_the_daemon_does_not_start(
         assert host.run("systemctl start pve-cluster.service").rc != 0
         assert host.run("mountpoint -q /etc/pve").rc != 0
         found = status(host)
-        assert (found["state"], found["fix"]) == ("failed", "pve-state retire")
-        assert "tombstone" in found["reason"]
+        assert (found["state"], found["fix"]) == ("failed", "pve-state disable")
+        assert "placeholder" in found["reason"]
     finally:
         host.run(
             f"systemctl stop pve-cluster.service; mv /root/pveguard.conf {drop_in}; systemctl daemon-reload"
         )
     assert host.run("systemctl reset-failed pve-cluster.service; systemctl start pve-cluster.service").rc == 0
     look("pve2")
-    assert host.file("/etc/pve/molecule-tombstone").content_string == "kept\n"
+    assert host.file("/etc/pve/molecule-placeholder").content_string == "kept\n"
 
 
 def test_an_old_generation_on_one_node_never_rolls_back_running_members(

@@ -36,22 +36,22 @@ from .rows import (
     content_sha256,
     in_memory,
     is_member,
-    is_tombstone,
+    is_placeholder,
+    placeholder_text,
     plain_copy,
     read_hashes,
     read_only,
-    tombstone_text,
     verify_database,
 )
 from .save import save, saved_text
 from .status import figures, node_status
 from .switch import (
-    after_retire,
-    arm_dead_man,
+    after_disable,
+    arm_rollback_timer,
     begin_switch,
     copy_backups,
     daemon_reload,
-    disarm_dead_man,
+    disarm_rollback_timer,
     live_summary,
     start_daemon,
     start_dependents,
@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     from .settings import Config
 
 
-def cmd_adopt(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
+def cmd_enable(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
     with Lock(f"{paths.run}/switch.lock", "a switch-over runs already", create=True):
         if switched(paths):
             status = node_status(paths, config)
@@ -88,10 +88,10 @@ def cmd_adopt(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
         login = check_login(paths, args.connection, args.login_fallback, write=True)
         if not login["independent"]:
             raise Refused(f"the login in use depends on /etc/pve: {login['how']}")
-        return _adopt(paths, config, args, login)
+        return _enable(paths, config, args, login)
 
 
-def _adopt(paths: Paths, config: Config, args: Namespace, login: dict[str, Any]) -> dict[str, Any]:
+def _enable(paths: Paths, config: Config, args: Namespace, login: dict[str, Any]) -> dict[str, Any]:
     deadline = time.monotonic() + config.deadline
     cluster = daemon_mode(paths, members_file(paths)).name == "cluster"
     ensure_store(paths)
@@ -105,8 +105,8 @@ def _adopt(paths: Paths, config: Config, args: Namespace, login: dict[str, Any])
     os.makedirs(paths.backup, mode=0o700, exist_ok=True)
     copy_backups(paths.backup_live, paths.backup)
     # The way on may take the deadline, and so may the way back: it must not be killed half way.
-    arm_dead_man(paths, 2 * config.deadline)
-    begin_switch(paths, "adopt", config)
+    arm_rollback_timer(paths, 2 * config.deadline)
+    begin_switch(paths, "enable", config)
     try:
         down = time.monotonic()
         stop_daemon(paths, deadline)
@@ -122,8 +122,8 @@ def _adopt(paths: Paths, config: Config, args: Namespace, login: dict[str, Any])
     except BaseException as error:
         _undo(paths, config, error)
     start_dependents(paths)
-    write_volatile(paths.switch_file, {"kind": "adopt", "done": utc()})
-    disarm_dead_man()
+    write_volatile(paths.switch_file, {"kind": "enable", "done": utc()})
+    disarm_rollback_timer()
     return {
         "changed": True,
         "message": "the state is in RAM",
@@ -155,7 +155,7 @@ def _move_to_store(paths: Paths, config: Config) -> dict[str, Any]:
         with store_lock(paths):
             store.open()
             # The whole table, noise included, so that nothing at all is lost with the file on disk.
-            kept = cut_generation(live, paths, config, store.lineage, "adopt")
+            kept = cut_generation(live, paths, config, store.lineage, "enable")
             wanted = without_noise(read_rows(live), config.noise)
             hashes = read_hashes(live)
             if wanted != store.rows() or any(
@@ -184,7 +184,7 @@ def _move_to_store(paths: Paths, config: Config) -> dict[str, Any]:
     # Without its log the file would be an older state until the next line has replaced it.
     merge_live_log(paths)
     remove(paths.live_db + "-shm")
-    write_atomic(paths.live_db, tombstone_text())
+    write_atomic(paths.live_db, placeholder_text())
     return kept
 
 
@@ -194,12 +194,12 @@ def _undo(paths: Paths, config: Config, error: BaseException) -> NoReturn:
     try:
         put_stock_back(paths, config, f"after a failure: {error}")
     except BaseException as second:
-        # The dead man's switch stays armed: it tries again.
+        # The rollback timer stays armed: it tries again.
         raise SwitchError(
             f"{error}; putting stock back failed as well: {second}. Run 'pve-state rollback'"
         ) from error
     write_volatile(paths.switch_file, {"done": utc(), "error": str(error)})
-    disarm_dead_man()
+    disarm_rollback_timer()
     raise SwitchError(f"{error}; stock was put back and runs") from error
 
 
@@ -234,7 +234,7 @@ def put_stock_back(paths: Paths, config: Config, reason: str, leave: bool = True
         if source is None and on_disk:
             source = _stage_store(paths, config, staged, on_disk[0])
         elif source is None and switched(paths) and _outlived(paths, config, disk_rows):
-            # RAM state ran over it: the switch was cut before the tombstone was written.
+            # RAM state ran over it: the switch was cut before the placeholder was written.
             source = _stage_store(paths, config, staged, f"{paths.live_db} is older than the replica")
         if source is not None:
             if not on_disk and disk_rows:
@@ -270,7 +270,7 @@ def _stage_live(paths: Paths, config: Config, staged: str, leave: bool) -> str |
     """Save the live state from RAM and stage a full copy of it, verified; None when there is none that the daemon would
     load, or only an all but empty one. That is kept beside the replica then.
     """
-    if not os.path.exists(paths.live_db) or is_tombstone(paths.live_db):
+    if not os.path.exists(paths.live_db) or is_placeholder(paths.live_db):
         return None
     store = Store(paths, config)
     result: dict[str, Any] | None = None
@@ -301,7 +301,7 @@ def _stage_live(paths: Paths, config: Config, staged: str, leave: bool) -> str |
         if result is not None and not result["rescued"]:
             try:
                 with store_lock(paths):
-                    cut_generation(live, paths, config, Store(paths, config).lineage, "retire")
+                    cut_generation(live, paths, config, Store(paths, config).lineage, "disable")
             except (StateError, sqlite3.Error) as error:
                 problem = error
         if problem is not None:
@@ -395,11 +395,11 @@ def _put_disk(paths: Paths, staged: str) -> None:
         remove_database(target)
 
 
-def cmd_retire(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
+def cmd_disable(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
     with Lock(f"{paths.run}/switch.lock", "a switch-over runs already", create=True):
-        if not switched(paths) and not is_ours(live_mount(paths)) and not is_tombstone(paths.live_db):
+        if not switched(paths) and not is_ours(live_mount(paths)) and not is_placeholder(paths.live_db):
             return {"changed": False, "message": "the state is on disk already"}
-        refusals = _preflight_retire(paths, config, args)
+        refusals = _preflight_disable(paths, config, args)
         if refusals and not args.force:
             raise Refused("; ".join(refusals))
         login = check_login(paths, args.connection, args.login_fallback, write=True)
@@ -408,27 +408,27 @@ def cmd_retire(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
         before = None
         if daemon_running(paths) and is_ours(live_mount(paths)):
             before = live_summary(paths, config)
-        arm_dead_man(paths, 2 * config.deadline)
-        begin_switch(paths, "retire", config)
+        arm_rollback_timer(paths, 2 * config.deadline)
+        begin_switch(paths, "disable", config)
         try:
-            done = put_stock_back(paths, config, "retire", leave=args.force)
+            done = put_stock_back(paths, config, "disable", leave=args.force)
             after = live_summary(paths, config)
             was, root = before[0] if before else None, after[0]
             if was is not None and root is not None and root < was:
                 raise SwitchError(f"the root version went back from {was} to {root}")
         except LeftBehind as error:
             # Trying again by itself would leave it behind all the same.
-            write_volatile(paths.switch_file, {"kind": "retire", "done": utc(), "error": str(error)})
-            disarm_dead_man()
+            write_volatile(paths.switch_file, {"kind": "disable", "done": utc(), "error": str(error)})
+            disarm_rollback_timer()
             raise
         except BaseException as error:
             write_volatile(paths.switch_file, {"error": str(error)})
             raise SwitchError(
-                f"{error}; the dead man's switch tries again, see 'pve-state status'"
+                f"{error}; the rollback timer tries again, see 'pve-state status'"
             ) from error
-        write_volatile(paths.switch_file, {"kind": "retire", "done": utc()})
-        disarm_dead_man()
-        after_retire(paths, config)
+        write_volatile(paths.switch_file, {"kind": "disable", "done": utc()})
+        disarm_rollback_timer()
+        after_disable(paths, config)
         return {
             "changed": True,
             "message": "the state is on disk again",
@@ -440,7 +440,7 @@ def cmd_retire(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
         }
 
 
-def _preflight_retire(paths: Paths, config: Config, args: Namespace) -> list[str]:
+def _preflight_disable(paths: Paths, config: Config, args: Namespace) -> list[str]:
     refusals = []
     pending = pending_rescue(paths)
     if pending and not (pending["kind"] == "schema" and daemon_running(paths)):
