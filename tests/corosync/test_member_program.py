@@ -44,7 +44,7 @@ class Host:
         monkeypatch.setattr(program, "systemctl", self.systemctl)
         self.command = program.command
         monkeypatch.setattr(
-            program, "command", lambda *argv, **_: program.subprocess.CompletedProcess(argv, 0)
+            program, "command", lambda *argv, **_: program.Result(0)
         )
         monkeypatch.setattr(program, "active", lambda *units: dict.fromkeys(units, True))
         monkeypatch.setattr(program, "is_mounted", lambda _node: self.mounted)
@@ -245,7 +245,7 @@ def test_the_proof_that_it_takes_writes_outlasts_a_passing_loss_of_quorum(host: 
     def command(*argv: str, **more: Any) -> Any:
         if refused and argv[0] == refused[0]:
             refused.pop(0)
-            return host.program.subprocess.CompletedProcess(argv, 1, "", "Permission denied")
+            return host.program.Result(1, "", "Permission denied")
         return host.command(*argv, **more)
 
     monkeypatch.setattr(host.program, "command", command)

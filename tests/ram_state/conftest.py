@@ -28,7 +28,7 @@ def stand_ins() -> Any:
     """A copy of the program of its own, silent, on a node whose commands work and whose mounts are taken for granted."""
     found: Any = load_program()
     found.log = lambda level, message: None
-    found.run = lambda argv, timeout=60.0: found.Done(0)
+    found.run = lambda argv, timeout=60.0: found.Result(0)
     found.live_mount = lambda paths: (paths.live, "tmpfs", found.TMPFS_SOURCE, "rw")
     found.fill = lambda paths: (1 << 30, 1 << 20)
     return found
@@ -272,7 +272,7 @@ class Node:
 
     def run(self, argv: list[str], timeout: float = 60.0) -> Any:
         self.calls.append(list(argv))
-        done = self.ps.Done
+        done = self.ps.Result
         text = " ".join(argv)
         for bad in self.fail:
             if bad in text:

@@ -39,10 +39,10 @@ def ssh_node(ps: ModuleType, node: Node, monkeypatch: pytest.MonkeyPatch) -> Nod
     def run(argv: list[str], timeout: float = 60.0) -> Any:
         if argv[0] == "journalctl":
             assert argv[argv.index("-t") + 1] == "sshd" and "sshd-session" in argv
-            return ps.Done(0, "\n".join([*node.accepted, "Connection from nowhere"]))  # type: ignore[attr-defined]
+            return ps.Result(0, "\n".join([*node.accepted, "Connection from nowhere"]))  # type: ignore[attr-defined]
         if argv[0] == "sshd":
             assert argv == ["sshd", "-T", "-C", "user=root,host=10.0.2.2,addr=10.0.2.2"]
-            return ps.Done(0, f"port 22\nauthorizedkeysfile {node.files}\ntrustedusercakeys none\n")  # type: ignore[attr-defined]
+            return ps.Result(0, f"port 22\nauthorizedkeysfile {node.files}\ntrustedusercakeys none\n")  # type: ignore[attr-defined]
         return real(argv, timeout)
 
     monkeypatch.setattr(ps, "run", run)

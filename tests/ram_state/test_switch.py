@@ -81,7 +81,7 @@ def test_a_failed_switch_puts_stock_back(
             failures["n"] += 1
             if cut == "show":
                 node.fail.add("show")
-            return ps.Done(1, "", "planted")
+            return ps.Result(1, "", "planted")
         return real(argv, timeout)
 
     monkeypatch.setattr(ps, "run", once)

@@ -3,42 +3,56 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 from .errors import PveguardError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    # Not at run time: programs on a node start with this, at boot and at every stop.
+    from collections.abc import Mapping, Sequence
+    from typing import Protocol
 
 
 class CommandMissing(PveguardError):
     """The program is not installed or not on PATH."""
 
 
-@dataclass(frozen=True)
 class Result:
     """What a command returned. ``rc`` is 124 when it was stopped by the timeout, as with timeout(1)."""
 
-    rc: int
-    stdout: str
-    stderr: str
+    def __init__(self, rc: int, stdout: str = "", stderr: str = "") -> None:
+        self.rc, self.stdout, self.stderr = rc, stdout, stderr
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Result) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((self.rc, self.stdout, self.stderr))
+
+    def __repr__(self) -> str:
+        return f"Result({self.rc!r}, {self.stdout!r}, {self.stderr!r})"
 
     @property
     def ok(self) -> bool:
         return self.rc == 0
 
 
-class Run(Protocol):
-    """Signature of :func:`run`; a fake in a test has the same one."""
+if TYPE_CHECKING:
 
-    def __call__(
-        self,
-        argv: Sequence[str],
-        *,
-        input: str | None = None,
-        timeout: float = 60.0,
-        env: Mapping[str, str] | None = None,
-    ) -> Result: ...
+    class Run(Protocol):
+        """Signature of :func:`run`; a fake in a test has the same one."""
+
+        def __call__(
+            self,
+            argv: Sequence[str],
+            *,
+            input: str | None = None,
+            timeout: float = 60.0,
+            env: Mapping[str, str] | None = None,
+        ) -> Result: ...
+
+else:
+    Run = object
 
 
 # Proxmox's and Debian's administration tools live in sbin, which a non-login shell may not have.
@@ -58,6 +72,8 @@ def run(
     Output is decoded as UTF-8 with replacement; the locale is always C so that it can be parsed.
     Raises :class:`CommandMissing` when the program does not exist.
     """
+    import subprocess
+
     full_env = {**os.environ, "LC_ALL": "C", "LANGUAGE": "C", **(env or {})}
     full_env["PATH"] = full_env.get("PATH", "") + ":" + _PATH
     try:

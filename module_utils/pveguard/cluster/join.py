@@ -223,18 +223,18 @@ class Change:
             return
         self.step("saving the new state")
         done = command(PVE_STATE, "save", timeout=60)
-        if done.returncode != 0:
+        if done.rc != 0:
             self.warnings.append(
                 f"'pve-state save' failed ({(done.stderr or done.stdout).strip()}): until the watcher has saved the new "
                 "state, a power cut brings the former one back; look at 'pve-state status'"
             )
 
     def _updatecerts(self) -> None:
-        if not self.request.get("run_updatecerts") or command("sh", "-c", "command -v pvecm").returncode != 0:
+        if not self.request.get("run_updatecerts") or command("sh", "-c", "command -v pvecm").rc != 0:
             return
         self.step("pvecm updatecerts")
         done = command("pvecm", "updatecerts", timeout=60)
-        if done.returncode != 0:
+        if done.rc != 0:
             self.warnings.append(f"pvecm updatecerts failed: {(done.stderr or done.stdout).strip()}")
         # They hold the certificate of before; where they do not run this does nothing.
         systemctl("try-reload-or-restart", "pveproxy.service", "pvedaemon.service", must=False)
@@ -267,13 +267,13 @@ class Change:
         with tempfile.TemporaryDirectory(dir=self.node.root / "run") as directory:
             target = Path(directory) / "authkey"
             done = command("corosync-keygen", "-l", "-k", str(target))
-            if done.returncode != 0 or not target.exists():
+            if done.rc != 0 or not target.exists():
                 raise Failure(f"corosync-keygen failed: {(done.stderr or done.stdout).strip()}")
             return target.read_bytes()
 
     def _validate(self) -> None:
         done = command("corosync", "-c", str(self.node.corosync / "corosync.conf"), "-t")
-        if done.returncode != 0:
+        if done.rc != 0:
             raise Failure(f"corosync refuses the configuration: {(done.stderr or done.stdout).strip()}")
 
     def stop(self) -> None:

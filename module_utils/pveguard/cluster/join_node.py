@@ -11,7 +11,6 @@ import os
 import re
 import signal
 import sqlite3
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ..base.atomic import fsync_dir, read_or_none, write_atomic
+from ..base.run import CommandMissing, Result, run
 from ..formats.corosync_tools import parse_quorum
 from ..pmxcfs import mount, tasks, tree
 from ..pmxcfs.live_database import Unreadable, snapshot
@@ -55,30 +55,18 @@ class Node:
         self.ring_state = root / "var/lib/corosync"
 
 
-def command(*argv: str, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
-    """Run a command; a missing program counts as code 127, a timeout as 124."""
-    env = {**os.environ, "LC_ALL": "C"}
-    env["PATH"] = env.get("PATH", "") + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+def command(*argv: str, timeout: float = 120.0) -> Result:
+    """Run a command; a missing program counts as code 127."""
     try:
-        return subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout,
-            env=env,
-        )
-    except FileNotFoundError:
-        return subprocess.CompletedProcess(argv, 127, "", f"{argv[0]} is not installed")
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(argv, 124, "", f"{argv[0]} gave no answer within {timeout:g} s")
+        return run(argv, timeout=timeout)
+    except CommandMissing:
+        return Result(127, "", f"{argv[0]} is not installed")
 
 
 def systemctl(*argv: str, must: bool = True) -> str:
     done = command("systemctl", *argv)
-    if must and done.returncode != 0:
-        said = (done.stderr or done.stdout).strip() or f"code {done.returncode}"
+    if must and done.rc != 0:
+        said = (done.stderr or done.stdout).strip() or f"code {done.rc}"
         journal = command("journalctl", "-u", argv[-1], "-n", "8", "--no-pager", "-o", "cat").stdout.strip()
         raise Failure(f"systemctl {' '.join(argv)} failed: {said}" + (f"\n{journal}" if journal else ""))
     return done.stdout
@@ -280,7 +268,7 @@ def prove_writable(node: Node, name: str, deadline: float) -> None:
     for program, is_done in (("mkdir", probe.is_dir), ("rmdir", lambda: not probe.exists())):
         while True:
             said = command(program, str(probe), timeout=ANSWER_S)
-            if said.returncode == 0 or is_done():
+            if said.rc == 0 or is_done():
                 break
             if time.monotonic() > deadline:
                 raise Failure(f"{node.pve} cannot be written although the node is quorate: {said.stderr.strip()}")

@@ -71,7 +71,7 @@ def accepted_login(address: str, port: str) -> tuple[str, str, str | None, bool]
     pattern = re.compile(
         rf"Accepted (\S+) for (\S+) from {re.escape(address)} port {re.escape(port)} ssh2(?:: (.*))?$"
     )
-    for line in done.out.splitlines():
+    for line in done.stdout.splitlines():
         match = pattern.search(line.strip())
         if match:
             tail = match.group(3) or ""
@@ -123,11 +123,11 @@ def check_login(
         return result
     settings: dict[str, str] = {}
     done = run(["sshd", "-T", "-C", f"user={user},host={address},addr={address}"])
-    for line in done.out.splitlines():
+    for line in done.stdout.splitlines():
         key, _, value = line.partition(" ")
         settings.setdefault(key.lower(), value.strip())
     if done.rc or "authorizedkeysfile" not in settings:
-        result["how"] = f"sshd -T does not tell where it reads keys: {done.err.strip()[:200]}"
+        result["how"] = f"sshd -T does not tell where it reads keys: {done.stderr.strip()[:200]}"
         return result
     if certificate:
         trusted = settings.get("trustedusercakeys", "none")

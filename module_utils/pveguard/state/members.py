@@ -21,7 +21,7 @@ def members_said(paths: Paths, timeout: float = 10) -> Any:
     """What /etc/pve/.members holds, None when it does not answer. Read by a child: a hanging daemon must not hang us."""
     done = run(["cat", f"{paths.pve}/.members"], timeout=timeout)
     try:
-        return json.loads(done.out)
+        return json.loads(done.stdout)
     except ValueError:
         return None
 

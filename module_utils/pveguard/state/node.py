@@ -17,10 +17,10 @@ from .system import log, run
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ..base.run import Result
     from ..pmxcfs.mount import Mount
     from .paths import Paths
     from .settings import Config
-    from .system import Done
 
 TMPFS_FLOOR = 256 * MIB
 WAL_BYTES = 8 * MIB
@@ -106,7 +106,7 @@ def resize_tmpfs(paths: Paths, size: int) -> bool:
         options += ",noswap"
     done = run(["mount", "-t", "tmpfs", "-o", options, TMPFS_SOURCE, paths.live])
     if done.rc:
-        log("warning", f"{paths.live}: its limit was not set to {size // MIB} MiB: {done.err.strip()}")
+        log("warning", f"{paths.live}: its limit was not set to {size // MIB} MiB: {done.stderr.strip()}")
     return done.rc == 0
 
 
@@ -119,7 +119,7 @@ def fill(paths: Paths) -> tuple[int, int]:
     return found.f_blocks * found.f_frsize, (found.f_blocks - found.f_bfree) * found.f_frsize
 
 
-def systemctl(*words: str, timeout: float = 120.0) -> Done:
+def systemctl(*words: str, timeout: float = 120.0) -> Result:
     return run(["systemctl", *words], timeout=timeout)
 
 
@@ -127,7 +127,7 @@ def unit_states(*units: str) -> dict[str, tuple[str, bool]]:
     """{unit: (active state, whether it starts)}; states of units that systemd does not know are empty. A unit that
     systemd starts again after a failure does not count as one that starts: it may go on like that for ever.
     """
-    out = systemctl("show", "-p", "Id,ActiveState,SubState,NRestarts,LoadState", *units).out
+    out = systemctl("show", "-p", "Id,ActiveState,SubState,NRestarts,LoadState", *units).stdout
     found = {}
     for block in out.split("\n\n"):
         values = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)

@@ -17,8 +17,10 @@ PVE_STATE = Program(
     "pve-state",
     "state.cli",
     (
+        "base.errors",
         "base.findings",
         "base.node_name",
+        "base.run",
         "base.units",
         "formats.corosync_tools",
         "formats.section_config",

@@ -241,7 +241,7 @@ def place_generation(paths: Paths, config: Config, g: Generation, kept: list[str
     if in_ram and not is_ours(live_mount(paths)):
         done = systemctl("start", MOUNT_UNIT)
         if done.rc or not is_ours(live_mount(paths)):
-            raise RestoreError(f"{paths.live} could not be mounted: {done.err.strip()}")
+            raise RestoreError(f"{paths.live} could not be mounted: {done.stderr.strip()}")
     if in_ram:
         # The former state stays until the new one is complete beside it.
         wanted = max(tmpfs_sizes(size_of(g.db), config, memory()[0])[0], fill(paths)[1] + size_of(g.db) + MIB)
@@ -308,7 +308,7 @@ def _start_daemon_now(paths: Paths) -> None:
     systemctl("reset-failed", STATE_UNIT, PVE_CLUSTER)
     done = systemctl("start", PVE_CLUSTER)
     if done.rc:
-        raise RestoreError(f"the state is in place but pve-cluster does not start: {done.err.strip()}")
+        raise RestoreError(f"the state is in place but pve-cluster does not start: {done.stderr.strip()}")
 
 
 def _hashes(store: Store) -> dict[int, bytes]:
@@ -360,7 +360,7 @@ def place_nothing(paths: Paths, kept: list[str]) -> dict[str, Any]:
     if switched(paths) and not is_ours(live_mount(paths)):
         done = systemctl("start", MOUNT_UNIT)
         if done.rc or not is_ours(live_mount(paths)):
-            raise RestoreError(f"{paths.live} could not be mounted: {done.err.strip()}")
+            raise RestoreError(f"{paths.live} could not be mounted: {done.stderr.strip()}")
     if os.path.isdir(paths.rescue):
         with store_lock(paths):
             # The state of the others was chosen.
@@ -478,7 +478,7 @@ def _judge_resync(paths: Paths, mode: Mode, result: dict[str, Any], args: Namesp
             "nothing else"
         )
     elif not result["daemon_running"]:
-        shown = run(["corosync-quorumtool", "-s"]).out
+        shown = run(["corosync-quorumtool", "-s"]).stdout
         result["quorate"] = parse_quorum(shown)["quorate"] is True
         if not result["quorate"]:
             refusals.append("this node has no quorum (corosync-quorumtool -s); bring it to quorum first")

@@ -59,7 +59,7 @@ def arm_rollback_timer(paths: Paths, seconds: float) -> None:
         ]
     )
     if done.rc:
-        raise Refused(f"the rollback timer could not be armed: {done.err.strip()}; nothing was changed")
+        raise Refused(f"the rollback timer could not be armed: {done.stderr.strip()}; nothing was changed")
 
 
 def disarm_rollback_timer() -> None:
@@ -94,7 +94,7 @@ def process_start(pid: int) -> int | None:
 
 def dependents() -> list[str]:
     """Active units that systemd stops together with the daemon; a start of the daemon does not bring them back."""
-    out = systemctl("show", "-p", "RequiredBy,BoundBy", PVE_CLUSTER).out
+    out = systemctl("show", "-p", "RequiredBy,BoundBy", PVE_CLUSTER).stdout
     lines = [line for line in out.splitlines() if line.startswith(("RequiredBy=", "BoundBy="))]
     wanted = {name for line in lines for name in line.partition("=")[2].split()}
     names = sorted(name for name in wanted if name.endswith(".service") and not name.startswith("pveguard-"))
@@ -107,7 +107,7 @@ def start_dependents(paths: Paths) -> None:
     if names:
         done = systemctl("start", *names)
         if done.rc:
-            log("error", f"{', '.join(names)}: {done.err.strip()}")
+            log("error", f"{', '.join(names)}: {done.stderr.strip()}")
 
 
 def stop_daemon(paths: Paths, deadline: float) -> None:
@@ -115,7 +115,7 @@ def stop_daemon(paths: Paths, deadline: float) -> None:
     systemctl("stop", WATCH_UNIT, timeout=max(5.0, deadline - time.monotonic()))
     done = systemctl("stop", PVE_CLUSTER, timeout=max(5.0, deadline - time.monotonic()))
     if done.rc:
-        raise SwitchError(f"pve-cluster did not stop: {done.err.strip()}")
+        raise SwitchError(f"pve-cluster did not stop: {done.stderr.strip()}")
     wait_for("the daemon to end", lambda: not daemon_running(paths) and not pve_mounted(paths), deadline)
 
 
@@ -127,7 +127,7 @@ def start_daemon(paths: Paths, deadline: float, cluster: bool, watcher: bool) ->
     done = systemctl("start", PVE_CLUSTER, timeout=max(5.0, deadline - time.monotonic()))
     if done.rc:
         why = read_json(paths.restore_file).get("error")
-        raise SwitchError(f"pve-cluster does not start: {why or done.err.strip()}")
+        raise SwitchError(f"pve-cluster does not start: {why or done.stderr.strip()}")
     wait_for("/etc/pve to be mounted", lambda: pve_mounted(paths) and members_said(paths) is not None, deadline)
     served = time.monotonic()
     if cluster:
@@ -144,7 +144,7 @@ def start_daemon(paths: Paths, deadline: float, cluster: bool, watcher: bool) ->
 def daemon_reload() -> None:
     done = systemctl("daemon-reload")
     if done.rc:
-        raise SwitchError(f"systemctl daemon-reload failed: {done.err.strip()}")
+        raise SwitchError(f"systemctl daemon-reload failed: {done.stderr.strip()}")
 
 
 def live_summary(paths: Paths, config: Config) -> tuple[int | None, str | None]:

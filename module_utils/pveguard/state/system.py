@@ -8,41 +8,20 @@ import re
 import sys
 import time
 
+from ..base.run import CommandMissing, Result
+from ..base.run import run as run_command
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-class Done:
-    """What a command returned."""
-
-    def __init__(self, rc: int, out: str = "", err: str = "") -> None:
-        self.rc, self.out, self.err = rc, out, err
-
-
-def run(argv: Sequence[str], timeout: float = 60.0) -> Done:
-    """Run a command and return :class:`Done`; 127 when it does not exist, 124 when it gave no answer in
-    time.
-    """
-    import subprocess
-
-    env = {**os.environ, "LC_ALL": "C"}
-    env["PATH"] = env.get("PATH", "") + ":/usr/sbin:/usr/bin:/sbin:/bin"
+def run(argv: Sequence[str], timeout: float = 60.0) -> Result:
+    """As :func:`run_command`; 127 when the program does not exist."""
     try:
-        done = subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=timeout,
-            env=env,
-            encoding="utf-8",
-            errors="replace",
-        )
-    except FileNotFoundError:
-        return Done(127, "", f"{argv[0]}: not installed")
-    except subprocess.TimeoutExpired:
-        return Done(124, "", f"{argv[0]}: no answer within {timeout:g} s")
-    return Done(done.returncode, done.stdout, done.stderr)
+        return run_command(argv, timeout=timeout)
+    except CommandMissing:
+        return Result(127, "", f"{argv[0]}: not installed")
 
 
 _LEVELS = {"error": 3, "warning": 4, "info": 6}
