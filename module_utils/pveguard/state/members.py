@@ -9,8 +9,15 @@ from ..pmxcfs.mount import NOT_MET, has_write_bits, unknown_members
 from .rows import is_member
 from .system import run
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
 
-def members_said(paths, timeout=10):
+    from .paths import Paths
+
+
+def members_said(paths: Paths, timeout: float = 10) -> Any:
     """What /etc/pve/.members holds, None when it does not answer. Read by a child: a hanging daemon must not hang us."""
     done = run(["cat", f"{paths.pve}/.members"], timeout=timeout)
     try:
@@ -19,7 +26,7 @@ def members_said(paths, timeout=10):
         return None
 
 
-def members_file(paths, timeout=10):
+def members_file(paths: Paths, timeout: float = 10) -> dict[str, Any]:
     """What /etc/pve/.members says; {} when it does not answer, or not as it is known."""
     said = members_said(paths, timeout)
     return {} if unknown_members(said) else said
@@ -34,11 +41,13 @@ class Mode:
     node is no member. ``met`` is False when Corosync has not run since a daemon in cluster mode started.
     """
 
-    def __init__(self, name, quorate, met=True):
+    def __init__(self, name: str | None, quorate: bool, met: bool = True) -> None:
         self.name, self.quorate, self.met = name, quorate, met
 
 
-def daemon_mode(paths, members, again=None):
+def daemon_mode(
+    paths: Paths, members: Mapping[str, Any], again: Callable[[], Mapping[str, Any]] | None = None
+) -> Mode:
     """The :class:`Mode` of the daemon that serves /etc/pve; ``members`` is what :func:`members_file` said, ``again`` asks
     once more.
 
@@ -60,12 +69,12 @@ def daemon_mode(paths, members, again=None):
     return Mode("cluster", bool(cluster.get("quorate"))) if cluster else Mode("local", not is_member(paths))
 
 
-def takes_writes(paths):
+def takes_writes(paths: Paths) -> bool:
     """Whether the file system's own modes let /etc/pve be written."""
     return bool(has_write_bits(paths.pve))
 
 
-def no_quorum(mode):
+def no_quorum(mode: Mode) -> str:
     """Why this node has no quorum, for people; "" when it has, or needs none."""
     if mode.name is None:
         return (

@@ -158,7 +158,7 @@ class Store:
             try:
                 found = [line[0] for line in connection.execute("PRAGMA integrity_check(3)")]
                 if found != ["ok"]:
-                    return found[0]
+                    return str(found[0])
                 connection.execute("SELECT name FROM sqlite_master").fetchall()
                 return None
             finally:

@@ -117,7 +117,7 @@ def keep_raw(store: Store, why: str, kind: str = "damaged", copy: Callable[[str]
         seen = [[s, *_look_of(paths.live_db + s)] for s in ("", "-wal") if os.path.exists(paths.live_db + s)]
     except OSError as error:
         raise NotRead(f"{paths.live_db}: {error.strerror}") from error
-    names = [suffix for suffix, *_ in seen]
+    names = [str(suffix) for suffix, *_ in seen]
     if "" not in names:
         raise Refused(f"{paths.live_db} does not exist; nothing was saved")
     folder = f"{paths.rescue}/{former}" if former else None
@@ -194,7 +194,7 @@ def _merged(path: str) -> bool:
     try:
         connection = connect(path, "rw")
         try:
-            return connection.execute("PRAGMA journal_mode=DELETE").fetchone() == ("delete",)
+            return bool(connection.execute("PRAGMA journal_mode=DELETE").fetchone() == ("delete",))
         finally:
             connection.close()
     except (sqlite3.Error, Damaged):
@@ -305,9 +305,7 @@ def keep_former(store: Store, reason: str) -> str | None:
     it is. Returns the name of the generation, None for a copy.
     """
     try:
-        return cut_generation(
-            store.opened, store.paths, store.config, store.lineage, reason, replica=True
-        )["name"]
+        return str(cut_generation(store.opened, store.paths, store.config, store.lineage, reason, replica=True)["name"])
     except Damaged as error:
         folder = store.paths.damaged
         try:

@@ -390,7 +390,7 @@ def judge_restore(paths: Paths, config: Config, args: Namespace) -> dict[str, An
     nodes = nodes if isinstance(nodes, dict) else {}
     own = shown.get("nodename") or node_name()
     up = {name for name, node in nodes.items() if isinstance(node, dict) and node.get("online")}
-    result = {
+    result: dict[str, Any] = {
         "generation": {"name": g.name, **g.manifest} if g else None,
         "member": is_member(paths),
         "daemon_running": running,

@@ -30,6 +30,16 @@ from .exits import Damaged
 from .files import fsync_path, read_text, remove_database, size_of
 from .system import printable
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    Value = TypeVar("Value")
+
+    from ..pmxcfs.tree import Row, Rows
+    from .paths import Paths
+
 PLACEHOLDER_MARK = b"This is not a database."
 # Of the daemon's database.
 PAGE = 4096
@@ -50,7 +60,7 @@ SCHEMA = (
 INSERT = "INSERT OR REPLACE INTO tree VALUES(?,?,?,?,?,?,CAST(? AS TEXT),?)"
 
 
-def connect(path, mode, timeout=10.0):
+def connect(path: str, mode: str, timeout: float = 10.0) -> sqlite3.Connection:
     """Open a database of ours in autocommit mode. ``mode`` is rw, rwc, or immutable (no locks, no files beside it).
 
     Never for the live database: see :func:`read_live`.
@@ -63,7 +73,7 @@ def connect(path, mode, timeout=10.0):
         raise Damaged(f"{path}: {error}") from error
 
 
-def read_only(path, function):
+def read_only(path: str, function: Callable[[sqlite3.Connection], Value]) -> Value:
     """What ``function`` returns for a connection to one consistent state of any database, whoever writes it, without an
     effect on anybody. It may be called again, see :func:`look`. Raises Damaged.
     """
@@ -73,7 +83,7 @@ def read_only(path, function):
         raise Damaged(str(error)) from error
 
 
-def in_memory(path):
+def in_memory(path: str) -> sqlite3.Connection:
     """A connection to a copy of a database in memory: what it was at one moment, whoever writes it next."""
     try:
         return snapshot(path)
@@ -81,7 +91,7 @@ def in_memory(path):
         raise Damaged(str(error)) from error
 
 
-def read_hashes(connection):
+def read_hashes(connection: sqlite3.Connection) -> dict[int, bytes]:
     """{inode: digest of data} of every row."""
     found = {}
     for inode, data in connection.execute("SELECT inode, CAST(data AS BLOB) FROM tree"):
@@ -89,7 +99,7 @@ def read_hashes(connection):
     return found
 
 
-def unloadable(rows):
+def unloadable(rows: Rows) -> list[str]:
     """Why the daemon would not load a table, as a list of sentences; empty when it would.
 
     Exactly its rules: types, directories, unique names, a way to the root, unique guests. What it loads it may serve, and
@@ -102,12 +112,12 @@ def unloadable(rows):
         return [f"row 0 has the name {shown(rows[0][NAME])}, not __version__"]
     paths = all_paths(rows)
 
-    def name(inode):
+    def name(inode: int) -> str:
         path = paths.get(inode)
         return f"row {inode} ({shown(rows[inode][NAME])})" if path is None else f"/etc/pve/{printable(path, '')}"
 
     problems = []
-    seen = {}
+    seen: dict[tuple[int, bytes], int] = {}
     for inode, row in rows.items():
         if inode == 0:
             continue
@@ -122,7 +132,7 @@ def unloadable(rows):
         parent = rows.get(row[PARENT])
         if row[PARENT] != 0 and parent is None:
             problems.append(f"{name(inode)}: its directory {row[PARENT]} is missing")
-        elif row[PARENT] != 0 and parent[TYPE] != DIRECTORY:
+        elif parent is not None and row[PARENT] != 0 and parent[TYPE] != DIRECTORY:
             problems.append(f"{name(inode)}: {name(row[PARENT])} above it is not a directory")
         elif paths[inode] is None and path_of(inode, rows) is None:
             problems.append(f"{name(inode)}: no way from it to the root")
@@ -134,7 +144,7 @@ def unloadable(rows):
     return problems
 
 
-def suspicious(rows, member=False):
+def suspicious(rows: Rows, member: bool = False) -> list[str]:
     """What is strange in a table that the daemon loads, as a list of sentences: worth a warning at a save, and a
     restore refuses it unless told otherwise.
 
@@ -167,17 +177,17 @@ def suspicious(rows, member=False):
     return problems
 
 
-def check_rows(rows, member=False):
+def check_rows(rows: Rows, member: bool = False) -> list[str]:
     """What is wrong with a table, as a list of sentences; empty when it is sound: loadable, and nothing is strange."""
     return unloadable(rows) or suspicious(rows, member)
 
 
-def emptied(rows, replica):
+def emptied(rows: Rows, replica: Rows) -> str | None:
     """Why a table must not go over the replica although the daemon loads it, or None: it holds nothing, or corosync.conf
     alone, as after a start on an empty database, and the replica holds more.
     """
 
-    def files(table):
+    def files(table: Rows) -> list[Row]:
         return [row for i, row in table.items() if i and row[TYPE] == FILE]
 
     left, had = files(rows), files(replica)
@@ -187,16 +197,16 @@ def emptied(rows, replica):
     return f"the live state holds {what}, and the replica {len(had)} files"
 
 
-def file_name(inode, rows):
+def file_name(inode: int, rows: Rows) -> str:
     path = path_of(inode, rows)
     return f"row {inode}" if path is None else f"/etc/pve/{printable(path, '')}"
 
 
-def shown(name):
+def shown(name: bytes) -> str:
     return repr(name.decode("utf-8", "backslashreplace"))
 
 
-def verify_database(path, member=False, sound=True):
+def verify_database(path: str, member: bool = False, sound: bool = True) -> tuple[list[str], Rows]:
     """Check everything in a database file. Returns (problems, rows). Without ``sound`` only whether the daemon loads it,
     and for a member that it has a corosync.conf.
     """
@@ -215,7 +225,9 @@ def verify_database(path, member=False, sound=True):
         return [str(error)], {}
 
 
-def check_connection(connection, member=False, sound=True):
+def check_connection(
+    connection: sqlite3.Connection, member: bool = False, sound: bool = True
+) -> tuple[list[str], Rows]:
     found = [line[0] for line in connection.execute("PRAGMA integrity_check(5)")]
     if found != ["ok"]:
         return [f"integrity check: {line}" for line in found], {}
@@ -235,7 +247,7 @@ def check_connection(connection, member=False, sound=True):
     return problems, rows
 
 
-def content_sha256(connection):
+def content_sha256(connection: sqlite3.Connection) -> str:
     """One hash of every field and the data of all rows, ``__version__`` included."""
     digest = hashlib.sha256()
     for *fields, data in connection.execute(f"{META.replace(' FROM', ',CAST(data AS BLOB) FROM')} ORDER BY inode"):
@@ -244,21 +256,21 @@ def content_sha256(connection):
     return digest.hexdigest()
 
 
-def config_version(text):
+def config_version(text: str) -> int:
     """config_version of a corosync.conf, 0 when it has none."""
     match = re.search(r"^\s*config_version\s*:\s*0*([0-9]+)\s*$", text, re.MULTILINE)
     # Of more digits than the daemon's 64 bits hold it is read as the largest number. Python reads no 5,000 digits at all.
     return min(int(match.group(1)[:21]), 2**64 - 1) if match else 0
 
 
-def is_member(paths):
+def is_member(paths: Paths) -> bool:
     """True when the host has a cluster's corosync.conf. Debian's example has no config_version and does not
     count.
     """
     return config_version(read_text(paths.corosync_conf)) > 0
 
 
-def plain_copy(connection, target):
+def plain_copy(connection: sqlite3.Connection, target: str) -> None:
     """Copy a whole database through SQLite into one plain file without a log, fsynced."""
     remove_database(target)
     copy = connect(target, "rwc")
@@ -271,7 +283,7 @@ def plain_copy(connection, target):
     fsync_path(target)
 
 
-def is_placeholder(path):
+def is_placeholder(path: str) -> bool:
     try:
         with open(path, "rb") as handle:
             return handle.read(len(PLACEHOLDER_MARK)) == PLACEHOLDER_MARK
@@ -279,7 +291,7 @@ def is_placeholder(path):
         return False
 
 
-def placeholder_text():
+def placeholder_text() -> bytes:
     return (
         PLACEHOLDER_MARK
         + b"""

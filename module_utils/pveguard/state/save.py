@@ -77,7 +77,7 @@ def save(
             why = unloadable(change.rows)
             bare = emptied(change.rows, replica)
             if why or bare:
-                result["rescued"] = keep_aside(store, why or [bare], "unloadable" if why else "emptied", deep, exact)
+                result["rescued"] = keep_aside(store, why or [bare or ""], "unloadable" if why else "emptied", deep, exact)
                 return result
             result["warnings"] = suspicious(change.rows)[:5]
         if not (differs or (exact and lag) or lag >= config.max_lag):

@@ -8,10 +8,15 @@ import os
 
 from ..pmxcfs.tree import NOISE, Noise
 from .exits import UsageError
-from .generations import KEEP_AT_LEAST
-from .login import below
+from .paths import Paths, below
 
-DEFAULTS = {
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+KEEP_AT_LEAST = 5
+DEFAULTS: dict[str, Any] = {
     "rpo_seconds": 2.0,
     "max_version_lag": 1000,
     "noise": list(NOISE),
@@ -26,7 +31,7 @@ DEFAULTS = {
 class Config:
     """Settings from /etc/pveguard/state.json over the defaults. Unknown keys and bad patterns are errors."""
 
-    def __init__(self, values=None):
+    def __init__(self, values: Mapping[str, Any] | None = None) -> None:
         values = dict(values or {})
         unknown = sorted(set(values) - set(DEFAULTS))
         if unknown:
@@ -58,12 +63,12 @@ class Config:
         except ValueError as error:
             raise UsageError(str(error)) from error
         # Names of generations that this process is about to restore.
-        self.in_use = set()
+        self.in_use: set[str] = set()
         # Whether this process restores states that are strange.
         self.unsound = False
 
     @classmethod
-    def load(cls, paths):
+    def load(cls, paths: Paths) -> Config:
         try:
             with open(paths.config, encoding="utf-8") as handle:
                 values = json.load(handle)
@@ -81,7 +86,7 @@ class Config:
             raise UsageError(f"{paths.config}: {error}") from error
 
 
-def given_config(text):
+def given_config(text: str) -> Config:
     """Settings given on the command line as a JSON object."""
     try:
         values = json.loads(text)

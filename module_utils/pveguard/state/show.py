@@ -28,8 +28,8 @@ from .exits import Damaged, Refused, UsageError
 from .files import read_json, store_lock
 from .generations import find_generation
 from .live import open_live
-from .login import below
 from .node import daemon_running
+from .paths import below
 from .rescue import modified, pending_rescue
 from .rows import NO_COROSYNC_CONF, check_connection, config_version, connect, in_memory, is_member
 from .system import printable, utc

@@ -101,7 +101,7 @@ def node_status(paths: Paths, config: Config) -> dict[str, Any]:
         "tmpfs_bytes": 0,
         "used_bytes": 0,
         "fill_percent": 0,
-        "noswap": bool(ours and "noswap" in mount[3].split(",")),
+        "noswap": bool(ours and mount and "noswap" in mount[3].split(",")),
         "daemon_running": daemon_running(paths),
         "units": {unit: state[0] for unit, state in units.items()},
         "root_version": None,
@@ -201,7 +201,8 @@ def _status_states(
     """What is live, what is saved, what differs. Returns the findings on what cannot be known."""
     replica = None
     if os.path.exists(paths.replica):
-        problems, rows = [], {}
+        problems: list[str] = []
+        rows: Rows = {}
         try:
             # Without the store's lock: a look that was torn is taken again.
             connection = in_memory(paths.replica)

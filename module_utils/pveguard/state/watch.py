@@ -63,7 +63,7 @@ class Members:
 
     def _read(self) -> dict[str, Any]:
         with open(f"{self.paths.pve}/.members", encoding="utf-8") as handle:
-            found = json.load(handle)
+            found: dict[str, Any] = json.load(handle)
         unknown = unknown_members(found)
         if unknown:
             raise ValueError(unknown)
