@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -137,3 +138,19 @@ def test_return_values_are_described(name: str) -> None:
             check(value.get("contains") or {}, f"{where}{key}.", top=False)
 
     check(returned, "", top=True)
+
+
+#: Modules that are a shell around a core of another name, and why.
+OTHER_CORE = {
+    "corosync_conf": "corosync_change: the parser of the format has the name corosync_conf",
+    "fsync_bench": "fsync_gate: measures by the core fsync_bench, and judges",
+    "power_cut_ledger": "power_cut, with the one below: two steps of one test",
+    "power_cut_watch": "power_cut",
+}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "library").glob("*.py")), ids=lambda path: path.stem)
+def test_a_module_and_its_core_carry_one_name(path: Path) -> None:
+    cores = set(re.findall(r"^from ansible\.module_utils\.pveguard\.\w+ import (.*)$", path.read_text(), re.MULTILINE))
+    named = {name.strip() for names in cores for name in names.split(",")}
+    assert (path.stem in named) is (path.stem not in OTHER_CORE)
