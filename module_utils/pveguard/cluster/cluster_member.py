@@ -36,7 +36,7 @@ PROGRAM = Program(
     "cluster-member",
     "cluster.join",
     (
-        *("cluster.join", "cluster.join_node"),
+        *("base.atomic", "cluster.join", "cluster.join_node", "formats.corosync_tools"),
         *(f"pmxcfs.{name}" for name in ("live_database", "mount", "tasks", "tree")),
     ),
 )

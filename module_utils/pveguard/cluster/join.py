@@ -33,6 +33,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ..base.atomic import fsync_dir, read_or_none, write_atomic
 from ..pmxcfs import tasks
 from ..pmxcfs.tree import Noise, own_guests, sha256_of
 from .join_node import (
@@ -47,7 +48,6 @@ from .join_node import (
     active,
     command,
     dump_sql,
-    fsync_dir,
     is_mounted,
     locked_guests,
     missing,
@@ -55,12 +55,10 @@ from .join_node import (
     patiently,
     prove_writable,
     quorum,
-    read_or_none,
     read_tree,
     remove_database,
     save_generation,
     systemctl,
-    write_atomic,
     write_in_place,
 )
 

@@ -19,6 +19,8 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ..base.atomic import fsync_dir, read_or_none, write_atomic
+from ..formats.corosync_tools import parse_quorum
 from ..pmxcfs import mount, tasks, tree
 from ..pmxcfs.live_database import Unreadable, snapshot
 
@@ -91,36 +93,6 @@ def active(*units: str) -> dict[str, bool]:
         if "Id" in values:
             states[values["Id"]] = values.get("ActiveState") in ("active", "activating", "reloading")
     return {unit: states.get(unit, False) for unit in units}
-
-
-def fsync_dir(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def write_atomic(path: Path, data: bytes, mode: int) -> None:
-    fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(fd, "wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fchmod(handle.fileno(), mode)
-            os.fsync(handle.fileno())
-        os.rename(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    fsync_dir(path.parent)
-
-
-def read_or_none(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
 
 
 def write_in_place(path: Path, data: bytes) -> None:
@@ -248,13 +220,8 @@ def locked_guests(held: tree.Entries, node_name: str) -> list[tuple[str, str]]:
 
 def quorum() -> tuple[bool, list[int]]:
     """Quorate, and the ids of the live members."""
-    out = command("corosync-quorumtool", "-s", timeout=20).stdout
-    _, _, membership = out.partition("Membership information")
-    # An id of ten digits fills its column: no blank stands before it.
-    ids = [int(number) for number in re.findall(r"^[ \t]*([0-9]+)[ \t]+[0-9]+[ \t]", membership, flags=re.MULTILINE)]
-    return bool(re.search(r"^Quorate:\s+Yes", out, flags=re.MULTILINE)), sorted(
-        number for number in ids if number
-    )
+    found = parse_quorum(command("corosync-quorumtool", "-s", timeout=20).stdout)
+    return found["quorate"] is True, found["live_member_ids"]
 
 
 def missing(node: Node, request: dict[str, object]) -> list[str]:

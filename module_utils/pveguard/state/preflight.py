@@ -8,6 +8,7 @@ import re
 import sqlite3
 
 from ..base.node_name import own as node_name
+from ..formats import section_config
 from ..pmxcfs.live_database import unknown_schema
 from ..pmxcfs.mount import NOT_MET
 from ..pmxcfs.tasks import running as running_tasks
@@ -60,8 +61,7 @@ def ha_resources(connection: sqlite3.Connection) -> list[str]:
 def resource_ids(data: object) -> list[str]:
     """Ids such as vm:100 of the resources in a resources.cfg (None when there is none)."""
     text = as_bytes(data).decode("utf-8", "replace")
-    # A type is any text without white space; plugins bring their own.
-    return [":".join(pair) for pair in re.findall(r"^(?!#)(\S+):[ \t]*(\S+)[ \t]*\r?$", text, re.MULTILINE)]
+    return [f"{section.kind}:{section.name}" for section in section_config.parse(text).sections]
 
 
 def ha_masked(paths: Paths) -> list[str]:

@@ -20,6 +20,8 @@ PVE_STATE = Program(
         "base.findings",
         "base.node_name",
         "base.units",
+        "formats.corosync_tools",
+        "formats.section_config",
         "ha.ha_findings",
         "pmxcfs.live_database",
         "pmxcfs.mount",

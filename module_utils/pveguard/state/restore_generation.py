@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import os
-import re
 import sqlite3
 import time
 
 from ..base.node_name import own as node_name
+from ..formats.corosync_tools import parse_quorum
 from ..pmxcfs.mount import NOT_MET
 from ..pmxcfs.tasks import running as running_tasks
 from ..pmxcfs.tree import read_rows, root_version, tree_sha256, without_noise
@@ -479,7 +479,7 @@ def _judge_resync(paths: Paths, mode: Mode, result: dict[str, Any], args: Namesp
         )
     elif not result["daemon_running"]:
         shown = run(["corosync-quorumtool", "-s"]).out
-        result["quorate"] = bool(re.search(r"^Quorate:\s+Yes", shown, re.MULTILINE))
+        result["quorate"] = parse_quorum(shown)["quorate"] is True
         if not result["quorate"]:
             refusals.append("this node has no quorum (corosync-quorumtool -s); bring it to quorum first")
     refusals.extend(offline_members(paths, args) if mode.met else [])
