@@ -4,7 +4,9 @@
 
 Runs ``ansible-playbook -vvv site.yml`` and counts its ``SSH: EXEC`` lines: one is one command (or transfer)
 over ssh. Run it on nodes that are already done: a second run is the common case, and 25 a node is its budget.
-Exit code: 0; 1 when a node is above ``--max``; 2 when the playbook failed.
+With ``--payloads`` it shows the bytes of the modules that such a run sends instead, beside those of a former revision, and
+needs no node: see payloads.py. Exit code: 0; 1 when a node is above ``--max`` (or the bytes above their aim); 2 when the
+playbook failed.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+import payloads
 
 ROOT = Path(__file__).resolve().parent.parent
 _TASK = re.compile(r"^(?:TASK|RUNNING HANDLER) \[(.*)\] \**$")
@@ -77,8 +81,13 @@ def main() -> int:
     parser.add_argument("--playbook", default="site.yml")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--log", type=Path, help="keep ansible's whole output in this file")
+    parser.add_argument(
+        "--payloads", nargs="?", const=payloads.REVISION, metavar="REV", help="bytes of payloads beside those at REV; no node"
+    )
     parser.add_argument("arguments", nargs="*", help="more arguments for ansible-playbook, after --")
     options = parser.parse_args()
+    if options.payloads:
+        return payloads.main(["--revision", options.payloads, *(["--json"] if options.json else [])])
 
     ansible_bin = Path(sys.executable).parent
     counts = Counts(addresses(options.inventory, ansible_bin))

@@ -114,7 +114,7 @@ arrived:
 
 from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.base.node_module import NodeModule
-from ansible.module_utils.pveguard.cluster import corosync_repair
+from ansible.module_utils.pveguard.cluster import corosync_recover
 from ansible.module_utils.pveguard.pmxcfs import pve_lock
 
 
@@ -166,14 +166,14 @@ def main() -> None:
     params = dict(module.params)
     params["deadline_s"] = params.pop("deadline_seconds")
     params["seen"] = {key: value for key, value in params["seen"].items() if value is not None}
-    request = corosync_repair.Request(**params)
+    request = corosync_recover.Request(**params)
     try:
-        result = corosync_repair.carry_out(request, module.check_mode)
+        result = corosync_recover.carry_out(request, module.check_mode)
     except (PveguardError, OSError) as error:
         module.fail_json(msg=str(error), lock_kept=pve_lock.report(module.warn))
     if request.step == "publish":
         result["lock_kept"] = pve_lock.report(module.warn)
-    before, after = (corosync_repair.masked(result.pop(key)) for key in ("before", "after"))
+    before, after = (corosync_recover.masked(result.pop(key)) for key in ("before", "after"))
     if module._diff and result["changed"] and (before or after):
         result["diff"] = {"before": before, "after": after}
     module.exit_json(**result)

@@ -75,13 +75,13 @@ node:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.pveguard.base.errors import PveguardError
-from ansible.module_utils.pveguard.cluster import node
+from ansible.module_utils.pveguard.cluster import node_info
 
 
 def main() -> None:
     module = AnsibleModule(argument_spec={"noise": {"type": "list", "elements": "str"}}, supports_check_mode=True)
     try:
-        facts = node.collect(noise=module.params["noise"])
+        facts = node_info.collect(noise=module.params["noise"])
     except PveguardError as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=False, node=facts)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from ansible.module_utils.pveguard.base import node_name
 from ansible.module_utils.pveguard.base.errors import PveguardError
-from ansible.module_utils.pveguard.cluster import corosync_repair, node, pmxcfs_package
+from ansible.module_utils.pveguard.cluster import corosync_recover, node_info, pmxcfs_package
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -33,7 +33,7 @@ def test_the_facts_have_the_name_and_the_address_that_the_daemon_takes(
     monkeypatch.setattr(
         socket, "getaddrinfo", lambda name, *_, **__: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (addresses[name], 0))]
     )
-    facts = node.collect(run=nothing_installed, root=tmp_path)
+    facts = node_info.collect(run=nothing_installed, root=tmp_path)
     assert (facts["hostname"], facts["resolved_address"]) == ("pve1", "127.0.1.1")
 
 
@@ -66,4 +66,4 @@ def test_nothing_takes_the_host_name_as_it_is() -> None:
         if re.search(r"gethostname\(\)|uname\(\)\.nodename|platform\.node\(", line)
     ]
     assert found == []
-    assert corosync_repair.node_name is node_name
+    assert corosync_recover.node_name is node_name

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible.module_utils.pveguard.base.errors import PveguardError
-from ansible.module_utils.pveguard.cluster import cluster_member, node
+from ansible.module_utils.pveguard.cluster import cluster_member, node_info
 from ansible.module_utils.pveguard.cluster.plan import cluster_plan
 from ansible.module_utils.pveguard.pmxcfs import node_traces, pmxcfs, tree
 
@@ -60,7 +60,7 @@ def usual(root: Path) -> Database:
 def hashes(root: Path, noise: list[str] | None = None) -> list[str]:
     """Of node_info, cluster-member, the replica and the generations of pve-state."""
     path = root / "var/lib/pve-cluster/config.db"
-    facts = node.collect(root=root, noise=noise)["pmxcfs"]
+    facts = node_info.collect(root=root, noise=noise)["pmxcfs"]
     assert facts["error"] is None
     change = MEMBER.Change(MEMBER.Node(root), {"deadline_s": 9, "noise": noise})
     config = STATE.Config({} if noise is None else {"noise": noise})
@@ -112,7 +112,7 @@ def test_a_node_with_guests_is_told_alike_by_all_and_never_joins(root: Path, wha
     database.add("101.conf", b"lock: backup\n[snapshot]\nlock: other\n", home)
     STRANGE[what](database, home)
     assert len(set(hashes(root))) == 1
-    facts = node.collect(root=root)
+    facts = node_info.collect(root=root)
     copy = STATE.in_memory(str(database.path))
     try:
         rows = STATE.read_rows(copy)
@@ -134,7 +134,7 @@ def test_a_node_with_guests_is_told_alike_by_all_and_never_joins(root: Path, wha
 def test_a_database_that_is_not_understood_never_joins(root: Path) -> None:
     database = usual(root)
     database.db.execute("UPDATE tree SET parent = 9999 WHERE inode = 5")
-    facts = node.collect(root=root)
+    facts = node_info.collect(root=root)
     assert facts["pmxcfs"]["guests"] is None and "no way to the root" in facts["pmxcfs"]["error"]
     other = {"corosync": {"cluster": {"config_version": 1}, "cluster_name": "c", "quorate": True}, "pmxcfs": {}}
     hosts = {"a": {"cluster": "c", "node": other}, "b": {"cluster": "c", "node": facts}}
@@ -215,7 +215,7 @@ ASK = """
 import json, sqlite3, sys
 from pathlib import Path
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/pveguard"]
-from pveguard.cluster import join, node
+from pveguard.cluster import join, node_info
 from pveguard.filters import noise
 from pveguard.pmxcfs import tree
 from pveguard.state import generations, restore_generation, settings
@@ -227,7 +227,7 @@ join.active = lambda *units: dict.fromkeys(units, False)
 join_noise = join.Change(join.Node(root), {"deadline_s": 1}).noise
 database = sqlite3.connect(path)
 print(json.dumps({
-    "node_info": node.collect(root=root)["pmxcfs"]["tree_sha256"],
+    "node_info": node_info.collect(root=root)["pmxcfs"]["tree_sha256"],
     "cluster-member": tree.sha256_of(join.read_tree(Path(path))[1], join_noise),
     "pve-state": generations.tree_sha256(database, settings.Config().noise),
     "role": tree.sha256_of(tree.read_tree(path)[1], tree.Noise(noise.noise([]))),

@@ -41,6 +41,26 @@ def test_help_of_a_command(
         ps.parser().parse_args(shlex.split(example))
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["status", "--json"],
+        ["--root", "/x", "restore-file", "latest", "jobs.cfg", "--yes"],
+        ["--root=/x", "disable", "--force", "--connection", ""],
+        ["--root", "status", "list", "--verify"],
+    ],
+)
+def test_a_start_learns_the_options_of_one_command_only(ps: ModuleType, argv: list[str]) -> None:
+    name = ps._named(argv)
+    assert name in argv and len(ps.parser(name)._subparsers._group_actions[0]._name_parser_map) in (1, 2)
+    assert vars(ps.parser(name).parse_args(argv)) == vars(ps.parser().parse_args(argv))
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h", "status"], ["statsu"], ["--root"], ["retire"], ["--version"]])
+def test_all_commands_are_known_where_none_is_named_for_sure(ps: ModuleType, argv: list[str]) -> None:
+    assert ps._named(argv) is None
+
+
 def test_help_of_the_program(
     ps: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

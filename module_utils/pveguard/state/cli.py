@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     Command = Callable[[Paths, Config, Namespace], dict[str, Any]]
+    Options = Callable[["Parser"], None]
 
 GENERATION_HELP = (
     "a name from 'pve-state list' or the beginning of one; 'latest' is the newest good generation, 'replica' "
@@ -321,9 +322,14 @@ class Help(argparse.RawDescriptionHelpFormatter):
     """Paragraphs are folded to the terminal, blocks with indented lines stay as they are."""
 
     def __init__(self, prog: str) -> None:
+        # argparse makes one for each option that it learns, long before one is asked to write.
+        super().__init__(prog, max_help_position=28, width=100)
+
+    def format_help(self) -> str:
         import shutil
 
-        super().__init__(prog, max_help_position=28, width=min(shutil.get_terminal_size().columns, 100))
+        self._width = min(shutil.get_terminal_size().columns, 100)
+        return super().format_help()
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         import textwrap
@@ -360,7 +366,8 @@ def command_list() -> str:
     return text
 
 
-def parser() -> Parser:
+def parser(only: str | None = None) -> Parser:
+    """The parser of the command line, with all commands or with one, which is a third of the time that a start takes."""
     top = Parser(
         prog="pve-state",
         usage="pve-state [--root DIRECTORY] COMMAND [OPTION...]",
@@ -378,21 +385,50 @@ def parser() -> Parser:
     commands = top.add_subparsers(
         prog="pve-state", dest="command", required=True, metavar="COMMAND", help=argparse.SUPPRESS
     )
-    _saving(commands)
-    _restoring(commands)
-    _looking(commands)
-    _moving(commands)
+    for name, (function, options) in _commands().items():
+        if only is None or name == only:
+            _add_command(commands, name, function, options)
     return top
 
 
-def _command(
-    commands: argparse._SubParsersAction[Parser], name: str, function: Command, aliases: Sequence[str] = ()
-) -> argparse.ArgumentParser:
+def _named(argv: Sequence[str]) -> str | None:
+    """The command that a command line names for sure, else None."""
+    words = list(argv)
+    while words and words[0].startswith("--root"):
+        del words[: 2 if words[0] == "--root" else 1]
+    return words[0] if words and words[0] in COMMANDS else None
+
+
+def _commands() -> dict[str, tuple[Command, Sequence[Options]]]:
+    """Each command's function, and what adds its options."""
+    return {
+        "watch": (cmd_watch, ()),
+        "save": (cmd_save, (_save,)),
+        "final-save": (cmd_final_save, ()),
+        "restore": (cmd_restore, (_restore, _members, _login)),
+        "restore-file": (cmd_restore_file, (_restore_file,)),
+        "status": (cmd_status, (_status,)),
+        "show": (cmd_show, (_show,)),
+        "list": (cmd_list, (_list,)),
+        "verify": (cmd_verify, (_verify,)),
+        "preflight": (cmd_preflight, (_ha, _members, _config, _login)),
+        "check-config": (cmd_check_config, (_config,)),
+        "enable": (cmd_enable, (_ha, _members, _login)),
+        "disable": (cmd_disable, (_force, _members, _login)),
+        "rollback": (cmd_rollback, ()),
+        "check-login": (cmd_check_login, (_login,)),
+    }
+
+
+def _add_command(
+    commands: argparse._SubParsersAction[Parser], name: str, function: Command, options: Sequence[Options]
+) -> None:
     """The parser of one command, with the options that each has."""
     _, text, more, codes = COMMANDS[name]
     sub = commands.add_parser(
         name,
-        aliases=aliases,
+        # The placeholder that a former version left on the disk of a node says retire.
+        aliases=["retire"] if name == "disable" else [],
         description=f"{text[0].upper()}{text[1:]}.\n\n{more}",
         epilog=exit_status({EXIT_OK, EXIT_ERROR, EXIT_USAGE, *codes}),
         formatter_class=Help,
@@ -400,10 +436,11 @@ def _command(
     sub.add_argument("--json", action="store_true", help="print one JSON object")
     sub.add_argument("--result", metavar="FILE", help="write the JSON object to FILE as well")
     sub.set_defaults(function=function)
-    return sub
+    for add in options:
+        add(sub)
 
 
-def _login_options(sub: argparse.ArgumentParser) -> None:
+def _login(sub: Parser) -> None:
     sub.add_argument(
         "--connection", help="SSH_CONNECTION to prove ('' for a local session); default: this process's"
     )
@@ -414,7 +451,7 @@ def _login_options(sub: argparse.ArgumentParser) -> None:
     )
 
 
-def _member_option(sub: argparse.ArgumentParser) -> None:
+def _members(sub: Parser) -> None:
     sub.add_argument(
         "--allow-offline-members",
         action="store_true",
@@ -422,9 +459,7 @@ def _member_option(sub: argparse.ArgumentParser) -> None:
     )
 
 
-def _saving(commands: argparse._SubParsersAction[Parser]) -> None:
-    _command(commands, "watch", cmd_watch)
-    sub = _command(commands, "save", cmd_save)
+def _save(sub: Parser) -> None:
     sub.add_argument("--deep", action="store_true", help="compare the data's hashes as well")
     sub.add_argument("--generation", action="store_true", help="cut a generation as well")
     sub.add_argument("--reason", default="wish of the operator", help="reason for the generation's manifest")
@@ -432,11 +467,9 @@ def _saving(commands: argparse._SubParsersAction[Parser]) -> None:
         "--if-enabled", action="store_true", help="do nothing when the node does not run from RAM"
     )
     sub.add_argument("--force", action="store_true", help="save although the RAM file system is not mounted")
-    _command(commands, "final-save", cmd_final_save)
 
 
-def _restoring(commands: argparse._SubParsersAction[Parser]) -> None:
-    sub = _command(commands, "restore", cmd_restore)
+def _restore(sub: Parser) -> None:
     sub.add_argument("--generation", metavar="NAME", help="a generation from 'pve-state list', or 'latest'")
     sub.add_argument(
         "--resync", action="store_true", help="on a member: start empty and fetch all from the others"
@@ -462,9 +495,9 @@ def _restoring(commands: argparse._SubParsersAction[Parser]) -> None:
         action="store_true",
         help="on a member: nowhere else does the daemon of this cluster run (with --generation)",
     )
-    _member_option(sub)
-    _login_options(sub)
-    sub = _command(commands, "restore-file", cmd_restore_file)
+
+
+def _restore_file(sub: Parser) -> None:
     sub.add_argument("generation", metavar="GENERATION", help=GENERATION_HELP)
     sub.add_argument("path", metavar="PATH", help="the file or directory of /etc/pve; / is everything")
     place = sub.add_mutually_exclusive_group()
@@ -476,40 +509,35 @@ def _restoring(commands: argparse._SubParsersAction[Parser]) -> None:
     sub.add_argument("--secrets", action="store_true", help="show the content of secret files as well")
 
 
-def _looking(commands: argparse._SubParsersAction[Parser]) -> None:
-    sub = _command(commands, "status", cmd_status)
+def _status(sub: Parser) -> None:
     sub.add_argument("--prometheus", action="store_true", help="print metrics in Prometheus' text format")
-    sub = _command(commands, "show", cmd_show)
+
+
+def _show(sub: Parser) -> None:
     sub.add_argument("generation", metavar="GENERATION", help=GENERATION_HELP)
     sub.add_argument("file", metavar="FILE", nargs="?", help="only this file or directory of /etc/pve")
     sub.add_argument("--secrets", action="store_true", help="show the content of secret files as well")
-    sub = _command(commands, "list", cmd_list)
+
+
+def _list(sub: Parser) -> None:
     sub.add_argument("--verify", action="store_true", help="verify each")
-    sub = _command(commands, "verify", cmd_verify)
+
+
+def _verify(sub: Parser) -> None:
     sub.add_argument("--generation", metavar="NAME", help="only this one")
     sub.add_argument("--file", metavar="FILE", help="any database file")
 
 
-def _moving(commands: argparse._SubParsersAction[Parser]) -> None:
-    sub = _command(commands, "preflight", cmd_preflight)
+def _ha(sub: Parser) -> None:
     sub.add_argument("--allow-ha", action="store_true", help="do not refuse because of HA resources")
-    _member_option(sub)
-    sub.add_argument("--config", metavar="JSON", help="judge by these settings instead of the installed ones")
-    _login_options(sub)
-    sub = _command(commands, "check-config", cmd_check_config)
+
+
+def _config(sub: Parser) -> None:
     sub.add_argument("--config", metavar="JSON", help="these settings instead of the installed ones")
-    sub = _command(commands, "enable", cmd_enable)
-    sub.add_argument("--allow-ha", action="store_true", help="do not refuse because of HA resources")
-    _member_option(sub)
-    _login_options(sub)
-    # The placeholder that a former version left on the disk of a node names it so.
-    sub = _command(commands, "disable", cmd_disable, aliases=["retire"])
+
+
+def _force(sub: Parser) -> None:
     sub.add_argument("--force", action="store_true", help="also when a task runs or the login is not proved")
-    _member_option(sub)
-    _login_options(sub)
-    _command(commands, "rollback", cmd_rollback)
-    sub = _command(commands, "check-login", cmd_check_login)
-    _login_options(sub)
 
 
 def load_config(paths: Paths, args: Namespace) -> Config:
@@ -533,7 +561,7 @@ def answer(argv: Sequence[str]) -> tuple[int, dict[str, Any]]:
 
 def _carried_out(argv: Sequence[str]) -> tuple[int, dict[str, Any], Namespace]:
     Parser.as_json = "--json" in argv
-    args = parser().parse_args(argv)
+    args = parser(_named(argv)).parse_args(argv)
     paths = Paths(args.root)
     try:
         result = args.function(paths, load_config(paths, args), args)
