@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import yaml
 from ansible.module_utils.pveguard.base.errors import PveguardError
-from ansible.module_utils.pveguard.cluster import cluster_member, node_info
+from ansible.module_utils.pveguard.cluster import cluster_member, corosync_recover, node_info
 from ansible.module_utils.pveguard.cluster.plan import cluster_plan
 from ansible.module_utils.pveguard.pmxcfs import node_traces, pmxcfs, tree
+from ansible.module_utils.pveguard.state import ram_state
 
 from tests.loading import load_file
 from tests.node.test_rows import Database
@@ -349,3 +350,32 @@ def test_the_rules_of_the_tree_are_written_once() -> None:
         *("pmxcfs/pmxcfs.py: read_tree", "cluster/join_node.py: read_tree"),
         *("writes/pmxcfs_writes.py: root_version", "cluster/recovery_steps.py: root_version"),
     }
+
+
+def test_the_modules_hand_the_list_on(run_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = [*tree.NOISE, PATTERN]
+    seen: list[object] = []
+
+    def collect(*_: Any, **more: Any) -> dict[str, Any]:
+        seen.append(more.get("noise", more.get("patterns")))
+        return {"files": [], "mode": "down"}
+
+    def judge(request: Any, **_: Any) -> Any:
+        seen.append(request.noise)
+        return cluster_member.Judgement(True, [])
+
+    def carry_out(request: Any, *_: Any) -> dict[str, Any]:
+        seen.append(request.noise)
+        return {"changed": False, "before": "", "after": ""}
+
+    for core in (node_info, pmxcfs, node_traces):
+        monkeypatch.setattr(core, "collect", collect)
+    monkeypatch.setattr(cluster_member, "judge", judge)
+    monkeypatch.setattr(corosync_recover, "carry_out", carry_out)
+    monkeypatch.setattr(ram_state, "disable", lambda *_, **__: {"changed": True, "files": [], "switched": True})
+    assert "node" in run_module("node_info", noise=noise)
+    run_module("node_traces", name="pve1", noise=noise)
+    run_module("cluster_member", state="left", cluster_name="c", noise=noise)
+    run_module("corosync_recover", step="save", noise=noise)
+    assert "pmxcfs" in run_module("ram_state", state="disabled", config={"noise": noise})
+    assert seen == [noise] * 5
