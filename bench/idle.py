@@ -20,17 +20,17 @@ import ad_hoc
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = ROOT / "molecule" / "default" / "files" / "look.py"
-READER = ROOT / "module_utils" / "pveguard/pmxcfs/live_database.py"
+READER = PROGRAM.with_name("with_reader.py")
+CORES = ROOT / "module_utils" / "pveguard/pmxcfs"
 
 
 def one_program() -> str:
-    """PROGRAM and the core that it imports as one file: the node has neither."""
+    """PROGRAM and the cores that it imports as one file: the node has none of them."""
     return (
-        "import sys, types\n"
-        "core = types.ModuleType('live_database')\n"
-        f"exec({READER.read_text()!r}, core.__dict__)\n"
-        "sys.modules['live_database'] = core\n"
-        f"exec(compile({PROGRAM.read_text()!r}, 'look.py', 'exec'))\n"
+        "import io, sys\n"
+        f"sys.argv[1:1] = {[(CORES / name).read_text() for name in ('live_database.py', 'tree.py')]!r}\n"
+        f"sys.stdin = io.StringIO({PROGRAM.read_text()!r})\n"
+        f"exec({READER.read_text()!r})\n"
     )
 
 

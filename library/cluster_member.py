@@ -74,6 +74,10 @@ options:
     description: How long the change may take in seconds before everything is put back.
     type: float
     default: 180
+  noise:
+    description: C(ram_state_noise), what may change on this node meanwhile; pveguard's default list when it is not given.
+    type: list
+    elements: str
 author:
   - The pveguard authors
 """
@@ -117,9 +121,9 @@ steps:
   elements: str
 """
 
-import platform
 from typing import Any
 
+from ansible.module_utils.pveguard.base import node_name
 from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.base.node_module import NodeModule
 from ansible.module_utils.pveguard.cluster import cluster_member
@@ -139,6 +143,7 @@ def main() -> None:
             "conf": {"type": "str"},
             "expected_ids": {"type": "list", "elements": "int", "default": []},
             "deadline_seconds": {"type": "float", "default": 180},
+            "noise": {"type": "list", "elements": "str"},
         },
         required_if=[("state", state, ["node_id", "links"]) for state in ("bootstrapped", "joined")],
         supports_check_mode=True,
@@ -147,7 +152,7 @@ def main() -> None:
     request = cluster_member.Request(
         state=params["state"],
         cluster_name=params["cluster_name"],
-        node_name=params["node_name"] or platform.node().split(".")[0],
+        node_name=params["node_name"] or node_name.own(),
         node_id=params["node_id"] or 0,
         links=params["links"] or [],
         authkey=params["authkey"] or None,
@@ -156,6 +161,7 @@ def main() -> None:
         expected_ids=params["expected_ids"],
         deadline_s=params["deadline_seconds"],
         authkey_sha256=params["authkey_sha256"] or None,
+        noise=params["noise"],
     )
     try:
         judgement = cluster_member.judge(request, check_mode=module.check_mode)

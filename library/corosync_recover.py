@@ -71,6 +71,10 @@ options:
     description: How long to wait in seconds for what a step brings.
     type: float
     default: 60
+  noise:
+    description: C(ram_state_noise), what O(step=save) does not compare; pveguard's default list when it is not given.
+    type: list
+    elements: str
 author:
   - The pveguard authors
 """
@@ -110,7 +114,7 @@ arrived:
 
 from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.base.node_module import NodeModule
-from ansible.module_utils.pveguard.cluster import corosync_repair
+from ansible.module_utils.pveguard.cluster import corosync_recover
 from ansible.module_utils.pveguard.pmxcfs import pve_lock
 
 
@@ -149,6 +153,7 @@ def main() -> None:
             "others": {"type": "list", "elements": "str", "default": []},
             "mode": {"type": "str", "default": ""},
             "deadline_seconds": {"type": "float", "default": 60},
+            "noise": {"type": "list", "elements": "str"},
         },
         required_if=[
             ("step", "publish", ["text"]),
@@ -161,14 +166,14 @@ def main() -> None:
     params = dict(module.params)
     params["deadline_s"] = params.pop("deadline_seconds")
     params["seen"] = {key: value for key, value in params["seen"].items() if value is not None}
-    request = corosync_repair.Request(**params)
+    request = corosync_recover.Request(**params)
     try:
-        result = corosync_repair.carry_out(request, module.check_mode)
+        result = corosync_recover.carry_out(request, module.check_mode)
     except (PveguardError, OSError) as error:
         module.fail_json(msg=str(error), lock_kept=pve_lock.report(module.warn))
     if request.step == "publish":
         result["lock_kept"] = pve_lock.report(module.warn)
-    before, after = (corosync_repair.masked(result.pop(key)) for key in ("before", "after"))
+    before, after = (corosync_recover.masked(result.pop(key)) for key in ("before", "after"))
     if module._diff and result["changed"] and (before or after):
         result["diff"] = {"before": before, "after": after}
     module.exit_json(**result)

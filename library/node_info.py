@@ -17,7 +17,11 @@ attributes:
   diff_mode:
     support: none
     description: There is nothing to compare.
-options: {}
+options:
+  noise:
+    description: C(ram_state_noise), what RV(node.pmxcfs.tree_sha256) leaves out; pveguard's default list when it is not given.
+    type: list
+    elements: str
 author:
   - The pveguard authors
 """
@@ -43,7 +47,8 @@ node:
     machine_codename: {description: 'Code name of the distribution, such as trixie.', type: str}
     python: {description: Version of Python on the node., type: str}
     packages:
-      description: Installed version of corosync, pve-cluster, pve-ha-manager, pve-manager; null when absent.
+      description: >-
+        Installed version of corosync, proxmox-backup-server, pve-cluster, pve-ha-manager, pve-manager; null when absent.
       type: dict
     units: {description: 'Load, active and enabled state of each unit, as systemctl show prints them.', type: dict}
     pmxcfs:
@@ -69,12 +74,17 @@ node:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.pveguard.cluster import node
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.cluster import node_info
 
 
 def main() -> None:
-    module = AnsibleModule(argument_spec={}, supports_check_mode=True)
-    module.exit_json(changed=False, node=node.collect())
+    module = AnsibleModule(argument_spec={"noise": {"type": "list", "elements": "str"}}, supports_check_mode=True)
+    try:
+        facts = node_info.collect(noise=module.params["noise"])
+    except PveguardError as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(changed=False, node=facts)
 
 
 if __name__ == "__main__":

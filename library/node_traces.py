@@ -33,6 +33,10 @@ options:
     type: list
     elements: str
     default: []
+  noise:
+    description: C(ram_state_noise), what RV(traces.files) leaves out; pveguard's default list when it is not given.
+    type: list
+    elements: str
 author:
   - The pveguard authors
 """
@@ -77,15 +81,18 @@ def main() -> None:
             "name": {"type": "str", "required": True},
             "state": {"type": "str", "choices": ["listed", "absent"], "default": "listed"},
             "shown": {"type": "list", "elements": "str", "default": []},
+            "noise": {"type": "list", "elements": "str"},
         },
         supports_check_mode=True,
     )
-    name = module.params["name"]
+    name, noise = module.params["name"], module.params["noise"]
     changed = False
     try:
-        traces = node_traces.collect(name)
+        traces = node_traces.collect(name, patterns=noise)
         if module.params["state"] == "absent":
-            changed = node_traces.remove_directory(name, module.params["shown"], check=module.check_mode)
+            changed = node_traces.remove_directory(
+                name, module.params["shown"], check=module.check_mode, patterns=noise
+            )
     except (PveguardError, OSError) as error:
         module.fail_json(msg=str(error))
     diff = {

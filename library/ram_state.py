@@ -187,7 +187,7 @@ def main() -> None:
         figures.setdefault("tmpfs_bytes", preflight.get("tmpfs_bytes"))
         figures.setdefault("login", preflight.get("login"))
     if result["switched"] and not module.check_mode:
-        figures["pmxcfs"] = pmxcfs.collect()
+        figures["pmxcfs"] = pmxcfs.collect(patterns=params["config"].get("noise"))
     module.exit_json(
         changed=result["changed"],
         ram_state=status,

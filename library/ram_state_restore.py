@@ -124,7 +124,7 @@ generation_tree_sha256:
 
 from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.base.node_module import NodeModule
-from ansible.module_utils.pveguard.state import restore
+from ansible.module_utils.pveguard.state import ram_state_restore
 
 
 def main() -> None:
@@ -148,7 +148,7 @@ def main() -> None:
         module.fail_json(
             msg="resync fetches everything from the other members; it excludes generation and path"
         )
-    options = restore.Options(
+    options = ram_state_restore.Options(
         generation=params["generation"],
         path=params["path"],
         resync=params["resync"],
@@ -160,12 +160,12 @@ def main() -> None:
     )
     try:
         if params["state"] == "looked":
-            module.exit_json(changed=False, restore=restore.look(options))
-        result = restore.restore(options, params["shown"], check=module.check_mode)
+            module.exit_json(changed=False, restore=ram_state_restore.look(options))
+        result = ram_state_restore.restore(options, params["shown"], check=module.check_mode)
     except (PveguardError, OSError) as error:
         module.fail_json(msg=str(error))
     found = result["found"]
-    shown = restore.diff(found) if module._diff else []
+    shown = ram_state_restore.diff(found) if module._diff else []
     figures = {
         key: result[key]
         for key in ("downtime_seconds", "root_version", "tree_sha256", "generation_tree_sha256")

@@ -1,18 +1,21 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Write the variable tables of the roles' READMEs from their meta/argument_specs.yml.
+"""Write the variable tables of the roles' READMEs from their meta/argument_specs.yml, and the list of roles in README.md.
 
-The table stands between ``<!-- variables -->`` and ``<!-- /variables -->``. With ``--check`` nothing is
-written and the exit code is 1 when a table is not up to date. Roles may be named; all are the default.
+The table stands between ``<!-- variables -->`` and ``<!-- /variables -->``, the list between the same with ``roles``.
+With ``--check`` nothing is written and the exit code is 1 when one of them is not up to date. Roles may be named; all are
+the default.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import re
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "module_utils"))
 
 from pveguard.base.variables import limits_text  # noqa: E402
+from pveguard.cluster import roles as descriptions  # noqa: E402
 
 START = "<!-- variables -->"
 END = "<!-- /variables -->"
@@ -76,7 +80,7 @@ def table(specs: dict[str, Any]) -> str:
         kind = option.get("type", "str")
         if option.get("elements"):
             kind += f" of {option['elements']}"
-        kind += limits_text(name, ", ")
+        kind += limits_text(name, option, ", ")
         cells = (f"`{name}`", kind, _default(option), _meaning(option))
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     if not rows:
@@ -96,7 +100,25 @@ def readme_with_table(role: Path) -> tuple[str, str]:
     if not start or not end:
         raise RoleDocsError(f"{readme.relative_to(ROOT)} has no {START} ... {END}")
     specs = yaml.safe_load(specs_file.read_text())
+    described = role / "meta" / "pveguard.yml"
+    if described.is_file():
+        (found,) = descriptions.read({role.name: yaml.safe_load(described.read_text())})
+        every = [entry.get("options") or {} for entry in specs["argument_specs"].values()]
+        # Entry points share their options.
+        descriptions.add_limits(found, {name: option for options in every for name, option in options.items()})
     return old, f"{head}{START}\n{table(specs)}{END}{tail}"
+
+
+def readme_with_roles() -> tuple[str, str]:
+    """(README.md of the project as it is, as it should be)."""
+    old = (ROOT / "README.md").read_text()
+    head, start, rest = old.partition("<!-- roles -->")
+    _, end, tail = rest.partition("<!-- /roles -->")
+    if not start or not end:
+        raise RoleDocsError("README.md has no <!-- roles --> ... <!-- /roles -->")
+    links = ", ".join(f"[`{path.name}`](roles/{path.name}/README.md)" for path in sorted(ROOT.glob("roles/*")) if path.is_dir())
+    wrapped = textwrap.fill(f"Roles: {links}", 118, break_long_words=False, break_on_hyphens=False)
+    return old, f"{head}{start}\n{wrapped}\n{end}{tail}"
 
 
 def main() -> int:
@@ -108,21 +130,25 @@ def main() -> int:
         path for path in ROOT.glob("roles/*") if path.is_dir()
     )
     status = 0
-    for role in roles:
+    pages: list[tuple[Path, Callable[[], tuple[str, str]]]]
+    pages = [(role / "README.md", functools.partial(readme_with_table, role)) for role in roles]
+    if not arguments.roles:
+        pages.append((ROOT / "README.md", readme_with_roles))
+    for file, pair in pages:
+        path = file.relative_to(ROOT)
         try:
-            old, new = readme_with_table(role)
+            old, new = pair()
         except RoleDocsError as error:
             print(f"role_docs: {error}", file=sys.stderr)
             status = 1
             continue
         if old == new:
             continue
-        path = (role / "README.md").relative_to(ROOT)
         if arguments.check:
-            print(f"role_docs: the table in {path} is not up to date; run `make docs`", file=sys.stderr)
+            print(f"role_docs: {path} is not up to date; run `make docs`", file=sys.stderr)
             status = 1
         else:
-            (role / "README.md").write_text(new)
+            file.write_text(new)
             print(f"role_docs: wrote {path}")
     return status
 

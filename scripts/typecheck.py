@@ -35,7 +35,7 @@ GROUPS = {
     "lab": Group(("lab/", "inventory/"), (".", DOUBLE)),
     "bench": Group(("bench/",), ("bench", ".", CORES, DOUBLE)),
     "scripts": Group(("scripts/",), ("scripts", CORES)),
-    "molecule": Group(("molecule/",), ("molecule/shared", ".", "bench", CORES, f"{CORES}/pveguard/pmxcfs")),
+    "molecule": Group(("molecule/",), ("molecule/shared", ".", "bench", CORES, f"{CORES}/pveguard")),
 }
 
 

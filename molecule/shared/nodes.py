@@ -26,7 +26,8 @@ from testinfra.utils.ansible_runner import AnsibleRunner
 #: Scripts that look at a node.
 FILES = Path(__file__).resolve().parents[1] / "default/files"
 #: How they read the database, on a node that has no pveguard yet as well.
-READER = Path(__file__).resolve().parents[2] / "module_utils/pveguard/pmxcfs/live_database.py"
+CORES = Path(__file__).resolve().parents[2] / "module_utils/pveguard/pmxcfs"
+READER = (FILES / "with_reader.py", CORES / "live_database.py", CORES / "tree.py")
 Everywhere = Callable[..., dict[str, Any]]
 
 
@@ -97,7 +98,7 @@ def everywhere(nodes: dict[str, Host]) -> Everywhere:
     def run_on(host: Host, script: str, arguments: tuple[str, ...]) -> Any:
         program = base64.b64encode((FILES / script).read_bytes()).decode()
         words = " ".join(arguments)
-        reader = " ".join(shlex.quote(path.read_text()) for path in (FILES / "with_reader.py", READER))
+        reader = " ".join(shlex.quote(path.read_text()) for path in READER)
         result = host.run(f"echo {program} | base64 -d | /usr/bin/python3 -c {reader} {words}")
         assert result.rc == 0, result.stderr
         return json.loads(result.stdout)

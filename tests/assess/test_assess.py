@@ -6,15 +6,15 @@ import copy
 from typing import Any
 
 from ansible.module_utils.pveguard.base.findings import GOOD, PROBLEM, WARNING
-from ansible.module_utils.pveguard.cluster import corosync_compare
+from ansible.module_utils.pveguard.cluster import assess, corosync_compare
 from ansible.module_utils.pveguard.cluster.assess import (
-    Wishes,
     across,
-    changes,
     findings,
     render,
     render_clusters,
 )
+from ansible.module_utils.pveguard.ha import ha_changes
+from ansible.module_utils.pveguard.state import ram_changes
 
 from tests.corosync import cluster_facts
 from tests.loading import load_filters
@@ -56,19 +56,25 @@ def texts(level: str, facts: dict[str, Any]) -> str:
 ADOPT = {"action": "adopt", "reason": ""}
 
 
+def changes(facts: dict[str, Any], plan: dict[str, Any], ha: str = "auto", ram_state: bool = True) -> list[str]:
+    """What the roles say that a run would change, of a host with these switches."""
+    parts = [ha_changes.changes, ram_changes.changes]
+    return assess.changes(facts, plan, {"ha": ha, "ram_state": ram_state}, parts)
+
+
 def test_a_stock_member_would_lose_ha_and_move_to_ram() -> None:
-    todo = "\n".join(changes(node(), ADOPT, Wishes()))
+    todo = "\n".join(changes(node(), ADOPT))
     assert "pve-ha-lrm.service" in todo and "/var/lib/pve-cluster to RAM" in todo and "authorized_keys2" in todo
     assert texts(PROBLEM, node()) == ""
     assert "36 transactions a minute" in texts(WARNING, node())
 
 
 def test_switches_are_respected() -> None:
-    assert changes(node(), ADOPT, Wishes(ha_state="keep", ram_state=False)) == []
+    assert changes(node(), ADOPT, ha="keep", ram_state=False) == []
     left = node(ha={"leftovers": ["ha/manager_status"]})
     for unit in HA_UNITS:
         left["units"][unit] = {"load": "masked", "active": "inactive", "enabled": "masked"}
-    assert any("ha/manager_status" in each for each in changes(left, ADOPT, Wishes()))
+    assert any("ha/manager_status" in each for each in changes(left, ADOPT))
 
 
 def test_ha_in_use_keeps_everything() -> None:
@@ -77,15 +83,15 @@ def test_ha_in_use_keeps_everything() -> None:
     back = findings(node(ha={"returned": ["pve-ha-lrm.service"]}))
     assert any("HA was switched off and came back (pve-ha-lrm.service)" in each.sentence for each in back)
     used = node(ha={"resources": ["vm:100"]})
-    assert changes(used, ADOPT, Wishes(ram_state=False)) == []
-    assert "set ram_state_enabled: false" in "".join(changes(used, ADOPT, Wishes()))
+    assert changes(used, ADOPT, ram_state=False) == []
+    assert "set ram_state_enabled: false" in "".join(changes(used, ADOPT))
     assert "vm:100" in texts(GOOD, used)
 
 
 def test_a_protected_node_changes_nothing() -> None:
     masked = {unit: {"load": "masked", "active": "inactive", "enabled": "masked"} for unit in HA_UNITS}
     done = node(units=masked, ram_state={"state": "enabled"})
-    assert changes(done, ADOPT, Wishes()) == []
+    assert changes(done, ADOPT) == []
     assert "HA is off" in texts(GOOD, done)
 
 
@@ -108,15 +114,16 @@ def test_a_starting_node_is_no_problem() -> None:
 
 def test_a_join_is_announced_and_a_refusal_too() -> None:
     fresh = node(packages={"pve-cluster": None}, pmxcfs={"mounted": False, "mode": "down", "has_corosync_conf": False})
-    todo = changes(fresh, {"action": "join", "cluster": "c", "seed": "b"}, Wishes())
+    todo = changes(fresh, {"action": "join", "cluster": "c", "seed": "b"})
     assert todo[0].startswith("install pve-cluster") and "through b" in todo[1]
-    (refused,) = changes(fresh, {"action": "refuse", "reason": "it holds guests"}, Wishes())
+    (refused,) = changes(fresh, {"action": "refuse", "reason": "it holds guests"})
     assert "it holds guests" in refused
 
 
 def test_the_text_names_the_node_and_says_nothing_when_nothing_is_to_do() -> None:
     masked = {unit: {"load": "masked", "active": "inactive", "enabled": "masked"} for unit in HA_UNITS}
-    text = render("a", node(units=masked, ram_state={"state": "enabled"}), ADOPT, Wishes(), None)
+    done = node(units=masked, ram_state={"state": "enabled"})
+    text = render("a", done, ADOPT, changes(done, ADOPT), None)
     assert text.startswith("a: trixie") and text.endswith("site.yml would change: nothing")
 
 
@@ -165,9 +172,9 @@ def test_the_filters_of_the_playbook_compare_the_nodes() -> None:
 def test_a_key_that_others_can_read_is_a_problem_that_the_role_mends() -> None:
     exposed = node(corosync={"authkey_exposed": True, "authkey_mode": "0644"})
     assert "authkey has mode 0644" in texts(PROBLEM, exposed) and "authkey.yml" in texts(PROBLEM, exposed)
-    assert any("mode 0400" in each for each in changes(exposed, ADOPT, Wishes()))
+    assert any("mode 0400" in each for each in changes(exposed, ADOPT))
     closed = node(corosync={"authkey_exposed": False, "authkey_mode": "0400"})
-    assert "authkey" not in texts(PROBLEM, closed) and not any("0400" in each for each in changes(closed, ADOPT, Wishes()))
+    assert "authkey" not in texts(PROBLEM, closed) and not any("0400" in each for each in changes(closed, ADOPT))
 
 
 def test_what_is_left_of_a_node_is_a_warning() -> None:

@@ -32,8 +32,8 @@ def test_results_by_host(inventory: Path) -> None:
 
 
 def test_a_module_of_this_project_that_fails_says_why(inventory: Path) -> None:
-    with pytest.raises(ad_hoc.ModuleFailed, match="(?s)node_files ended with 2.*one.*/etc/pve/x: files on") as caught:
-        ad_hoc.run("one", inventory, "node_files", {"files": [{"path": "/etc/pve/x"}]}, timeout=300)
+    with pytest.raises(ad_hoc.ModuleFailed, match="(?s)managed_file ended with 2.*one.*/etc/pve/x: files on") as caught:
+        ad_hoc.run("one", inventory, "managed_file", {"files": [{"path": "/etc/pve/x"}]}, timeout=300)
     assert caught.value.results["one"]["msg"].startswith("/etc/pve/x: files on /etc/pve")
 
 

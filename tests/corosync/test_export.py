@@ -14,8 +14,8 @@ import yaml
 from ansible.module_utils.pveguard.cluster import corosync_export
 from ansible.module_utils.pveguard.cluster.inventory import inventory_errors
 from ansible.module_utils.pveguard.cluster.plan import cluster_plan
-from ansible.module_utils.pveguard.corosync import corosync_change, corosync_info, corosync_wish
-from ansible.module_utils.pveguard.formats import corosync_check, corosync_conf, corosync_edit
+from ansible.module_utils.pveguard.corosync import corosync_change, corosync_wish
+from ansible.module_utils.pveguard.formats import corosync_check, corosync_conf, corosync_edit, corosync_tools
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -188,7 +188,7 @@ def test_a_run_with_the_exported_inventory_changes_nothing(asked: list[str], tok
 def recorded(path: Path) -> str:
     """The corosync.conf that a Corosync had read when its cmap was recorded."""
     tree: dict[str, Any] = {}
-    for key, value in corosync_info.parse_cmap(path.read_text()).items():
+    for key, value in corosync_tools.parse_cmap(path.read_text()).items():
         *sections, name = re.sub(r"(node|interface)\.([0-9]+)\.", r"\1 \2.", key).split(".")
         if sections and sections[0] in ("totem", "nodelist", "quorum", "logging") and name != "local_node_pos":
             place = tree

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.pveguard.base.run import CommandMissing, Result
 from ansible.module_utils.pveguard.corosync import corosync_info
-from ansible.module_utils.pveguard.formats import corosync_edit
+from ansible.module_utils.pveguard.formats import corosync_edit, corosync_tools
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -143,7 +143,7 @@ def test_debians_example_is_no_membership(root: Path) -> None:
 
 def test_a_qdevice_is_no_member() -> None:
     text = (RECORDED / "quorumtool-two.txt").read_text() + "         0          1 Qdevice\n"
-    assert corosync_info.parse_quorum(text)["live_member_ids"] == [1, 2]
+    assert corosync_tools.parse_quorum(text)["live_member_ids"] == [1, 2]
 
 
 def test_a_qdevice_column_shifts_nothing() -> None:
@@ -165,7 +165,7 @@ Membership information
          2          1    A,V,NMW pve2
          0          1            Qdevice
 """
-    found = corosync_info.parse_quorum(text)
+    found = corosync_tools.parse_quorum(text)
     assert found["live_member_ids"] == [1, 2] and found["quorate"] and found["expected_votes"] == 3
 
 
@@ -215,7 +215,7 @@ def test_what_knet_does_not_say_stays_unknown() -> None:
 def test_strange_output_never_raises(output: str) -> None:
     corosync_info.parse_statistics(output)
     corosync_info.parse_links(output)
-    corosync_info.parse_quorum(output)
+    corosync_tools.parse_quorum(output)
 
 
 class Clock:
@@ -298,9 +298,9 @@ def test_an_id_as_wide_as_its_column_is_a_member(width: int) -> None:
     node_id = "4" * width
     # As corosync prints it: ten places, and no blank before an id that fills them.
     text = text.replace("         2          1 pve2", f"{node_id:>10}          1 pve2-of-a-long-name.example.org")
-    assert corosync_info.parse_quorum(text)["live_member_ids"] == sorted([1, int(node_id)])
+    assert corosync_tools.parse_quorum(text)["live_member_ids"] == sorted([1, int(node_id)])
     votes = text.replace(" 1 pve2-", "1234567890 pve2-")
-    assert corosync_info.parse_quorum(votes)["live_member_ids"] == sorted([1, int(node_id)])
+    assert corosync_tools.parse_quorum(votes)["live_member_ids"] == sorted([1, int(node_id)])
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard.cluster import corosync_recover
+from ansible.module_utils.pveguard.cluster import recovery_plan
 from ansible.module_utils.pveguard.formats import corosync_conf
 
 from lab.tests.doubles.harness import wait_for
@@ -19,14 +19,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.root]
 
 
 def plan(nodes: list[Member], **more: Any) -> dict[str, Any]:
-    (found,) = corosync_recover.plan({node.name: facts(node) for node in nodes}, **more)
+    (found,) = recovery_plan.plan({node.name: facts(node) for node in nodes}, **more)
     return found
 
 
 def carry_out(node: Member, action: dict[str, Any], check: bool = False) -> dict[str, Any]:
     request = {key: value for key, value in action.items() if key not in ("host", "name")}
     return node.python(
-        "from pveguard.cluster import corosync_repair as r\nresult = r.carry_out(r.Request(**args[0]), args[1])",
+        "from pveguard.cluster import corosync_recover as r\nresult = r.carry_out(r.Request(**args[0]), args[1])",
         request,
         check,
     )
@@ -97,7 +97,7 @@ def test_planted_disorders_are_repaired(cluster: list[Member]) -> None:
         node.systemctl("stop", "corosync.service")
     wait_for("no quorum", lambda: facts(first)["corosync"]["quorate"] is False, 60)
     alone = {"pve1": facts(first), "pve2": None, "pve3": None}
-    (found,) = corosync_recover.plan(alone, dict.fromkeys(alone, "pvelab"))
+    (found,) = recovery_plan.plan(alone, dict.fromkeys(alone, "pvelab"))
     assert [each["word"] for each in found["steps"]] == ["quorum:pve1"]
     (action,) = found["steps"][0]["actions"]
     assert f"{second.address}, {third.address} answers, so" in carry_out(first, action)["error"]

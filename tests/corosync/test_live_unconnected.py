@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard.cluster import corosync_compare, corosync_recover
+from ansible.module_utils.pveguard.cluster import corosync_compare, recovery_plan
 from ansible.module_utils.pveguard.formats import corosync_edit
 
 from lab.tests.doubles.harness import wait_for, why_not
@@ -103,7 +103,7 @@ def test_nodes_of_different_content_are_not_brought_together(nodes: list[Member]
     text = "\n".join(compared["lines"])
     assert "corosync does not run, nor has it since the daemon started" in text
     assert "works alone" not in text and "aside" not in text
-    (plan,) = corosync_recover.plan(known, wanted)
+    (plan,) = recovery_plan.plan(known, wanted)
     assert plan["steps"] == []
     assert any("have the same root version" in each and "the clock decides" in each for each in plan["open"])
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard.cluster import corosync_recover
+from ansible.module_utils.pveguard.cluster import recovery_plan
 from ansible.module_utils.pveguard.formats import corosync_conf
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +19,7 @@ BROKEN = "totem {\n  version\n"
 
 
 def one(nodes: Facts, **more: Any) -> dict[str, Any]:
-    (found,) = corosync_recover.plan(nodes, dict.fromkeys(nodes, NAME), **more)
+    (found,) = recovery_plan.plan(nodes, dict.fromkeys(nodes, NAME), **more)
     return found
 
 
@@ -59,7 +59,7 @@ def test_a_healthy_cluster_has_no_step() -> None:
     found = one(healthy())
     assert found["healthy"] and found["steps"] == [] and found["open"] == []
     assert one(healthy() | {"pve3": None})["steps"] == [], "a node that was not asked is no reason to change another"
-    assert corosync_recover.plan({"pve1": None}) == []
+    assert recovery_plan.plan({"pve1": None}) == []
 
 
 def test_equal_version_with_different_text_gets_one_with_a_higher_version() -> None:
@@ -327,7 +327,7 @@ def versions(facts: Mapping[str, Any]) -> list[int]:
 @given(disorder(), st.sampled_from(["", "", "pve1", "pve2:host"]))
 def test_no_plan_loses_a_cluster(nodes: dict[str, dict[str, Any] | None], choice: str) -> None:
     asked = {name: facts for name, facts in nodes.items() if facts}
-    for found in corosync_recover.plan(nodes, dict.fromkeys(nodes, NAME), choice=choice):
+    for found in recovery_plan.plan(nodes, dict.fromkeys(nodes, NAME), choice=choice):
         steps = found["steps"]
         assert len({step["word"] for step in steps}) == len(steps), "no step comes again"
         assert sum(step["kind"] == "quorum" for step in steps) <= 1, "quorum is forced on one node at most"

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.base.run import Result
-from ansible.module_utils.pveguard.cluster import corosync_repair
-from ansible.module_utils.pveguard.cluster import node as node_facts
-from ansible.module_utils.pveguard.cluster.corosync_repair import Node, Request, carry_out
+from ansible.module_utils.pveguard.cluster import corosync_recover
+from ansible.module_utils.pveguard.cluster import node_info as node_facts
+from ansible.module_utils.pveguard.cluster.corosync_recover import Node, Request, carry_out
 from ansible.module_utils.pveguard.ha import ha_info
 from ansible.module_utils.pveguard.pmxcfs import pmxcfs, pve_lock
 
@@ -227,14 +227,14 @@ def test_what_is_saved_is_whole_and_saved_once(tmp_path: Path, monkeypatch: pyte
 
 def test_nothing_is_saved_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(tmp_path, monkeypatch)
-    monkeypatch.setattr(corosync_repair, "RESERVE_BYTES", 2**62)
+    monkeypatch.setattr(corosync_recover, "RESERVE_BYTES", 2**62)
     with pytest.raises(PveguardError, match="make room; nothing is changed"):
         carry_out(Request("save"), node=Node(cluster.run, tmp_path))
 
 
 def test_a_key_is_masked_wherever_it_stands() -> None:
     text = "totem {\n  key: geheim\n  keyfile: /etc/corosync/authkey\n  Secret:x\n}\nkey:   \n"
-    assert corosync_repair.masked(text) == (
+    assert corosync_recover.masked(text) == (
         "totem {\n  key: (not shown)\n  keyfile: /etc/corosync/authkey\n  Secret:(not shown)\n}\nkey:   \n"
     )
 
@@ -246,7 +246,7 @@ def test_a_lock_that_was_left_is_returned_also_by_a_failure(
     pve_lock._note(kept, tmp_path)
     noted = pve_lock.noted
     monkeypatch.setattr(pve_lock, "noted", lambda root=tmp_path: noted(root))
-    monkeypatch.setattr(corosync_repair, "carry_out", lambda *_: {"changed": True, "before": "", "after": ""})
+    monkeypatch.setattr(corosync_recover, "carry_out", lambda *_: {"changed": True, "before": "", "after": ""})
     arguments: dict[str, Any] = {"step": "publish", "text": "totem {\n}\n"}
     result = run_module("corosync_recover", **arguments)
     assert result["lock_kept"] == [kept.shown()] and kept.path in str(result["warnings"]), result
@@ -254,7 +254,7 @@ def test_a_lock_that_was_left_is_returned_also_by_a_failure(
     def fails(*_: Any) -> dict[str, Any]:
         raise PveguardError("it has not arrived")
 
-    monkeypatch.setattr(corosync_repair, "carry_out", fails)
+    monkeypatch.setattr(corosync_recover, "carry_out", fails)
     result = run_module("corosync_recover", **arguments)
     assert result["failed"] and result["lock_kept"] == [kept.shown()], result
     # The next run of any playbook knows of it by the facts of the node.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from ansible.module_utils.pveguard.corosync import corosync_info
-from ansible.module_utils.pveguard.formats import corosync_check, corosync_conf, corosync_edit
+from ansible.module_utils.pveguard.formats import corosync_check, corosync_conf, corosync_edit, corosync_tools
 from ansible.module_utils.pveguard.formats.corosync_conf import CorosyncConfError, Document
 
 from . import running
@@ -295,7 +295,7 @@ def test_what_corosync_reads_pveguard_reads_too(name: str) -> None:
     assert errors(document) == []
 
     # What the tools print of it, whatever the width of their columns.
-    said = corosync_info.parse_quorum(answer.said["quorum"])
+    said = corosync_tools.parse_quorum(answer.said["quorum"])
     own = document.nodes()[0]
     assert said["node_id"] == own.node_id and said["live_member_ids"] == [own.node_id]
     links = corosync_info.parse_links(answer.said["links"])

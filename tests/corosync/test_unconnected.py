@@ -21,9 +21,9 @@ from ansible.module_utils.pveguard.cluster import (
     assess,
     corosync_compare,
     corosync_recover,
-    corosync_repair,
     leave,
     plan,
+    recovery_plan,
 )
 from ansible.module_utils.pveguard.ha import ha_info
 from ansible.module_utils.pveguard.pmxcfs import pmxcfs, pve_file
@@ -63,7 +63,7 @@ def three(
 
 
 def planned(nodes: Any) -> dict[str, Any]:
-    (found,) = corosync_recover.plan(nodes, dict.fromkeys(nodes, NAME))
+    (found,) = recovery_plan.plan(nodes, dict.fromkeys(nodes, NAME))
     return found
 
 
@@ -136,8 +136,8 @@ class Served:
         return ok()
 
     def do(self, step: str, **options: Any) -> dict[str, Any]:
-        node = corosync_repair.Node(self.run, self.root, self.sleep, lambda: self.now, lambda _address: False)  # type: ignore[arg-type]
-        return corosync_repair.carry_out(corosync_repair.Request(step, deadline_s=5, **options), False, node)
+        node = corosync_recover.Node(self.run, self.root, self.sleep, lambda: self.now, lambda _address: False)  # type: ignore[arg-type]
+        return corosync_recover.carry_out(corosync_recover.Request(step, deadline_s=5, **options), False, node)
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.assess import test_assess
 from tests.loading import load_filters
 
 
@@ -15,7 +16,9 @@ from tests.loading import load_filters
     [(True, True), ("yes", True), (" on ", True), ("1", True), (False, False), ("false", False), ("Off", False), ("0", False)],
 )
 def test_what_is_wanted_of_a_host(value: Any, wanted: bool) -> None:
-    assert load_filters("playbooks")._wishes({"ram_state_enabled": value}).ram_state is wanted
+    own = {"ram_state_enabled": value, "ha_state": "keep"}
+    todo = load_filters("playbooks")._changes(own, test_assess.node(), {"action": "adopt"})
+    assert any("/var/lib/pve-cluster to RAM" in text for text in todo) is wanted
 
 
 def test_node_ids() -> None:

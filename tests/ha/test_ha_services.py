@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -718,7 +719,15 @@ def test_softdog_is_taken_out_and_comes_back(tmp_path: Path) -> None:
     assert not node.apply("disabled", "watchdog", blacklist_softdog=True)["changed"]
     node.calls.clear()
     assert node.apply("restored")["steps"][0] == "remove /etc/modprobe.d/pveguard-softdog.conf"
-    assert not file.exists()
+    assert not file.exists() and list((tmp_path / "var/lib/pveguard/managed").iterdir()) == []
+
+
+def test_softdog_that_a_former_version_took_out_comes_back_too(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.apply("disabled", "all", blacklist_softdog=True)
+    shutil.rmtree(tmp_path / "var/lib/pveguard/managed")
+    assert "remove /etc/modprobe.d/pveguard-softdog.conf" in node.apply("restored")["steps"]
+    assert not (tmp_path / "etc/modprobe.d/pveguard-softdog.conf").exists()
 
 
 def test_softdog_that_is_in_use_is_kept_out_at_the_next_boot(tmp_path: Path) -> None:

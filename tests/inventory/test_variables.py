@@ -98,17 +98,20 @@ def test_what_is_taken_here_is_taken_by_roles_and_modules_with_the_same_value(ki
 
 def test_each_number_has_limits_and_each_limit_a_number() -> None:
     numbers = {"corosync_node_id"}  # judged with the membership
+    described = {}
 
     def collect(name: str, spec: dict[str, Any]) -> None:
         if spec.get("type") in ("int", "float") and not spec.get("choices"):
             numbers.add(name)
+            described.update({name: spec["limits"]} if spec.get("limits") else {})
         for key, sub in (spec.get("options") or {}).items():
             collect(f"{name}.{key}", sub)
 
     for name, spec in OPTIONS.items():
         collect(name, spec)
-    assert set(variables.LIMITS) == numbers - {"corosync_node_id"}
-    assert all(low < high for low, high in variables.LIMITS.values())
+    assert "ha_release_wait_seconds" in described and not set(described) & set(variables.LIMITS)
+    assert set(variables.LIMITS) | set(described) == numbers - {"corosync_node_id"}
+    assert all(low < high for low, high in [*variables.LIMITS.values(), *described.values()])
 
 
 @pytest.mark.parametrize("name", sorted(OPTIONS))

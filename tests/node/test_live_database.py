@@ -464,11 +464,12 @@ def test_looks_beside_a_writer_are_never_a_mixture(path: Path, writer: Writer) -
 OPENERS = {
     "module_utils/pveguard/pmxcfs/live_database.py": "the core",
     "module_utils/pveguard/gates/fsync_bench.py": "a database of its own, to measure a disk",
-    "module_utils/pveguard/cluster/corosync_repair.py": "copies that it made",
+    "module_utils/pveguard/cluster/corosync_recover.py": "copies that it made",
     "module_utils/pveguard/state/rows.py": "replica, generations and staged copies",
     "module_utils/pveguard/cluster/join_node.py": "copies that it made",
     "bench/ram_subjects.py": "databases that it makes for a daemon; the replica",
     "bench/disk.py": "stores that were taken out of a disk",
+    "bench/startup.py": "stores that it makes",
     "lab/cluster.py": "as pvecm: dumped while the daemon is stopped",
     "lab/packages/pve-cluster/root/usr/bin/pvecm": "dumped while the daemon is stopped",
     "lab/packages/pve-cluster/root/usr/lib/pve-cluster-lab/pmxcfs_lab/memdb.py": "the daemon itself",

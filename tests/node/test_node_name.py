@@ -5,18 +5,19 @@ from __future__ import annotations
 import re
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ansible.module_utils.pveguard.base import node_name
 from ansible.module_utils.pveguard.base.errors import PveguardError
-from ansible.module_utils.pveguard.cluster import corosync_repair, node, pmxcfs_package
+from ansible.module_utils.pveguard.cluster import corosync_recover, node_info, pmxcfs_package
 
 REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def full_name(monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(socket, "gethostname", lambda: "pve1.example.org")
+    monkeypatch.setattr(node_name.os, "uname", lambda: SimpleNamespace(nodename="pve1.example.org"))
     return "pve1.example.org"
 
 
@@ -32,7 +33,7 @@ def test_the_facts_have_the_name_and_the_address_that_the_daemon_takes(
     monkeypatch.setattr(
         socket, "getaddrinfo", lambda name, *_, **__: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (addresses[name], 0))]
     )
-    facts = node.collect(run=nothing_installed, root=tmp_path)
+    facts = node_info.collect(run=nothing_installed, root=tmp_path)
     assert (facts["hostname"], facts["resolved_address"]) == ("pve1", "127.0.1.1")
 
 
@@ -55,13 +56,14 @@ def nothing_installed(argv: object, **_: object) -> object:
 
 
 def test_nothing_takes_the_host_name_as_it_is() -> None:
-    """Everything on a node asks :mod:`node_name`; programs in one file, and the controller's own name, stand aside."""
+    """Everything on a node asks :mod:`node_name`; the controller's own name stands aside."""
+    files = [*(REPOSITORY / "module_utils/pveguard").rglob("*.py"), *(REPOSITORY / "library").glob("*.py")]
     found = [
         f"{path.name}:{number}"
-        for path in sorted((REPOSITORY / "module_utils/pveguard").glob("*.py"))
-        if path.name != "node_name.py"
+        for path in sorted(files)
+        if path.name != "node_name.py" and "filters" not in path.parts
         for number, line in enumerate(path.read_text().splitlines(), 1)
-        if re.search(r"gethostname\(\)(?!\.split)|uname\(\)\.nodename|platform\.node\(", line)
+        if re.search(r"gethostname\(\)|uname\(\)\.nodename|platform\.node\(", line)
     ]
     assert found == []
-    assert corosync_repair.node_name is node_name
+    assert corosync_recover.node_name is node_name

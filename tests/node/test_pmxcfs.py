@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from ansible.module_utils.pveguard.base.errors import PveguardError
-from ansible.module_utils.pveguard.pmxcfs import pmxcfs
+from ansible.module_utils.pveguard.pmxcfs import pmxcfs, tree
 
 SCHEMA = (
     "CREATE TABLE tree (inode INTEGER PRIMARY KEY NOT NULL, parent INTEGER NOT NULL, version INTEGER NOT NULL, "
@@ -67,7 +67,7 @@ def test_a_stock_installation_holds_nothing_of_its_own(tmp_path: Path) -> None:
 
 def test_the_hash_ignores_noise_and_inodes_and_sees_content(tmp_path: Path) -> None:
     def digest(name: str, files: dict[str, bytes], version: int = 1) -> str:
-        return pmxcfs.tree_sha256(pmxcfs.read_tree(database(tmp_path / name, files, version))[1])
+        return tree.sha256_of(pmxcfs.read_tree(database(tmp_path / name, files, version))[1], tree.Noise())
 
     base = digest("a.db", {"x": b"1", "nodes/a/y": b"2"})
     assert base == digest("b.db", {"nodes/a/y": b"2", "x": b"1", "nodes/a/lrm_status": b"beat"}, version=7)
@@ -77,14 +77,14 @@ def test_the_hash_ignores_noise_and_inodes_and_sees_content(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("path", ["nodes/a/lrm_status", "ha/manager_status", "priv/lock/file-x", "a/b.cfg.tmp.77", "priv/lock"])
 def test_noise(path: str) -> None:
-    assert pmxcfs.is_noise(path)
+    assert tree.Noise().leaves_out(path)
 
 
 @pytest.mark.parametrize(
     "path", ["lrm_status", "nodes/a/lrm_status2", "nodes/a/b/lrm_status", "x.tmp.", "x.tmp.1a", "priv/lockfile", "my.tmp.5.cfg"]
 )
 def test_what_only_looks_like_noise_is_configuration(path: str) -> None:
-    assert not pmxcfs.is_noise(path)
+    assert not tree.Noise().leaves_out(path)
 
 
 def test_a_database_that_is_none_is_named(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.disk import block_writes
-from ansible.module_utils.pveguard.pmxcfs import pmxcfs
+from ansible.module_utils.pveguard.pmxcfs import pmxcfs, tree
 from ansible.module_utils.pveguard.writes import pmxcfs_writes
 
 from tests.node_program import cluster_member, pve_state
@@ -94,7 +94,8 @@ def hashes(path: Path) -> list[str]:
         own = STATE.tree_sha256(connection, STATE.Config().noise)
     finally:
         connection.close()
-    return [pmxcfs.tree_sha256(pmxcfs.read_tree(path)[1]), MEMBER.tree_sha256(MEMBER.read_tree(path)[1]), own]
+    theirs = MEMBER.sha256_of(MEMBER.read_tree(path)[1], MEMBER.Noise())
+    return [tree.sha256_of(pmxcfs.read_tree(path)[1], tree.Noise()), theirs, own]
 
 
 @pytest.mark.parametrize("what", ROWS)
@@ -124,9 +125,9 @@ def test_what_lies_in_a_folder_of_noise_is_noise_everywhere(tmp_path: Path) -> N
     database.add("deeper", b"1", database.folder("f", replaced))
     assert hashes(database.path) == before and len(set(before)) == 1
     for path in ("x.tmp.12/inside", "priv/lock/a/b", "nodes/a/lrm_status/x", "priv/lock/a\nb", "new\nline/c.tmp.7"):
-        assert pmxcfs.is_noise(path) and MEMBER.NOISE.match(path) and STATE.Config().noise.matches(path), path
+        assert all(noise.matches(path) for noise in (tree.Noise(), MEMBER.Noise(), STATE.Config().noise)), path
     for path in ("storage.cfg", "x.tmp.12a/inside", "a.tmp.1.cfg", "priv/lockfile"):
-        assert not (pmxcfs.is_noise(path) or MEMBER.NOISE.match(path) or STATE.Config().noise.matches(path)), path
+        assert not any(noise.leaves_out(path) for noise in (tree.Noise(), MEMBER.Noise(), STATE.Config().noise)), path
 
 
 @pytest.mark.parametrize(("root", "kind", "version"), [(True, 8, 900), (True, 4, 900), (False, 0, 0)])
@@ -203,7 +204,7 @@ def test_guests_are_counted_as_the_daemon_counts_them() -> None:
         "backup/nodes/a/lxc/109.conf",
         "backup/a/qemu-server/110.conf",
     ]
-    assert pmxcfs.guest_ids(paths) == [100, 101, 102]
+    assert tree.guests_in(dict.fromkeys(paths, (8, b""))) == [100, 101, 102]
     assert [STATE.guest_of(path) for path in paths if STATE.guest_of(path)] == [100, 101, 102]
 
 

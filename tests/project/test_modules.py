@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -137,3 +138,18 @@ def test_return_values_are_described(name: str) -> None:
             check(value.get("contains") or {}, f"{where}{key}.", top=False)
 
     check(returned, "", top=True)
+
+
+#: Modules that are a shell around a core of another name, and why.
+OTHER_CORE = {
+    "fsync_bench": "fsync_gate: measures by the core fsync_bench, and judges",
+    "power_cut_ledger": "power_cut, with the one below: two steps of one test",
+    "power_cut_watch": "power_cut",
+}
+
+
+def test_a_module_and_its_core_carry_one_name(name: str) -> None:
+    text = (ROOT / f"library/{name}.py").read_text()
+    cores = set(re.findall(r"^from ansible\.module_utils\.pveguard\.\w+ import (.*)$", text, re.MULTILINE))
+    named = {core.strip() for names in cores for core in names.split(",")}
+    assert (name in named) is (name not in OTHER_CORE)

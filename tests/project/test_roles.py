@@ -42,6 +42,11 @@ def test_readme_table_is_generated(role: str) -> None:
     assert old == new, f"roles/{role}/README.md: run `make docs`"
 
 
+def test_the_project_s_readme_links_it(role: str) -> None:
+    old, new = _role_docs().readme_with_roles()
+    assert old == new and f"(roles/{role}/README.md)" in new, "README.md: run `make docs`"
+
+
 def test_entry_points_have_tasks_and_descriptions(role: str) -> None:
     specs = _yaml(role, "meta/argument_specs.yml")["argument_specs"]
     assert "main" in specs

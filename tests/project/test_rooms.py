@@ -25,7 +25,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "writes": ("base", "formats", "pmxcfs", "disk", "corosync"),
     "report": ("base", "pmxcfs", "disk", "ha", "corosync", "state", "gates", "writes"),
     # On the controller only.
-    "filters": ("base", "formats", "ha", "corosync", "state", "cluster", "gates", "writes", "report"),
+    "filters": ("base", "formats", "pmxcfs", "ha", "corosync", "state", "cluster", "gates", "writes", "report"),
 }
 
 

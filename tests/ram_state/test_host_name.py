@@ -76,6 +76,6 @@ def test_a_generation_is_of_the_node_and_its_links_are_known(
 
 def test_the_host_name_is_asked_for_in_one_place() -> None:
     modules = [ROOT / "module_utils/pveguard" / f"{name.replace('.', '/')}.py" for name in {*PVE_STATE.modules, *MEMBER.modules}]
-    assert sum(module.read_text().count("nodename.") for module in modules) == 1
+    assert sum(module.read_text().count("uname().nodename") for module in modules) == 1
     for module in modules:
         assert "gethostname" not in module.read_text()

@@ -53,7 +53,7 @@ root, reads, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 for name, path in (("ansible", []), ("ansible.module_utils", [f"{root}/module_utils"])):
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = path
-from ansible.module_utils.pveguard.cluster import corosync_repair
+from ansible.module_utils.pveguard.cluster import corosync_recover
 from ansible.module_utils.pveguard.pmxcfs import live_database, pmxcfs
 from ansible.module_utils.pveguard.writes import pmxcfs_writes
 import pathlib, random, tempfile
@@ -107,7 +107,7 @@ def sampled():
     judge("sampler", sampler.last, b"")
 def repair():
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        said = corosync_repair._copy_database(database, pathlib.Path(folder) / "config.db")
+        said = corosync_recover._copy_database(database, pathlib.Path(folder) / "config.db")
         if said != "whole":
             wrong.append(f"repair: {said}")
 def verified():

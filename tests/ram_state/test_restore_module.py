@@ -15,7 +15,7 @@ from typing import Any, cast
 import pytest
 from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.base.run import Result
-from ansible.module_utils.pveguard.state import restore
+from ansible.module_utils.pveguard.state import ram_state_restore
 
 from tests.loading import load_module
 
@@ -30,8 +30,8 @@ class Host:
         self.node = node
         self.calls: list[list[str]] = []
         self.unit: list[str] = []
-        monkeypatch.setattr(restore, "PROGRAM", replace(restore.PROGRAM, home=f"{root}/pveguard/lib"))
-        monkeypatch.setattr(restore, "run_detached", self.detached)
+        monkeypatch.setattr(ram_state_restore, "PROGRAM", replace(ram_state_restore.PROGRAM, home=f"{root}/pveguard/lib"))
+        monkeypatch.setattr(ram_state_restore, "run_detached", self.detached)
 
     def _program(self, argv: Sequence[str]) -> Result:
         out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
@@ -45,7 +45,7 @@ class Host:
         return self._program([*argv, "--json"])
 
     def detached(self, unit: str, argv: Sequence[str], deadline: float, run: Any) -> dict[str, Any]:
-        assert argv[0] == restore.PROGRAM.launcher and os.access(argv[0], os.X_OK)
+        assert argv[0] == ram_state_restore.PROGRAM.launcher and os.access(argv[0], os.X_OK)
         self.unit = [unit, *argv[1:]]
         at = argv.index("--result")
         result = self._program([*argv[1:at], *argv[at + 2 :]])
@@ -55,14 +55,14 @@ class Host:
         return value
 
     def look(self, **options: Any) -> dict[str, Any]:
-        return restore.look(self.options(**options), self.ask)
+        return ram_state_restore.look(self.options(**options), self.ask)
 
     def restore(self, shown: str, check: bool = False, **options: Any) -> dict[str, Any]:
-        return restore.restore(self.options(**options), shown, check, ask=self.ask)
+        return ram_state_restore.restore(self.options(**options), shown, check, ask=self.ask)
 
     @staticmethod
-    def options(**options: Any) -> restore.Options:
-        return restore.Options(connection="", **options)
+    def options(**options: Any) -> ram_state_restore.Options:
+        return ram_state_restore.Options(connection="", **options)
 
     def files(self) -> dict[str, bytes]:
         root = self.node.root
@@ -220,26 +220,26 @@ def test_the_work_of_a_lost_connection_is_not_taken_for_ours(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = host.look(generation="latest")
-    monkeypatch.setattr(restore, "run_detached", lambda *a: {"generation": "other", "former": "x"})
+    monkeypatch.setattr(ram_state_restore, "run_detached", lambda *a: {"generation": "other", "former": "x"})
     with pytest.raises(PveguardError, match=r"another restore \(other\) was still under way"):
         host.restore(found["shown"], generation="latest")
 
 
 def test_the_diff_hides_secrets(host: Host) -> None:
     found = host.look(generation="latest", diffs=True)
-    text = "".join(part["prepared"] for part in restore.diff(found))
+    text = "".join(part["prepared"] for part in ram_state_restore.diff(found))
     assert "-dir: other\n+dir: local\n" in text and "-keyboard: de\n" in text
     assert "SECRET" not in text and "/etc/pve/priv/token.cfg\n-11 bytes, sha256 " in text
     found = host.look(generation="latest", path="/", diffs=True)
-    assert "keyboard" not in "".join(part["prepared"] for part in restore.diff(found)), "it stays"
+    assert "keyboard" not in "".join(part["prepared"] for part in ram_state_restore.diff(found)), "it stays"
 
 
 def test_the_module_reports(run_module: Any, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     module = load_module("ram_state_restore")
-    look, done = restore.look, restore.restore
-    monkeypatch.setattr(restore, "ssh_connection", lambda: "")
-    monkeypatch.setattr(restore, "look", lambda o, ask=None: look(o, host.ask))
-    monkeypatch.setattr(restore, "restore", lambda o, shown, check: done(o, shown, check, ask=host.ask))
+    look, done = ram_state_restore.look, ram_state_restore.restore
+    monkeypatch.setattr(ram_state_restore, "ssh_connection", lambda: "")
+    monkeypatch.setattr(ram_state_restore, "look", lambda o, ask=None: look(o, host.ask))
+    monkeypatch.setattr(ram_state_restore, "restore", lambda o, shown, check: done(o, shown, check, ask=host.ask))
     common = {"generation": "latest", "path": "storage.cfg"}
     looked = run_module(module, **common)
     assert looked["changed"] is False and looked["restore"]["files"][0]["path"] == "storage.cfg"

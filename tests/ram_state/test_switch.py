@@ -311,7 +311,7 @@ def test_a_running_task_is_seen(ps: ModuleType, node: Node) -> None:
     alive = f"UPID:pve1:{os.getpid():08X}:{start:08X}:65000000:vzdump:100:root@pam:"
     gone = f"UPID:pve1:{os.getpid():08X}:{start + 9:08X}:65000000:vzdump:100:root@pam:"
     Path(node.paths.tasks).write_text(f"{alive} 0\n{gone} 0\n{alive} 1 65000001 OK\n")
-    assert ps.running_tasks(node.paths) == [alive]
+    assert ps.running_tasks(node.paths.tasks) == [alive]
 
 
 @pytest.mark.parametrize("command", ["disable", "rollback"])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ansible.module_utils.pveguard.filters.noise import noise
 
 ROLE = Path(__file__).resolve().parents[2] / "roles/ram_state"
 NAMES = {
@@ -157,5 +158,7 @@ def test_the_role_hands_over_every_unit_file_and_says_the_program_s_defaults() -
     specs = yaml.safe_load((ROLE / "meta/argument_specs.yml").read_text())["argument_specs"]
     options = {name: spec for entry in specs.values() for name, spec in entry["options"].items()}
     assert {name: spec["default"] for name, spec in options.items()} == defaults
+    # The list of noise is written once, and the role asks for it.
+    assert defaults["ram_state_noise"] == "{{ [] | pveguard_noise }}"
     for name, value in program.DEFAULTS.items():
-        assert defaults[f"ram_state_{name}"] == value
+        assert (noise([]) if name == "noise" else defaults[f"ram_state_{name}"]) == value

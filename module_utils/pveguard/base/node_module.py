@@ -1,6 +1,6 @@
 """AnsibleModule whose line in the node's log stays a line.
 
-Every module call is logged with its parameters. Here those carry whole programs and report pages: 100 KiB a run in a
+Every module call is logged with its parameters. Here those carry report pages and the texts of files: 100 KiB a run in a
 journal that may lie on the very disk whose writes are to be saved.
 """
 

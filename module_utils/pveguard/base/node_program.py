@@ -27,7 +27,7 @@ from pathlib import Path
 
 from .atomic import fsync_dir, read_or_none
 from .errors import PveguardError
-from .node_files import Change
+from .managed_file import Change
 
 HOME = "/usr/local/lib/pveguard"
 #: These cores by the name that this process has them under: Ansible's, or their own in a program.

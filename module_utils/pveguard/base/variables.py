@@ -25,7 +25,7 @@ _YEARS_100_DAYS = 36500
 _DAY_SECONDS = 86400
 
 #: Lowest and highest value of each number; suboptions as ``name.sub``. Numbers with ``choices`` need none, and those of the
-#: membership (corosync_node_id) are judged with it.
+#: membership (corosync_node_id) are judged with it. A role that describes itself has them in its meta/pveguard.yml instead.
 LIMITS: dict[str, tuple[float, float]] = {
     "corosync_link_options.number": (0, 7),
     "corosync_link_options.ping_interval": (0, _UINT31),
@@ -40,7 +40,6 @@ LIMITS: dict[str, tuple[float, float]] = {
     "fsync_gate_min_fsyncs": (0, 1e9),
     "fsync_gate_power_cut_minutes": (0.1, 10080),
     "fsync_gate_warn_p99_ms": (0, 60000),
-    "ha_release_wait_seconds": (0, _DAY_SECONDS),
     "link_gate_duration": (1, 300),
     "link_gate_jitter_fail_ms": (0, 60000),
     "link_gate_jitter_warn_ms": (0, 60000),
@@ -54,20 +53,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "link_gate_rtt_fail_ms": (0, 60000),
     "link_gate_rtt_warn_ms": (0, 60000),
     "probe_observe_minutes": (0.1, 10080),
-    "ram_state_deadline_seconds": (1, _DAY_SECONDS),
-    "ram_state_generations_keep": (0, 100000),
-    "ram_state_generations_max_age_days": (0, _YEARS_100_DAYS),
-    "ram_state_max_version_lag": (1, _UINT31),
-    "ram_state_rpo_seconds": (0.5, _DAY_SECONDS),
-    "ram_state_tmpfs_mib": (0, 2**24),
     "recover_deadline_seconds": (1, _DAY_SECONDS),
-    "write_report_amplification_budget_bytes": (0, 10**13),
-    "write_report_amplification_cases.block_bytes": (1, 2**20),
-    "write_report_amplification_cases.file_bytes": (1, 2**20),
-    "write_report_endurance.tbw": (0, 10**6),
-    "write_report_endurance.tbw_bytes": (0, 10**18),
-    "write_report_keep_days": (0, _YEARS_100_DAYS),
-    "write_report_window": (0, _DAY_SECONDS),
 }
 
 
@@ -132,8 +118,8 @@ def _decimal(value: Any) -> decimal.Decimal | None:
 def problems(name: str, value: Any, spec: Mapping[str, Any]) -> list[str]:
     """What is wrong with the value of a variable, by its option in an argument_specs.yml: sentences that begin with its name.
 
-    Empty where it can be used. ``spec``: ``type``, ``choices``, ``elements``, ``options``, ``default``, ``no_log``, and
-    ``required`` for suboptions. A value that is null is one that is not set, unless the variable has a default.
+    Empty where it can be used. ``spec``: ``type``, ``choices``, ``elements``, ``options``, ``default``, ``no_log``,
+    ``limits``, and ``required`` for suboptions. A value that is null is one that is not set, unless the variable has a default.
     """
     return list(_problems(name, name, value, spec))
 
@@ -173,7 +159,7 @@ def _scalar(place: str, name: str, value: Any, spec: Mapping[str, Any], seen: st
         with_unit = spec["type"] != "bool" and isinstance(value, str) and _WITH_UNIT.fullmatch(value.strip())
         yield f"{place} {seen} is not {wanted}" + ("; write the number alone, without a unit" if with_unit else "")
         return
-    low, high = LIMITS.get(name, (-math.inf, math.inf))
+    low, high = _bounds(name, spec) or (-math.inf, math.inf)
     if (spec.get("choices") and number not in spec["choices"]) or not (spec["type"] == "bool" or low <= number <= high):
         yield f"{place} {seen} is not {wanted}"
 
@@ -214,16 +200,22 @@ def _wanted(name: str, spec: Mapping[str, Any]) -> str:
         return f"one of {', '.join(words)}"
     kind = spec.get("type", "str")
     if kind in ("int", "float"):
-        return ("a whole number" if kind == "int" else "a number") + limits_text(name, " from ")
+        return ("a whole number" if kind == "int" else "a number") + limits_text(name, spec, " from ")
     return {"bool": "true or false", "list": "a list", "dict": "a mapping", "path": "a path"}.get(kind, "text")
 
 
-def limits_text(name: str, before: str = "") -> str:
-    """``0.5 to 86400`` for the number with this name, after ``before``; empty where it has no limits."""
-    if name not in LIMITS:
+def limits_text(name: str, spec: Mapping[str, Any], before: str = "") -> str:
+    """``0.5 to 86400`` for the number with this name and option, after ``before``; empty where it has no limits."""
+    bounds = _bounds(name, spec)
+    if bounds is None:
         return ""
-    low, high = (f"{int(bound)}" if bound == int(bound) else f"{bound:g}" for bound in LIMITS[name])
+    low, high = (f"{int(bound)}" if bound == int(bound) else f"{bound:g}" for bound in bounds)
     return f"{before}{low} to {high}"
+
+
+def _bounds(name: str, spec: Mapping[str, Any]) -> tuple[float, float] | None:
+    limits = spec.get("limits")
+    return (limits[0], limits[1]) if limits else LIMITS.get(name)
 
 
 def _default(spec: Mapping[str, Any]) -> str:

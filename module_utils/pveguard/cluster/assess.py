@@ -5,22 +5,13 @@ Pure: judges the facts of the module ``node_info``; connects to nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..base.findings import GOOD, PROBLEM, UNKNOWN, WARNING, Finding, judges, read, with_others, worst_first
 from ..base.units import duration_text, rate_text
-from ..state.status_findings import STOCK
 from . import corosync_compare
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """The switches of the inventory for this host."""
-
-    ha_state: str = "auto"
-    ram_state: bool = True
+from .roles import Changes
 
 
 def findings(node: Mapping[str, Any], plan: Mapping[str, Any] | None = None) -> list[Finding]:
@@ -34,8 +25,13 @@ def findings(node: Mapping[str, Any], plan: Mapping[str, Any] | None = None) -> 
     return worst_first(found)
 
 
-def changes(node: Mapping[str, Any], plan: Mapping[str, Any], wishes: Wishes) -> list[str]:
-    """What ``site.yml`` would change on this node with this inventory, in its order; empty when nothing."""
+def changes(
+    node: Mapping[str, Any], plan: Mapping[str, Any], desired: Mapping[str, Any], parts: Iterable[Changes]
+) -> list[str]:
+    """What ``site.yml`` would change on this node with this inventory, in its order; empty when nothing.
+
+    ``desired``: role -> what the inventory wants of it, ``parts``: what says so of the roles (core ``roles``), in their order.
+    """
     todo: list[str] = []
     action = plan.get("action")
     if action == "refuse":
@@ -48,27 +44,7 @@ def changes(node: Mapping[str, Any], plan: Mapping[str, Any], wishes: Wishes) ->
         todo.append(f"join the cluster {plan.get('cluster')!r} through {plan.get('seed')}, after its database was saved")
     if action == "adopt" and node["corosync"].get("authkey_exposed"):
         todo.append("give /etc/corosync/authkey to root alone (mode 0400)")
-    ha = node["ha"]
-    resources = ha.get("resources") or []
-    if wishes.ha_state in ("auto", "disabled") and ha.get("installed") and not resources:
-        running = [unit for unit, state in node["units"].items() if _is_ha(unit) and state["active"] == "active"]
-        unmasked = [unit for unit, state in node["units"].items() if _is_ha(unit) and state["load"] == "loaded"]
-        if running or unmasked:
-            todo.append("stop and mask " + ", ".join(sorted(set(running) | set(unmasked))))
-        elif ha.get("leftovers"):
-            todo.append("remove the status of HA managers that do not run: " + ", ".join(ha["leftovers"]))
-    if resources and wishes.ram_state:
-        todo.append("nothing in RAM: the run would be refused while HA is in use; set ram_state_enabled: false")
-    present = node["packages"].get("pve-cluster") or action in ("bootstrap", "join")
-    if wishes.ram_state and not resources and present and node["ram_state"].get("state") in STOCK:
-        todo.append("move /var/lib/pve-cluster to RAM, with its replica in /var/lib/pveguard/state")
-        if node["login"]["authorized_keys_depends_on_pve"]:
-            todo.append("keep the key in use in /root/.ssh/authorized_keys2, a login that does not need /etc/pve")
-    return todo
-
-
-def _is_ha(unit: str) -> bool:
-    return unit.startswith(("pve-ha-", "watchdog-mux"))
+    return todo + [text for part in parts for text in part(node, plan, desired)]
 
 
 def across(host: str, clusters: Iterable[Mapping[str, Any]]) -> list[Finding]:
@@ -101,8 +77,10 @@ def render_clusters(clusters: Iterable[Mapping[str, Any]]) -> list[str]:
     return parts
 
 
-def render(host: str, node: Mapping[str, Any], plan: Mapping[str, Any], wishes: Wishes, writes: Mapping[str, Any] | None) -> str:
-    """The assessment of one node as text for a terminal."""
+def render(
+    host: str, node: Mapping[str, Any], plan: Mapping[str, Any], todo: Sequence[str], writes: Mapping[str, Any] | None
+) -> str:
+    """The assessment of one node as text for a terminal; ``todo``: what :func:`changes` says."""
     signs = {PROBLEM: "  [!!] ", WARNING: "  [! ] ", UNKNOWN: "  [? ] ", GOOD: "  [ok] "}
     pve = node["packages"].get("pve-manager") or node["packages"].get("pve-cluster") or "no Proxmox packages"
     lines = [f"{host}: {node['machine_codename'] or 'unknown distribution'}, kernel {node['kernel']}, {pve}"]
@@ -111,7 +89,6 @@ def render(host: str, node: Mapping[str, Any], plan: Mapping[str, Any], wishes: 
         since = duration_text(3600 * writes.get("hours", 0))
         rate = rate_text(writes["daemon_bytes_per_day"], "day")
         lines.append(f"  [  ] the daemon wrote {rate} over the {since} since it started")
-    todo = changes(node, plan, wishes)
     lines.append("  site.yml would change:" + ("" if todo else " nothing"))
     lines += [f"    - {item}" for item in todo]
     return "\n".join(lines)

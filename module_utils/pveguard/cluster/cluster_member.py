@@ -13,7 +13,6 @@ import hashlib
 import ipaddress
 import json
 import os
-import re
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -30,15 +29,19 @@ from ..base.run import run as real_run
 from ..corosync import corosync_info
 from ..formats import corosync_check, corosync_conf, corosync_edit
 from ..ha import ha_info
-from ..pmxcfs import pmxcfs
+from ..pmxcfs import pmxcfs, tasks, tree
 from . import join  # noqa: F401  (so that Ansible ships the program with the module)
 
 PROGRAM = Program(
-    "cluster-member", "cluster.join", ("cluster.join", "cluster.join_node", "pmxcfs.live_database")
+    "cluster-member",
+    "cluster.join",
+    (
+        *("base.atomic", "cluster.join", "cluster.join_node", "formats.corosync_tools"),
+        *(f"pmxcfs.{name}" for name in ("live_database", "mount", "tasks", "tree")),
+    ),
 )
 REQUEST = "run/pveguard/cluster-member.request"
 RESULT_DIR = "run/pveguard"
-TASKS = "var/log/pve/tasks/active"
 UNIT = "pveguard-cluster-member"
 #: What putting everything back may take beyond the deadline, in seconds.
 PUT_BACK_S = 180.0
@@ -60,7 +63,7 @@ class Request:
     ring addresses, index = link number.
     ``authkey``: base64, None lets a founder make one; ``authkey_sha256`` is what a member said of its own. ``conf``: the
     seed's corosync.conf for a join (None only in check mode). ``expected_ids``: node ids that must be live at the end.
-    ``deadline_s``: seconds until everything is put back.
+    ``deadline_s``: seconds until everything is put back. ``noise``: as ``ram_state_noise``, None for the default list.
     """
 
     state: str
@@ -74,6 +77,7 @@ class Request:
     expected_ids: list[int] = field(default_factory=list)
     deadline_s: float = 180.0
     authkey_sha256: str | None = None
+    noise: list[str] | None = None
 
 
 @dataclass
@@ -99,7 +103,7 @@ def judge(
     """Decide without changing anything. In ``check_mode`` what an earlier step would have brought may be
     missing."""
     info = corosync_info.collect(run=run, root=root)
-    facts = pmxcfs.collect(root)
+    facts = pmxcfs.collect(root, patterns=request.noise)
     if request.state == "left":
         return _judge_leave(request, info, facts, root)
     conf = request.conf
@@ -149,8 +153,7 @@ def _judge_leave(request: Request, info: dict[str, Any], facts: dict[str, Any], 
     if info["qdevice"]:
         result.refusals.append(QDEVICE)
     result.refusals += task_refusals(root)
-    own = re.compile(rf"nodes/{re.escape(request.node_name)}/(?:qemu-server|lxc)/([0-9]+)\.conf\Z")
-    guests = [match.group(1) for path in _paths(root) if (match := own.match(path))]
+    guests = _guests(root, request.node_name)
     if guests:
         result.refusals.append(f"it has guests {', '.join(guests[:8])}: migrate or remove them first")
     if facts["error"]:
@@ -163,35 +166,19 @@ def _judge_leave(request: Request, info: dict[str, Any], facts: dict[str, Any], 
     return result
 
 
-def _paths(root: Path) -> list[str]:
+def _guests(root: Path, node_name: str) -> list[str]:
+    """Ids of this node's guests; none where the database cannot be read, which is refused by itself."""
     try:
-        return sorted(pmxcfs.read_tree(root / pmxcfs.DATABASE)[1])
+        held = pmxcfs.read_tree(root / pmxcfs.DATABASE)[1]
     except PveguardError:
         return []
+    return [str(tree.guest_of(path)) for path in tree.own_guests(held, node_name)]
 
 
 def task_refusals(root: Path) -> list[str]:
     """The program judges it again; here it is known before the node is listed in the cluster."""
-    running = []
-    for line in (read_or_none(root / TASKS) or b"").decode("utf-8", "replace").splitlines():
-        words = line.split()
-        if not words or len(words) > 2 or not words[0].startswith("UPID:"):
-            continue  # a finished task has its end time and status behind it
-        fields = words[0].split(":")  # UPID:node:pid:pstart:start:type:id:user:, hex
-        try:
-            stat = Path(f"/proc/{int(fields[2], 16)}/stat").read_text(errors="replace")
-            if int(stat.rpartition(")")[2].split()[19]) == int(fields[3], 16):
-                running.append(words[0])
-        except (OSError, ValueError, IndexError):
-            continue
-    return (
-        [
-            f"{len(running)} Proxmox VE task(s) run on this node, the first is {running[0]}: wait for their end "
-            "and run again"
-        ]
-        if running
-        else []
-    )
+    refused = tasks.refusal(tasks.running(str(root / tasks.ACTIVE)))
+    return [refused] if refused else []
 
 
 def _database_refusals(request: Request, facts: dict[str, Any], root: Path) -> list[str]:
@@ -344,6 +331,7 @@ def apply(
         "expected_ids": [] if request.state == "left" else sorted({*request.expected_ids, request.node_id}),
         "deadline_s": request.deadline_s,
         "tree_sha256": judgement.tree_sha256,
+        "noise": request.noise,
         "run_updatecerts": True,
     }
     write_atomic(request_file, json.dumps(payload).encode(), 0o600)

@@ -10,7 +10,8 @@ deadline has passed, the database, the files and the units are put back and the 
 
 Request: state (``bootstrapped``, ``joined`` or ``left``), node_name, node_id, cluster_name, conf (text), authkey
 (base64 or null: made anew), expected_ids (node ids that must be in the membership), deadline_s, tree_sha256
-(of the database that was judged before; null skips the comparison), run_updatecerts. For ``left`` neither conf,
+(of the database that was judged before; null skips the comparison), noise (patterns by which it was; null for the
+default), run_updatecerts. For ``left`` neither conf,
 authkey nor ids are needed: the node gives up the cluster's database, key and corosync.conf, which the store keeps.
 
 Result: changed, generation, cluster_name, node_id, live_member_ids, config_version, waited_s, steps,
@@ -32,6 +33,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ..base.atomic import fsync_dir, read_or_none, write_atomic
+from ..pmxcfs import tasks
+from ..pmxcfs.tree import Noise, own_guests, sha256_of
 from .join_node import (
     COROSYNC,
     DAEMON,
@@ -44,23 +48,17 @@ from .join_node import (
     active,
     command,
     dump_sql,
-    fsync_dir,
     is_mounted,
     locked_guests,
     missing,
     not_alone,
-    own_guests,
     patiently,
     prove_writable,
     quorum,
-    read_or_none,
     read_tree,
     remove_database,
-    running_tasks,
     save_generation,
     systemctl,
-    tree_sha256,
-    write_atomic,
     write_in_place,
 )
 
@@ -72,6 +70,9 @@ class Change:
         self.node, self.request = node, request
         self.started = time.monotonic()
         self.deadline = self.started + float(request["deadline_s"])  # type: ignore[arg-type]
+        # The list that the tree was judged by.
+        given = request.get("noise")
+        self.noise = Noise() if given is None else Noise(given)  # type: ignore[arg-type]
         self.steps: list[str] = []
         self.warnings: list[str] = []
         self.generation: str | None = None
@@ -240,7 +241,7 @@ class Change:
 
     def _require_judged_tree(self) -> None:
         wanted = self.request.get("tree_sha256")
-        if wanted and tree_sha256(read_tree(self.node.database)[1]) != wanted:
+        if wanted and sha256_of(read_tree(self.node.database)[1], self.noise) != wanted:
             raise Failure(
                 f"{self.node.database} changed while the {self.request['state']} was being prepared; run "
                 "again"
@@ -248,12 +249,9 @@ class Change:
 
     def _refuse_busy(self, node_name: str) -> None:
         """A task under way could not read or write its configuration while the file system is away."""
-        tasks = running_tasks(self.node)
-        if tasks:
-            raise Failure(
-                f"{len(tasks)} Proxmox VE task(s) run on this node, the first is {tasks[0]}: wait for their end "
-                "and run again"
-            )
+        busy = tasks.refusal(tasks.running(str(self.node.tasks)))
+        if busy:
+            raise Failure(busy)
         locked = locked_guests(read_tree(self.node.database)[1], node_name)
         if locked:
             named = ", ".join(f"/etc/pve/{path} ({lock})" for path, lock in locked)

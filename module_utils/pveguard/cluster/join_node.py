@@ -19,12 +19,12 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ..pmxcfs.live_database import Unreadable, look, snapshot, tree_in
+from ..base.atomic import fsync_dir, read_or_none, write_atomic
+from ..formats.corosync_tools import parse_quorum
+from ..pmxcfs import mount, tasks, tree
+from ..pmxcfs.live_database import Unreadable, snapshot
 
 PVE_STATE = "/usr/local/sbin/pve-state"
-NOISE = re.compile(
-    r"(?:nodes/[^/]+/lrm_status|ha/manager_status|priv/lock|(?:.*/)?[^/]+\.tmp\.[0-9]+)(?:/.*)?\Z", re.DOTALL
-)
 DAEMON, COROSYNC = "pve-cluster.service", "corosync.service"
 WATCH = "pveguard-state-watch.service"
 POLL_S = 0.5
@@ -51,7 +51,7 @@ class Node:
         self.database = self.lib / "config.db"
         self.generations = root / "var/lib/pveguard/state/generations"
         self.root_ssh = root / "root/.ssh"
-        self.tasks = root / "var/log/pve/tasks/active"
+        self.tasks = root / tasks.ACTIVE
         self.ring_state = root / "var/lib/corosync"
 
 
@@ -95,36 +95,6 @@ def active(*units: str) -> dict[str, bool]:
     return {unit: states.get(unit, False) for unit in units}
 
 
-def fsync_dir(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def write_atomic(path: Path, data: bytes, mode: int) -> None:
-    fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(fd, "wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fchmod(handle.fileno(), mode)
-            os.fsync(handle.fileno())
-        os.rename(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    fsync_dir(path.parent)
-
-
-def read_or_none(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-
-
 def write_in_place(path: Path, data: bytes) -> None:
     """On /etc/pve: no chmod, no temporary file."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o640)
@@ -151,30 +121,15 @@ def patiently(action: Callable[[], object], deadline: float) -> None:
 
 def is_mounted(node: Node) -> bool:
     """A FUSE file system answers on /etc/pve."""
-    real, fuse = os.path.realpath(node.pve), False
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        left, _, right = line.partition(" - ")
-        if left.split(" ")[4].replace("\\040", " ") == real:
-            fuse = right.split(" ")[0].startswith("fuse")
+    return mount.answers(str(node.pve))
+
+
+def read_tree(database: Path) -> tuple[int, tree.Entries]:
+    """Root version and tree of one consistent state; raises Failure when it is no sound database."""
     try:
-        return fuse and os.stat(node.pve).st_dev != os.stat(node.pve.parent).st_dev
-    except OSError:
-        return False
-
-
-def read_tree(database: Path) -> tuple[int, dict[str, tuple[int, bytes]]]:
-    """Root version and ``{path: (type, data)}`` of one consistent state; raises Failure when it is no sound database."""
-
-    def read(connection: sqlite3.Connection) -> tuple[int, dict[str, tuple[int, bytes]]]:
-        (check,) = connection.execute("PRAGMA integrity_check").fetchone()
-        if check != "ok":
-            raise Unreadable(f"damaged: {check}")
-        return tree_in(connection)
-
-    try:
-        return look(str(database), read)
+        return tree.read_tree(str(database), whole=True)
     except Unreadable as error:
-        raise Failure(f"{database} cannot be read: {error}") from error
+        raise Failure(f"{database} cannot be read: {str(error).removeprefix(f'{database}: ')}") from error
 
 
 def copied(database: Path) -> sqlite3.Connection:
@@ -183,16 +138,6 @@ def copied(database: Path) -> sqlite3.Connection:
         return snapshot(str(database))
     except Unreadable as error:
         raise Failure(str(error)) from error
-
-
-def tree_sha256(tree: dict[str, tuple[int, bytes]]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tree):
-        if not NOISE.match(name):
-            kind, data = tree[name]
-            digest.update(f"{name}\0{kind}\0{len(data)}\0".encode("utf-8", "surrogateescape"))
-            digest.update(data)
-    return digest.hexdigest()
 
 
 def save_generation(node: Node, node_name: str, reason: str) -> str:
@@ -210,18 +155,18 @@ def save_generation(node: Node, node_name: str, reason: str) -> str:
             with closing(sqlite3.connect(temporary)) as target:
                 source.backup(target)
                 target.execute("PRAGMA journal_mode=DELETE").fetchone()
-        version, tree = read_tree(temporary)
+        version, held = read_tree(temporary)
         with open(temporary, "rb+") as handle:
             sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
             os.fsync(handle.fileno())
-        conf = tree.get("corosync.conf", (8, b""))[1].decode("utf-8", "replace")
+        conf = held.get("corosync.conf", (tree.FILE, b""))[1].decode("utf-8", "replace")
         match = re.search(r"^\s*config_version:\s*0*([0-9]+)\s*$", conf, flags=re.MULTILINE)
         manifest = {
             "sha256": sha256,
             "root_version": version,
             # Of more digits than the daemon's 64 bits hold it is read as the largest number.
             "config_version": min(int(match.group(1)[:21]), 2**64 - 1) if match else None,
-            "mode": "member" if "corosync.conf" in tree else "standalone",
+            "mode": "member" if "corosync.conf" in held else "standalone",
             "node": node_name,
             "time": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
             "reason": reason,
@@ -267,53 +212,16 @@ def remove_database(node: Node) -> None:
     fsync_dir(node.lib)
 
 
-def running_tasks(node: Node) -> list[str]:
-    """Tasks of Proxmox VE that run now, as their UPID (UPID:node:pid:pstart:start:type:id:user:, hex)."""
-    found = []
-    for line in (read_or_none(node.tasks) or b"").decode("utf-8", "replace").splitlines():
-        words = line.split()
-        if not words or len(words) > 2 or not words[0].startswith("UPID:"):
-            continue  # a finished task has its end time and status behind it
-        fields = words[0].split(":")
-        try:
-            stat = Path(f"/proc/{int(fields[2], 16)}/stat").read_text(errors="replace")
-            # Field 22: another process may have that number by now.
-            alive = int(stat.rpartition(")")[2].split()[19]) == int(fields[3], 16)
-        except (OSError, ValueError, IndexError):
-            continue
-        if alive:
-            found.append(words[0])
-    return found
-
-
-def locked_guests(tree: dict[str, tuple[int, bytes]], node_name: str) -> list[tuple[str, str]]:
+def locked_guests(held: tree.Entries, node_name: str) -> list[tuple[str, str]]:
     """(path, lock) of this node's guest configurations that hold a lock."""
-    wanted = re.compile(rf"nodes/{re.escape(node_name)}/(?:qemu-server|lxc)/[0-9]+\.conf\Z")
-    found = []
-    for path in sorted(filter(wanted.match, tree)):
-        # Below the first section header are snapshots.
-        text = re.split(r"^\[", tree[path][1].decode("utf-8", "replace"), maxsplit=1, flags=re.MULTILINE)[0]
-        match = re.search(r"^lock:\s*(\S+)", text, flags=re.MULTILINE)
-        if match:
-            found.append((path, match.group(1)))
-    return found
-
-
-def own_guests(tree: dict[str, tuple[int, bytes]], node_name: str) -> list[str]:
-    """Paths of this node's guest configurations."""
-    wanted = re.compile(rf"nodes/{re.escape(node_name)}/(?:qemu-server|lxc)/[0-9]+\.conf\Z")
-    return sorted(filter(wanted.match, tree))
+    locks = ((path, tree.guest_lock(held[path][1])) for path in tree.own_guests(held, node_name))
+    return [(path, lock) for path, lock in locks if lock]
 
 
 def quorum() -> tuple[bool, list[int]]:
     """Quorate, and the ids of the live members."""
-    out = command("corosync-quorumtool", "-s", timeout=20).stdout
-    _, _, membership = out.partition("Membership information")
-    # An id of ten digits fills its column: no blank stands before it.
-    ids = [int(number) for number in re.findall(r"^[ \t]*([0-9]+)[ \t]+[0-9]+[ \t]", membership, flags=re.MULTILINE)]
-    return bool(re.search(r"^Quorate:\s+Yes", out, flags=re.MULTILINE)), sorted(
-        number for number in ids if number
-    )
+    found = parse_quorum(command("corosync-quorumtool", "-s", timeout=20).stdout)
+    return found["quorate"] is True, found["live_member_ids"]
 
 
 def missing(node: Node, request: dict[str, object]) -> list[str]:

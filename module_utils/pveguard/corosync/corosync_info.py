@@ -17,6 +17,7 @@ from ..base.run import CommandMissing, Run
 from ..base.run import run as real_run
 from ..formats import corosync_conf
 from ..formats.corosync_conf import CorosyncConfError, Document
+from ..formats.corosync_tools import number, parse_cmap, parse_quorum
 from ..pmxcfs import pmxcfs, probe_home
 from . import corosync_pending
 
@@ -198,30 +199,6 @@ def is_example(document: Document) -> bool:
     return document.cluster_name == "debian" and document.config_version is None
 
 
-def parse_cmap(output: str) -> dict[str, str]:
-    """``{key: value}`` of ``corosync-cmapctl``."""
-    found = re.findall(r"^(\S+) \([a-z0-9]+\) = (.*)$", output, flags=re.MULTILINE)
-    return {key: value.strip() for key, value in found}
-
-
-def parse_quorum(output: str) -> dict[str, Any]:
-    """Quorum, votes, own and live node ids of ``corosync-quorumtool -s`` (it exits with 2 without quorum)."""
-    values = dict(re.findall(r"^([A-Z][A-Za-z ]+):[ \t]*(.*)$", output, flags=re.MULTILINE))
-    _, _, membership = output.partition("Membership information")
-    return {
-        "quorate": {"Yes": True, "No": False}.get(values.get("Quorate", "").strip()),
-        "node_id": _int(values.get("Node ID")),
-        "expected_votes": _int(values.get("Expected votes")),
-        "total_votes": _int(values.get("Total votes")),
-        # A line of a QDevice has node id 0. An id of ten digits fills its column: no blank stands before it.
-        "live_member_ids": sorted(
-            int(number)
-            for number in re.findall(r"^[ \t]*([0-9]+)[ \t]+[0-9]+[ \t]", membership, flags=re.MULTILINE)
-            if int(number)
-        ),
-    }
-
-
 def parse_links(output: str) -> list[dict[str, Any]]:
     """``[{link, address, peers: {node id: state}}]`` of ``corosync-cfgtool -s``."""
     links: list[dict[str, Any]] = []
@@ -293,13 +270,13 @@ def _runtime(info: dict[str, Any], run: Run, statistics: bool) -> None:
             return
         info["running"] = True
         cmap = parse_cmap(result.stdout)
-        info["running_config_version"] = _int(cmap.get("totem.config_version"))
-        info["token_ms"] = _int(cmap.get("runtime.config.totem.token"))
+        info["running_config_version"] = number(cmap.get("totem.config_version"))
+        info["token_ms"] = number(cmap.get("runtime.config.totem.token"))
         info["cluster_name"] = cmap.get("totem.cluster_name") or info["cluster_name"]
         for key, value in cmap.items():
             match = re.fullmatch(r"runtime\.members\.([0-9]+)\.config_version", key)
             if match and cmap.get(f"runtime.members.{match.group(1)}.status") == "joined":
-                info["member_config_versions"][match.group(1)] = _int(value)
+                info["member_config_versions"][match.group(1)] = number(value)
         info.update(parse_quorum(run(["corosync-quorumtool", "-s"], timeout=20).stdout))
         info["links"] = parse_links(run(["corosync-cfgtool", "-s"], timeout=20).stdout)
         if statistics:
@@ -382,8 +359,3 @@ def _copy(data: bytes | None, path: Path, errors: list[str]) -> tuple[dict[str, 
         return facts, None
     facts["config_version"] = document.config_version
     return facts, document
-
-
-def _int(value: str | None) -> int | None:
-    match = re.match(r"\s*([0-9]+)", value or "")
-    return int(match.group(1)) if match else None

@@ -8,7 +8,7 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-from ..base import variables
+from ..base import node_name, variables
 from ..base.errors import PveguardError
 from ..base.host_variables import rendered
 
@@ -20,7 +20,7 @@ def corosync_nodes(hostvars: Mapping[str, Mapping[str, Any]], members: Iterable[
     for host in members:
         own = every[host]
         try:
-            name = own["pveguard_node"]["node"]["hostname"].split(".")[0]
+            name = node_name.own(own["pveguard_node"]["node"]["hostname"])
             node_id = variables.as_int(own["corosync_node_id"])
             node = {"name": name, "node_id": node_id, "links": list(own["corosync_links"])}
         except (KeyError, TypeError, ValueError, PveguardError) as error:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import functools
 import getpass
 import hashlib
+import importlib
 import os
 import re
 import socket
@@ -20,7 +22,7 @@ from ansible.errors import AnsibleFilterError
 from ..base import variables
 from ..base.errors import PveguardError
 from ..base.host_variables import HostVariables, facts_of, rendered
-from ..cluster import assess, corosync_compare, inventory, plan
+from ..cluster import assess, corosync_compare, inventory, kinds, plan, roles
 from ..corosync import probe_members
 from . import ROOT
 
@@ -30,6 +32,7 @@ PLAYBOOK_VARIABLES: dict[str, dict[str, Any]] = {
     "pveguard_gate_on_failure": {"type": "str", "choices": ["exclude", "stop"], "default": "exclude"},
     "pveguard_reports_dir": {"type": "path"},
     "pveguard_lock_takeover": {"type": "str"},
+    "pveguard_revert_drift": {"type": "str", "choices": ["refuse", "overwrite"], "default": "refuse"},
     "authkey_cluster": {"type": "str"},
     "authkey_confirm": {"type": "str"},
     "export_overwrite": {"type": "bool"},
@@ -65,6 +68,7 @@ PLAYBOOK_VARIABLES: dict[str, dict[str, Any]] = {
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+@functools.cache
 def _specs() -> dict[str, dict[str, dict[str, Any]]]:
     """``{role: {variable: spec}}`` of every role's meta/argument_specs.yml, all entry points together."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
@@ -74,6 +78,8 @@ def _specs() -> dict[str, dict[str, dict[str, Any]]]:
         for entry in (document.get("argument_specs") or {}).values():
             options.update(entry.get("options") or {})
         found[path.parent.parent.name] = options
+    for role in _descriptions():
+        roles.add_limits(role, found[role.name])
     return found
 
 
@@ -237,12 +243,12 @@ def assessment(hostvars: Any, play_hosts: Collection[str]) -> str:
     plans = cluster_plan(hosts, play_hosts)
     parts = []
     for host, own in hosts.items():
-        node = facts_of(own)
+        node = _node(own)
         if node is None:
             if host in play_hosts:
                 parts.append(f"{host}: could not be asked")
             continue
-        parts.append(assess.render(host, node, plans[host], _wishes(own), own.get("pveguard_writes")))
+        parts.append(assess.render(host, node, plans[host], _changes(own, node, plans[host]), own.get("pveguard_writes")))
     return "\n\n".join(parts + assess.render_clusters(_compared(hosts)))
 
 
@@ -260,22 +266,59 @@ def assessments(hostvars: Any, play_hosts: Collection[str]) -> dict[str, dict[st
     clusters = _compared(hosts)
     found = {}
     for host in play_hosts:
-        node = facts_of(hosts[host])
+        node = _node(hosts[host])
         if node is not None:
             findings = assess.across(host, clusters) + assess.findings(node, plans[host])
             found[host] = {
                 "findings": [{"id": each.id, "level": each.severity, "text": each.sentence} for each in findings],
-                "changes": assess.changes(node, plans[host], _wishes(hosts[host])),
+                "changes": _changes(hosts[host], node, plans[host]),
             }
     return found
 
 
-def _wishes(own: Mapping[str, Any]) -> assess.Wishes:
-    return assess.Wishes(
-        ha_state=str(own.get("ha_state") or "auto"),
-        # What a probe stores is nobody's.
-        ram_state=variables.as_bool(own.get("ram_state_enabled", True)) and not probe_members.is_described(own),
-    )
+@functools.cache
+def _descriptions() -> list[roles.Role]:
+    """What the roles say of themselves."""
+    paths = sorted(ROOT.glob("roles/*/meta/pveguard.yml"))
+    try:
+        return roles.read({path.parent.parent.name: yaml.load(path.read_text(), _YAML) for path in paths})
+    except PveguardError as error:
+        raise AnsibleFilterError(str(error)) from error
+
+
+def _node(own: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a host has said of itself, with what the roles have looked at; None where it could not be asked."""
+    node = (own.get("pveguard_node") or {}).get("node")
+    return None if node is None else roles.looked(_descriptions(), node, own)
+
+
+def _changes(own: Mapping[str, Any], node: Mapping[str, Any], its_plan: plan.Plan) -> list[str]:
+    """What the main job would change on a host, by what its variables want of each role."""
+    specs, described = _specs(), _descriptions()
+
+    def value(role: str, variable: str) -> Any:
+        spec = specs[role][variable]
+        given = own.get(variable)
+        given = spec.get("default") if given is None or given == "" else given
+        convert = {"bool": variables.as_bool, "int": variables.as_int, "float": variables.as_float}.get(spec["type"])
+        return convert(given) if convert else given
+
+    what = kinds.kind(node, own.get("group_names") or (), its_plan["action"])
+    parts = [_core(role.changes).changes for role in described if role.changes]
+    return assess.changes(node, its_plan, roles.desired(described, what, value), parts)
+
+
+def _core(name: str) -> Any:
+    """The core ``ROOM.FILE``."""
+    return importlib.import_module(f"ansible.module_utils.pveguard.{name}")
+
+
+def steps(stage: str, kind: str) -> list[dict[str, Any]]:
+    """What the roles do in a stage of protect.yml, or in ``revert``, on a host of this kind; see the core ``roles``."""
+    try:
+        return roles.steps(_descriptions(), stage, kind)
+    except PveguardError as error:
+        raise AnsibleFilterError(str(error)) from error
 
 
 def _typed(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -383,6 +426,8 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "pveguard_cluster_name": cluster_name,
     "pveguard_variables_of": variables_of,
     "pveguard_cluster_plan": cluster_plan,
+    "pveguard_kind": kinds.kind,
+    "pveguard_steps": steps,
     "pveguard_run_holder": run_holder,
     "pveguard_holder_is_gone": holder_is_gone,
 }

@@ -11,7 +11,7 @@ from typing import Any
 from ansible.errors import AnsibleFilterError
 
 from ..base.host_variables import facts_of, rendered
-from ..cluster import corosync_recover, corosync_repair
+from ..cluster import corosync_recover, recovery_plan
 from ..corosync import probe_members
 from . import ROOT
 
@@ -31,7 +31,7 @@ def recover(
     nodes = {host: facts_of(own) if host in asked else None for host, own in every.items()}
     wanted = {host: own.get("corosync_cluster_name") or None for host, own in every.items()}
     probes = [host for host, own in every.items() if probe_members.is_described(own)]
-    found = corosync_recover.plan(nodes, wanted, done, choice, probes)
+    found = recovery_plan.plan(nodes, wanted, done, choice, probes)
     steps = [step for cluster in found for step in cluster["steps"]]
     return {
         "healthy": all(cluster["healthy"] for cluster in found),
@@ -64,7 +64,7 @@ def recover_files(
         for key, name in (("cluster", "etc-pve-corosync.conf"), ("host", "etc-corosync-corosync.conf")):
             if info.get(key):
                 parts = [re.sub(r"[^A-Za-z0-9_-]", "_", part) for part in (host, Path(directory).name)]
-                text = corosync_repair.masked(str(info[key]["text"]))
+                text = corosync_recover.masked(str(info[key]["text"]))
                 files.append({"path": str(base.joinpath(*parts, name)), "content": text, "mode": "0640"})
     return files
 

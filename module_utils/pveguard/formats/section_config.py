@@ -10,32 +10,31 @@ than missed.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 
 _HEADER = re.compile(r"(\S+):[ \t]*(\S+)[ \t]*\Z")
 _PROPERTY = re.compile(r"[ \t]+(\S+)(?:[ \t]+(.*\S))?[ \t]*\Z")
 
 
-@dataclass
 class Section:
     """``kind`` (its type), ``name`` (its id) and ``values``: {key: value, "" for a key alone}; the last one counts."""
 
-    kind: str
-    name: str
-    values: dict[str, str] = field(default_factory=dict)
+    # Not a dataclass: programs on a node start with this.
+    def __init__(self, kind: str, name: str) -> None:
+        self.kind, self.name = kind, name
+        self.values: dict[str, str] = {}
 
 
-@dataclass
-class Config:
+class Parsed:
     """``sections`` in order, and ``strange``: lines that are neither a header, a property of a section, a comment nor blank."""
 
-    sections: list[Section] = field(default_factory=list)
-    strange: list[str] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.sections: list[Section] = []
+        self.strange: list[str] = []
 
 
-def parse(text: str) -> Config:
+def parse(text: str) -> Parsed:
     """Read a text; never raises."""
-    found = Config()
+    found = Parsed()
     section: Section | None = None
     # Not splitlines(): an id may hold what Unicode takes for the end of a line.
     for line in re.split(r"\r?\n", text):

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..base import node_name
+from ..base import managed_file, node_name
 from ..base.atomic import fsync_dir, write_atomic
 from ..base.errors import PveguardError
 from ..base.run import Run
@@ -40,6 +40,8 @@ LOCK = Path("run/pveguard/ha.lock")
 LOCK_DEADLINE_S = 900.0
 
 SOFTDOG = "softdog"
+#: The name that its file is managed for.
+KEPT_FOR = "ha.softdog"
 #: watchdog-mux loads the driver by its name, which "blacklist" alone does not prevent.
 BLACKLIST = (
     "# HA is off on this node (pveguard, ha_blacklist_softdog). Removed when HA comes back.\n"
@@ -527,8 +529,7 @@ def _change_file(step: Step, node: _Node) -> None:
     """Write or remove the file of the step; that it is gone already, by another node, is as good."""
     path = node.root / step.units[0]
     if step.verb == "write":
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        write_atomic(path, BLACKLIST.encode())
+        managed_file.apply([managed_file.FileSpec(f"/{step.units[0]}", BLACKLIST)], KEPT_FOR, node.root)
         return
     if step.units[0].startswith("etc/pve/"):
         try:
@@ -538,7 +539,8 @@ def _change_file(step: Step, node: _Node) -> None:
                 f"/{step.units[0]} could not be removed: {error.strerror}. HA is off on {node.host}, but 'ha-manager status' "
                 "and the web page go on showing its manager. Look at 'corosync-quorumtool -s' and run again"
             ) from error
-    else:
+    elif not managed_file.revert(KEPT_FOR, node.root, drift=managed_file.OVERWRITE):
+        # Written before originals were kept.
         path.unlink(missing_ok=True)
         fsync_dir(path.parent)
 

@@ -19,7 +19,7 @@ from ..base.errors import PveguardError
 from ..base.run import Run
 from ..base.run import run as real_run
 from ..formats import corosync_conf
-from . import pve_file
+from . import mount, pve_file
 
 LOCAL = "local"
 CLUSTER = "cluster"
@@ -27,8 +27,6 @@ PID_FILE = Path("run/pve-cluster.pid")
 HOST_CONF = Path("etc/corosync/corosync.conf")
 #: Until the daemon answers; one that hangs must not hang who asks.
 ANSWER_S = 10.0
-#: What an operator is told of a daemon in cluster mode that has not met its Corosync.
-NOT_MET = "its Corosync has not run since the daemon started: /etc/pve is read-only"
 
 
 @dataclass(frozen=True)
@@ -91,31 +89,10 @@ def members(root: Path = Path("/"), run: Run = real_run) -> tuple[dict[str, Any]
         found = json.loads(done.stdout)
     except (PveguardError, ValueError) as error:
         return {}, f"{pve_file.MOUNT}/.members cannot be read: {error}"
-    unknown = unknown_members(found)
+    unknown = mount.unknown_members(found)
     if unknown:
         return {}, f"{pve_file.MOUNT}/.members is not as it is known ({unknown}), so members and quorum are not known"
     return found, None
-
-
-def unknown_members(said: object) -> str | None:
-    """What of the text in ``.members`` is not as the daemon is known to write it, None when all of it is.
-
-    Without a key ``cluster`` it has nothing but the node's name and a version; what else may stand there is not taken for a
-    node without a cluster.
-    """
-    if not isinstance(said, dict):
-        return "it is no JSON object"
-    if "cluster" not in said:
-        if not isinstance(said.get("nodename"), str) or not said["nodename"]:
-            return "it has no nodename"
-        others = sorted(str(key) for key in said if key not in ("nodename", "version"))
-        return f"it has no cluster but {', '.join(others[:5])}" if others else None
-    cluster, nodes = said["cluster"], said.get("nodelist", {})
-    if not isinstance(cluster, dict) or cluster.get("quorate") not in (0, 1):
-        return "its cluster does not say quorate 0 or 1"
-    if not isinstance(nodes, dict) or not all(isinstance(node, dict) for node in nodes.values()):
-        return "its nodelist does not tell of each node by its name"
-    return None
 
 
 def takes_writes(root: Path = Path("/"), run: Run = real_run) -> bool:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nodes that are gone and whose directory still lies on /etc/pve.
 
 ``pvecm delnode`` takes a node off corosync.conf and leaves /etc/pve/nodes/NAME, with its TLS key, and root's SSH key of it in
@@ -14,9 +15,10 @@ from typing import Any
 from ..base.errors import PveguardError
 from ..base.findings import WARNING, Finding, check, some
 from ..formats import corosync_conf
+from .tree import DIRECTORY, FILE, GUEST_FOLDERS
 
-#: Directories of a node that hold configurations of guests.
-_GUESTS = re.compile(r"nodes/[^/]+/(?:qemu-server|lxc|openvz)/[^/]+")
+#: All that lies where configurations of guests do, a copy under another name too.
+_GUESTS = re.compile(rf"nodes/[^/]+/(?:{'|'.join(GUEST_FOLDERS)})/[^/]+")
 AUTHORIZED_KEYS = "priv/authorized_keys"
 
 LEFT = check(
@@ -33,7 +35,7 @@ Tree = Mapping[str, tuple[int, bytes]]
 def of_tree(tree: Tree, own_name: str) -> list[dict[str, Any]]:
     """The directories below nodes/ that belong to no node, by name; empty where the names of the nodes are not known.
 
-    ``tree``: as :func:`pmxcfs.read_tree` gives it. ``own_name``: of this node, the only one where there is no corosync.conf.
+    ``tree``: as :func:`tree.read_tree` gives it. ``own_name``: of this node, the only one where there is no corosync.conf.
     Each is ``{name, guests: paths of configurations, files: number of all files, private_key: bool (a TLS key lies there),
     authorized_key: bool (root's SSH key of it is still accepted)}``.
     """
@@ -43,9 +45,9 @@ def of_tree(tree: Tree, own_name: str) -> list[dict[str, Any]]:
     found = []
     for path, (kind, _) in sorted(tree.items()):
         folder, _, name = path.partition("/")
-        if folder != "nodes" or not name or "/" in name or kind != 4 or name in names:
+        if folder != "nodes" or not name or "/" in name or kind != DIRECTORY or name in names:
             continue
-        files = [each for each, (type_, _) in tree.items() if each.startswith(f"{path}/") and type_ == 8]
+        files = [each for each, (type_, _) in tree.items() if each.startswith(f"{path}/") and type_ == FILE]
         found.append(
             {
                 "name": name,
@@ -72,7 +74,7 @@ def _members(tree: Tree, own_name: str) -> Collection[str] | None:
 
 
 def _authorized(tree: Tree, name: str) -> bool:
-    lines = tree.get(AUTHORIZED_KEYS, (8, b""))[1].decode("utf-8", "replace").splitlines()
+    lines = tree.get(AUTHORIZED_KEYS, (FILE, b""))[1].decode("utf-8", "replace").splitlines()
     return any(line.split()[-1:] == [f"root@{name}"] for line in lines if not line.lstrip().startswith("#"))
 
 

@@ -471,45 +471,6 @@ def unknown_schema(connection: sqlite3.Connection) -> str | None:
     return None
 
 
-#: Data as the bytes that the daemon gets: written by hand it may be a text or a number. A name may be any bytes.
-_NAME, _DATA = "CAST(name AS BLOB)", "CAST(data AS BLOB)"
-
-
-def tree_in(connection: sqlite3.Connection) -> tuple[int, dict[str, tuple[int, bytes]]]:
-    """``(root version, {path: (type, data)})`` of a database; type 4 is a directory, 8 a file.
-
-    The daemon loads a database without the row ``__version__``, and counts from 0. Bytes of a path that are not UTF-8 come as
-    surrogates. Raises Unreadable for a schema that is not known, and for a tree that is none.
-    """
-    unknown = unknown_schema(connection)
-    if unknown:
-        raise Unreadable(f"its schema is not known to this version of pveguard ({unknown}), so neither is what it holds")
-    rows = {}
-    for row in connection.execute(f"SELECT inode, parent, version, type, {_NAME}, {_DATA} FROM tree ORDER BY inode"):
-        # A damaged page can hold anything.
-        if not all(type(value) is int for value in row[:4]) or type(row[4]) is not bytes:
-            raise Unreadable(f"damaged: row {row[0]} has values of the wrong type")
-        rows[row[0]] = row
-    root = rows.pop(0, None)
-    paths = {0: ""}
-
-    def path(start: int) -> str:
-        chain, seen, at = [], set(), start
-        while at not in paths:
-            if at in seen or at not in rows:
-                raise Unreadable(f"damaged: row {start} is missing or in a loop")
-            seen.add(at)
-            chain.append(at)
-            at = rows[at][1]
-        for inode in reversed(chain):
-            name = rows[inode][4].decode("utf-8", "surrogateescape")
-            above = paths[rows[inode][1]]
-            paths[inode] = f"{above}/{name}" if above else name
-        return paths[start]
-
-    return (root[2] if root else 0), {path(inode): (row[3], row[5] or b"") for inode, row in rows.items()}
-
-
 class Running(Unreadable):
     """The daemon has the database, or is about to."""
 

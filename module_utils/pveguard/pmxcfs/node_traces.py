@@ -11,13 +11,14 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..base.errors import PveguardError
 from ..formats import corosync_conf, section_config
 from . import pmxcfs, pve_file
+from .tree import FILE, Noise, guests_in
 
 #: A host name: what /etc/pve/nodes has as directories.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*\Z")
@@ -25,8 +26,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*\Z")
 Tree = Mapping[str, tuple[int, bytes]]
 
 
-def collect(name: str, root: Path = Path("/")) -> dict[str, Any]:
+def collect(name: str, root: Path = Path("/"), patterns: Iterable[str] | None = None) -> dict[str, Any]:
     """What names the node ``name``. Raises PveguardError for no host name, or a database that cannot be read.
+
+    ``patterns``: what is noise, as ``ram_state_noise``; the default list where None is given.
 
     ``guests``: ids with a configuration in its directory; ``replication``: jobs from or to it; ``ha_services``: HA
     resources that the manager has on it; ``ha_rules``: groups and rules of HA with it; ``storages`` and ``backup_jobs``
@@ -35,7 +38,7 @@ def collect(name: str, root: Path = Path("/")) -> dict[str, Any]:
     """
     if not _NAME.match(name):
         raise PveguardError(f"{name!r} is no host name")
-    return of_tree(name, pmxcfs.read_tree(root / pmxcfs.DATABASE)[1])
+    return of_tree(name, pmxcfs.read_tree(root / pmxcfs.DATABASE)[1], pmxcfs.noise(patterns))
 
 
 def lists(name: str, root: Path = Path("/")) -> bool:
@@ -44,20 +47,20 @@ def lists(name: str, root: Path = Path("/")) -> bool:
     return corosync_conf.parse(text, "/etc/pve/corosync.conf").node(name) is not None
 
 
-def of_tree(name: str, tree: Tree) -> dict[str, Any]:
+def of_tree(name: str, tree: Tree, noise: Noise) -> dict[str, Any]:
     """:func:`collect` of a tree as :func:`pmxcfs.read_tree` gives it."""
     own = f"nodes/{name}/"
-    files = [path for path, (kind, _) in tree.items() if path.startswith(own) and kind == 8]
+    files = [path for path, (kind, _) in tree.items() if path.startswith(own) and kind == FILE]
     replication = sections(_text(tree, "replication.cfg"))
     groups = sections(_text(tree, "ha/groups.cfg")) + sections(_text(tree, "ha/rules.cfg"))
     return {
-        "guests": pmxcfs.guest_ids(path for path in tree if path.startswith(own)),
+        "guests": guests_in({path: entry for path, entry in tree.items() if path.startswith(own)}),
         "replication": [job for job, keys in replication if name in (keys.get("target"), keys.get("source"))],
         "ha_services": _services(tree, name),
         "ha_rules": [found for found, keys in groups if name in _nodes(keys.get("nodes"))],
         "storages": [found for found, keys in sections(_text(tree, "storage.cfg")) if name in _nodes(keys.get("nodes"))],
         "backup_jobs": [found for found, keys in sections(_text(tree, "jobs.cfg")) if keys.get("node") == name],
-        "files": sorted(path for path in files if not pmxcfs.is_noise(path)),
+        "files": sorted(path for path in files if not noise.leaves_out(path)),
         "directory": own.rstrip("/") in tree,
     }
 
@@ -74,13 +77,14 @@ def remove_directory(
     check: bool = False,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
+    patterns: Iterable[str] | None = None,
 ) -> bool:
     """Remove /etc/pve/nodes/NAME; True when it was, or in ``check`` would be, there.
 
     ``shown``: the files that were named to whoever decided it. Raises PveguardError when others have come since, while
     corosync.conf lists the node, or when /etc/pve takes no writes; what a passing loss of quorum explains is tried again.
     """
-    traces = collect(name, root)
+    traces = collect(name, root, patterns)
     if not traces["directory"]:
         return False
     # In a dry run it has not been taken off yet.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,63 +11,30 @@ from ..base.errors import PveguardError
 from ..base.run import Run
 from ..base.run import run as real_run
 from ..formats import section_config
-from . import daemon_mode, left_nodes, live_database
+from . import daemon_mode, left_nodes, live_database, mount
+from . import tree as tree_core
 
 DATABASE = Path("var/lib/pve-cluster/config.db")
 MOUNT = Path("etc/pve")
-
-#: Paths whose content is a heartbeat, a lock or a file in the middle of being replaced: no operator misses them.
-NOISE = (
-    r"nodes/[^/]+/lrm_status",
-    r"ha/manager_status",
-    r"priv/lock",
-    r"(?:.*/)?[^/]+\.tmp\.[0-9]+",
-)
-_NOISE = re.compile("(?:" + "|".join(NOISE) + r")(?:/.*)?\Z", re.DOTALL)
-
-#: The daemon takes a folder of nodes/ for a node's, and a file in it for a guest's, only with such names.
-_GUEST = re.compile(r"nodes/[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?/(?:qemu-server|lxc|openvz)/([1-9][0-9]*)\.conf")
 
 #: Storages that the Proxmox installer itself defines; they say nothing about what an operator did.
 STOCK_STORAGES = frozenset({"local", "local-lvm", "local-zfs", "local-btrfs"})
 
 
-def is_noise(path: str) -> bool:
-    """True for a path below /etc/pve (no leading slash) that carries no configuration, or lies in a folder that does not."""
-    return bool(_NOISE.match(path))
-
-
-def read_tree(database: Path) -> tuple[int, dict[str, tuple[int, bytes]]]:
-    """``(root version, {path: (type, data)})`` of a database; type 4 is a directory, 8 a file.
-
-    Of one consistent state, whether or not the daemon runs, and without an effect on it. Bytes of a name that are not UTF-8
-    come as surrogates. Raises PveguardError when the database cannot be read as one.
-    """
-
+def noise(patterns: Iterable[str] | None = None) -> tree_core.Noise:
+    """What is noise by a list of patterns, the default one where None is given. Raises PveguardError for a bad pattern."""
     try:
-        return live_database.look(str(database), live_database.tree_in)
+        return tree_core.Noise() if patterns is None else tree_core.Noise(patterns)
+    except ValueError as error:
+        raise PveguardError(f"ram_state_noise: {error}") from error
+
+
+def read_tree(database: Path) -> tuple[int, tree_core.Entries]:
+    """As :func:`tree.read_tree`; raises PveguardError when the database cannot be read as one."""
+    try:
+        return tree_core.read_tree(str(database))
     except live_database.Unreadable as error:
-        # What is wrong with the tree does not name the file.
-        text = str(error)
-        raise PveguardError(text if text.startswith(str(database)) else f"{database}: {text}") from error
-
-
-def tree_sha256(tree: Mapping[str, tuple[int, bytes]]) -> str:
-    """One hash of every path, type and content, noise aside; equal on all members that are in sync."""
-    digest = hashlib.sha256()
-    for path in sorted(tree):
-        if is_noise(path):
-            continue
-        kind, data = tree[path]
-        digest.update(f"{path}\0{kind}\0{len(data)}\0".encode("utf-8", "surrogateescape"))
-        digest.update(data)
-    return digest.hexdigest()
-
-
-def guest_ids(paths: Iterable[str]) -> list[int]:
-    """Ids of the guests with a configuration file, in order, as the daemon counts them."""
-    found = (_GUEST.fullmatch(path) for path in paths)
-    return sorted(int(match.group(1)) for match in found if match)
+        raise PveguardError(str(error)) from error
 
 
 def custom_storages(storage_cfg: str) -> list[str]:
@@ -91,19 +56,16 @@ def custom_users(user_cfg: str) -> list[str]:
 
 def mounted(root: Path = Path("/")) -> bool:
     """True when a FUSE file system is mounted on /etc/pve."""
-    try:
-        lines = (root / "proc/self/mountinfo").read_text().splitlines()
-    except OSError:
-        return False
-    for line in lines:
-        left, _, right = line.partition(" - ")
-        if left.split()[4] == "/etc/pve" and right.split()[0].startswith("fuse"):
-            return True
-    return False
+    return mount.is_fuse("/etc/pve", mount.mounts(str(root)))
 
 
-def collect(root: Path = Path("/"), run: Run = real_run) -> dict[str, Any]:
-    """Facts of the daemon and its data; never raises. ``error`` says why something is unknown.
+def collect(
+    root: Path = Path("/"), run: Run = real_run, patterns: Iterable[str] | None = None
+) -> dict[str, Any]:
+    """Facts of the daemon and its data. ``error`` says why something is unknown.
+
+    ``patterns``: what is noise, as ``ram_state_noise``; the default list where None is given. Raises PveguardError for a bad one
+    only.
 
     Keys: mounted, writable (bool: it answers, and its mode lets it be written); mode (``down``, ``local`` or ``cluster``);
     quorate (bool, None when local, down or unknown);
@@ -133,7 +95,7 @@ def collect(root: Path = Path("/"), run: Run = real_run) -> dict[str, Any]:
         "left_nodes": [],
         "error": None,
     }
-    _collect_database(facts, root)
+    _collect_database(facts, root, noise(patterns))
     if facts["mounted"]:
         has_conf = None if facts["root_version"] is None else facts["has_corosync_conf"]
         seen = daemon_mode.look(root, has_conf, run)
@@ -145,7 +107,7 @@ def collect(root: Path = Path("/"), run: Run = real_run) -> dict[str, Any]:
     return facts
 
 
-def _collect_database(facts: dict[str, Any], root: Path) -> None:
+def _collect_database(facts: dict[str, Any], root: Path, noise: tree_core.Noise) -> None:
     database = root / DATABASE
     try:
         facts["database_bytes"] = live_database.whole_size(str(database))
@@ -159,8 +121,8 @@ def _collect_database(facts: dict[str, Any], root: Path) -> None:
         facts["error"] = str(error)
         return
     facts["root_version"] = version
-    facts["tree_sha256"] = tree_sha256(tree)
-    facts["guests"] = guest_ids(tree)
+    facts["tree_sha256"] = tree_core.sha256_of(tree, noise)
+    facts["guests"] = tree_core.guests_in(tree)
     facts["storages"] = custom_storages(_text(tree, "storage.cfg"))
     facts["extra_users"] = custom_users(_text(tree, "user.cfg"))
     facts["storage"] = bool(facts["storages"])

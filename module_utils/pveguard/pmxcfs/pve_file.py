@@ -19,6 +19,7 @@ from pathlib import Path
 from ..base import supervised
 from ..base.atomic import read_or_none
 from ..base.errors import PveguardError
+from . import mount
 
 MOUNT = "/etc/pve"
 #: Largest file the cluster file system takes, in bytes.
@@ -53,35 +54,16 @@ def is_mounted(root: Path = Path("/")) -> bool:
     return is_mounted_at(root / MOUNT.lstrip("/"))
 
 
-def is_mounted_at(mount: Path) -> bool:
-    """True when ``mount`` is the mount point of a FUSE file system that answers."""
-    try:
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
-        real = os.path.realpath(mount)
-        fuse = False
-        for line in lines:
-            left, _, right = line.partition(" - ")
-            # The last line of a mount point is the mount on top.
-            if _unescape(left.split(" ")[4]) == real:
-                fuse = right.split(" ")[0].startswith("fuse")
-        return fuse and os.stat(mount).st_dev != os.stat(mount.parent).st_dev
-    except OSError:
-        return False
+def is_mounted_at(at: Path) -> bool:
+    """True when ``at`` is the mount point of a FUSE file system that answers."""
+    return mount.answers(str(at))
 
 
 def has_quorum(root: Path = Path("/")) -> bool:
     """False when the file system is read-only: without quorum the link ``local``, and where that is missing the mount itself,
     has no write bits. A daemon in cluster mode whose Corosync has not run yet has none.
     """
-    mount = root / MOUNT.lstrip("/")
-    for path in (mount / "local", mount):
-        try:
-            return bool(os.lstat(path).st_mode & 0o222)
-        except FileNotFoundError:
-            continue
-        except OSError:
-            return False
-    return True
+    return mount.has_write_bits(str(root / MOUNT.lstrip("/"))) is not False
 
 
 def require_writable(root: Path = Path("/")) -> None:
@@ -245,9 +227,3 @@ def write_in_place(target: Path, content: bytes, before: bytes | None = None) ->
             rest = rest[os.write(fd, rest) :]
     finally:
         os.close(fd)
-
-
-def _unescape(field: str) -> str:
-    for code, char in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        field = field.replace(code, char)
-    return field

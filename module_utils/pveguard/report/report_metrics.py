@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..base import metrics_text
 from ..base.units import MOST_YEARS, YEAR_DAYS, age_seconds
 from . import report_summary
 
@@ -59,18 +60,8 @@ METRICS = {
 
 def render(report: Mapping[str, Any], only: str = "") -> str:
     """The metrics of all nodes, or those of the node ``only``, as text."""
-    lines: list[str] = []
-    samples = _samples(report, only)
-    for name, description in METRICS.items():
-        found = samples.get(name)
-        if not found:
-            continue
-        full = f"pveguard_{name}"
-        lines += [f"# HELP {full} {description}.", f"# TYPE {full} gauge"]
-        for labels, value in found:
-            shown = ",".join(f'{key}="{_label(each)}"' for key, each in labels.items())
-            lines.append(f"{full}{{{shown}}} {_value(value)}")
-    return "\n".join([*lines, ""])
+    kinds = {name: (description, "gauge") for name, description in METRICS.items()}
+    return metrics_text.render(kinds, _samples(report, only))
 
 
 def _samples(report: Mapping[str, Any], only: str) -> dict[str, list[tuple[dict[str, str], float]]]:
@@ -175,11 +166,3 @@ def _disk(add: Any, node: str, disk: Mapping[str, Any]) -> None:
 
 def _scaled(value: float | None, factor: float) -> float | None:
     return None if value is None else float(value) * factor
-
-
-def _label(value: str) -> str:
-    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-
-
-def _value(value: float) -> str:
-    return str(int(value)) if value == int(value) and abs(value) < 2**53 else f"{value:.9g}"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import sqlite3
 
+from ..pmxcfs.tree import ROW_VERSION, path_of, read_rows, root_version, without_noise
 from .exits import RestoreError, StateError, StoreError
 from .files import copy_file, read_json, remove, remove_database, size_of, store_lock, write_volatile
 from .generations import cut_generation, generations, restore_fix
@@ -15,18 +16,13 @@ from .replica import Store
 from .rescue import pending_rescue, rescue_text
 from .rows import (
     INSERT,
-    ROW_VERSION,
     check_connection,
     connect,
     content_sha256,
     is_member,
-    path_of,
     read_hashes,
-    read_rows,
-    root_version,
     unloadable,
     verify_database,
-    without_noise,
 )
 from .status import tell
 from .system import log, utc
@@ -35,8 +31,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ..pmxcfs.tree import Rows
     from .paths import Paths
-    from .rows import Rows
     from .settings import Config
 
 

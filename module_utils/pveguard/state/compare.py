@@ -5,20 +5,32 @@ from __future__ import annotations
 
 import hashlib
 
-from .live import read_live
-from .paths import MIB
-from .rows import (
+from ..pmxcfs.tree import (
     DIRECTORY,
     LENGTH,
     ROW_VERSION,
     TYPE,
     as_bytes,
-    file_name,
     path_of,
     read_rows,
     root_version,
     without_noise,
 )
+from .live import read_live
+from .paths import MIB
+from .rows import file_name
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Iterable, Mapping
+    from typing import Any, TypeVar
+
+    Value = TypeVar("Value")
+
+    from ..pmxcfs.tree import Noise, Row, Rows
+    from .paths import Paths
+    from .settings import Config
 
 # Bytes that one look at the live database reads of files: a longer one would be torn by a busy daemon.
 LOOK_BYTES = 8 * MIB
@@ -27,18 +39,25 @@ LOOK_BYTES = 8 * MIB
 class Change:
     """Difference of a live table from the replica, noise left out."""
 
-    def __init__(self, rows, upsert, delete, rewritten):
+    def __init__(self, rows: Rows, upsert: set[int], delete: set[int], rewritten: str | None) -> None:
         self.rows = rows  # the table as the replica will be
         self.upsert = upsert  # inodes to copy, without 0
         self.delete = delete  # inodes to delete
         self.rewritten = rewritten  # a reason why this is not a continuation of the replica, or None
 
     @property
-    def real(self):
+    def real(self) -> bool:
         return bool(self.upsert or self.delete)
 
 
-def compare(live, replica, noise, full=False, live_hashes=None, replica_hashes=None):
+def compare(
+    live: Rows,
+    replica: Rows,
+    noise: Noise,
+    full: bool = False,
+    live_hashes: Mapping[int, bytes] | None = None,
+    replica_hashes: Mapping[int, bytes] | None = None,
+) -> Change:
     """Compare two tables {inode: row} by every field, and by hashes of the data where they are given.
 
     ``full`` looks at every row for noise. Otherwise only rows that differ are looked at, which is right as
@@ -54,7 +73,8 @@ def compare(live, replica, noise, full=False, live_hashes=None, replica_hashes=N
         upsert = {i for i in differs if i in wanted and i != 0}
         delete = replica.keys() - wanted.keys()
     else:
-        upsert, noisy = set(), set()
+        upsert = set()
+        noisy: set[int] = set()
         for inode in differs:
             if inode == 0:
                 continue
@@ -89,18 +109,21 @@ def compare(live, replica, noise, full=False, live_hashes=None, replica_hashes=N
     return Change(wanted, upsert | other_data, set(delete), rewritten)
 
 
-def gather(paths, wanted, make):
+def gather(
+    paths: Paths, wanted: Callable[[Rows], Iterable[int]], make: Callable[[Any], Value]
+) -> tuple[Rows, dict[int, Value]]:
     """(rows, {inode: make(data)}) of the live database, for the inodes that ``wanted(rows)`` names.
 
     In looks of ``LOOK_BYTES`` at most: one at everything would be torn again and again by a daemon that writes. What was
     read of a file stands for as long as its row is the same, and the rows are those of the last look, in which nothing was
     missing any more. ``wanted`` is called at each.
     """
-    known = {}
+    known: dict[int, tuple[Row, Value]] = {}
 
-    def step(connection):
+    def step(connection: sqlite3.Connection) -> tuple[Rows, Iterable[int], dict[int, tuple[Row, Value]], bool]:
         rows = read_rows(connection)
-        found, size, whole = {}, 0, True
+        found: dict[int, tuple[Row, Value]] = {}
+        size, whole = 0, True
         inodes = wanted(rows)
         for inode in inodes:
             if inode in known and known[inode][0] == rows[inode]:
@@ -120,21 +143,22 @@ def gather(paths, wanted, make):
             return rows, {inode: known[inode][1] for inode in inodes}
 
 
-def data_hash(data):
+def data_hash(data: object) -> bytes:
     return hashlib.blake2b(as_bytes(data), digest_size=16).digest()
 
 
-def read_change(paths, replica, config, deep, replica_hashes):
+def read_change(
+    paths: Paths, replica: Rows, config: Config, deep: bool, replica_hashes: Mapping[int, bytes] | None
+) -> tuple[Change, dict[int, Any]]:
     """(difference from the replica, {inode: data} of the rows to copy and inode 0) of the live database."""
     seen, hashes = gather(paths, lambda rows: rows, data_hash) if deep else ({}, {})
-    change = None
+    changes: list[Change] = []
 
-    def wanted(rows):
-        nonlocal change
+    def wanted(rows: Rows) -> Iterable[int]:
         # A row that changed since its data was looked at is copied in any case.
         live_hashes = {i: h for i, h in hashes.items() if rows.get(i) == seen[i]} if deep else None
-        change = compare(rows, replica, config.noise, deep or not replica, live_hashes, replica_hashes)
-        return change.upsert | ({0} & rows.keys())
+        changes.append(compare(rows, replica, config.noise, deep or not replica, live_hashes, replica_hashes))
+        return changes[-1].upsert | ({0} & rows.keys())
 
     _, blobs = gather(paths, wanted, lambda data: data)
-    return change, blobs
+    return changes[-1], blobs

@@ -7,7 +7,10 @@ import os
 import sqlite3
 import time
 
+from ..base.node_name import own as node_name
 from ..pmxcfs.live_database import unknown_schema
+from ..pmxcfs.tasks import running as running_tasks
+from ..pmxcfs.tree import read_rows, root_version, without_noise
 from .exits import Refused, StateError, SwitchError
 from .files import (
     Lock,
@@ -26,7 +29,7 @@ from .login import check_login, remove_login_fallback
 from .members import daemon_mode, members_file
 from .node import daemon_running, is_ours, live_mount, pve_mounted, state_bytes, systemctl
 from .paths import BACKUP_UNIT, MIB, MOUNT_UNIT, PVE_CLUSTER, STATE_UNIT, WATCH_UNIT
-from .preflight import DISK_RESERVE, locked_guests, offline_members, preflight, running_tasks
+from .preflight import DISK_RESERVE, locked_guests, offline_members, preflight
 from .replica import Store
 from .rescue import pending_rescue
 from .rows import (
@@ -38,10 +41,7 @@ from .rows import (
     plain_copy,
     read_hashes,
     read_only,
-    read_rows,
-    root_version,
     verify_database,
-    without_noise,
 )
 from .save import save, saved_text
 from .status import figures, node_status
@@ -58,15 +58,15 @@ from .switch import (
     stop_daemon,
     wait_for,
 )
-from .system import log, node_name, utc
+from .system import log, utc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
     from typing import Any, NoReturn
 
+    from ..pmxcfs.tree import Rows
     from .paths import Paths
-    from .rows import Rows
     from .settings import Config
 
 
@@ -448,7 +448,7 @@ def _preflight_disable(paths: Paths, config: Config, args: Namespace) -> list[st
             f"the live state would be left behind: {'; '.join(pending['why'])}. Mend that on /etc/pve first, or "
             f"decide with the daemon stopped: {' or '.join(list(pending['choices'].values())[:2])}"
         )
-    tasks = running_tasks(paths)
+    tasks = running_tasks(paths.tasks)
     if tasks:
         refusals.append(f"{len(tasks)} Proxmox task(s) run, the first is {tasks[0]}; wait for their end")
     size = state_bytes(paths.live_db)

@@ -13,8 +13,14 @@ from .exits import Locked, StoreError
 from .paths import MIB
 from .system import log
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
-def fsync_path(path):
+    from .paths import Paths
+
+
+def fsync_path(path: str) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -22,7 +28,7 @@ def fsync_path(path):
         os.close(fd)
 
 
-def write_atomic(path, data, mode=0o600):
+def write_atomic(path: str, data: bytes, mode: int = 0o600) -> None:
     """Replace a file: temporary file beside it, fsync, rename, fsync of the directory."""
     temporary = f"{path}.tmp{os.getpid()}"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
@@ -42,16 +48,16 @@ def write_atomic(path, data, mode=0o600):
     fsync_path(os.path.dirname(path))
 
 
-def write_json(path, value):
+def write_json(path: str, value: object) -> None:
     write_atomic(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 
-def write_volatile(path, value):
+def write_volatile(path: str, value: object) -> None:
     """JSON into a file below /run: atomic, no fsync; a failure is not worth stopping for."""
     write_volatile_text(path, json.dumps(value, sort_keys=True) + "\n")
 
 
-def write_volatile_text(path, text, mode=None):
+def write_volatile_text(path: str, text: str, mode: int | None = None) -> None:
     temporary = f"{path}.tmp{os.getpid()}"
     try:
         os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
@@ -64,7 +70,7 @@ def write_volatile_text(path, text, mode=None):
         log("warning", f"{path}: {error}")
 
 
-def read_json(path):
+def read_json(path: str) -> dict[str, Any]:
     """The JSON object in a file, {} when it is missing or not one."""
     try:
         with open(path, encoding="utf-8") as handle:
@@ -74,7 +80,7 @@ def read_json(path):
     return value if isinstance(value, dict) else {}
 
 
-def read_text(path):
+def read_text(path: str) -> str:
     try:
         with open(path, encoding="utf-8", errors="replace") as handle:
             return handle.read()
@@ -82,14 +88,14 @@ def read_text(path):
         return ""
 
 
-def remove(path):
+def remove(path: str) -> None:
     try:
         os.unlink(path)
     except FileNotFoundError:
         pass
 
 
-def remove_database(path):
+def remove_database(path: str) -> None:
     """Remove a database with what SQLite keeps beside it, the log first: a log without its database is
     harmless.
     """
@@ -97,7 +103,7 @@ def remove_database(path):
         remove(path + suffix)
 
 
-def copy_file(source, target):
+def copy_file(source: str, target: str) -> None:
     """Copy bytes, mode 0600, and fsync the copy."""
     with open(source, "rb") as reader:
         fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -114,7 +120,7 @@ def copy_file(source, target):
             os.close(fd)
 
 
-def file_sha256(path):
+def file_sha256(path: str) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as handle:
         while True:
@@ -124,14 +130,14 @@ def file_sha256(path):
             digest.update(block)
 
 
-def size_of(path):
+def size_of(path: str) -> int:
     try:
         return os.stat(path).st_size
     except OSError:
         return 0
 
 
-def stat_id(path):
+def stat_id(path: str) -> tuple[int, int] | None:
     """(device, inode) of a file, None when it does not exist."""
     try:
         found = os.stat(path)
@@ -140,7 +146,7 @@ def stat_id(path):
     return (found.st_dev, found.st_ino)
 
 
-def ensure_store(paths):
+def ensure_store(paths: Paths) -> None:
     """Make the store's directories, 0700: they hold private keys."""
     try:
         os.makedirs(os.path.dirname(paths.store), mode=0o755, exist_ok=True)
@@ -155,11 +161,11 @@ def ensure_store(paths):
 class Lock:
     """An exclusive flock on a file or directory, for a ``with`` statement."""
 
-    def __init__(self, path, what, wait=0.0, create=False):
+    def __init__(self, path: str, what: str, wait: float = 0.0, create: bool = False) -> None:
         self.path, self.what, self.wait, self.create = path, what, wait, create
         self.fd = -1
 
-    def __enter__(self):
+    def __enter__(self) -> Lock:
         try:
             if self.create:
                 os.makedirs(os.path.dirname(self.path), mode=0o755, exist_ok=True)
@@ -180,11 +186,11 @@ class Lock:
                     raise Locked(f"{self.what}: {holder} holds the lock on {self.path}") from None
                 time.sleep(0.05)
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         os.close(self.fd)
 
 
-def lock_holder(fd):
+def lock_holder(fd: int) -> str:
     """Who holds the flock on an open file, for a message: the kernel knows the process."""
     inode = str(os.fstat(fd).st_ino)
     for line in read_text("/proc/locks").splitlines():
@@ -194,6 +200,6 @@ def lock_holder(fd):
     return "another process"
 
 
-def store_lock(paths, wait=30.0):
+def store_lock(paths: Paths, wait: float = 30.0) -> Lock:
     # The directory itself is locked, so that a store on a read-only file system can be locked too.
     return Lock(paths.store, "the store is busy", wait)

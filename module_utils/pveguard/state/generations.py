@@ -8,6 +8,8 @@ import re
 import sqlite3
 import time
 
+from ..base.node_name import own as node_name
+from ..pmxcfs.tree import content_of, read_rows, root_version, tree_sha256
 from .exits import Damaged, Refused, StoreError
 from .files import (
     ensure_store,
@@ -20,19 +22,18 @@ from .files import (
     write_volatile,
 )
 from .paths import DAY, FORMAT
-from .rows import (
-    config_version,
-    content_of,
-    is_member,
-    plain_copy,
-    read_rows,
-    root_version,
-    tree_sha256,
-    verify_database,
-)
-from .system import log, node_name, utc
+from .rows import config_version, is_member, plain_copy, verify_database
+from .settings import KEEP_AT_LEAST, Config
+from .system import log, utc
 
-KEEP_AT_LEAST = 5
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterable, Sequence
+    from typing import Any
+
+    from ..pmxcfs.tree import Noise
+    from .paths import Paths
+
 LISTED = (
     *("name", "lineage", "root_version", "mode", "time", "reason"),
     *("problems", "verified", "restorable", "refused", "checked"),
@@ -40,7 +41,7 @@ LISTED = (
 UNFINISHED_SECONDS = 600
 
 
-def read_manifest(path):
+def read_manifest(path: str) -> dict[str, Any]:
     """A manifest, {} when it is missing or not one: what a damaged disk left in it must not end the program.
 
     The lineage may be null: who saves a copy before a join or a bootstrap knows of none.
@@ -55,13 +56,13 @@ def read_manifest(path):
 class Generation:
     """One full copy in the store: NAME.db with its manifest NAME.json."""
 
-    def __init__(self, folder, name):
+    def __init__(self, folder: str, name: str) -> None:
         self.name = name
         self.db = f"{folder}/{name}.db"
         self.json = f"{folder}/{name}.json"
         self.manifest = read_manifest(self.json)
 
-    def problems(self, member=False, sound=True):
+    def problems(self, member: bool = False, sound: bool = True) -> list[str]:
         """What is wrong with it; verified in full. ``sound`` as for :func:`verify_database`."""
         if not self.manifest:
             return [f"{self.json} is missing or not readable"]
@@ -70,7 +71,7 @@ class Generation:
             found = [f"{self.db} and its manifest disagree (sha256)"]
         return found
 
-    def identity(self):
+    def identity(self) -> list[int]:
         """What changes when one of its files does."""
         found = []
         for path in (self.db, self.json):
@@ -81,7 +82,7 @@ class Generation:
             found += [status.st_ino, status.st_size, status.st_mtime_ns]
         return found
 
-    def key(self):
+    def key(self) -> tuple[int, int, str, str]:
         return (
             self.manifest.get("lineage") or 0,
             self.manifest.get("root_version") or 0,
@@ -90,7 +91,7 @@ class Generation:
         )
 
 
-def generations(paths):
+def generations(paths: Paths) -> list[Generation]:
     """All generations, newest first: by lineage and root version, not by the clock."""
     try:
         names = sorted(
@@ -111,7 +112,7 @@ def generations(paths):
     return sorted(found, key=Generation.key, reverse=True)
 
 
-def next_lineage(paths):
+def next_lineage(paths: Paths) -> int:
     """The lineage of a store that begins anew: above that of every generation, so that what is saved from here on is
     newer than what a former use of the store left.
     """
@@ -119,13 +120,15 @@ def next_lineage(paths):
     return 1 + (int(found[0].manifest.get("lineage") or 0) if found else 0)
 
 
-def checked(paths, found):
+def checked(paths: Paths, found: Iterable[Generation]) -> dict[str, Any]:
     """{name: {time, problems}} of the generations that were verified in this boot and have not changed since."""
     known = read_json(paths.verified)
     return {g.name: known[g.name] for g in found if known.get(g.name, {}).get("file") == g.identity()}
 
 
-def check_generations(paths, found, anew=False, seconds=None):
+def check_generations(
+    paths: Paths, found: Sequence[Generation], anew: bool = False, seconds: float | None = None
+) -> dict[str, Any]:
     """Verify generations, newest first, and note the result for this boot. Returns {name: {time, problems}}.
 
     Without ``anew`` only those that were not verified in this boot; after ``seconds`` the rest is left.
@@ -141,7 +144,7 @@ def check_generations(paths, found, anew=False, seconds=None):
     return result
 
 
-def history(paths):
+def history(paths: Paths) -> dict[str, Any]:
     """Figures on the generations, under the keys of ``pve-state status --json``."""
     found = generations(paths)
     return {
@@ -151,7 +154,7 @@ def history(paths):
     }
 
 
-def find_generation(paths, wanted):
+def find_generation(paths: Paths, wanted: str) -> Generation:
     """The generation named ``latest``, or by name or an unambiguous beginning of it."""
     found = generations(paths)
     if not found:
@@ -168,7 +171,15 @@ def find_generation(paths, wanted):
     return match[0]
 
 
-def manifest_of(connection, paths, lineage, reason, noise, sha256, replica=False):
+def manifest_of(
+    connection: sqlite3.Connection,
+    paths: Paths,
+    lineage: int | None,
+    reason: str,
+    noise: Noise,
+    sha256: str,
+    replica: bool = False,
+) -> dict[str, Any]:
     rows = read_rows(connection)
     conf = content_of(connection, "corosync.conf")
     return {
@@ -187,7 +198,15 @@ def manifest_of(connection, paths, lineage, reason, noise, sha256, replica=False
     }
 
 
-def cut_generation(connection, paths, config, lineage, reason, replica=False, unsound=False):
+def cut_generation(
+    connection: sqlite3.Connection,
+    paths: Paths,
+    config: Config,
+    lineage: int | None,
+    reason: str,
+    replica: bool = False,
+    unsound: bool = False,
+) -> dict[str, Any]:
     """Cut a generation from an open database, verified; returns its manifest with ``name``. ``replica``: it is the
     replica's, so that the replica goes on from there. ``unsound``: also of a state that the daemon would not load.
 
@@ -234,7 +253,7 @@ def cut_generation(connection, paths, config, lineage, reason, replica=False, un
     return {**manifest, "name": name}
 
 
-def _discard(path):
+def _discard(path: str) -> None:
     """Remove what is only half there; where even that fails, it is swept later."""
     try:
         remove_database(path)
@@ -242,7 +261,7 @@ def _discard(path):
         log("warning", f"{path}: {error.strerror}")
 
 
-def free_name(folder, name):
+def free_name(folder: str, name: str) -> str:
     """``name``, or with a number when there is one of that name: two in one second, or the clock was set back."""
     taken, number = name, 1
     while any(os.path.lexists(f"{folder}/{taken}{suffix}") for suffix in ("", ".db", ".json")):
@@ -251,7 +270,7 @@ def free_name(folder, name):
     return taken
 
 
-def damaged_folder(paths, suffix=""):
+def damaged_folder(paths: Paths, suffix: str = "") -> str:
     """A new folder for files that did not pass. Raises OSError."""
     os.makedirs(paths.damaged, mode=0o700, exist_ok=True)
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
@@ -260,7 +279,7 @@ def damaged_folder(paths, suffix=""):
     return folder
 
 
-def prune(paths, config, made=None):
+def prune(paths: Paths, config: Config, made: str | None = None) -> None:
     """Remove generations beyond the number to keep, and those above the greatest age.
 
     The newest five stay whatever their age, and so do the newest good one, one that is being restored, and ``made``, which
@@ -287,19 +306,19 @@ def prune(paths, config, made=None):
     _sweep(paths, {g.name for g in found})
 
 
-def _sweep(paths, names):
+def _sweep(paths: Paths, names: Container[str]) -> None:
     """Remove what a power cut in the middle of a generation left: a copy that never got its name, a manifest without
     a copy. Not what is young: another program may be making it.
     """
     for entry in os.listdir(paths.generations):
         path = f"{paths.generations}/{entry}"
-        left = re.fullmatch(r"\..+\.db\.tmp(-wal|-shm|-journal)?|.+\.json\.tmp[0-9]+", entry)
-        left = left or (entry.endswith(".json") and entry[:-5] not in names)
+        unfinished = re.fullmatch(r"\..+\.db\.tmp(-wal|-shm|-journal)?|.+\.json\.tmp[0-9]+", entry)
+        left = unfinished or (entry.endswith(".json") and entry[:-5] not in names)
         if left and time.time() - os.stat(path).st_mtime > UNFINISHED_SECONDS:
             remove(path)
 
 
-def restore_fix(paths):
+def restore_fix(paths: Paths) -> str:
     """The command that helps when the replica cannot be restored: a member without a copy from after its join gets
     the state from the others.
     """
@@ -308,7 +327,7 @@ def restore_fix(paths):
     return "pve-state restore --generation latest"
 
 
-def left_cluster(g, member):
+def left_cluster(g: Generation, member: bool) -> str | None:
     """Why a member's generation is no state for a node that is none, or None."""
     if member or g.manifest.get("mode") != "member":
         return None

@@ -9,11 +9,17 @@ import re
 
 from .files import read_text, remove, write_atomic
 from .node import pve_mounted
-from .paths import LOGIN_MARKER
+from .paths import LOGIN_MARKER, below
 from .system import run
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
-def ssh_connection(given):
+    from .paths import Paths
+
+
+def ssh_connection(given: str | None) -> str:
     """The ssh connection this command came by: ``given``, or SSH_CONNECTION of this process or one above
     it.
     """
@@ -35,11 +41,7 @@ def ssh_connection(given):
     return ""
 
 
-def below(path, folder):
-    return path == folder or path.startswith(folder.rstrip("/") + "/")
-
-
-def key_fingerprint(line):
+def key_fingerprint(line: str) -> str | None:
     """SHA256:... of a line of an authorized_keys file, None for a comment or a line without a key."""
     import base64
     import binascii
@@ -58,7 +60,7 @@ def key_fingerprint(line):
     return None
 
 
-def accepted_login(address, port):
+def accepted_login(address: str, port: str) -> tuple[str, str, str | None, bool] | None:
     """(method, user, fingerprint, certificate) of the connection from the journal, None when it is not
     there.
     """
@@ -78,14 +80,15 @@ def accepted_login(address, port):
     return None
 
 
-def check_login(paths, connection=None, fallback=False, write=False):
+def check_login(
+    paths: Paths, connection: str | None = None, fallback: bool = False, write: bool = False
+) -> dict[str, Any]:
     """Does the login that is in use work while /etc/pve is gone?
 
-    Returns {independent, how, connection, fingerprint, file, fallback_file, added}. With ``fallback`` and
-    ``write`` the
-    key in use is added to a file of sshd's that does not lie on /etc/pve.
+    Returns {independent, how, connection, fingerprint, file, fallback_file, added}. With ``fallback`` and ``write`` the key in
+    use is added to a file of sshd's that does not lie on /etc/pve.
     """
-    result = {
+    result: dict[str, Any] = {
         "independent": False,
         "how": "",
         "connection": ssh_connection(connection),
@@ -118,7 +121,7 @@ def check_login(paths, connection=None, fallback=False, write=False):
     if method != "publickey":
         result.update(independent=True, how=f"login by {method}")
         return result
-    settings = {}
+    settings: dict[str, str] = {}
     done = run(["sshd", "-T", "-C", f"user={user},host={address},addr={address}"])
     for line in done.out.splitlines():
         key, _, value = line.partition(" ")
@@ -133,7 +136,22 @@ def check_login(paths, connection=None, fallback=False, write=False):
                 independent=True, how=f"login by certificate, its authority stands in {trusted}", file=trusted
             )
             return result
-    files = authorized_keys_files(paths, user, settings["authorizedkeysfile"])
+    line_in_pve = _look_for_key(paths, result, settings["authorizedkeysfile"])
+    if line_in_pve is not None and fallback and write:
+        _append_key(result["fallback_file"], line_in_pve, user)
+        again = check_login(paths, result["connection"])
+        again["added"] = True
+        return again
+    return result
+
+
+def _look_for_key(paths: Paths, result: dict[str, Any], patterns: str) -> str | None:
+    """Judge a login by key, in ``result``; the key's line where it stands on /etc/pve alone and could stand elsewhere too.
+
+    ``patterns``: sshd's AuthorizedKeysFile.
+    """
+    fingerprint = result["fingerprint"]
+    files = authorized_keys_files(paths, result["user"], patterns)
     pve = os.path.realpath(paths.pve)
     line_in_pve = None
     for file in files:
@@ -142,27 +160,22 @@ def check_login(paths, connection=None, fallback=False, write=False):
             if fingerprint and key_fingerprint(line) == fingerprint:
                 if not inside:
                     result.update(independent=True, how=f"the key in use stands in {file}", file=file)
-                    return result
+                    return None
                 line_in_pve = line_in_pve or line.strip()
     outside = [f for f in files if not below(os.path.realpath(f), pve)]
     result["fallback_file"] = outside[-1] if outside else None
     if not outside:
-        result["how"] = f"sshd reads keys only from /etc/pve ({settings['authorizedkeysfile']})"
-        return result
+        result["how"] = f"sshd reads keys only from /etc/pve ({patterns})"
+        return None
     if line_in_pve is None:
         result["how"] = f"the key in use ({fingerprint}) stands in none of {', '.join(files)}"
         result["fallback_file"] = None
-        return result
+        return None
     result["how"] = f"the key in use ({fingerprint}) stands only on /etc/pve"
-    if fallback and write:
-        _append_key(outside[-1], line_in_pve, user)
-        again = check_login(paths, result["connection"])
-        again["added"] = True
-        return again
-    return result
+    return line_in_pve
 
 
-def authorized_keys_files(paths, user, patterns):
+def authorized_keys_files(paths: Paths, user: str, patterns: str) -> list[str]:
     """Absolute paths of AuthorizedKeysFile for a user, tokens filled in."""
     import pwd
 
@@ -185,7 +198,7 @@ def authorized_keys_files(paths, user, patterns):
     return found
 
 
-def _append_key(path, line, user):
+def _append_key(path: str, line: str, user: str) -> None:
     import pwd
 
     words = line.split()
@@ -205,11 +218,11 @@ def _append_key(path, line, user):
     os.chown(path, entry.pw_uid, entry.pw_gid)
 
 
-def remove_login_fallback(paths):
+def remove_login_fallback(paths: Paths) -> list[str]:
     """Take back the key lines that the fallback added; only where /etc/pve is there again and has the key (a restored
     state may not know it).
     """
-    removed = []
+    removed: list[str] = []
     if not pve_mounted(paths):
         return removed
     known = {key_fingerprint(line) for line in read_text(f"{paths.pve}/priv/authorized_keys").splitlines()}

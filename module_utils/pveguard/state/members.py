@@ -4,13 +4,20 @@
 from __future__ import annotations
 
 import json
-import os
 
+from ..pmxcfs.mount import NOT_MET, has_write_bits, unknown_members
 from .rows import is_member
 from .system import run
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
 
-def members_said(paths, timeout=10):
+    from .paths import Paths
+
+
+def members_said(paths: Paths, timeout: float = 10) -> Any:
     """What /etc/pve/.members holds, None when it does not answer. Read by a child: a hanging daemon must not hang us."""
     done = run(["cat", f"{paths.pve}/.members"], timeout=timeout)
     try:
@@ -19,33 +26,12 @@ def members_said(paths, timeout=10):
         return None
 
 
-def members_file(paths, timeout=10):
+def members_file(paths: Paths, timeout: float = 10) -> dict[str, Any]:
     """What /etc/pve/.members says; {} when it does not answer, or not as it is known."""
     said = members_said(paths, timeout)
     return {} if unknown_members(said) else said
 
 
-def unknown_members(said):
-    """What of .members is not as the daemon is known to write it, None when all of it is. Without a key ``cluster`` it has
-    nothing but the node's name and a version; what else may stand there is not taken for a node without a cluster.
-    """
-    if not isinstance(said, dict):
-        return "it is no JSON object"
-    if "cluster" not in said:
-        if not isinstance(said.get("nodename"), str) or not said["nodename"]:
-            return "it has no nodename"
-        others = sorted(str(key) for key in said if key not in ("nodename", "version"))
-        return f"it has no cluster but {', '.join(others[:5])}" if others else None
-    cluster, nodes = said["cluster"], said.get("nodelist", {})
-    if not isinstance(cluster, dict) or cluster.get("quorate") not in (0, 1):
-        return "its cluster does not say quorate 0 or 1"
-    if not isinstance(nodes, dict) or not all(isinstance(node, dict) for node in nodes.values()):
-        return "its nodelist does not tell of each node by its name"
-    return None
-
-
-# What an operator is told of a daemon in cluster mode that has not met its Corosync.
-NOT_MET = "its Corosync has not run since the daemon started: /etc/pve is read-only"
 ALONE = "the daemon works alone (local mode) although this node is a member of a cluster: what is written here rolls the \
 others back when it meets them"
 
@@ -55,11 +41,13 @@ class Mode:
     node is no member. ``met`` is False when Corosync has not run since a daemon in cluster mode started.
     """
 
-    def __init__(self, name, quorate, met=True):
+    def __init__(self, name: str | None, quorate: bool, met: bool = True) -> None:
         self.name, self.quorate, self.met = name, quorate, met
 
 
-def daemon_mode(paths, members, again=None):
+def daemon_mode(
+    paths: Paths, members: Mapping[str, Any], again: Callable[[], Mapping[str, Any]] | None = None
+) -> Mode:
     """The :class:`Mode` of the daemon that serves /etc/pve; ``members`` is what :func:`members_file` said, ``again`` asks
     once more.
 
@@ -81,21 +69,12 @@ def daemon_mode(paths, members, again=None):
     return Mode("cluster", bool(cluster.get("quorate"))) if cluster else Mode("local", not is_member(paths))
 
 
-def takes_writes(paths):
-    """Whether the file system's own modes let /etc/pve be written: without quorum the link ``local``, and where that is
-    missing the mount itself, has no write bits.
-    """
-    for path in (f"{paths.pve}/local", paths.pve):
-        try:
-            return bool(os.lstat(path).st_mode & 0o222)
-        except FileNotFoundError:
-            continue
-        except OSError:
-            return False
-    return False
+def takes_writes(paths: Paths) -> bool:
+    """Whether the file system's own modes let /etc/pve be written."""
+    return bool(has_write_bits(paths.pve))
 
 
-def no_quorum(mode):
+def no_quorum(mode: Mode) -> str:
     """Why this node has no quorum, for people; "" when it has, or needs none."""
     if mode.name is None:
         return (

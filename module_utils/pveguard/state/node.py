@@ -8,11 +8,19 @@ import os
 import re
 import sqlite3
 
+from ..pmxcfs.mount import is_fuse, mounts, on_top
 from .exits import Damaged
 from .files import read_text, size_of
 from .paths import MIB, TMPFS_SOURCE
 from .rows import read_only
 from .system import log, run
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..pmxcfs.mount import Mount
+    from .paths import Paths
+    from .settings import Config
+    from .system import Done
 
 TMPFS_FLOOR = 256 * MIB
 WAL_BYTES = 8 * MIB
@@ -20,7 +28,7 @@ WAL_BYTES = 8 * MIB
 CLOCK_OF_FILES = 5
 
 
-def daemon_pid(paths):
+def daemon_pid(paths: Paths) -> int | None:
     """PID from the daemon's PID file when such a process exists, else None."""
     try:
         pid = int(read_text(paths.pid_file).strip() or "0")
@@ -29,7 +37,7 @@ def daemon_pid(paths):
     return pid if pid > 0 and os.path.exists(f"/proc/{pid}") else None
 
 
-def daemon_running(paths):
+def daemon_running(paths: Paths) -> bool:
     """Whether a daemon holds its lock file; that is true for one started by hand as well."""
     try:
         fd = os.open(paths.daemon_lock, os.O_RDWR | os.O_CLOEXEC)
@@ -44,37 +52,26 @@ def daemon_running(paths):
     return False
 
 
-def mounts():
-    """[(mount point, type, source, options)] in the order in which they were mounted."""
-    found = []
-    for line in read_text("/proc/self/mountinfo").splitlines():
-        left, _, right = line.partition(" - ")
-        fields, tail = left.split(), right.split()
-        point = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m.group(1), 8)), fields[4])
-        found.append((point, tail[0], tail[1] if len(tail) > 1 else "", tail[2] if len(tail) > 2 else ""))
-    return found
-
-
-def live_mount(paths):
+def live_mount(paths: Paths) -> Mount | None:
     """The topmost mount on /var/lib/pve-cluster, None when there is none."""
-    return next((m for m in reversed(mounts()) if m[0] == paths.live), None)
+    return on_top(paths.live, mounts())
 
 
-def is_ours(mount):
+def is_ours(mount: Mount | None) -> bool:
     return mount is not None and mount[1] == "tmpfs" and mount[2] == TMPFS_SOURCE
 
 
-def pve_mounted(paths):
-    return any(m[0] == paths.pve and m[1].startswith("fuse") for m in mounts())
+def pve_mounted(paths: Paths) -> bool:
+    return is_fuse(paths.pve, mounts())
 
 
-def memory():
+def memory() -> tuple[int, int]:
     """(total, available) in bytes."""
     values = dict(re.findall(r"^(\w+):\s+(\d+) kB", read_text("/proc/meminfo"), re.MULTILINE))
     return int(values.get("MemTotal", 0)) * 1024, int(values.get("MemAvailable", 0)) * 1024
 
 
-def tmpfs_sizes(database_bytes, config, total):
+def tmpfs_sizes(database_bytes: int, config: Config, total: int) -> tuple[int, int]:
     """(limit, need) in bytes: need is twice the database and the log, limit is what the file system gets."""
     need = 2 * database_bytes + WAL_BYTES
     if config.tmpfs_mib:
@@ -83,15 +80,15 @@ def tmpfs_sizes(database_bytes, config, total):
     return max(min(wanted, total // 4), need), need
 
 
-def state_bytes(path):
+def state_bytes(path: str) -> int:
     """How large the state in a database may become as a file, for the RAM and the room that it needs: its pages, those that lie
     in its log too, and the log. A log that grew beyond what the daemon keeps, and then never shrinks, counts as that.
     """
     file, log_bytes = size_of(path), size_of(path + "-wal")
 
-    def pages(connection):
+    def pages(connection: sqlite3.Connection) -> int:
         (count,), (page,) = (connection.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "page_size"))
-        return count * page
+        return int(count * page)
 
     try:
         file = max(file, read_only(path, pages))
@@ -100,7 +97,7 @@ def state_bytes(path):
     return file + min(log_bytes, WAL_BYTES)
 
 
-def resize_tmpfs(paths, size):
+def resize_tmpfs(paths: Paths, size: int) -> bool:
     """Set the limit of the tmpfs; content stays."""
     mount = live_mount(paths)
     options = f"remount,nosuid,nodev,noexec,size={size}"
@@ -113,7 +110,7 @@ def resize_tmpfs(paths, size):
     return done.rc == 0
 
 
-def fill(paths):
+def fill(paths: Paths) -> tuple[int, int]:
     """(limit, used) bytes of the file system of the live database."""
     try:
         found = os.statvfs(paths.live)
@@ -122,11 +119,11 @@ def fill(paths):
     return found.f_blocks * found.f_frsize, (found.f_blocks - found.f_bfree) * found.f_frsize
 
 
-def systemctl(*words, timeout=120.0):
+def systemctl(*words: str, timeout: float = 120.0) -> Done:
     return run(["systemctl", *words], timeout=timeout)
 
 
-def unit_states(*units):
+def unit_states(*units: str) -> dict[str, tuple[str, bool]]:
     """{unit: (active state, whether it starts)}; states of units that systemd does not know are empty. A unit that
     systemd starts again after a failure does not count as one that starts: it may go on like that for ever.
     """

@@ -20,10 +20,15 @@ LOGIN_MARKER = "pveguard-login-fallback"
 DAY = 86400
 
 
+def below(path: str, folder: str) -> bool:
+    """Whether a path is a folder or lies in it."""
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
 class Paths:
     """Every path the program touches, below ``root`` (``/`` on a node)."""
 
-    def __init__(self, root="/"):
+    def __init__(self, root: str = "/") -> None:
         self.root = os.path.abspath(root)
         at = self.at
         self.live = at("/var/lib/pve-cluster")
@@ -56,10 +61,10 @@ class Paths:
         self.pid_file = at("/run/pve-cluster.pid")
         self.tasks = at("/var/log/pve/tasks/active")
 
-    def at(self, path):
+    def at(self, path: str) -> str:
         return path if self.root == "/" else self.root + path
 
-    def aside(self):
+    def aside(self) -> Paths:
         """The same with the rescue copy in the place of the replica."""
         import copy
 

@@ -7,79 +7,64 @@ import os
 import re
 import sqlite3
 
+from ..base.node_name import own as node_name
+from ..formats import section_config
 from ..pmxcfs.live_database import unknown_schema
-from .exits import EXIT_REFUSED, StateError
-from .files import read_text, size_of
-from .live import open_live, switched
-from .login import check_login
-from .members import NOT_MET, daemon_mode, members_file, no_quorum
-from .node import daemon_running, is_ours, live_mount, memory, pve_mounted, state_bytes, tmpfs_sizes
-from .paths import MIB
-from .rows import (
-    PAGE,
-    all_paths,
+from ..pmxcfs.mount import NOT_MET
+from ..pmxcfs.tasks import running as running_tasks
+from ..pmxcfs.tree import (
+    FILE,
+    TYPE,
     as_bytes,
-    check_connection,
     content_of,
+    data_of,
     guest_lock,
-    is_member,
-    is_placeholder,
+    guests_on,
+    inodes_by_path,
     read_rows,
     root_version,
 )
+from .exits import EXIT_REFUSED, StateError
+from .files import size_of
+from .live import open_live, switched
+from .login import check_login
+from .members import daemon_mode, members_file, no_quorum
+from .node import daemon_running, is_ours, live_mount, memory, pve_mounted, state_bytes, tmpfs_sizes
+from .paths import MIB
+from .rows import PAGE, check_connection, is_member, is_placeholder
 from .settings import given_config
-from .system import node_name
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from typing import Any
+
+    from .paths import Paths
+    from .settings import Config
 
 # Free space that a switch-over leaves in the store beyond the copies that it makes.
 DISK_RESERVE = 64 * MIB
 
 
-def running_tasks(paths):
-    """Worker processes of Proxmox that run now, as their UPID (UPID:node:pid:pstart:start:type:id:user:,
-    hex).
-    """
-    found = []
-    for line in read_text(paths.tasks).splitlines():
-        words = line.split()
-        if not words or len(words) > 2 or not words[0].startswith("UPID:"):
-            continue  # a finished task has its end time and status behind it
-        fields = words[0].split(":")
-        try:
-            pid, started = int(fields[2], 16), int(fields[3], 16)
-            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as handle:
-                alive = int(handle.read().rpartition(")")[2].split()[19]) == started
-        except (OSError, ValueError, IndexError):
-            continue
-        if alive:
-            found.append(words[0])
-    return found
-
-
-def locked_guests(connection, node):
+def locked_guests(connection: sqlite3.Connection, node: str) -> list[tuple[str, str]]:
     """[(path, lock)] of this node's guest configurations that hold a lock."""
-    found = []
     rows = read_rows(connection)
-    for inode, path in all_paths(rows).items():
-        if path and re.fullmatch(rf"nodes/{re.escape(node)}/(?:qemu-server|lxc)/[0-9]+\.conf", path):
-            data = connection.execute("SELECT CAST(data AS BLOB) FROM tree WHERE inode=?", (inode,)).fetchone()[0]
-            lock = guest_lock(data)
-            if lock:
-                found.append((path, lock))
-    return found
+    inodes = {path: inode for path, inode in inodes_by_path(rows).items() if rows[inode][TYPE] == FILE}
+    locks = ((path, guest_lock(data_of(connection, inodes[path]))) for path in guests_on(inodes, node))
+    return [(path, lock) for path, lock in locks if lock]
 
 
-def ha_resources(connection):
+def ha_resources(connection: sqlite3.Connection) -> list[str]:
     return resource_ids(content_of(connection, "ha/resources.cfg"))
 
 
-def resource_ids(data):
+def resource_ids(data: object) -> list[str]:
     """Ids such as vm:100 of the resources in a resources.cfg (None when there is none)."""
     text = as_bytes(data).decode("utf-8", "replace")
-    # A type is any text without white space; plugins bring their own.
-    return [":".join(pair) for pair in re.findall(r"^(?!#)(\S+):[ \t]*(\S+)[ \t]*\r?$", text, re.MULTILINE)]
+    return [f"{section.kind}:{section.name}" for section in section_config.parse(text).sections]
 
 
-def ha_masked(paths):
+def ha_masked(paths: Paths) -> list[str]:
     """Names of HA's managers that are masked on this node."""
     found = []
     for unit in ("pve-ha-crm", "pve-ha-lrm"):
@@ -93,7 +78,7 @@ def ha_masked(paths):
     return found
 
 
-def resolves(name):
+def resolves(name: str) -> str | None:
     import socket
 
     try:
@@ -106,12 +91,13 @@ def resolves(name):
     )
 
 
-def preflight(paths, config, args):
+def preflight(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
     """Everything that a switch to RAM depends on, without changing anything.
 
     Returns {installed, enabled, refusals: [...], warnings: [...], login, tmpfs_bytes, database_bytes, ...}.
     """
-    refusals, warnings = [], []
+    refusals: list[str] = []
+    warnings: list[str] = []
     total, available = memory()
     result = {
         "installed": program_exists(paths, "pmxcfs"),
@@ -148,7 +134,7 @@ def preflight(paths, config, args):
     else:
         _preflight_database(paths, config, args, result, total, available)
     _preflight_host(paths, args, result)
-    tasks = running_tasks(paths)
+    tasks = running_tasks(paths.tasks)
     if tasks:
         refusals.append(f"{len(tasks)} Proxmox task(s) run, the first is {tasks[0]}; wait for their end")
     login = check_login(paths, args.connection, fallback=args.login_fallback)
@@ -161,7 +147,9 @@ def preflight(paths, config, args):
     return result
 
 
-def _preflight_database(paths, config, args, result, total, available):
+def _preflight_database(
+    paths: Paths, config: Config, args: Namespace, result: dict[str, Any], total: int, available: int
+) -> None:
     refusals = result["refusals"]
     size = state_bytes(paths.live_db)
     result["database_bytes"] = size_of(paths.live_db) + size_of(paths.live_db + "-wal")
@@ -221,7 +209,7 @@ def _preflight_database(paths, config, args, result, total, available):
         refusals.append(str(error))
 
 
-def unknown_file(path):
+def unknown_file(path: str) -> str | None:
     """What of the file of a database that a daemon has open is not as it is known, None when all of it is."""
     with open(path, "rb") as handle:
         head = handle.read(20)
@@ -233,7 +221,7 @@ def unknown_file(path):
     return None
 
 
-def offline_members(paths, args):
+def offline_members(paths: Paths, args: Namespace) -> list[str]:
     """Refusals because of members that are down: with this daemon down as well the others may lose quorum."""
     if args.allow_offline_members:
         return []
@@ -254,7 +242,7 @@ def offline_members(paths, args):
     ]
 
 
-def _preflight_host(paths, args, result):
+def _preflight_host(paths: Paths, args: Namespace, result: dict[str, Any]) -> None:
     name = node_name()
     address = resolves(name)
     if address is None or address.startswith("127.") or address == "::1":
@@ -273,18 +261,18 @@ def _preflight_host(paths, args, result):
         result["refusals"].extend(offline_members(paths, args))
 
 
-def program_exists(paths, name):
+def program_exists(paths: Paths, name: str) -> bool:
     folders = ["/usr/bin", "/usr/sbin", *filter(None, os.environ.get("PATH", "").split(":"))]
     return any(os.path.exists(paths.at(f"{folder}/{name}")) for folder in folders)
 
 
-def noswap_supported():
+def noswap_supported() -> bool:
     """tmpfs knows noswap since Linux 6.4."""
     match = re.match(r"(\d+)\.(\d+)", os.uname().release)
-    return bool(match) and (int(match.group(1)), int(match.group(2))) >= (6, 4)
+    return match is not None and (int(match.group(1)), int(match.group(2))) >= (6, 4)
 
 
-def cmd_preflight(paths, config, args):
+def cmd_preflight(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
     if args.config:
         config = given_config(args.config)
     result = preflight(paths, config, args)
@@ -294,13 +282,13 @@ def cmd_preflight(paths, config, args):
     return result
 
 
-def cmd_check_config(paths, config, args):
+def cmd_check_config(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
     if args.config:
         given_config(args.config)
     return {"message": "the settings are valid"}
 
 
-def cmd_check_login(paths, config, args):
+def cmd_check_login(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
     result = check_login(paths, args.connection, fallback=args.login_fallback, write=args.login_fallback)
     result["message"] = result["how"]
     if not result["independent"]:

@@ -18,9 +18,15 @@ PVE_STATE = Program(
     "state.cli",
     (
         "base.findings",
+        "base.node_name",
         "base.units",
+        "formats.corosync_tools",
+        "formats.section_config",
         "ha.ha_findings",
         "pmxcfs.live_database",
+        "pmxcfs.mount",
+        "pmxcfs.tasks",
+        "pmxcfs.tree",
         "pmxcfs.pmxcfs_findings",
         *(
             f"state.{name}"

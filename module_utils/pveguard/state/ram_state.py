@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..base import node_files, node_program
+from ..base import managed_file, node_program
 from ..base.detached import DetachedError, run_detached
 from ..base.errors import PveguardError
-from ..base.node_files import Change, FileSpec
+from ..base.managed_file import Change, FileSpec
 from ..base.run import Result, Run
 from ..base.run import run as real_run
 from . import program
@@ -120,7 +120,7 @@ def enable(options: Options, check: bool = False, run: Run = real_run, ask: Ask 
     files = specs(options)
     if os.path.exists(DROP_IN):
         return _update(options, files, check, run, ask)
-    changes = node_program.plan(PVE_STATE) + node_files.plan(files)
+    changes = node_program.plan(PVE_STATE) + managed_file.plan(files)
     found = _preflight(options, ask)
     result: dict[str, Any] = {
         "changed": True,
@@ -140,7 +140,7 @@ def enable(options: Options, check: bool = False, run: Run = real_run, ask: Ask 
     created = [replace(spec, present=False) for spec in files if spec.path in made]
     node_program.install(PVE_STATE)
     # systemd reads them when pve-state has put the drop-in in place.
-    node_files.apply(files)
+    managed_file.apply(files)
     argv = [PVE_STATE.command, "enable", "--json", "--result", "/run/pveguard/pveguard-enable.json"]
     argv += ["--connection", found["login"]["connection"] or ""]
     argv += ["--allow-ha"] if options.allow_ha else []
@@ -151,7 +151,7 @@ def enable(options: Options, check: bool = False, run: Run = real_run, ask: Ask 
     except DetachedError:
         if not os.path.exists(DROP_IN) and _over(run):
             # Stock is back: leave nothing of the switch behind.
-            node_files.apply(created)
+            managed_file.apply(created)
             if PVE_STATE.command in made:
                 node_program.remove(PVE_STATE)
             _daemon_reload(run)
@@ -176,7 +176,7 @@ def _over(run: Run) -> bool:
 def _update(options: Options, files: Sequence[FileSpec], check: bool, run: Run, ask: Ask) -> dict[str, Any]:
     """A node that runs from RAM: files up to date, the watcher restarted if need be, the daemon untouched."""
     files = [*files, FileSpec(DROP_IN, options.drop_in)]
-    changes = node_program.plan(PVE_STATE) + node_files.plan(files)
+    changes = node_program.plan(PVE_STATE) + managed_file.plan(files)
     now = _wait(options.deadline_s, run, lambda state: state != "starting")
     units = now.get("units") or {}
     watcher_down = units.get(WATCH_UNIT) not in ("active", "activating", "reloading")
@@ -198,7 +198,7 @@ def _update(options: Options, files: Sequence[FileSpec], check: bool, run: Run, 
         return result
     # First: units of this version want a program of this version.
     node_program.install(PVE_STATE)
-    node_files.apply(files)
+    managed_file.apply(files)
     if any(change.path.startswith(UNIT_DIR) for change in changes):
         _daemon_reload(run)
     done = run(["systemctl", "restart", WATCH_UNIT], timeout=options.deadline_s)
@@ -227,7 +227,7 @@ def disable(options: Options, check: bool = False, run: Run = real_run, ask: Ask
             now = {"state": "failed", "reason": str(error)}
     in_ram = drop_in or now.get("state") == "failed"
     files = [replace(spec, present=False) for spec in reversed(specs(options))]
-    removed = node_files.plan([*([FileSpec(DROP_IN, present=False)] if drop_in else []), *files])
+    removed = managed_file.plan([*([FileSpec(DROP_IN, present=False)] if drop_in else []), *files])
     removed += node_program.plan_removal(PVE_STATE)
     result: dict[str, Any] = {
         "changed": bool(removed) or in_ram,
@@ -245,7 +245,7 @@ def disable(options: Options, check: bool = False, run: Run = real_run, ask: Ask
         argv += ["--allow-offline-members"] if options.allow_offline_members else []
         argv += ["--login-fallback"] if options.login_fallback else []
         result.update(run_detached("pveguard-disable", argv, 2 * options.deadline_s + 60, run))
-    node_files.apply(files)
+    managed_file.apply(files)
     node_program.remove(PVE_STATE)
     _daemon_reload(run)
     result["changed"] = True

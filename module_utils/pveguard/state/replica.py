@@ -8,12 +8,13 @@ import sqlite3
 import sys
 import time
 
+from ..pmxcfs.tree import as_bytes, read_rows
 from .exits import StoreError
 from .files import ensure_store, fsync_path, read_json, size_of, stat_id, write_json
 from .generations import cut_generation, damaged_folder, next_lineage
 from .node import CLOCK_OF_FILES
 from .paths import FORMAT, MIB
-from .rows import INSERT, SCHEMA, as_bytes, connect, read_rows
+from .rows import INSERT, SCHEMA, connect
 from .system import log, utc
 
 TYPE_CHECKING = False
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
     #: Of the database and of its log: (inode, size, mtime in ns), None where there is none.
     Look = list[tuple[int, int, int] | None]
 
+    from ..pmxcfs.tree import Rows
     from .compare import Change
     from .paths import Paths
-    from .rows import Rows
     from .settings import Config
 
 # The replica's log: made this long at once, so that a save overwrites what is there and the file system has no size to
@@ -157,7 +158,7 @@ class Store:
             try:
                 found = [line[0] for line in connection.execute("PRAGMA integrity_check(3)")]
                 if found != ["ok"]:
-                    return found[0]
+                    return str(found[0])
                 connection.execute("SELECT name FROM sqlite_master").fetchall()
                 return None
             finally:

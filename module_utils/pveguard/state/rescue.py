@@ -7,6 +7,7 @@ import os
 import sqlite3
 import time
 
+from ..pmxcfs.tree import INODE, LENGTH, NAME, PARENT, ROW_VERSION, path_of, read_rows, root_version
 from .compare import read_change
 from .exits import Damaged, NotRead, Refused, StateError, StoreError
 from .files import copy_file, fsync_path, read_json, remove, remove_database, size_of
@@ -14,21 +15,7 @@ from .generations import cut_generation, damaged_folder, free_name, generations
 from .live import open_live
 from .paths import DAY, PVE_CLUSTER
 from .replica import LOG_LIMIT, Store
-from .rows import (
-    INODE,
-    LENGTH,
-    NAME,
-    PARENT,
-    ROW_VERSION,
-    connect,
-    emptied,
-    path_of,
-    plain_copy,
-    read_hashes,
-    read_only,
-    read_rows,
-    root_version,
-)
+from .rows import connect, emptied, plain_copy, read_hashes, read_only
 from .system import log, printable, utc
 
 TYPE_CHECKING = False
@@ -36,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
+    from ..pmxcfs.tree import Rows
     from .paths import Paths
-    from .rows import Rows
 
 # Rescue copies of former times that are kept beside a pending one.
 KEEP_RESCUED = 3
@@ -130,7 +117,7 @@ def keep_raw(store: Store, why: str, kind: str = "damaged", copy: Callable[[str]
         seen = [[s, *_look_of(paths.live_db + s)] for s in ("", "-wal") if os.path.exists(paths.live_db + s)]
     except OSError as error:
         raise NotRead(f"{paths.live_db}: {error.strerror}") from error
-    names = [suffix for suffix, *_ in seen]
+    names = [str(suffix) for suffix, *_ in seen]
     if "" not in names:
         raise Refused(f"{paths.live_db} does not exist; nothing was saved")
     folder = f"{paths.rescue}/{former}" if former else None
@@ -207,7 +194,7 @@ def _merged(path: str) -> bool:
     try:
         connection = connect(path, "rw")
         try:
-            return connection.execute("PRAGMA journal_mode=DELETE").fetchone() == ("delete",)
+            return bool(connection.execute("PRAGMA journal_mode=DELETE").fetchone() == ("delete",))
         finally:
             connection.close()
     except (sqlite3.Error, Damaged):
@@ -318,9 +305,7 @@ def keep_former(store: Store, reason: str) -> str | None:
     it is. Returns the name of the generation, None for a copy.
     """
     try:
-        return cut_generation(
-            store.opened, store.paths, store.config, store.lineage, reason, replica=True
-        )["name"]
+        return str(cut_generation(store.opened, store.paths, store.config, store.lineage, reason, replica=True)["name"])
     except Damaged as error:
         folder = store.paths.damaged
         try:
@@ -338,7 +323,7 @@ def keep_former(store: Store, reason: str) -> str | None:
         return None
 
 
-def find_row(rows: Rows, name: bytes) -> tuple[int, int] | None:
+def find_row(rows: Rows, name: bytes) -> tuple[int, int | None] | None:
     """(version, length) of a top-level file, None when it is not there."""
     for row in rows.values():
         if row[PARENT] == 0 and row[NAME] == name and row[INODE] != 0:

@@ -9,16 +9,17 @@ import sqlite3
 import sys
 import time
 
+from ..pmxcfs.tree import guest_lock, guest_of, read_rows, without_noise
 from .exits import Damaged, Refused, StateError, StoreError, UsageError
 from .files import Lock, ensure_store, remove, store_lock
 from .generations import cut_generation
 from .live import open_live
-from .login import below
 from .members import daemon_mode, members_file, no_quorum, takes_writes
 from .node import pve_mounted
+from .paths import below
 from .replica import Store
-from .rows import guest_lock, is_member, read_rows, without_noise
-from .show import Tree, config_path, cuts, diff_text, differences, entry_text, guest_of, open_kept
+from .rows import is_member
+from .show import Tree, config_path, cuts, diff_text, differences, entry_text, open_kept
 from .system import printable
 
 TYPE_CHECKING = False
@@ -293,7 +294,7 @@ def keep_now(paths: Paths, config: Config, reason: str) -> str:
         gone = rows.keys() - without_noise(rows, config.noise).keys()
         copy.executemany("DELETE FROM tree WHERE inode=?", [(inode,) for inode in gone])
         with store_lock(paths):
-            return cut_generation(copy, paths, config, Store(paths, config).lineage, reason)["name"]
+            return str(cut_generation(copy, paths, config, Store(paths, config).lineage, reason)["name"])
     except sqlite3.Error as error:
         raise StoreError(f"the present state was not kept: {error}; nothing was changed") from error
     finally:

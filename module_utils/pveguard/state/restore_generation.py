@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 import os
-import re
 import sqlite3
 import time
 
+from ..base.node_name import own as node_name
+from ..formats.corosync_tools import parse_quorum
+from ..pmxcfs.mount import NOT_MET
+from ..pmxcfs.tasks import running as running_tasks
+from ..pmxcfs.tree import read_rows, root_version, tree_sha256, without_noise
 from .boot import put_live, restore_at_boot, restored_result, settle
 from .compare import compare
 from .exits import (
@@ -36,7 +40,7 @@ from .files import (
 from .generations import cut_generation, damaged_folder, find_generation, generations, left_cluster
 from .live import open_live, remember_database, switched
 from .login import check_login, remove_login_fallback
-from .members import NOT_MET, daemon_mode, members_file
+from .members import daemon_mode, members_file
 from .node import daemon_running, fill, is_ours, live_mount, memory, resize_tmpfs, systemctl, tmpfs_sizes
 from .paths import MIB, MOUNT_UNIT, PVE_CLUSTER, STATE_UNIT
 from .preflight import (
@@ -46,23 +50,10 @@ from .preflight import (
     offline_members,
     program_exists,
     resolves,
-    running_tasks,
 )
 from .replica import Store
 from .rescue import keep_former, pending_rescue, rescue_is_over, set_rescue_aside
-from .rows import (
-    config_version,
-    connect,
-    in_memory,
-    is_member,
-    is_placeholder,
-    read_hashes,
-    read_rows,
-    root_version,
-    tree_sha256,
-    verify_database,
-    without_noise,
-)
+from .rows import config_version, connect, in_memory, is_member, is_placeholder, read_hashes, verify_database
 from .switch import (
     after_disable,
     arm_rollback_timer,
@@ -73,17 +64,18 @@ from .switch import (
     start_dependents,
     stop_daemon,
 )
-from .system import log, node_name, run, utc
+from .system import log, run, utc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
     from typing import Any, NoReturn
 
+    from ..pmxcfs.tree import Noise
     from .generations import Generation
     from .members import Mode
     from .paths import Paths
-    from .settings import Config, Noise
+    from .settings import Config
 
 
 def cmd_restore(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
@@ -398,7 +390,7 @@ def judge_restore(paths: Paths, config: Config, args: Namespace) -> dict[str, An
     nodes = nodes if isinstance(nodes, dict) else {}
     own = shown.get("nodename") or node_name()
     up = {name for name, node in nodes.items() if isinstance(node, dict) and node.get("online")}
-    result = {
+    result: dict[str, Any] = {
         "generation": {"name": g.name, **g.manifest} if g else None,
         "member": is_member(paths),
         "daemon_running": running,
@@ -429,7 +421,7 @@ def judge_restore(paths: Paths, config: Config, args: Namespace) -> dict[str, An
             f"the host name {node_name()} resolves to {address or 'nothing'}: the daemon would not start "
             "again; put its address into /etc/hosts"
         )
-    tasks = running_tasks(paths)
+    tasks = running_tasks(paths.tasks)
     if tasks:
         refusals.append(f"{len(tasks)} Proxmox task(s) run, the first is {tasks[0]}; wait for their end")
     _judge_live(paths, result)
@@ -487,7 +479,7 @@ def _judge_resync(paths: Paths, mode: Mode, result: dict[str, Any], args: Namesp
         )
     elif not result["daemon_running"]:
         shown = run(["corosync-quorumtool", "-s"]).out
-        result["quorate"] = bool(re.search(r"^Quorate:\s+Yes", shown, re.MULTILINE))
+        result["quorate"] = parse_quorum(shown)["quorate"] is True
         if not result["quorate"]:
             refusals.append("this node has no quorum (corosync-quorumtool -s); bring it to quorum first")
     refusals.extend(offline_members(paths, args) if mode.met else [])

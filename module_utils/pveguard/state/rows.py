@@ -9,25 +9,40 @@ import re
 import sqlite3
 
 from ..pmxcfs.live_database import Unreadable, look, snapshot, unknown_schema
+from ..pmxcfs.tree import (
+    DIRECTORY,
+    FILE,
+    LENGTH,
+    META,
+    NAME,
+    PARENT,
+    ROW_VERSION,
+    TYPE,
+    all_paths,
+    as_bytes,
+    guests_of,
+    misshapen,
+    path_of,
+    read_rows,
+    root_version,
+)
 from .exits import Damaged
 from .files import fsync_path, read_text, remove_database, size_of
 from .system import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable
+    from typing import TypeVar
 
-    #: By INODE to LENGTH.
-    Row = tuple[Any, ...]
-    Rows = dict[int, Row]
+    Value = TypeVar("Value")
 
-DIRECTORY, FILE = 4, 8
+    from ..pmxcfs.tree import Row, Rows
+    from .paths import Paths
+
 PLACEHOLDER_MARK = b"This is not a database."
 # Of the daemon's database.
 PAGE = 4096
-# The daemon takes a folder of nodes/ for a node's, and a file in it for a guest's, only with such names.
-NODE_NAME = rb"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
-GUEST_FOLDERS = (b"qemu-server", b"lxc", b"openvz")
 NO_FILE = "it holds no file at all"
 SCHEMA_UNKNOWN = "its schema is not known to this version of pveguard"
 NO_COROSYNC_CONF = "it has no corosync.conf, but this node is a member of a cluster"
@@ -42,17 +57,10 @@ SCHEMA = (
     "  name TEXT NOT NULL,"
     "  data BLOB)"
 )
-# Names are read as bytes: the file system takes any bytes, and they must come back as they were.
-# So do data that are no blob, as the bytes that the daemon gets. The length of a blob is known without reading it.
-META = (
-    "SELECT inode,parent,version,writer,mtime,type,CAST(name AS BLOB),"
-    "CASE typeof(data) WHEN 'blob' THEN length(data) ELSE length(CAST(data AS BLOB)) END FROM tree"
-)
 INSERT = "INSERT OR REPLACE INTO tree VALUES(?,?,?,?,?,?,CAST(? AS TEXT),?)"
-INODE, PARENT, ROW_VERSION, WRITER, MTIME, TYPE, NAME, LENGTH = range(8)
 
 
-def connect(path, mode, timeout=10.0):
+def connect(path: str, mode: str, timeout: float = 10.0) -> sqlite3.Connection:
     """Open a database of ours in autocommit mode. ``mode`` is rw, rwc, or immutable (no locks, no files beside it).
 
     Never for the live database: see :func:`read_live`.
@@ -65,7 +73,7 @@ def connect(path, mode, timeout=10.0):
         raise Damaged(f"{path}: {error}") from error
 
 
-def read_only(path, function):
+def read_only(path: str, function: Callable[[sqlite3.Connection], Value]) -> Value:
     """What ``function`` returns for a connection to one consistent state of any database, whoever writes it, without an
     effect on anybody. It may be called again, see :func:`look`. Raises Damaged.
     """
@@ -75,7 +83,7 @@ def read_only(path, function):
         raise Damaged(str(error)) from error
 
 
-def in_memory(path):
+def in_memory(path: str) -> sqlite3.Connection:
     """A connection to a copy of a database in memory: what it was at one moment, whoever writes it next."""
     try:
         return snapshot(path)
@@ -83,12 +91,7 @@ def in_memory(path):
         raise Damaged(str(error)) from error
 
 
-def read_rows(connection):
-    """{inode: (inode, parent, version, writer, mtime, type, name, length)} of every row."""
-    return {row[0]: row for row in connection.execute(META)}
-
-
-def read_hashes(connection):
+def read_hashes(connection: sqlite3.Connection) -> dict[int, bytes]:
     """{inode: digest of data} of every row."""
     found = {}
     for inode, data in connection.execute("SELECT inode, CAST(data AS BLOB) FROM tree"):
@@ -96,76 +99,25 @@ def read_hashes(connection):
     return found
 
 
-def as_bytes(data):
-    if data is None:
-        return b""
-    # Written by hand a blob may be text, or a number.
-    return bytes(data) if isinstance(data, bytes) else str(data).encode("utf-8", "surrogateescape")
-
-
-def path_of(inode, rows):
-    """Path of a row, None when a parent is missing or in a loop."""
-    names = []
-    while inode != 0:
-        row = rows.get(inode)
-        if row is None or len(names) > len(rows):
-            return None
-        names.append(row[NAME])
-        inode = row[PARENT]
-    return b"/".join(reversed(names)).decode("utf-8", "surrogateescape")
-
-
-def all_paths(rows):
-    """{inode: path} of every row but the root; None for a row without a way to the root."""
-    found = {0: ""}
-    for start in rows:
-        chain, seen = [], set()
-        inode = start
-        while inode not in found and inode in rows and inode not in seen:
-            chain.append(inode)
-            seen.add(inode)
-            inode = rows[inode][PARENT]
-        base = found.get(inode)
-        for inode in reversed(chain):
-            if base is not None:
-                name = rows[inode][NAME].decode("utf-8", "surrogateescape")
-                base = f"{base}/{name}" if base else name
-            found[inode] = base
-    del found[0]
-    return found
-
-
-def without_noise(rows, noise):
-    """The rows that are configuration, ``__version__`` included."""
-    paths = all_paths(rows)
-    return {i: row for i, row in rows.items() if i == 0 or paths[i] is None or not noise.matches(paths[i])}
-
-
-def root_version(rows):
-    """The root version of a table. The daemon loads a database without the row ``__version__``, and counts from 0."""
-    return rows[0][ROW_VERSION] if 0 in rows else 0
-
-
-def unloadable(rows):
+def unloadable(rows: Rows) -> list[str]:
     """Why the daemon would not load a table, as a list of sentences; empty when it would.
 
     Exactly its rules: types, directories, unique names, a way to the root, unique guests. What it loads it may serve, and
     what it serves must reach the disk, however strange; that is for :func:`suspicious`.
     """
-    for inode, row in rows.items():
-        # A damaged page can hold anything.
-        if not all(type(value) is int for value in row[:6]) or type(row[NAME]) is not bytes:
-            return [f"row {inode}: values of the wrong type"]
+    bad = misshapen(rows)
+    if bad is not None:
+        return [f"row {bad}: values of the wrong type"]
     if 0 in rows and rows[0][NAME] != b"__version__":
         return [f"row 0 has the name {shown(rows[0][NAME])}, not __version__"]
     paths = all_paths(rows)
 
-    def name(inode):
+    def name(inode: int) -> str:
         path = paths.get(inode)
         return f"row {inode} ({shown(rows[inode][NAME])})" if path is None else f"/etc/pve/{printable(path, '')}"
 
     problems = []
-    seen = {}
+    seen: dict[tuple[int, bytes], int] = {}
     for inode, row in rows.items():
         if inode == 0:
             continue
@@ -180,7 +132,7 @@ def unloadable(rows):
         parent = rows.get(row[PARENT])
         if row[PARENT] != 0 and parent is None:
             problems.append(f"{name(inode)}: its directory {row[PARENT]} is missing")
-        elif row[PARENT] != 0 and parent[TYPE] != DIRECTORY:
+        elif parent is not None and row[PARENT] != 0 and parent[TYPE] != DIRECTORY:
             problems.append(f"{name(inode)}: {name(row[PARENT])} above it is not a directory")
         elif paths[inode] is None and path_of(inode, rows) is None:
             problems.append(f"{name(inode)}: no way from it to the root")
@@ -192,19 +144,7 @@ def unloadable(rows):
     return problems
 
 
-def guests_of(rows):
-    """{guest id: [inodes]} as the daemon counts: files ID.conf in nodes/NAME/qemu-server, lxc and openvz."""
-    nodes = {i for i, row in rows.items() if i and row[PARENT] == 0 and row[NAME] == b"nodes" and row[TYPE] == DIRECTORY}
-    homes = {i for i, row in rows.items() if row[PARENT] in nodes and re.fullmatch(NODE_NAME, row[NAME])}
-    folders = {i for i, row in rows.items() if row[PARENT] in homes and row[NAME] in GUEST_FOLDERS}
-    found = {}
-    for inode, row in rows.items():
-        if row[PARENT] in folders and row[TYPE] == FILE and re.fullmatch(rb"[1-9][0-9]*\.conf", row[NAME]):
-            found.setdefault(int(row[NAME][:-5]), []).append(inode)
-    return found
-
-
-def suspicious(rows, member=False):
+def suspicious(rows: Rows, member: bool = False) -> list[str]:
     """What is strange in a table that the daemon loads, as a list of sentences: worth a warning at a save, and a
     restore refuses it unless told otherwise.
 
@@ -237,17 +177,17 @@ def suspicious(rows, member=False):
     return problems
 
 
-def check_rows(rows, member=False):
+def check_rows(rows: Rows, member: bool = False) -> list[str]:
     """What is wrong with a table, as a list of sentences; empty when it is sound: loadable, and nothing is strange."""
     return unloadable(rows) or suspicious(rows, member)
 
 
-def emptied(rows, replica):
+def emptied(rows: Rows, replica: Rows) -> str | None:
     """Why a table must not go over the replica although the daemon loads it, or None: it holds nothing, or corosync.conf
     alone, as after a start on an empty database, and the replica holds more.
     """
 
-    def files(table):
+    def files(table: Rows) -> list[Row]:
         return [row for i, row in table.items() if i and row[TYPE] == FILE]
 
     left, had = files(rows), files(replica)
@@ -257,16 +197,16 @@ def emptied(rows, replica):
     return f"the live state holds {what}, and the replica {len(had)} files"
 
 
-def file_name(inode, rows):
+def file_name(inode: int, rows: Rows) -> str:
     path = path_of(inode, rows)
     return f"row {inode}" if path is None else f"/etc/pve/{printable(path, '')}"
 
 
-def shown(name):
+def shown(name: bytes) -> str:
     return repr(name.decode("utf-8", "backslashreplace"))
 
 
-def verify_database(path, member=False, sound=True):
+def verify_database(path: str, member: bool = False, sound: bool = True) -> tuple[list[str], Rows]:
     """Check everything in a database file. Returns (problems, rows). Without ``sound`` only whether the daemon loads it,
     and for a member that it has a corosync.conf.
     """
@@ -285,7 +225,9 @@ def verify_database(path, member=False, sound=True):
         return [str(error)], {}
 
 
-def check_connection(connection, member=False, sound=True):
+def check_connection(
+    connection: sqlite3.Connection, member: bool = False, sound: bool = True
+) -> tuple[list[str], Rows]:
     found = [line[0] for line in connection.execute("PRAGMA integrity_check(5)")]
     if found != ["ok"]:
         return [f"integrity check: {line}" for line in found], {}
@@ -305,25 +247,7 @@ def check_connection(connection, member=False, sound=True):
     return problems, rows
 
 
-def tree_sha256(connection, noise):
-    """One hash of path, type and content of all rows, noise aside: equal on members that are in sync."""
-    rows = read_rows(connection)
-    paths = all_paths(rows)
-    # Of two rows of one name the one that was made later counts, as everywhere.
-    paths = {paths[inode]: inode for inode in sorted(paths) if paths[inode] is not None}
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        # The directory of locks comes and goes with them.
-        if noise.matches(path) or path == "priv/lock":
-            continue
-        inode = paths[path]
-        data = as_bytes(connection.execute("SELECT CAST(data AS BLOB) FROM tree WHERE inode=?", (inode,)).fetchone()[0])
-        digest.update(f"{path}\0{rows[inode][TYPE]}\0{len(data)}\0".encode("utf-8", "surrogateescape"))
-        digest.update(data)
-    return digest.hexdigest()
-
-
-def content_sha256(connection):
+def content_sha256(connection: sqlite3.Connection) -> str:
     """One hash of every field and the data of all rows, ``__version__`` included."""
     digest = hashlib.sha256()
     for *fields, data in connection.execute(f"{META.replace(' FROM', ',CAST(data AS BLOB) FROM')} ORDER BY inode"):
@@ -332,35 +256,21 @@ def content_sha256(connection):
     return digest.hexdigest()
 
 
-def content_of(connection, path):
-    """Bytes of a file by its path, None when there is no such file."""
-    inode = 0
-    for name in path.split("/"):
-        row = connection.execute(
-            "SELECT inode FROM tree WHERE parent=? AND CAST(name AS BLOB)=? AND inode<>0",
-            (inode, name.encode()),
-        ).fetchone()
-        if row is None:
-            return None
-        inode = row[0]
-    return as_bytes(connection.execute("SELECT CAST(data AS BLOB) FROM tree WHERE inode=?", (inode,)).fetchone()[0])
-
-
-def config_version(text):
+def config_version(text: str) -> int:
     """config_version of a corosync.conf, 0 when it has none."""
     match = re.search(r"^\s*config_version\s*:\s*0*([0-9]+)\s*$", text, re.MULTILINE)
     # Of more digits than the daemon's 64 bits hold it is read as the largest number. Python reads no 5,000 digits at all.
     return min(int(match.group(1)[:21]), 2**64 - 1) if match else 0
 
 
-def is_member(paths):
+def is_member(paths: Paths) -> bool:
     """True when the host has a cluster's corosync.conf. Debian's example has no config_version and does not
     count.
     """
     return config_version(read_text(paths.corosync_conf)) > 0
 
 
-def plain_copy(connection, target):
+def plain_copy(connection: sqlite3.Connection, target: str) -> None:
     """Copy a whole database through SQLite into one plain file without a log, fsynced."""
     remove_database(target)
     copy = connect(target, "rwc")
@@ -373,7 +283,7 @@ def plain_copy(connection, target):
     fsync_path(target)
 
 
-def is_placeholder(path):
+def is_placeholder(path: str) -> bool:
     try:
         with open(path, "rb") as handle:
             return handle.read(len(PLACEHOLDER_MARK)) == PLACEHOLDER_MARK
@@ -381,7 +291,7 @@ def is_placeholder(path):
         return False
 
 
-def placeholder_text():
+def placeholder_text() -> bytes:
     return (
         PLACEHOLDER_MARK
         + b"""
@@ -395,10 +305,3 @@ The daemon reading it means that the RAM file system is not mounted. The configu
                                    /var/lib/pveguard/state/config.db (with config.db-wal when there is one)
 """
     )
-
-
-def guest_lock(data):
-    """The lock that a guest's configuration holds, None without one. Snapshots below it have their own."""
-    text = as_bytes(data).decode("utf-8", "replace").split("\n[", 1)[0]
-    match = re.search(r"^lock:\s*(\S+)", text, re.MULTILINE)
-    return match.group(1) if match else None

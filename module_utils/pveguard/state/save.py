@@ -7,7 +7,9 @@ import os
 import sqlite3
 import time
 
+from ..base.node_name import own as node_name
 from ..pmxcfs.live_database import unknown_schema
+from ..pmxcfs.tree import root_version
 from .compare import read_change
 from .exits import EXIT_DAMAGED, Damaged, Refused, StoreError
 from .files import ensure_store, store_lock, write_volatile
@@ -15,16 +17,16 @@ from .live import advance_pending, live_database, read_live, remember_database, 
 from .node import daemon_running, is_ours, live_mount
 from .replica import Store
 from .rescue import day_passed, find_row, keep_aside, keep_former, keep_raw, keep_whole, rescue_is_over
-from .rows import content_sha256, emptied, read_hashes, root_version, suspicious, unloadable
-from .system import log, node_name, utc
+from .rows import content_sha256, emptied, read_hashes, suspicious, unloadable
+from .system import log, utc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
     from typing import Any
 
+    from ..pmxcfs.tree import Rows
     from .paths import Paths
-    from .rows import Rows
     from .settings import Config
 
 
@@ -75,7 +77,7 @@ def save(
             why = unloadable(change.rows)
             bare = emptied(change.rows, replica)
             if why or bare:
-                result["rescued"] = keep_aside(store, why or [bare], "unloadable" if why else "emptied", deep, exact)
+                result["rescued"] = keep_aside(store, why or [bare or ""], "unloadable" if why else "emptied", deep, exact)
                 return result
             result["warnings"] = suspicious(change.rows)[:5]
         if not (differs or (exact and lag) or lag >= config.max_lag):

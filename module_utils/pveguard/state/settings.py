@@ -1,53 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of a node (state.json), and what is noise."""
+"""Settings of a node (state.json)."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 
+from ..pmxcfs.tree import NOISE, Noise
 from .exits import UsageError
-from .generations import KEEP_AT_LEAST
-from .login import below
+from .paths import Paths, below
 
-DEFAULTS = {
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+KEEP_AT_LEAST = 5
+DEFAULTS: dict[str, Any] = {
     "rpo_seconds": 2.0,
     "max_version_lag": 1000,
-    "noise": [
-        r"^nodes/[^/]+/lrm_status$",
-        r"^ha/manager_status$",
-        r"^priv/lock/.+$",
-        r"^(?:.*/)?[^/]+\.tmp\.[0-9]+$",
-    ],
+    "noise": list(NOISE),
     "tmpfs_mib": 0,
     "generations_keep": 14,
     "generations_max_age_days": 365,
     "deadline_seconds": 300,
     "metrics_dir": "",
 }
-# Paths that no noise pattern may match: losing one of them is losing configuration.
-NEVER_NOISE = (
-    "corosync.conf",
-    "storage.cfg",
-    "user.cfg",
-    "datacenter.cfg",
-    "ha/resources.cfg",
-    "nodes/n/qemu-server/100.conf",
-    "nodes/n/lxc/100.conf",
-    "priv/authorized_keys",
-    "priv/shadow.cfg",
-    "firewall/cluster.fw",
-    "priv",
-    "nodes",
-    "nodes/n",
-)
 
 
 class Config:
     """Settings from /etc/pveguard/state.json over the defaults. Unknown keys and bad patterns are errors."""
 
-    def __init__(self, values=None):
+    def __init__(self, values: Mapping[str, Any] | None = None) -> None:
         values = dict(values or {})
         unknown = sorted(set(values) - set(DEFAULTS))
         if unknown:
@@ -74,14 +58,17 @@ class Config:
             raise UsageError(
                 f"metrics_dir is {self.metrics_dir}: a file there would be a change on every member"
             )
-        self.noise = Noise(merged["noise"])
+        try:
+            self.noise = Noise(merged["noise"])
+        except ValueError as error:
+            raise UsageError(str(error)) from error
         # Names of generations that this process is about to restore.
-        self.in_use = set()
+        self.in_use: set[str] = set()
         # Whether this process restores states that are strange.
         self.unsound = False
 
     @classmethod
-    def load(cls, paths):
+    def load(cls, paths: Paths) -> Config:
         try:
             with open(paths.config, encoding="utf-8") as handle:
                 values = json.load(handle)
@@ -99,42 +86,7 @@ class Config:
             raise UsageError(f"{paths.config}: {error}") from error
 
 
-class Noise:
-    """Which paths carry no configuration. A path below a noisy directory is noise as well."""
-
-    def __init__(self, patterns):
-        for pattern in patterns:
-            if not (pattern.startswith("^") and pattern.endswith("$")):
-                raise UsageError(f"noise pattern {pattern!r} must begin with ^ and end with $")
-            try:
-                compiled = re.compile(pattern, re.DOTALL)
-            except re.error as error:
-                raise UsageError(f"noise pattern {pattern!r}: {error}") from error
-            for path in NEVER_NOISE:
-                if compiled.fullmatch(path):
-                    raise UsageError(
-                        f"noise pattern {pattern!r} matches {path}: that would lose configuration"
-                    )
-        self.patterns = list(patterns)
-        joined = "|".join(f"(?:{pattern})" for pattern in patterns)
-        self._match = re.compile(joined, re.DOTALL).fullmatch if patterns else None
-
-    def matches(self, path):
-        """True for a path (no leading slash) that is noise, by itself or by a directory above it."""
-        if self._match is None:
-            return False
-        if self._match(path):
-            return True
-        cut = path.rfind("/")
-        while cut > 0:
-            path = path[:cut]
-            if self._match(path):
-                return True
-            cut = path.rfind("/")
-        return False
-
-
-def given_config(text):
+def given_config(text: str) -> Config:
     """Settings given on the command line as a JSON object."""
     try:
         values = json.loads(text)

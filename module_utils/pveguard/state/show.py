@@ -8,36 +8,31 @@ import os
 import re
 import sqlite3
 
-from .exits import Damaged, Refused, UsageError
-from .files import read_json, store_lock
-from .generations import find_generation
-from .live import open_live
-from .login import below
-from .node import daemon_running
-from .rescue import modified, pending_rescue
-from .rows import (
+from ..base.node_name import own as node_name
+from ..pmxcfs.tree import (
     DIRECTORY,
     FILE,
-    GUEST_FOLDERS,
     INODE,
     MTIME,
-    NO_COROSYNC_CONF,
-    NODE_NAME,
     ROW_VERSION,
     TYPE,
     WRITER,
     all_paths,
     as_bytes,
-    check_connection,
-    config_version,
-    connect,
     content_of,
-    in_memory,
-    is_member,
+    guest_of,
     read_rows,
     root_version,
 )
-from .system import node_name, printable, utc
+from .exits import Damaged, Refused, UsageError
+from .files import read_json, store_lock
+from .generations import find_generation
+from .live import open_live
+from .node import daemon_running
+from .paths import below
+from .rescue import modified, pending_rescue
+from .rows import NO_COROSYNC_CONF, check_connection, config_version, connect, in_memory, is_member
+from .system import printable, utc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,9 +41,9 @@ if TYPE_CHECKING:
 
     Kept = tuple[dict[str, Any], sqlite3.Connection]
 
+    from ..pmxcfs.tree import Noise, Row
     from .paths import Paths
-    from .rows import Row
-    from .settings import Config, Noise
+    from .settings import Config
 
 
 class Tree:
@@ -61,8 +56,7 @@ class Tree:
         self.entries = {
             path: rows[inode]
             for inode, path in all_paths(rows).items()
-            # The directory of locks comes and goes with them.
-            if path is not None and not noise.matches(path) and path != "priv/lock"
+            if path is not None and not noise.leaves_out(path)
         }
 
     def is_file(self, path: str) -> bool:
@@ -80,16 +74,9 @@ class Tree:
         found = {}
         for path in self.entries:
             guest = guest_of(path)
-            if guest:
+            if guest and self.is_file(path):
                 found[guest] = path
         return found
-
-
-def guest_of(path: str) -> int | None:
-    """Id of the guest whose configuration this is, None for any other path; by the rules of :func:`guests_of`."""
-    folders = b"|".join(GUEST_FOLDERS).decode()
-    match = re.fullmatch(rf"nodes/{NODE_NAME.decode()}/(?:{folders})/([1-9][0-9]*)\.conf", path)
-    return int(match.group(1)) if match else None
 
 
 def _open_rescued(paths: Paths) -> Kept:

@@ -10,6 +10,8 @@ import time
 from ..base.findings import read
 from ..pmxcfs import pmxcfs_findings
 from ..pmxcfs.live_database import unknown_schema
+from ..pmxcfs.mount import NOT_MET, unknown_members
+from ..pmxcfs.tree import FILE, MTIME, TYPE, path_of, read_rows, root_version
 from . import status_findings
 from .compare import compare
 from .exits import EXIT_DAMAGED, EXIT_ERROR, StateError, UsageError
@@ -24,25 +26,19 @@ from .generations import (
     restore_fix,
 )
 from .live import open_live, switched
-from .members import NOT_MET, daemon_mode, members_said, unknown_members
+from .members import daemon_mode, members_said
 from .metrics import metrics_text
 from .node import daemon_running, fill, is_ours, live_mount, pve_mounted, unit_states
 from .paths import FORMAT, MIB, PVE_CLUSTER, STATE_UNIT, WATCH_UNIT
 from .preflight import ha_masked, ha_resources
 from .rescue import pending_rescue, rescue_text, rows_of, some_of
 from .rows import (
-    FILE,
-    MTIME,
     NO_COROSYNC_CONF,
     SCHEMA_UNKNOWN,
-    TYPE,
     check_connection,
     in_memory,
     is_member,
     is_placeholder,
-    path_of,
-    read_rows,
-    root_version,
     verify_database,
 )
 from .show import last_written
@@ -55,10 +51,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..base.findings import Finding
+    from ..pmxcfs.tree import Rows
     from .compare import Change
     from .generations import Generation
     from .paths import Paths
-    from .rows import Rows
     from .settings import Config
 
 # How long a status looks at generations that were not verified in this boot, and how many it names.
@@ -105,7 +101,7 @@ def node_status(paths: Paths, config: Config) -> dict[str, Any]:
         "tmpfs_bytes": 0,
         "used_bytes": 0,
         "fill_percent": 0,
-        "noswap": bool(ours and "noswap" in mount[3].split(",")),
+        "noswap": bool(ours and mount and "noswap" in mount[3].split(",")),
         "daemon_running": daemon_running(paths),
         "units": {unit: state[0] for unit, state in units.items()},
         "root_version": None,
@@ -205,7 +201,8 @@ def _status_states(
     """What is live, what is saved, what differs. Returns the findings on what cannot be known."""
     replica = None
     if os.path.exists(paths.replica):
-        problems, rows = [], {}
+        problems: list[str] = []
+        rows: Rows = {}
         try:
             # Without the store's lock: a look that was torn is taken again.
             connection = in_memory(paths.replica)
@@ -232,7 +229,8 @@ def _status_states(
             unknown = unknown_schema(live)
             if unknown:
                 why = f"{paths.live_db}: {SCHEMA_UNKNOWN} ({unknown}), so what it holds is not known"
-                return [pmxcfs_findings.understood(why)]
+                told = pmxcfs_findings.understood(why)
+                return [told] if told else []
             rows = read_rows(live)
             status["ha_resources"] = ha_resources(live)
         finally:

@@ -167,7 +167,7 @@ NEARLY_FULL = check(
     "state-ram-nearly-full",
     WARNING,
     f"The RAM file system is {FILL_WARN_PERCENT} % full or more, and there is no memory to enlarge it",
-    "Free memory, or remove what fills it: at 100 % the daemon stops working for good.",
+    "Free memory, or remove what fills it.",
     "du -a /var/lib/pve-cluster",
 )
 STRANGE = check(

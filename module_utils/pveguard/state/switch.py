@@ -10,6 +10,7 @@ import sys
 import time
 
 from ..pmxcfs.live_database import unknown_schema
+from ..pmxcfs.tree import read_rows, root_version, tree_sha256
 from .exits import Damaged, Refused, SwitchError
 from .files import copy_file, fsync_path, read_json, remove, remove_database, store_lock, write_volatile
 from .generations import generations
@@ -17,7 +18,6 @@ from .live import open_live
 from .members import members_file, members_said
 from .node import daemon_running, pve_mounted, systemctl, unit_states
 from .paths import FORMER_ROLLBACK_UNIT, PVE_CLUSTER, ROLLBACK_UNIT, STATE_UNIT, WATCH_UNIT
-from .rows import read_rows, root_version, tree_sha256
 from .status import tell
 from .system import log, run, utc
 

@@ -8,15 +8,19 @@ import re
 import sys
 import time
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 
 class Done:
     """What a command returned."""
 
-    def __init__(self, rc, out="", err=""):
+    def __init__(self, rc: int, out: str = "", err: str = "") -> None:
         self.rc, self.out, self.err = rc, out, err
 
 
-def run(argv, timeout=60.0):
+def run(argv: Sequence[str], timeout: float = 60.0) -> Done:
     """Run a command and return :class:`Done`; 127 when it does not exist, 124 when it gave no answer in
     time.
     """
@@ -44,13 +48,13 @@ def run(argv, timeout=60.0):
 _LEVELS = {"error": 3, "warning": 4, "info": 6}
 
 
-def log(level, message):
+def log(level: str, message: str) -> None:
     """One line to standard error, with a priority for the journal when systemd runs us."""
     prefix = f"<{_LEVELS[level]}>" if "JOURNAL_STREAM" in os.environ else f"pve-state: {level}: "
     print(prefix + message.replace("\n", "; "), file=sys.stderr, flush=True)
 
 
-def notify(message):
+def notify(message: str) -> None:
     """Tell systemd (sd_notify); a no-op outside of a service."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
@@ -65,16 +69,11 @@ def notify(message):
             pass
 
 
-def node_name():
-    """The daemon's name of this node: the host name up to the first dot."""
-    return os.uname().nodename.partition(".")[0]
-
-
-def utc(seconds=None):
+def utc(seconds: float | None = None) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
-def epoch(text):
+def epoch(text: str | None) -> int | None:
     """Seconds since 1970 of a time that :func:`utc` wrote, None for anything else.
 
     By hand, because strptime and calendar would be the largest imports of the watcher.
@@ -89,6 +88,6 @@ def epoch(text):
     return ((days * 24 + hour) * 60 + minute) * 60 + second
 
 
-def printable(text, keep="\n\t"):
+def printable(text: str, keep: str = "\n\t") -> str:
     """Text without the control characters that could command a terminal."""
     return "".join(c if c in keep or c.isprintable() else c.encode("unicode_escape").decode() for c in text)

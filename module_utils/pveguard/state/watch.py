@@ -10,25 +10,28 @@ import sqlite3
 import time
 
 from ..base.findings import worth_telling
+from ..base.node_name import own as node_name
 from ..ha import ha_findings
 from ..pmxcfs.live_database import Unreadable, position, unknown_schema
+from ..pmxcfs.mount import unknown_members
+from ..pmxcfs.tree import NAME, path_of, read_rows, root_version
 from . import status_findings
 from .compare import compare
 from .exits import StateError, StoreError
 from .files import Lock, ensure_store, read_json, remove, stat_id, store_lock, write_volatile
 from .generations import history
 from .live import advance_pending, live_database, read_live, remember_database, replaced_database
-from .members import daemon_mode, unknown_members
+from .members import daemon_mode
 from .node import daemon_pid, fill, is_ours, live_mount, memory, resize_tmpfs
 from .paths import MIB
 from .preflight import ha_masked, resource_ids
 from .replica import CHECKPOINT_SECONDS, LOG_BYTES, LOG_LIMIT, Store
 from .rescue import modified, rescue_is_over
-from .rows import NAME, is_member, path_of, read_rows, root_version
+from .rows import is_member
 from .save import save, saved_text
 from .show import last_written
 from .status import changed_paths, newest_change, write_metrics
-from .system import log, node_name, notify, utc
+from .system import log, notify, utc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,9 +40,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..base.findings import Finding
+    from ..pmxcfs.tree import Rows
     from .compare import Change
     from .paths import Paths
-    from .rows import Rows
     from .settings import Config
 
 #: Paths that the watcher names while saves fail; unsaved_files counts all.
@@ -60,7 +63,7 @@ class Members:
 
     def _read(self) -> dict[str, Any]:
         with open(f"{self.paths.pve}/.members", encoding="utf-8") as handle:
-            found = json.load(handle)
+            found: dict[str, Any] = json.load(handle)
         unknown = unknown_members(found)
         if unknown:
             raise ValueError(unknown)

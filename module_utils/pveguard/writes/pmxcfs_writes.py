@@ -23,7 +23,7 @@ from ..base.run import CommandMissing, Run
 from ..base.run import run as real_run
 from ..disk import block_writes
 from ..formats import corosync_conf
-from ..pmxcfs import daemon_mode, live_database
+from ..pmxcfs import live_database, mount
 from . import pmxcfs_journal, write_classes
 
 Value = TypeVar("Value")
@@ -602,7 +602,7 @@ def members(pve: str = pmxcfs_journal.PVE, run: Run = real_run) -> dict[str, Any
         found: dict[str, Any] = json.loads(done.stdout)
     except ValueError as error:
         raise PveguardError(f"{pve}/.members is not JSON: {error}") from error
-    unknown = daemon_mode.unknown_members(found)
+    unknown = mount.unknown_members(found)
     if unknown:
         raise PveguardError(f"{pve}/.members is not as it is known: {unknown}")
     return found

@@ -30,7 +30,7 @@ from ..base.units import UNKNOWN, bytes_text, duration_text, number_text
 from ..corosync import probe_members
 from ..disk import block_writes
 from ..pmxcfs import pve_file
-from ..pmxcfs.daemon_mode import NOT_MET
+from ..pmxcfs.mount import NOT_MET
 from . import pmxcfs_writes
 
 MIB = 1 << 20
@@ -39,7 +39,7 @@ IDLE_SECONDS = 5.0
 #: The cheapest way to write the largest file, which has a published figure, and a small file as stdio writes it.
 CASES = ({"file_bytes": MIB, "block_bytes": 128 << 10}, {"file_bytes": 64 << 10, "block_bytes": 4 << 10})
 
-#: A name that nobody else uses, and whose end makes it noise to everything that saves /etc/pve (pmxcfs.NOISE).
+#: A name that nobody else uses, and whose end makes it noise to everything that saves /etc/pve (tree.NOISE).
 PREFIX = "pveguard-write-amplification-"
 
 #: Measured on pmxcfs 9.1.6: max_write of its FUSE mount. A larger write(2) reaches the daemon in such pieces.

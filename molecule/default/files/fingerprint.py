@@ -10,16 +10,16 @@ import hashlib
 import json
 import os
 import re
+import sqlite3
 import stat
 import subprocess
 
-import live_database
+from pmxcfs import live_database, tree
 
 TREES = ["/etc", "/root", "/usr/local", "/var/lib"]
 SKIPPED = re.compile(
     r"^(/root/\.ansible|/var/lib/systemd|/var/lib/dpkg/info|/var/lib/pve-cluster/(config\.db.*|\.pmxcfs\.lockfile))(/|$)"
 )
-NOISE = re.compile(r"^(__version__|lrm_status|manager_status|.*\.tmp\.\d+|file-.*)$")
 UNITS = [
     *("pve-cluster.service", "corosync.service", "pve-ha-lrm.service", "pve-ha-crm.service"),
     *("watchdog-mux.service", "pvescheduler.service"),
@@ -48,9 +48,9 @@ def describe(path: str) -> str:
 
 def files() -> dict[str, str]:
     found = {}
-    for tree in TREES:
-        device = os.lstat(tree).st_dev
-        for folder, subfolders, names in os.walk(tree):
+    for top in TREES:
+        device = os.lstat(top).st_dev
+        for folder, subfolders, names in os.walk(top):
             subfolders[:] = [
                 name
                 for name in subfolders
@@ -70,15 +70,16 @@ def files() -> dict[str, str]:
 def rows() -> list[list[object]] | None:
     if not os.path.exists("/var/lib/pve-cluster/config.db"):
         return None
-    query = "SELECT inode, parent, type, name, data FROM tree ORDER BY inode"
-    found = live_database.look(
-        "/var/lib/pve-cluster/config.db", lambda database: database.execute(query).fetchall()
-    )
-    return [
-        [inode, parent, kind, name, hashlib.sha256(data or b"").hexdigest()]
-        for inode, parent, kind, name, data in found
-        if not NOISE.match(name)
-    ]
+
+    def kept(database: sqlite3.Connection) -> list[list[object]]:
+        table, noise = tree.read_rows(database), tree.Noise()
+        return [
+            [path, inode, table[inode][tree.TYPE], hashlib.sha256(tree.data_of(database, inode)).hexdigest()]
+            for path, inode in sorted(tree.inodes_by_path(table).items())
+            if not noise.leaves_out(path)
+        ]
+
+    return live_database.look("/var/lib/pve-cluster/config.db", kept)
 
 
 def main() -> None:

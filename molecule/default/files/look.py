@@ -14,11 +14,10 @@ import subprocess
 import sys
 import time
 
-import live_database
+from pmxcfs import live_database, tree
 
 DATABASE = "/var/lib/pve-cluster/config.db"
 STORE = "/var/lib/pveguard/state"
-NOISE = re.compile(r"^(__version__|lrm_status|manager_status|.*\.tmp\.\d+|file-.*)$")
 UNITS = [
     *("corosync.service", "pve-cluster.service", "pveguard-state.service", "pveguard-state-watch.service"),
     *("pve-ha-lrm.service", "pve-ha-crm.service", "watchdog-mux.service"),
@@ -50,16 +49,10 @@ def digest(data: bytes | None) -> str | None:
 
 def table() -> tuple[int, str]:
     """(root version, hash of every row that is configuration)."""
-    query = "SELECT inode, parent, version, type, name, data FROM tree ORDER BY inode"
-    found = live_database.look(DATABASE, lambda database: database.execute(query).fetchall())
-    names = {inode: name for inode, _, _, _, name, _ in found}
-    kept = [
-        (names.get(parent), kind, name, digest(data))
-        for _, parent, _, kind, name, data in found
-        if not NOISE.match(name) and names.get(parent) != "lock"
-    ]
-    version = next(version for inode, _, version, _, _, _ in found if inode == 0)
-    return version, hashlib.sha256(repr(sorted(kept, key=repr)).encode()).hexdigest()
+    return live_database.look(
+        DATABASE,
+        lambda database: (tree.root_version(tree.read_rows(database)), tree.tree_sha256(database, tree.Noise())),
+    )
 
 
 def mount_of(path: str) -> dict[str, str] | None:

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import socket
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ..disk import block_writes
 from ..ha import ha_info
 from ..pmxcfs import pmxcfs, pve_lock
 
-PACKAGES = ("corosync", "pve-cluster", "pve-ha-manager", "pve-manager")
+PACKAGES = ("corosync", "proxmox-backup-server", "pve-cluster", "pve-ha-manager", "pve-manager")
 UNITS = (
     "corosync.service",
     "pve-cluster.service",
@@ -33,15 +34,18 @@ UNITS = (
 PVE_STATE = "/usr/local/sbin/pve-state"
 
 
-def collect(run: Run = real_run, root: Path = Path("/")) -> dict[str, Any]:
+def collect(run: Run = real_run, root: Path = Path("/"), noise: Iterable[str] | None = None) -> dict[str, Any]:
     """The facts of a node; never raises for software that is missing or stopped.
+
+    ``noise``: patterns for what nodes are not compared by, as ``ram_state_noise``; the default list where None is given. Raises
+    PveguardError for a bad one.
 
     Keys: hostname, resolved_address (str or None), boot_id, kernel, machine_codename, python, packages, units, pmxcfs,
     corosync, locks_kept, ha, ram_state, login, counters (see the RETURN section of the module ``node_info``).
     """
     # The daemon resolves and uses the name up to its first dot.
     hostname = node_name.own()
-    tree = pmxcfs.collect(root)
+    tree = pmxcfs.collect(root, patterns=noise)
     return {
         "hostname": hostname,
         "resolved_address": _resolve(hostname),
@@ -54,11 +58,15 @@ def collect(run: Run = real_run, root: Path = Path("/")) -> dict[str, Any]:
         "pmxcfs": tree,
         "corosync": corosync_info.collect(run=run, root=root),
         "locks_kept": _locks_kept(root),
-        "ha": ha_info.collect(run=run, root=root),
-        "ram_state": ram_state(run, root),
+        **{key: gather(run=run, root=root) for key, gather in parts().items()},
         "login": {"authorized_keys_depends_on_pve": _depends_on_pve(root)},
         "counters": {**block_writes.counters(root=root), "root_version": tree["root_version"]},
     }
+
+
+def parts() -> dict[str, Callable[..., Any]]:
+    """What gathers the facts of roles, by their key: a role that decides by facts of its own adds a line."""
+    return {"ha": ha_info.collect, "ram_state": ram_state}
 
 
 def packages(run: Run = real_run) -> dict[str, str | None]:

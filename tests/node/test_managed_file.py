@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 from ansible.module_utils.pveguard.base.errors import PveguardError
-from ansible.module_utils.pveguard.base.node_files import FileSpec, apply, plan
+from ansible.module_utils.pveguard.base.managed_file import FileSpec, apply, plan
+
+from tests.conftest import RunModule
+from tests.loading import load_module
 
 
 def test_created_changed_mode_and_removed_are_told_apart_and_a_second_run_is_silent(tmp_path: Path) -> None:
@@ -68,3 +71,34 @@ def test_a_link_is_made_moved_and_removed_but_nobody_else_s(tmp_path: Path) -> N
         apply([spec])
     assert apply([FileSpec(spec.path, present=False, link="/run/target")]) == []
     assert (tmp_path / "deep/link").read_text() == "somebody's"
+
+
+def test_the_module_keeps_and_reverts_a_role_with_its_measures(run_module: RunModule, tmp_path: Path) -> None:
+    module = load_module("managed_file")
+    vars(module)["ROOT"] = tmp_path
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/a").write_text("original")
+    for name, path in (("diet", "/etc/a"), ("diet.atime", "/etc/b"), ("dieter", "/etc/c")):
+        assert run_module(module, kept_for=name, files=[{"path": path, "content": "ours"}])["changed"]
+    back = {"state": "reverted", "kept_for": "diet"}
+    assert run_module(module, **back, _ansible_check_mode=True)["changed_paths"] == ["/etc/a", "/etc/b"]
+    assert (tmp_path / "etc/a").read_text() == "ours"
+    assert run_module(module, **back)["changed_paths"] == ["/etc/a", "/etc/b"]
+    assert run_module(module, **back)["changed"] is False
+    assert (tmp_path / "etc/a").read_text() == "original" and (tmp_path / "etc/c").read_text() == "ours"
+
+
+def test_the_module_tells_what_somebody_changed_and_reverts_nothing_by_itself(
+    run_module: RunModule, tmp_path: Path
+) -> None:
+    module = load_module("managed_file")
+    vars(module)["ROOT"] = tmp_path
+    mine = {"kept_for": "diet", "files": [{"path": "/etc/a", "content": "ours"}]}
+    assert run_module(module, **mine)["drifted"] == {}
+    (tmp_path / "etc/a").write_text("theirs")
+    refused = run_module(module, state="reverted", kept_for="diet")
+    assert refused["failed"] and "/etc/a: another content" in refused["msg"] and "drift: overwrite" in refused["msg"]
+    done = run_module(module, **mine)
+    assert done["drifted"] == {"/etc/a": "another content"} and "somebody changed it" in str(done["warnings"])
+    assert run_module(module, state="reverted")["msg"] == "say with kept_for what is to be reverted"
+    assert (tmp_path / "etc/a").read_text() == "ours"

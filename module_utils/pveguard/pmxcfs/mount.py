@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mount of the cluster file system: whether it is there, whether it takes writes, and what its file ``.members`` says.
+
+Imports little, as programs on a node start with it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+#: What an operator is told of a daemon in cluster mode that has not met its Corosync.
+NOT_MET = "its Corosync has not run since the daemon started: /etc/pve is read-only"
+#: (mount point, type, source, options)
+Mount = tuple[str, str, str, str]
+
+
+def mounts(root: str = "/") -> list[Mount]:
+    """All mounts of this process in the order in which they were made; none where they cannot be read.
+
+    ``root`` is / but in tests.
+    """
+    try:
+        with open(f"{root.rstrip('/')}/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as handle:
+            lines = handle.read().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        left, _, right = line.partition(" - ")
+        fields, tail = left.split(), right.split()
+        point = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m.group(1), 8)), fields[4])
+        found.append((point, tail[0], tail[1] if len(tail) > 1 else "", tail[2] if len(tail) > 2 else ""))
+    return found
+
+
+def on_top(point: str, among: list[Mount]) -> Mount | None:
+    """The topmost mount on a mount point, None when there is none."""
+    return next((mount for mount in reversed(among) if mount[0] == point), None)
+
+
+def is_fuse(point: str, among: list[Mount]) -> bool:
+    """Whether a FUSE file system, which the daemon's is, is mounted there."""
+    mount = on_top(point, among)
+    return mount is not None and mount[1].startswith("fuse")
+
+
+def answers(path: str) -> bool:
+    """True when ``path`` is the mount point of a FUSE file system that answers."""
+    try:
+        parent = os.path.dirname(path.rstrip("/"))
+        return is_fuse(os.path.realpath(path), mounts()) and os.stat(path).st_dev != os.stat(parent).st_dev
+    except OSError:
+        return False
+
+
+def has_write_bits(path: str) -> bool | None:
+    """Whether the modes of the file system at ``path`` let it be written; None where there is nothing.
+
+    Without quorum the link ``local``, and where that is missing the mount itself, has no write bits. A daemon in cluster mode
+    whose Corosync has not run yet has none.
+    """
+    for each in (f"{path}/local", path):
+        try:
+            return bool(os.lstat(each).st_mode & 0o222)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return False
+    return None
+
+
+def unknown_members(said: object) -> str | None:
+    """What of the text in ``.members`` is not as the daemon is known to write it, None when all of it is.
+
+    Without a key ``cluster`` it has nothing but the node's name and a version; what else may stand there is not taken for a
+    node without a cluster.
+    """
+    if not isinstance(said, dict):
+        return "it is no JSON object"
+    if "cluster" not in said:
+        if not isinstance(said.get("nodename"), str) or not said["nodename"]:
+            return "it has no nodename"
+        others = sorted(str(key) for key in said if key not in ("nodename", "version"))
+        return f"it has no cluster but {', '.join(others[:5])}" if others else None
+    cluster, nodes = said["cluster"], said.get("nodelist", {})
+    if not isinstance(cluster, dict) or cluster.get("quorate") not in (0, 1):
+        return "its cluster does not say quorate 0 or 1"
+    if not isinstance(nodes, dict) or not all(isinstance(node, dict) for node in nodes.values()):
+        return "its nodelist does not tell of each node by its name"
+    return None

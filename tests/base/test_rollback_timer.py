@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A change undoes itself unless a confirmation arrives, also across a reboot; who comes second finds nothing to decide.
+
+systemd is a double that reads the units as they were written, and runs their own commands on a root of its own.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.module_utils.pveguard.base import rollback_timer
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.base.run import Result
+
+NAME = "sshd"
+
+
+class Systemd:
+    """The units below a root: which timers run, and what happens when one elapses, or the node boots."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.timers: dict[str, float] = {}
+        self.now = 1000.0
+        self.refuses = ""
+        self.calls: list[list[str]] = []
+        self.boot_id = root / "proc/sys/kernel/random/boot_id"
+        self.boot_id.parent.mkdir(parents=True)
+        self.boot_id.write_text("first\n")
+        (root / "change").write_text("before")
+
+    def __call__(self, argv: Any, **_more: Any) -> Result:
+        self.calls.append(list(argv))
+        verb, units = argv[1], [word for word in argv[2:] if word.startswith(rollback_timer.PREFIX)]
+        if verb == self.refuses:
+            return Result(1, "", "refused\n")
+        if verb == "restart":
+            (self.timers[units[0]],) = (self.now + self._seconds(unit) for unit in units)
+        elif verb == "stop":
+            self.timers.pop(units[0], None)
+        elif verb == "start":
+            return Result(0 if self.start(units[0]) else 1, "", "")
+        elif verb == "show":
+            states = ("active", "waiting") if units[0] in self.timers else ("inactive", "dead")
+            return Result(0, "ActiveState={}\nSubState={}\n".format(*states), "")
+        return Result(0, "", "")
+
+    def _file(self, unit: str) -> Path:
+        (found,) = (path for folder in ("etc", "run") if (path := self.root / folder / "systemd/system" / unit).is_file())
+        return found
+
+    def _seconds(self, timer: str) -> float:
+        (line,) = (line for line in self._file(timer).read_text().splitlines() if line.startswith("OnActiveSec="))
+        return float(line.partition("=")[2].removesuffix("s"))
+
+    def _here(self, command: str) -> list[str]:
+        """A line of a unit on this root."""
+        text = command.replace("/var/lib/pveguard", f"{self.root}/var/lib/pveguard")
+        text = text.replace("/run/pveguard", f"{self.root}/run/pveguard").replace("%%", "%").replace("$$", "$")
+        return shlex.split(text)
+
+    def start(self, service: str) -> bool:
+        lines = [line.partition("=")[::2] for line in self._file(service).read_text().splitlines() if line.startswith("Exec")]
+        for key, command in lines:
+            done = subprocess.run(self._here(command), capture_output=True)
+            if done.returncode:
+                return key == "ExecCondition"
+        return True
+
+    def elapse(self, seconds: float) -> None:
+        self.now += seconds
+        for timer in [timer for timer, at in self.timers.items() if at <= self.now]:
+            del self.timers[timer]
+            self.start(timer.replace(".timer", ".service"))
+
+    def reboot(self) -> None:
+        """What is in /run goes, then what is wanted by multi-user.target starts."""
+        shutil.rmtree(self.root / "run", ignore_errors=True)
+        self.timers.clear()
+        self.now = 5.0
+        self.boot_id.write_text("second\n")
+        wants = self.root / "etc/systemd/system/multi-user.target.wants"
+        for link in sorted(wants.iterdir()) if wants.is_dir() else []:
+            self.start(link.name)
+
+    @property
+    def change(self) -> str:
+        return (self.root / "change").read_text()
+
+    def undo(self, text: str = "before") -> list[str]:
+        return ["/bin/sh", "-c", f'printf %s "$1" > {self.root}/change', "undo", text]
+
+    def arm(self, seconds: float = 60, **more: Any) -> None:
+        more = {"argv": self.undo(), "ticks": lambda: self.now, **more}
+        rollback_timer.arm(NAME, seconds=seconds, run=self, root=self.root, **more)
+        (self.root / "change").write_text("after")
+
+    def state(self) -> str:
+        return str(rollback_timer.status(NAME, root=self.root, ticks=lambda: self.now)["state"])
+
+    def confirm(self) -> bool:
+        return rollback_timer.confirm(NAME, run=self, root=self.root)
+
+    def left(self) -> list[str]:
+        """Units that are still there."""
+        return sorted(path.name for path in self.root.rglob(f"{rollback_timer.PREFIX}*"))
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Systemd:
+    return Systemd(tmp_path)
+
+
+def test_a_confirmed_change_stays_and_nothing_of_its_units_does(node: Systemd) -> None:
+    assert node.state() == "none"
+    node.arm(60)
+    node.now += 20
+    seen = rollback_timer.status(NAME, root=node.root, ticks=lambda: node.now)
+    assert (seen["state"], seen["left_seconds"], seen["argv"]) == ("armed", 40, node.undo())
+    assert node.confirm() is True and node.confirm() is False
+    node.elapse(1000)
+    node.reboot()
+    assert (node.change, node.state(), node.left()) == ("after", "confirmed", [])
+
+
+def test_without_a_confirmation_it_is_undone_when_the_time_is_up(node: Systemd) -> None:
+    node.arm(60)
+    node.elapse(59)
+    assert (node.change, node.state()) == ("after", "armed")
+    node.elapse(1)
+    assert (node.change, node.state()) == ("before", "rolled_back")
+    with pytest.raises(PveguardError, match="too late: sshd was undone"):
+        node.confirm()
+    assert node.change == "before"
+
+
+def test_a_reboot_undoes_it(node: Systemd) -> None:
+    node.arm(60)
+    node.reboot()
+    assert (node.change, node.state()) == ("before", "rolled_back")
+    (node.root / "change").write_text("later, by somebody")
+    node.reboot()
+    assert node.change == "later, by somebody"
+
+
+def test_a_power_cut_right_after_the_confirmation_keeps_the_change(node: Systemd) -> None:
+    node.arm(60)
+
+    def cut(argv: Any, **more: Any) -> Result:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rollback_timer.confirm(NAME, run=cut, root=node.root)
+    assert node.left()
+    node.reboot()
+    assert (node.change, node.state()) == ("after", "confirmed")
+    assert node.confirm() is False and node.left() == []
+
+
+def test_a_power_cut_in_the_middle_of_the_undo_is_finished_at_boot(node: Systemd) -> None:
+    node.arm(60)
+    folder = node.root / rollback_timer.KEPT / NAME
+    (folder / "armed.json").rename(folder / "rolling_back.json")
+    assert node.state() == "rolling_back"
+    with pytest.raises(PveguardError, match="too late: sshd is being undone"):
+        node.confirm()
+    node.reboot()
+    assert (node.change, node.state()) == ("before", "rolled_back")
+
+
+def test_an_undo_that_fails_is_told_and_tried_again(node: Systemd) -> None:
+    node.arm(60, argv=["/bin/sh", "-c", f"test -e {node.root}/mended && printf before > {node.root}/change"])
+    with pytest.raises(PveguardError, match="the undo of sshd did not succeed.*tried again every 5 s"):
+        rollback_timer.roll_back(NAME, run=node, root=node.root)
+    assert (node.change, node.state()) == ("after", "rolling_back") and node.left()
+    (node.root / "mended").touch()
+    rollback_timer.roll_back(NAME, run=node, root=node.root)
+    assert (node.change, node.state(), node.left()) == ("before", "rolled_back", [])
+    assert rollback_timer.forget(NAME, run=node, root=node.root) is True
+    assert node.state() == "none" and rollback_timer.names(node.root) == []
+
+
+def test_a_change_whose_proof_failed_is_undone_at_once(node: Systemd) -> None:
+    node.arm(600)
+    rollback_timer.roll_back(NAME, run=node, root=node.root)
+    assert (node.change, node.state(), node.left()) == ("before", "rolled_back", [])
+    node.arm(600)
+    assert node.confirm()
+    with pytest.raises(PveguardError, match="nothing to undo, its state is 'confirmed'"):
+        rollback_timer.roll_back(NAME, run=node, root=node.root)
+
+
+@pytest.mark.parametrize("refuses", ["restart", "daemon-reload"])
+def test_without_a_timer_nothing_is_armed(node: Systemd, refuses: str) -> None:
+    node.refuses = refuses
+    with pytest.raises(PveguardError, match="could not be armed, and nothing was changed: systemctl .*refused"):
+        node.arm(60)
+    assert (node.state(), node.left(), node.change) == ("none", [], "before")
+
+
+def test_a_timer_that_does_not_run_counts_as_none(node: Systemd) -> None:
+    real = node.__call__
+
+    def run(argv: Any, **more: Any) -> Result:
+        done = real(argv, **more)
+        return Result(0, "ActiveState=inactive\nSubState=dead\n", "") if argv[1] == "show" else done
+
+    with pytest.raises(PveguardError, match=r"pveguard-rollback-sshd.timer is inactive \(dead\)"):
+        rollback_timer.arm(NAME, node.undo(), 60, run=run, root=node.root)
+    assert node.state() == "none"
+
+
+def test_armed_again_for_the_same_it_counts_anew(node: Systemd) -> None:
+    node.arm(60)
+    node.elapse(50)
+    node.arm(60)
+    node.elapse(50)
+    assert node.state() == "armed"
+    node.refuses = "restart"
+    with pytest.raises(PveguardError, match="could not be started anew.*systemctl start pveguard-rollback-sshd"):
+        node.arm(60)
+    # The change is there, so what undoes it must be too.
+    node.reboot()
+    assert node.change == "before"
+
+
+def test_another_change_under_the_same_name_is_refused(node: Systemd) -> None:
+    node.arm(60)
+    with pytest.raises(PveguardError, match="armed for another change, which was neither confirmed nor undone"):
+        node.arm(60, argv=node.undo("else"))
+    with pytest.raises(PveguardError, match="sshd is armed: confirm it or undo it first"):
+        rollback_timer.forget(NAME, run=node, root=node.root)
+    node.elapse(60)
+    node.arm(60, argv=node.undo("else"))
+    node.elapse(60)
+    assert node.change == "else"
+
+
+def test_what_a_reboot_undoes_anyway_leaves_nothing_behind(node: Systemd) -> None:
+    node.arm(60, across_reboots=False)
+    assert not (node.root / "etc").exists() and not (node.root / "var").exists()
+    assert node.state() == "armed"
+    node.elapse(60)
+    assert (node.change, node.state()) == ("before", "rolled_back")
+    node.arm(60, across_reboots=False)
+    node.reboot()
+    assert node.state() == "none"
+
+
+@pytest.mark.parametrize(
+    ("name", "argv", "told"),
+    [("../x", ["/bin/true"], "no name of a change"), ("x", ["true"], "absolute path"), ("x", [], "absolute path"),
+     ("x", ["/bin/echo", "a\nb"], "cannot carry the argument")],
+)  # fmt: skip
+def test_what_cannot_be_armed(node: Systemd, name: str, argv: list[str], told: str) -> None:
+    with pytest.raises(PveguardError, match=told):
+        rollback_timer.arm(name, argv, 60, run=node, root=node.root)
+    assert node.left() == [] and node.calls == [] and not (node.root / "var").exists()
+
+
+def test_the_units_are_there_before_the_state_and_the_state_before_the_timer_runs(
+    node: Systemd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut in between leaves nothing that undoes what was not changed, or an undo of nothing."""
+    order: list[str] = []
+    real: Callable[..., None] = rollback_timer.write_atomic
+
+    def write(path: Path, *arguments: Any) -> None:
+        order.append(Path(path).name)
+        real(path, *arguments)
+
+    def run(argv: Any, **more: Any) -> Result:
+        order.append(argv[1])
+        return node(argv, **more)
+
+    monkeypatch.setattr(rollback_timer, "write_atomic", write)
+    rollback_timer.arm(NAME, node.undo(), 60, run=run, root=node.root)
+    unit = f"{rollback_timer.PREFIX}{NAME}"
+    assert order == [f"{unit}.service", f"{unit}.timer", "armed.json", "reset-failed", "daemon-reload", "restart", "show"]
+
+
+ODD = ["/bin/echo", "100%", "$HOME", 'a "b"', "back\\slash", "", "it's", "a;b", "ü"]
+
+
+def test_a_command_reaches_systemd_as_it_is() -> None:
+    assert rollback_timer.command_line(ODD) == (
+        r'/bin/echo 100%% "$$HOME" "a \"b\"" "back\\slash" "" "it' "'" r's" "a;b" ü'
+    )
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+def test_systemd_takes_the_units(tmp_path: Path) -> None:
+    unit = f"{rollback_timer.PREFIX}{NAME}"
+    service = rollback_timer.service_text(NAME, ODD, f"/{rollback_timer.KEPT}/{NAME}", ["ssh.service"])
+    (tmp_path / f"{unit}.service").write_text(service)
+    (tmp_path / f"{unit}.timer").write_text(rollback_timer.timer_text(NAME, 90.5))
+    verify = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no"]
+    done = subprocess.run(
+        [*verify, tmp_path / f"{unit}.service", tmp_path / f"{unit}.timer"],
+        capture_output=True,
+        text=True,
+        env={"SYSTEMD_UNIT_PATH": f"{tmp_path}:", "PATH": "/usr/bin:/bin", "SYSTEMD_LOG_LEVEL": "info"},
+    )
+    assert [line for line in done.stderr.splitlines() if unit in line] == [], done.stderr
+    assert done.returncode == 0, done.stderr
