@@ -42,7 +42,9 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 from pveguard.{entry} import main
 
-sys.exit(main())
+# The watcher's unit of former versions imports the program before it runs it.
+if __name__ == "__main__":
+    sys.exit(main())
 """
 
 
