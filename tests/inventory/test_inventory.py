@@ -53,6 +53,10 @@ def test_a_right_inventory_has_no_errors() -> None:
         ({"a": host(1, "2001:db8::1"), "b": host(2, "2001:DB8:0:0::1")}, ("2001:db8::1", "a (link 0)", "b (link 0)")),
         ({"a": host(1, "10.0.0.1"), "b": host(2, "::ffff:10.0.0.1")}, ("10.0.0.1", "is used by")),
         ({"a": host(1, "Pve1.Example.org"), "b": host(2, "pve1.example.org.")}, ("pve1.example.org", "is used by")),
+        (
+            {"a": host(1, "10.0.0.1", ram_state_noise=["^x$"]), "b": host(2, "10.0.0.2")},
+            ("ram_state_noise differs", "a: ['^x$']", "b: unset", "in the cluster's group"),
+        ),
         ({"192.0.2.1": host(1, "10.0.0.1"), "192.0.2.2": host(1, "10.0.0.2")}, ("corosync_node_id 1",)),
     ],
 )

@@ -146,7 +146,7 @@ def test_the_single_file_of_a_former_release_is_replaced(tmp_path: Path) -> None
         assert node_program.plan(program, tmp_path) == []
 
 
-@pytest.mark.parametrize("damage", ["content", "gone", "not compiled", "launcher"])
+@pytest.mark.parametrize("damage", ["content", "gone", "not compiled", "compiled in part", "launcher", "not executable"])
 def test_a_damaged_version_is_made_anew_beside_it(tmp_path: Path, damage: str) -> None:
     node_program.install(SMALL, tmp_path)
     (folder,) = versions(tmp_path)
@@ -157,6 +157,11 @@ def test_a_damaged_version_is_made_anew_beside_it(tmp_path: Path, damage: str) -
         module.unlink()
     elif damage == "not compiled":
         shutil.rmtree(module.parent / "__pycache__")
+    elif damage == "compiled in part":
+        (compiled,) = (module.parent / "__pycache__").glob("errors.*")
+        compiled.write_bytes(compiled.read_bytes()[:40])
+    elif damage == "not executable":
+        (folder / "small").chmod(0o644)
     else:
         (tmp_path / SMALL.command.lstrip("/")).write_text("broken")
     (change,) = node_program.install(SMALL, tmp_path)
@@ -173,6 +178,52 @@ def test_a_directory_in_its_place_is_refused(tmp_path: Path) -> None:
 
 class Cut(BaseException):
     """The power goes."""
+
+
+@pytest.mark.root
+def test_where_nothing_may_be_executed_it_runs_by_the_interpreter(tmp_path: Path) -> None:
+    """As Debian mounts /run."""
+    home = tmp_path / "run"
+    home.mkdir()
+    program = replace(PVE_STATE, command="", home=str(home / "lib"))
+    install = (
+        f"import sys\nsys.path.insert(0, {str(CORES.parent)!r})\nfrom dataclasses import replace\n"
+        "from pveguard.base import node_program\nfrom pveguard.state.program import PVE_STATE\n"
+        f"node_program.install(replace(PVE_STATE, command='', home={str(home / 'lib')!r}))\n"
+    )
+    (tmp_path / "install.py").write_text(install)
+    asked = f"{program.launcher} --root {tmp_path} list --json"
+    script = (
+        f"mount -t tmpfs -o noexec none {home} && {sys.executable} {tmp_path}/install.py && "
+        f"{{ {asked}; {sys.executable} -IS {asked}; }}"
+    )
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True)
+    assert "ermission denied" in done.stderr and '"generations"' in done.stdout, done
+
+
+@pytest.mark.parametrize("cut", range(1, 5))
+def test_a_removal_that_was_cut_is_done_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int) -> None:
+    launcher = node_program.LAUNCHER
+    node_program.install(SMALL, tmp_path)
+    monkeypatch.setattr(node_program, "LAUNCHER", launcher + "# newer\n")
+    node_program.install(SMALL, tmp_path)
+    left, unlink = cut, Path.unlink
+
+    def cutting(path: Path, missing_ok: bool = False) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Cut
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", cutting)
+        try:
+            node_program.remove(SMALL, tmp_path)
+        except Cut:
+            assert node_program.plan_removal(SMALL, tmp_path)
+    node_program.remove(SMALL, tmp_path)
+    assert not (tmp_path / SMALL.home.lstrip("/")).exists() and node_program.plan_removal(SMALL, tmp_path) == []
 
 
 CALLS = [(os, "rename"), (os, "fsync"), (os, "symlink"), (os, "mkdir"), (os, "unlink")]

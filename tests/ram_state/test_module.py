@@ -307,6 +307,11 @@ def test_the_real_program_answers_before_it_is_installed(tmp_path: Path, capfd: 
     assert list(tmp_path.iterdir()) == [] and capfd.readouterr().out == ""
 
 
+def test_what_cannot_be_understood_is_said() -> None:
+    done = program.ask(["restore-file", "latest"], 60)
+    assert done.rc == 2 and "PATH" in json.loads(done.stdout)["error"]
+
+
 def test_a_program_that_gives_no_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(program.cli, "answer", lambda argv: time.sleep(600))
     done = program.ask(["status"], 0.2)

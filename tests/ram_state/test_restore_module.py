@@ -45,10 +45,10 @@ class Host:
         return self._program([*argv, "--json"])
 
     def detached(self, unit: str, argv: Sequence[str], deadline: float, run: Any) -> dict[str, Any]:
-        assert argv[0] == ram_state_restore.PROGRAM.launcher and os.access(argv[0], os.X_OK)
-        self.unit = [unit, *argv[1:]]
+        assert argv[:3] == ["/usr/bin/python3", "-IS", ram_state_restore.PROGRAM.launcher] and os.path.exists(argv[2])
+        self.unit = [unit, *argv[3:]]
         at = argv.index("--result")
-        result = self._program([*argv[1:at], *argv[at + 2 :]])
+        result = self._program([*argv[3:at], *argv[at + 2 :]])
         value: dict[str, Any] = json.loads(result.stdout)
         if "error" in value:
             raise PveguardError(value["error"])

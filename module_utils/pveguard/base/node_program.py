@@ -15,6 +15,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import importlib.util
+import marshal
 import os
 import pkgutil
 import py_compile
@@ -117,6 +118,7 @@ def install(program: Program, root: Path = Path("/")) -> list[Change]:
     wanted = files(program)
     home, link, command = _places(program, root)
     home.mkdir(mode=0o755, parents=True, exist_ok=True)
+    fsync_dir(home.parent)
     with _locked(home):
         current = _linked(link)
         target = _written(home, wanted)
@@ -135,7 +137,7 @@ def plan_removal(program: Program, root: Path = Path("/")) -> list[Change]:
     """What :func:`remove` would change, as :func:`plan` says it."""
     _, link, command = _places(program, root)
     at = command or link
-    if not any(os.path.lexists(path) for path in (at, link)):
+    if not any(os.path.lexists(path) for path in (at, link, _former(link))):
         return []
     return [Change(program.command or f"{program.home}/{program.name}", _named(at, _linked(link)), "", "removed")]
 
@@ -195,9 +197,21 @@ def _is_whole(folder: Path, wanted: Mapping[str, bytes]) -> bool:
     """Whether a version has every file as it must be, compiled for the Python that runs here."""
     return all(
         read_or_none(folder / path) == data
-        and (not path.endswith(".py") or os.path.exists(importlib.util.cache_from_source(str(folder / path))))
+        and (_is_compiled(folder / path) if path.endswith(".py") else os.access(folder / path, os.X_OK))
         for path, data in wanted.items()
     )
+
+
+def _is_compiled(file: Path) -> bool:
+    """Whether Python can load what is compiled of a file; of a damaged one a program would die at its start."""
+    data = read_or_none(importlib.util.cache_from_source(str(file)))
+    if data is None or data[:4] != importlib.util.MAGIC_NUMBER:
+        return False
+    try:
+        marshal.loads(data[16:])
+    except (EOFError, ValueError, TypeError):
+        return False
+    return True
 
 
 def _written(home: Path, wanted: Mapping[str, bytes]) -> Path:

@@ -52,9 +52,25 @@ def inventory_errors(
     errors += _cluster_errors(hosts)
     errors += _two_cluster_errors(group_clusters or {}, host_groups or {})
     errors += _probe_errors(hosts, host_groups or {})
+    errors += _noise_errors(hosts)
     errors += _variable_errors(hosts, set(known_variables), tuple(prefixes))
     errors += _secret_errors(plain_secrets or {})
     return errors
+
+
+def _noise_errors(hosts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The trees of a cluster's members are compared without noise, so what is noise must be the same for all of them."""
+    lists: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for host, variables in hosts.items():
+        name, noise = variables.get("corosync_cluster_name"), variables.get("ram_state_noise")
+        if name and UNKNOWN not in (name, noise):
+            lists[str(name)]["unset" if noise is None else str(noise)].append(host)
+    return [
+        f"{name}: ram_state_noise differs between its members "
+        f"({'; '.join(f'{_join(members)}: {noise}' for noise, members in found.items())}); set it once, in the cluster's group"
+        for name, found in lists.items()
+        if len(found) > 1
+    ]
 
 
 def is_secret_name(name: str) -> bool:

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
-import os
 from collections.abc import Sequence
 
 from ..base import supervised
@@ -50,8 +50,12 @@ def ask(argv: Sequence[str], timeout: float) -> Result:
     """
 
     def work() -> dict[str, object]:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            code, answer = cli.answer([*argv, "--json"])
+        with io.StringIO() as said, contextlib.redirect_stdout(said):
+            try:
+                code, answer = cli.answer([*argv, "--json"])
+            except SystemExit as error:
+                # Of what it cannot understand the parser says why, and ends.
+                code, answer = int(error.code or 0), json.loads(said.getvalue() or "{}")
         return {"rc": code, "answer": answer}
 
     try:

@@ -141,7 +141,8 @@ def restore(
         return {**result, "changed": done["changed"], "former": done["kept"], "warnings": done["warnings"]}
     node_program.install(PROGRAM)
     name = found["generation"]["name"] if found["generation"] else None
-    argv = [PROGRAM.launcher, "restore", "--take-down", "--json"]
+    # By the interpreter: Debian mounts /run with noexec.
+    argv = ["/usr/bin/python3", "-IS", PROGRAM.launcher, "restore", "--take-down", "--json"]
     argv += ["--result", f"/run/pveguard/{UNIT}.json"]
     argv += ["--generation", name] if name else ["--resync"]
     argv += ["--peers-down"] if options.peers_down else []

@@ -324,7 +324,7 @@ def _figures(status: Mapping[str, Any], state: str) -> list[Finding]:
             )
         )
     lag = status.get("lag_seconds")
-    if lag is not None and lag > LAG_WARN_SECONDS:
+    if isinstance(lag, (int, float)) and lag > LAG_WARN_SECONDS:
         found.append(LAG(f"a change is {duration_text(lag)} old and not saved"))
     damaged = status.get("generations_damaged")
     if damaged:
