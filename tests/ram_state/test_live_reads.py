@@ -58,8 +58,10 @@ from ansible.module_utils.pveguard.pmxcfs import live_database, pmxcfs
 from ansible.module_utils.pveguard.writes import pmxcfs_writes
 import pathlib, random, tempfile
 from ansible.module_utils.pveguard.cluster import join_node as member
+from ansible.module_utils.pveguard.pmxcfs import tree
 from ansible.module_utils.pveguard.state import live, paths, rows, settings
-state = types.SimpleNamespace(**{name: value for each in (settings, paths, rows, live) for name, value in vars(each).items()})
+modules = (settings, paths, tree, rows, live)
+state = types.SimpleNamespace(**{name: value for each in modules for name, value in vars(each).items()})
 paths, config = state.Paths("/"), state.Config()
 database = pathlib.Path(paths.live_db)
 sampler = pmxcfs_writes.Sampler(str(database))
