@@ -554,3 +554,22 @@ def test_a_look_leaves_no_time_of_access(tmp_path: Path) -> None:
     assert live_database.look(str(path), lambda connection: connection.execute("SELECT a FROM t").fetchone()) == (1,)
     assert times() == before
     writer.close()
+
+
+def test_threads_register_one_way_of_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second one of the same name left SQLite with a pointer to the first, which was freed: the process crashed."""
+    made = []
+
+    def register() -> None:
+        made.append(1)
+        started.wait(0.2)
+
+    started = threading.Event()
+    monkeypatch.setattr(live_database, "_registered", None)
+    monkeypatch.setattr(live_database, "_register", register)
+    threads = [threading.Thread(target=live_database._vfs) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert made == [1]

@@ -29,6 +29,7 @@ This file stands alone (standard library, no imports of this package), so that a
 
 from __future__ import annotations
 
+import _thread
 import fcntl
 import os
 import signal
@@ -328,17 +329,20 @@ def _open(path: str, options: str) -> sqlite3.Connection:
 
 #: Whether SQLite has the VFS; None before the first use.
 _registered: bool | None = None
+#: Two threads would register two, and SQLite would go on to look at the one that is freed.
+_registering = _thread.allocate_lock()
 
 
 def _vfs() -> bool:
     """Register the VFS with the SQLite library that Python uses; False where that cannot be done."""
     global _registered
-    if _registered is None:
-        try:
-            _register()
-            _registered = True
-        except (ImportError, OSError, AttributeError, MemoryError):
-            _registered = False
+    with _registering:
+        if _registered is None:
+            try:
+                _register()
+                _registered = True
+            except (ImportError, OSError, AttributeError, MemoryError):
+                _registered = False
     return _registered
 
 
