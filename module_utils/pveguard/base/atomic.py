@@ -49,3 +49,14 @@ def write_atomic(
             pass
         raise
     fsync_dir(target.parent)
+
+
+def link_atomic(path: str | os.PathLike[str], to: str) -> None:
+    """Make ``path`` a symbolic link to ``to``, in place of whatever file or link is there. The directory must exist."""
+    link = Path(path)
+    # One name: what a power cut left is taken away by the next.
+    temporary = link.with_name(f".{link.name}.new")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(to)
+    temporary.rename(link)
+    fsync_dir(link.parent)

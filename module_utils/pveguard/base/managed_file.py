@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from .atomic import fsync_dir, read_or_none, write_atomic
+from .atomic import fsync_dir, link_atomic, read_or_none, write_atomic
 from .errors import PveguardError
 
 STORE = "var/lib/pveguard/managed"
@@ -107,7 +107,7 @@ def apply(
             continue
         _make_folders(target.parent)
         if spec.link:
-            _write_link(target, spec.link)
+            link_atomic(target, spec.link)
         else:
             write_atomic(target, spec.data, int(spec.mode, 8), spec.uid, spec.gid)
     return changes
@@ -406,7 +406,7 @@ def _put_back(note: dict[str, Any], target: Path, kept: Path) -> None:
         return
     _make_folders(target.parent)
     if was["kind"] == "link":
-        _write_link(target, was["target"])
+        link_atomic(target, was["target"])
     else:
         write_atomic(target, _original_data(note, kept), int(was["mode"], 8), was["uid"], was["gid"])
 
@@ -416,14 +416,6 @@ def _forget(kept: Path) -> None:
     for ending in (".json", ".original"):
         _with(kept, ending).unlink(missing_ok=True)
         fsync_dir(kept.parent)
-
-
-def _write_link(target: Path, to: str) -> None:
-    temporary = target.with_name(f".{target.name}.tmp{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(to)
-    temporary.rename(target)
-    fsync_dir(target.parent)
 
 
 def _make_folders(folder: Path, mode: int = 0o755) -> None:

@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .atomic import fsync_dir, read_or_none
+from .atomic import fsync_dir, link_atomic, read_or_none
 from .errors import PveguardError
 from .managed_file import Change
 
@@ -94,18 +94,19 @@ def plan(program: Program, root: Path = Path("/")) -> list[Change]:
     directory is in its place.
     """
     wanted = files(program)
+    name = version(wanted)
     home, link, command = _places(program, root)
     for path in (link, command):
         if path is not None and path.is_dir() and not path.is_symlink():
             raise PveguardError(f"{path}: is a directory, where the program {program.name} belongs; move it away")
     current = _linked(link)
     called = command is None or (command.is_symlink() and os.readlink(command) == _way(command, home, program))
-    if called and current is not None and _is_of(current, wanted) and _is_whole(current, wanted):
+    if called and current is not None and _is_of(current, name) and _is_whole(current, wanted):
         return []
     at = command or link
     before = "" if not os.path.lexists(at) else _named(at, current)
     what = "content" if before else "created"
-    return [Change(program.command or f"{program.home}/{program.name}", before, f"version {version(wanted)}\n", what)]
+    return [Change(program.command or f"{program.home}/{program.name}", before, f"version {name}\n", what)]
 
 
 def install(program: Program, root: Path = Path("/")) -> list[Change]:
@@ -123,12 +124,12 @@ def install(program: Program, root: Path = Path("/")) -> list[Change]:
         current = _linked(link)
         target = _written(home, wanted)
         if current is not None and current != target:
-            _swap(_former(link), current.name)
+            link_atomic(_former(link), current.name)
         if current != target:
-            _swap(link, target.name)
+            link_atomic(link, target.name)
         if command is not None:
             command.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            _swap(command, _way(command, home, program))
+            link_atomic(command, _way(command, home, program))
         _prune(home)
     return changes
 
@@ -180,8 +181,8 @@ def _linked(link: Path) -> Path | None:
     return folder if folder.parent == link.parent and folder.is_dir() else None
 
 
-def _is_of(folder: Path, wanted: Mapping[str, bytes]) -> bool:
-    return folder.name.partition("-")[0] == version(wanted)
+def _is_of(folder: Path, name: str) -> bool:
+    return folder.name.partition("-")[0] == name
 
 
 def _named(link: Path, current: Path | None) -> str:
@@ -216,10 +217,10 @@ def _is_compiled(file: Path) -> bool:
 
 def _written(home: Path, wanted: Mapping[str, bytes]) -> Path:
     """A whole version in its place: the one that is there, or a new one. A damaged one is left to those that run it."""
-    for path in sorted(home.iterdir()):
-        if not path.is_symlink() and _is_of(path, wanted) and _is_whole(path, wanted):
-            return path
     name = version(wanted)
+    for path in sorted(home.iterdir()):
+        if not path.is_symlink() and _is_of(path, name) and _is_whole(path, wanted):
+            return path
     target = home / name
     number = 1
     while os.path.lexists(target):
@@ -255,14 +256,6 @@ def _flush(folder: Path) -> None:
             finally:
                 os.close(fd)
         fsync_dir(top)
-
-
-def _swap(link: Path, target: str) -> None:
-    temporary = link.with_name(f".{link.name}.new")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target)
-    temporary.rename(link)
-    fsync_dir(link.parent)
 
 
 def _prune(home: Path) -> None:
