@@ -18,7 +18,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ..base.atomic import fsync_dir, read_or_none, write_atomic
+from ..base.atomic import fsync_dir, fsync_file, read_or_none, write_atomic
 from ..base.run import CommandMissing, Result, run
 from ..formats.corosync_tools import parse_quorum
 from ..pmxcfs import mount, tasks, tree
@@ -144,9 +144,9 @@ def save_generation(node: Node, node_name: str, reason: str) -> str:
                 source.backup(target)
                 target.execute("PRAGMA journal_mode=DELETE").fetchone()
         version, held = read_tree(temporary)
-        with open(temporary, "rb+") as handle:
+        fsync_file(temporary)
+        with open(temporary, "rb") as handle:
             sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
-            os.fsync(handle.fileno())
         conf = held.get("corosync.conf", (tree.FILE, b""))[1].decode("utf-8", "replace")
         match = re.search(r"^\s*config_version:\s*0*([0-9]+)\s*$", conf, flags=re.MULTILINE)
         manifest = {

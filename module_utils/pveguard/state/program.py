@@ -17,6 +17,7 @@ PVE_STATE = Program(
     "pve-state",
     "state.cli",
     (
+        "base.atomic",
         "base.errors",
         "base.findings",
         "base.node_name",

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import time
 
+from ..base.atomic import fsync_dir
 from ..base.node_name import own as node_name
 from ..formats.corosync_tools import parse_quorum
 from ..pmxcfs.mount import NOT_MET
@@ -28,7 +29,6 @@ from .files import (
     Lock,
     copy_file,
     ensure_store,
-    fsync_path,
     read_json,
     read_text,
     remove,
@@ -272,7 +272,7 @@ def place_generation(paths: Paths, config: Config, g: Generation, kept: list[str
             rescue_is_over(store)
             store.update_state(clean=False)
             put_live(paths, staged)
-            fsync_path(paths.live)
+            fsync_dir(paths.live)
     except (OSError, sqlite3.Error) as error:
         raise RestoreError(f"generation {g.name} could not be put in place: {error}") from error
     finally:

@@ -8,6 +8,7 @@ import os
 import re
 import sqlite3
 
+from ..base.atomic import fsync_file
 from ..pmxcfs.live_database import Unreadable, look, snapshot, unknown_schema
 from ..pmxcfs.tree import (
     DIRECTORY,
@@ -27,7 +28,7 @@ from ..pmxcfs.tree import (
     root_version,
 )
 from .exits import Damaged
-from .files import fsync_path, read_text, remove_database, size_of
+from .files import read_text, remove_database, size_of
 from .system import printable
 
 TYPE_CHECKING = False
@@ -280,7 +281,7 @@ def plain_copy(connection: sqlite3.Connection, target: str) -> None:
     finally:
         copy.close()
     os.chmod(target, 0o600)
-    fsync_path(target)
+    fsync_file(target)
 
 
 def is_placeholder(path: str) -> bool:

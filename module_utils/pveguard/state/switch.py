@@ -9,10 +9,11 @@ import sqlite3
 import sys
 import time
 
+from ..base.atomic import fsync_dir
 from ..pmxcfs.live_database import unknown_schema
 from ..pmxcfs.tree import read_rows, root_version, tree_sha256
 from .exits import Damaged, Refused, SwitchError
-from .files import copy_file, fsync_path, read_json, remove, remove_database, store_lock, write_volatile
+from .files import copy_file, read_json, remove, remove_database, store_lock, write_volatile
 from .generations import generations
 from .live import open_live
 from .members import members_file, members_said
@@ -178,7 +179,7 @@ def copy_backups(source: str, target: str) -> None:
             continue
         copy_file(entry.path, there)
         os.utime(there, (info.st_atime, info.st_mtime))
-    fsync_path(target)
+    fsync_dir(target)
 
 
 def after_disable(paths: Paths, config: Config) -> None:
@@ -190,7 +191,7 @@ def after_disable(paths: Paths, config: Config) -> None:
         with store_lock(paths):
             remove_database(paths.replica)
             remove(paths.state_file)
-            fsync_path(paths.store)
+            fsync_dir(paths.store)
     for file in (paths.watch_file, paths.restore_file, paths.live_file, paths.removed_file):
         remove(file)
     tell(paths, config)
