@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..base.findings import GOOD, PROBLEM, UNKNOWN, WARNING, Finding, check
-from ..pmxcfs.mount import NOT_MET
+from ..pmxcfs.members import NOT_MET
 
 CLUSTER_COPY, HOST_COPY = "/etc/pve/corosync.conf", "/etc/corosync/corosync.conf"
 _DIFF = f"diff {CLUSTER_COPY} {HOST_COPY}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mount of the cluster file system: whether it is there, whether it takes writes, and what its file ``.members`` says.
+"""The mount of the cluster file system: whether it is there, and whether it takes writes.
 
 Imports little, as programs on a node start with it.
 """
@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import re
 
-#: What an operator is told of a daemon in cluster mode that has not met its Corosync.
-NOT_MET = "its Corosync has not run since the daemon started: /etc/pve is read-only"
 #: (mount point, type, source, options)
 Mount = tuple[str, str, str, str]
 
@@ -67,25 +65,4 @@ def has_write_bits(path: str) -> bool | None:
             continue
         except OSError:
             return False
-    return None
-
-
-def unknown_members(said: object) -> str | None:
-    """What of the text in ``.members`` is not as the daemon is known to write it, None when all of it is.
-
-    Without a key ``cluster`` it has nothing but the node's name and a version; what else may stand there is not taken for a
-    node without a cluster.
-    """
-    if not isinstance(said, dict):
-        return "it is no JSON object"
-    if "cluster" not in said:
-        if not isinstance(said.get("nodename"), str) or not said["nodename"]:
-            return "it has no nodename"
-        others = sorted(str(key) for key in said if key not in ("nodename", "version"))
-        return f"it has no cluster but {', '.join(others[:5])}" if others else None
-    cluster, nodes = said["cluster"], said.get("nodelist", {})
-    if not isinstance(cluster, dict) or cluster.get("quorate") not in (0, 1):
-        return "its cluster does not say quorate 0 or 1"
-    if not isinstance(nodes, dict) or not all(isinstance(node, dict) for node in nodes.values()):
-        return "its nodelist does not tell of each node by its name"
     return None

@@ -28,7 +28,7 @@ from ..base.atomic import write_atomic
 from ..base.errors import PveguardError
 from ..base.run import Result, Run
 from ..base.run import run as real_run
-from . import live_database, pmxcfs, pve_file
+from . import live_database, members, pmxcfs, pve_file
 
 #: Seconds after which the daemon takes a lock's holder for dead.
 STALE_AFTER_S = 120.0
@@ -373,11 +373,11 @@ def _row(path: Path, root: Path) -> tuple[int, int] | None:
 def _node_ids(root: Path) -> tuple[int | None, dict[int, str]]:
     """The id of this node, and the names of all, as the daemon tells them."""
     try:
-        members = json.loads((root / pmxcfs.MOUNT / ".members").read_text() or "{}")
-        nodes = {str(name): int(facts["id"]) for name, facts in (members.get("nodelist") or {}).items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        said = members.read(str(root / pmxcfs.MOUNT), real_run)
+    except PveguardError:
         return None, {}
-    return nodes.get(str(members.get("nodename"))), {number: name for name, number in nodes.items()}
+    names = members.names_by_id(said)
+    return next((number for number, name in names.items() if name == said.get("nodename")), None), names
 
 
 def _by(path: Path, root: Path) -> str:

@@ -10,6 +10,7 @@ import time
 from ..base.atomic import fsync_dir, write_atomic
 from ..base.node_name import own as node_name
 from ..pmxcfs.live_database import unknown_schema
+from ..pmxcfs.members import CLUSTER
 from ..pmxcfs.tasks import running as running_tasks
 from ..pmxcfs.tree import read_rows, root_version, without_noise
 from .exits import Refused, StateError, SwitchError
@@ -25,7 +26,7 @@ from .files import (
 from .generations import cut_generation, generations
 from .live import merge_live_log, open_live, replaced_database, switched
 from .login import check_login, remove_login_fallback
-from .members import daemon_mode, members_file
+from .members import daemon_mode, members_file, said_quorate
 from .node import daemon_running, is_ours, live_mount, pve_mounted, state_bytes, systemctl
 from .paths import BACKUP_UNIT, MIB, MOUNT_UNIT, PVE_CLUSTER, STATE_UNIT, WATCH_UNIT
 from .preflight import DISK_RESERVE, locked_guests, offline_members, preflight
@@ -92,7 +93,7 @@ def cmd_enable(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
 
 def _enable(paths: Paths, config: Config, args: Namespace, login: dict[str, Any]) -> dict[str, Any]:
     deadline = time.monotonic() + config.deadline
-    cluster = daemon_mode(paths, members_file(paths)).name == "cluster"
+    cluster = daemon_mode(paths, members_file(paths)).name == CLUSTER
     ensure_store(paths)
     store = Store(paths, config)
     # Most of the copying is done while the daemon still works.
@@ -259,9 +260,7 @@ def put_stock_back(paths: Paths, config: Config, reason: str, leave: bool = True
     start_dependents(paths)
     remove_database(staged)
     if cluster:
-        wait_for(
-            "quorum", lambda: bool((members_file(paths).get("cluster") or {}).get("quorate")), deadline, 0.5
-        )
+        wait_for("quorum", lambda: said_quorate(paths), deadline, 0.5)
     return {"source": source or "disk", "downtime_seconds": round(served - down, 2), "reason": reason}
 
 

@@ -27,6 +27,7 @@ PVE_STATE = Program(
         "formats.section_config",
         "ha.ha_findings",
         "pmxcfs.live_database",
+        "pmxcfs.members",
         "pmxcfs.mount",
         "pmxcfs.tasks",
         "pmxcfs.tree",

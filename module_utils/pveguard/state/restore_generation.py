@@ -10,7 +10,7 @@ import time
 from ..base.atomic import fsync_dir
 from ..base.node_name import own as node_name
 from ..formats.corosync_tools import parse_quorum
-from ..pmxcfs.mount import NOT_MET
+from ..pmxcfs.members import NOT_MET
 from ..pmxcfs.tasks import running as running_tasks
 from ..pmxcfs.tree import read_rows, root_version, tree_sha256, without_noise
 from .boot import put_live, restore_at_boot, restored_result, settle
@@ -71,9 +71,9 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from typing import Any, NoReturn
 
+    from ..pmxcfs.members import Judged
     from ..pmxcfs.tree import Noise
     from .generations import Generation
-    from .members import Mode
     from .paths import Paths
     from .settings import Config
 
@@ -467,7 +467,7 @@ def _judge_generation(paths: Paths, g: Generation, result: dict[str, Any], args:
         )
 
 
-def _judge_resync(paths: Paths, mode: Mode, result: dict[str, Any], args: Namespace) -> None:
+def _judge_resync(paths: Paths, mode: Judged, result: dict[str, Any], args: Namespace) -> None:
     refusals = result["refusals"]
     if not result["member"]:
         refusals.append(f"{paths.corosync_conf} is not a cluster's: there is nobody to fetch the state from")

@@ -16,7 +16,7 @@ from .exits import Damaged, Refused, SwitchError
 from .files import copy_file, read_json, remove, remove_database, store_lock, write_volatile
 from .generations import generations
 from .live import open_live
-from .members import members_file, members_said
+from .members import members_said, said_quorate
 from .node import daemon_running, pve_mounted, systemctl, unit_states
 from .paths import FORMER_ROLLBACK_UNIT, PVE_CLUSTER, ROLLBACK_UNIT, STATE_UNIT, WATCH_UNIT
 from .status import tell
@@ -132,9 +132,7 @@ def start_daemon(paths: Paths, deadline: float, cluster: bool, watcher: bool) ->
     wait_for("/etc/pve to be mounted", lambda: pve_mounted(paths) and members_said(paths) is not None, deadline)
     served = time.monotonic()
     if cluster:
-        wait_for(
-            "quorum", lambda: bool((members_file(paths).get("cluster") or {}).get("quorate")), deadline, 0.5
-        )
+        wait_for("quorum", lambda: said_quorate(paths), deadline, 0.5)
     if watcher:
         # Its start was queued with the daemon's; systemctl waits for the end of it without asking again and again.
         systemctl("start", WATCH_UNIT, timeout=max(1.0, deadline - time.monotonic()))

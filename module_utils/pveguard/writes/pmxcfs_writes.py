@@ -9,7 +9,6 @@ daemon's debug log is on for the window (see pmxcfs_journal), and every write is
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -23,7 +22,7 @@ from ..base.run import CommandMissing, Run
 from ..base.run import run as real_run
 from ..disk import block_writes
 from ..formats import corosync_conf
-from ..pmxcfs import live_database, mount
+from ..pmxcfs import live_database, members
 from . import pmxcfs_journal, write_classes
 
 Value = TypeVar("Value")
@@ -579,33 +578,12 @@ def node_names(
         if by_id:
             return NodeNames(by_id)
     try:
-        said = members(pve, run)
+        said = members.read(pve, run)
     except PveguardError:
         return NodeNames()
-    nodes = said.get("nodelist") or {}
-    if found is None and not nodes:
+    if found is None and not said.get("nodelist"):
         return NodeNames(alone=said.get("nodename") or None)
-    return NodeNames(
-        {int(node["id"]): name for name, node in nodes.items() if str(node.get("id", "")).isdigit()}
-    )
-
-
-def members(pve: str = pmxcfs_journal.PVE, run: Run = real_run) -> dict[str, Any]:
-    """What the daemon says of its node and cluster in ``.members``; raises PveguardError when it does not.
-
-    Read by a command with a timeout: a file system whose daemon hangs would hold this process too.
-    """
-    done = run(["cat", f"{pve}/.members"], timeout=10)
-    if not done.ok:
-        raise PveguardError(f"{pve}/.members cannot be read: {done.stderr.strip()}")
-    try:
-        found: dict[str, Any] = json.loads(done.stdout)
-    except ValueError as error:
-        raise PveguardError(f"{pve}/.members is not JSON: {error}") from error
-    unknown = mount.unknown_members(found)
-    if unknown:
-        raise PveguardError(f"{pve}/.members is not as it is known: {unknown}")
-    return found
+    return NodeNames(members.names_by_id(said))
 
 
 def since(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
