@@ -36,7 +36,8 @@ PROGRAM = Program(
     "cluster-member",
     "cluster.join",
     (
-        *("base.atomic", "base.errors", "base.run", "cluster.join", "cluster.join_node", "formats.corosync_tools"),
+        *("base.atomic", "base.errors", "base.run", "base.systemd"),
+        *("cluster.join", "cluster.join_node", "formats.corosync_tools"),
         *(f"pmxcfs.{name}" for name in ("live_database", "mount", "tasks", "tree")),
     ),
 )

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ..base.atomic import fsync_dir, fsync_file, read_or_none, write_atomic
 from ..base.run import CommandMissing, Result, run
+from ..base.systemd import properties_of
 from ..formats.corosync_tools import parse_quorum
 from ..pmxcfs import mount, tasks, tree
 from ..pmxcfs.live_database import Unreadable, snapshot
@@ -74,13 +75,8 @@ def systemctl(*argv: str, must: bool = True) -> str:
 
 def active(*units: str) -> dict[str, bool]:
     """Which units run, in one call."""
-    out = systemctl("show", "-p", "Id,ActiveState", *units, must=False)
-    states = {}
-    for block in out.split("\n\n"):
-        values = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
-        if "Id" in values:
-            states[values["Id"]] = values.get("ActiveState") in ("active", "activating", "reloading")
-    return {unit: states.get(unit, False) for unit in units}
+    shown = properties_of(units, ["ActiveState"], run)
+    return {unit: values.get("ActiveState") in ("active", "activating", "reloading") for unit, values in shown.items()}
 
 
 def write_in_place(path: Path, data: bytes) -> None:

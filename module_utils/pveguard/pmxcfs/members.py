@@ -12,16 +12,10 @@ from ..base.errors import PveguardError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from typing import Any, Protocol
+    from collections.abc import Callable, Mapping
+    from typing import Any
 
-    from ..base.run import Result
-
-    class Run(Protocol):
-        """What is needed of :func:`pveguard.base.run.run`."""
-
-        def __call__(self, argv: Sequence[str], *, timeout: float = ...) -> Result: ...
-
+    from ..base.run import Ask
 
 FILE = "/etc/pve/.members"
 LOCAL, CLUSTER = "local", "cluster"
@@ -31,7 +25,7 @@ NOT_MET = "its Corosync has not run since the daemon started: /etc/pve is read-o
 ANSWER_S = 10.0
 
 
-def ask(pve: str, run: Run) -> object:
+def ask(pve: str, run: Ask) -> object:
     """What the daemon at ``pve`` says, as JSON. Raises PveguardError when it does not answer, or not in JSON.
 
     Read by a child: a daemon that hangs would hold this process too.
@@ -54,7 +48,7 @@ def known(said: Any) -> dict[str, Any]:
     return found
 
 
-def read(pve: str, run: Run) -> dict[str, Any]:
+def read(pve: str, run: Ask) -> dict[str, Any]:
     """:func:`ask` and :func:`known`."""
     return known(ask(pve, run))
 

@@ -22,6 +22,7 @@ PVE_STATE = Program(
         "base.findings",
         "base.node_name",
         "base.run",
+        "base.systemd",
         "base.units",
         "formats.corosync_tools",
         "formats.section_config",
