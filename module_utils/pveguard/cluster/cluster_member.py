@@ -37,7 +37,7 @@ PROGRAM = Program(
     "cluster.join",
     (
         *("base.atomic", "base.errors", "base.run", "base.systemd"),
-        *("cluster.join", "cluster.join_node", "formats.corosync_tools"),
+        *("cluster.join", "cluster.join_node", "formats.corosync_tools", "formats.corosync_version"),
         *(f"pmxcfs.{name}" for name in ("live_database", "mount", "tasks", "tree")),
     ),
 )

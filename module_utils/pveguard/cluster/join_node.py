@@ -8,7 +8,6 @@ import gzip
 import hashlib
 import json
 import os
-import re
 import signal
 import sqlite3
 import tempfile
@@ -22,6 +21,7 @@ from ..base.atomic import fsync_dir, fsync_file, read_or_none, write_atomic
 from ..base.run import CommandMissing, Result, run
 from ..base.systemd import properties_of
 from ..formats.corosync_tools import parse_quorum
+from ..formats.corosync_version import config_version
 from ..pmxcfs import mount, tasks, tree
 from ..pmxcfs.live_database import Unreadable, snapshot
 
@@ -144,12 +144,10 @@ def save_generation(node: Node, node_name: str, reason: str) -> str:
         with open(temporary, "rb") as handle:
             sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
         conf = held.get("corosync.conf", (tree.FILE, b""))[1].decode("utf-8", "replace")
-        match = re.search(r"^\s*config_version:\s*0*([0-9]+)\s*$", conf, flags=re.MULTILINE)
         manifest = {
             "sha256": sha256,
             "root_version": version,
-            # Of more digits than the daemon's 64 bits hold it is read as the largest number.
-            "config_version": min(int(match.group(1)[:21]), 2**64 - 1) if match else None,
+            "config_version": config_version(conf),
             "mode": "member" if "corosync.conf" in held else "standalone",
             "node": node_name,
             "time": now.strftime("%Y-%m-%dT%H:%M:%SZ"),

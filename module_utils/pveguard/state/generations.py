@@ -10,6 +10,7 @@ import time
 
 from ..base.atomic import fsync_dir
 from ..base.node_name import own as node_name
+from ..formats.corosync_version import config_version
 from ..pmxcfs.tree import content_of, read_rows, root_version, tree_sha256
 from .exits import Damaged, Refused, StoreError
 from .files import (
@@ -22,7 +23,7 @@ from .files import (
     write_volatile,
 )
 from .paths import DAY, FORMAT
-from .rows import config_version, is_member, plain_copy, verify_database
+from .rows import is_member, plain_copy, verify_database
 from .settings import KEEP_AT_LEAST, Config
 from .system import log, utc
 

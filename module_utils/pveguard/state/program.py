@@ -25,6 +25,7 @@ PVE_STATE = Program(
         "base.systemd",
         "base.units",
         "formats.corosync_tools",
+        "formats.corosync_version",
         "formats.section_config",
         "ha.ha_findings",
         "pmxcfs.live_database",

@@ -10,6 +10,7 @@ import time
 from ..base.atomic import fsync_dir
 from ..base.node_name import own as node_name
 from ..formats.corosync_tools import parse_quorum
+from ..formats.corosync_version import config_version
 from ..pmxcfs.members import NOT_MET
 from ..pmxcfs.tasks import running as running_tasks
 from ..pmxcfs.tree import read_rows, root_version, tree_sha256, without_noise
@@ -53,7 +54,7 @@ from .preflight import (
 )
 from .replica import Store
 from .rescue import keep_former, pending_rescue, rescue_is_over, set_rescue_aside
-from .rows import config_version, connect, in_memory, is_member, is_placeholder, read_hashes, verify_database
+from .rows import connect, in_memory, is_member, is_placeholder, read_hashes, verify_database
 from .switch import (
     after_disable,
     arm_rollback_timer,

@@ -9,6 +9,7 @@ import re
 import sqlite3
 
 from ..base.node_name import own as node_name
+from ..formats.corosync_version import config_version
 from ..pmxcfs.tree import (
     DIRECTORY,
     FILE,
@@ -31,7 +32,7 @@ from .live import open_live
 from .node import daemon_running
 from .paths import below
 from .rescue import modified, pending_rescue
-from .rows import NO_COROSYNC_CONF, check_connection, config_version, connect, in_memory, is_member
+from .rows import NO_COROSYNC_CONF, check_connection, connect, in_memory, is_member
 from .system import printable, utc
 
 TYPE_CHECKING = False
