@@ -36,7 +36,7 @@ PROGRAM = Program(
     "cluster-member",
     "cluster.join",
     (
-        *("base.atomic", "base.errors", "base.run", "base.systemd"),
+        *("base.atomic", "base.errors", "base.mountinfo", "base.run", "base.systemd"),
         *("cluster.join", "cluster.join_node", "formats.corosync_tools", "formats.corosync_version"),
         *(f"pmxcfs.{name}" for name in ("live_database", "mount", "tasks", "tree")),
     ),

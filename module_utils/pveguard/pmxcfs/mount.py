@@ -7,7 +7,8 @@ Imports little, as programs on a node start with it.
 from __future__ import annotations
 
 import os
-import re
+
+from ..base.mountinfo import mountinfo
 
 #: (mount point, type, source, options)
 Mount = tuple[str, str, str, str]
@@ -18,18 +19,9 @@ def mounts(root: str = "/") -> list[Mount]:
 
     ``root`` is / but in tests.
     """
-    try:
-        with open(f"{root.rstrip('/')}/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as handle:
-            lines = handle.read().splitlines()
-    except OSError:
-        return []
-    found = []
-    for line in lines:
-        left, _, right = line.partition(" - ")
-        fields, tail = left.split(), right.split()
-        point = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m.group(1), 8)), fields[4])
-        found.append((point, tail[0], tail[1] if len(tail) > 1 else "", tail[2] if len(tail) > 2 else ""))
-    return found
+    return [
+        (each["mount_point"], each["filesystem"], each["source"], each["filesystem_options"]) for each in mountinfo(root)
+    ]
 
 
 def on_top(point: str, among: list[Mount]) -> Mount | None:

@@ -20,6 +20,7 @@ PVE_STATE = Program(
         "base.atomic",
         "base.errors",
         "base.findings",
+        "base.mountinfo",
         "base.node_name",
         "base.run",
         "base.systemd",
