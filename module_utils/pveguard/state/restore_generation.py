@@ -13,7 +13,7 @@ from ..formats.corosync_tools import parse_quorum
 from ..formats.corosync_version import config_version
 from ..pmxcfs.members import NOT_MET
 from ..pmxcfs.tasks import running as running_tasks
-from ..pmxcfs.tree import read_rows, root_version, tree_sha256, without_noise
+from ..pmxcfs.tree import read_rows, root_version, stored_data, tree_sha256, without_noise
 from .boot import put_live, restore_at_boot, restored_result, settle
 from .compare import compare
 from .exits import (
@@ -260,8 +260,7 @@ def place_generation(paths: Paths, config: Config, g: Generation, kept: list[str
             try:
                 change = compare(rows, store.rows(), config.noise, True, read_hashes(source), _hashes(store))
                 blobs = {
-                    i: source.execute("SELECT CAST(data AS BLOB) FROM tree WHERE inode=?", (i,)).fetchone()[0]
-                    for i in change.upsert | ({0} & rows.keys())
+                    i: stored_data(source, i) for i in change.upsert | ({0} & rows.keys())
                 }
                 tree = tree_sha256(source, config.noise)
             finally:

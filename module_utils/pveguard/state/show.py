@@ -19,8 +19,8 @@ from ..pmxcfs.tree import (
     TYPE,
     WRITER,
     all_paths,
-    as_bytes,
     content_of,
+    data_of,
     guest_of,
     read_rows,
     root_version,
@@ -67,8 +67,7 @@ class Tree:
         return path in self.entries and self.entries[path][TYPE] == DIRECTORY
 
     def data(self, path: str) -> bytes:
-        query = "SELECT CAST(data AS BLOB) FROM tree WHERE inode=?"
-        return as_bytes(self.connection.execute(query, (self.entries[path][INODE],)).fetchone()[0])
+        return data_of(self.connection, self.entries[path][INODE])
 
     def guests(self) -> dict[int, str]:
         """{guest id: path of its configuration}."""
