@@ -12,9 +12,10 @@ from ..corosync import probe_members
 from ..corosync.corosync_findings import version_told
 from ..formats import corosync_check, corosync_conf
 from ..formats.corosync_conf import CorosyncConfError, short_name
+from ..pmxcfs import places
 from . import plan
 
-CLUSTER_COPY, HOST_COPY = "/etc/pve/corosync.conf", "/etc/corosync/corosync.conf"
+CLUSTER_COPY, HOST_COPY = places.CLUSTER_CONF, places.HOST_CONF
 #: Hexadecimal digits of a hash that are shown.
 SHORT = 8
 

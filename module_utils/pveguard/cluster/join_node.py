@@ -22,7 +22,7 @@ from ..base.run import CommandMissing, Result, run
 from ..base.systemd import properties_of
 from ..formats.corosync_tools import parse_quorum
 from ..formats.corosync_version import config_version
-from ..pmxcfs import mount, tasks, tree
+from ..pmxcfs import mount, places, tasks, tree
 from ..pmxcfs.live_database import Unreadable, snapshot
 
 PVE_STATE = "/usr/local/sbin/pve-state"
@@ -46,9 +46,9 @@ class Node:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.pve = root / "etc/pve"
+        self.pve = root / places.MOUNT.lstrip("/")
         self.corosync = root / "etc/corosync"
-        self.lib = root / "var/lib/pve-cluster"
+        self.lib = root / places.FOLDER.lstrip("/")
         self.database = self.lib / "config.db"
         self.generations = root / "var/lib/pveguard/state/generations"
         self.root_ssh = root / "root/.ssh"

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 
 from ..base.findings import GOOD, PROBLEM, UNKNOWN, WARNING, Finding, check
 from ..pmxcfs.members import NOT_MET
+from ..pmxcfs.places import CLUSTER_CONF as CLUSTER_COPY
+from ..pmxcfs.places import HOST_CONF as HOST_COPY
 
-CLUSTER_COPY, HOST_COPY = "/etc/pve/corosync.conf", "/etc/corosync/corosync.conf"
 _DIFF = f"diff {CLUSTER_COPY} {HOST_COPY}"
 
 NEVER_MET = check(

@@ -17,6 +17,8 @@ from typing import Any
 
 from ..base.mountinfo import mountinfo
 from ..pmxcfs import live_database
+from ..pmxcfs.places import DATABASE as DATABASE
+from ..pmxcfs.places import PID_FILE as PID_FILE
 
 #: Unit of the sector counts in /sys/block/*/stat, whatever the device's own sector size
 #: (Documentation/block/stat.rst of the kernel).
@@ -24,8 +26,6 @@ SECTOR_BYTES = 512
 
 #: The store of the RAM state: on the disk that protection spares, before and after.
 STORE = "/var/lib/pveguard"
-DATABASE = "/var/lib/pve-cluster/config.db"
-PID_FILE = "/run/pve-cluster.pid"
 
 #: So many services are named in a difference, those that wrote most.
 TOP_SERVICES = 10

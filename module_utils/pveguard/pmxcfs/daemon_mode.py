@@ -18,11 +18,11 @@ from ..base.errors import PveguardError
 from ..base.run import Run
 from ..base.run import run as real_run
 from ..formats import corosync_conf
-from . import pve_file
+from . import places, pve_file
 from .members import CLUSTER, LOCAL, judge, read
 
-PID_FILE = Path("run/pve-cluster.pid")
-HOST_CONF = Path("etc/corosync/corosync.conf")
+PID_FILE = Path(places.PID_FILE.lstrip("/"))
+HOST_CONF = Path(places.HOST_CONF.lstrip("/"))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 
 from ..base.errors import PveguardError
+from .places import MOUNT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from ..base.run import Ask
 
-FILE = "/etc/pve/.members"
+_FILE = f"{MOUNT}/.members"
 LOCAL, CLUSTER = "local", "cluster"
 #: What an operator is told of a daemon in cluster mode that has not met its Corosync.
 NOT_MET = "its Corosync has not run since the daemon started: /etc/pve is read-only"
@@ -32,18 +33,18 @@ def ask(pve: str, run: Ask) -> object:
     """
     done = run(["cat", f"{pve}/.members"], timeout=ANSWER_S)
     if not done.ok:
-        raise PveguardError(f"{FILE} cannot be read: {' '.join(done.stderr.split()) or f'cat ended with {done.rc}'}")
+        raise PveguardError(f"{_FILE} cannot be read: {' '.join(done.stderr.split()) or f'cat ended with {done.rc}'}")
     try:
         return json.loads(done.stdout)
     except ValueError as error:
-        raise PveguardError(f"{FILE} cannot be read: it is not JSON: {error}") from error
+        raise PveguardError(f"{_FILE} cannot be read: it is not JSON: {error}") from error
 
 
 def known(said: Any) -> dict[str, Any]:
     """What was said, as it is. Raises PveguardError when that is not as the daemon is known to say it."""
     unknown = unknown_members(said)
     if unknown:
-        raise PveguardError(f"{FILE} is not as it is known ({unknown}), so members and quorum are not known")
+        raise PveguardError(f"{_FILE} is not as it is known ({unknown}), so members and quorum are not known")
     found: dict[str, Any] = said
     return found
 

@@ -32,6 +32,7 @@ PVE_STATE = Program(
         "pmxcfs.live_database",
         "pmxcfs.members",
         "pmxcfs.mount",
+        "pmxcfs.places",
         "pmxcfs.tasks",
         "pmxcfs.tree",
         "pmxcfs.pmxcfs_findings",
