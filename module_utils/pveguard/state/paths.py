@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 
+from ..pmxcfs import places
+
 FORMAT = 1
 MIB = 1024 * 1024
 PVE_CLUSTER = "pve-cluster.service"
@@ -31,8 +33,8 @@ class Paths:
     def __init__(self, root: str = "/") -> None:
         self.root = os.path.abspath(root)
         at = self.at
-        self.live = at("/var/lib/pve-cluster")
-        self.live_db = f"{self.live}/config.db"
+        self.live = at(places.FOLDER)
+        self.live_db = at(places.DATABASE)
         self.marker = f"{self.live}/.pveguard-restored"
         self.daemon_lock = f"{self.live}/.pmxcfs.lockfile"
         self.backup_live = f"{self.live}/backup"
@@ -56,10 +58,10 @@ class Paths:
         self.drop_in_source = at("/etc/pveguard/pve-cluster.conf")
         self.drop_in_dir = at("/etc/systemd/system/pve-cluster.service.d")
         self.drop_in = f"{self.drop_in_dir}/pveguard.conf"
-        self.pve = at("/etc/pve")
-        self.corosync_conf = at("/etc/corosync/corosync.conf")
-        self.pid_file = at("/run/pve-cluster.pid")
-        self.tasks = at("/var/log/pve/tasks/active")
+        self.pve = at(places.MOUNT)
+        self.corosync_conf = at(places.HOST_CONF)
+        self.pid_file = at(places.PID_FILE)
+        self.tasks = at(places.TASKS)
 
     def at(self, path: str) -> str:
         return path if self.root == "/" else self.root + path

@@ -9,13 +9,14 @@ import sqlite3
 import sys
 import time
 
+from ..base.atomic import fsync_dir
 from ..pmxcfs.live_database import unknown_schema
 from ..pmxcfs.tree import read_rows, root_version, tree_sha256
 from .exits import Damaged, Refused, SwitchError
-from .files import copy_file, fsync_path, read_json, remove, remove_database, store_lock, write_volatile
+from .files import copy_file, read_json, remove, remove_database, store_lock, write_volatile
 from .generations import generations
 from .live import open_live
-from .members import members_file, members_said
+from .members import members_said, said_quorate
 from .node import daemon_running, pve_mounted, systemctl, unit_states
 from .paths import FORMER_ROLLBACK_UNIT, PVE_CLUSTER, ROLLBACK_UNIT, STATE_UNIT, WATCH_UNIT
 from .status import tell
@@ -131,9 +132,7 @@ def start_daemon(paths: Paths, deadline: float, cluster: bool, watcher: bool) ->
     wait_for("/etc/pve to be mounted", lambda: pve_mounted(paths) and members_said(paths) is not None, deadline)
     served = time.monotonic()
     if cluster:
-        wait_for(
-            "quorum", lambda: bool((members_file(paths).get("cluster") or {}).get("quorate")), deadline, 0.5
-        )
+        wait_for("quorum", lambda: said_quorate(paths), deadline, 0.5)
     if watcher:
         # Its start was queued with the daemon's; systemctl waits for the end of it without asking again and again.
         systemctl("start", WATCH_UNIT, timeout=max(1.0, deadline - time.monotonic()))
@@ -178,7 +177,7 @@ def copy_backups(source: str, target: str) -> None:
             continue
         copy_file(entry.path, there)
         os.utime(there, (info.st_atime, info.st_mtime))
-    fsync_path(target)
+    fsync_dir(target)
 
 
 def after_disable(paths: Paths, config: Config) -> None:
@@ -190,7 +189,7 @@ def after_disable(paths: Paths, config: Config) -> None:
         with store_lock(paths):
             remove_database(paths.replica)
             remove(paths.state_file)
-            fsync_path(paths.store)
+            fsync_dir(paths.store)
     for file in (paths.watch_file, paths.restore_file, paths.live_file, paths.removed_file):
         remove(file)
     tell(paths, config)
