@@ -359,6 +359,32 @@ def test_the_units_are_there_before_the_state_and_the_state_before_the_timer_run
     assert order == [f"{unit}.service", f"{unit}.timer", "armed.json", "reset-failed", "daemon-reload", "restart", "show"]
 
 
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_an_undo_that_is_just_done_does_not_take_the_next_ones_units_along(node: Systemd, forgotten: bool) -> None:
+    """It is rolled back before its service has ended, which removes its units last."""
+    node.arm(60)
+    service = rollback_timer.PREFIX + NAME + ".service"
+    lines = node._file(service).read_text().splitlines()
+    (last,) = (line.partition("=")[2] for line in lines if "/bin/rm" in line)
+    real = node.__call__
+
+    def run(argv: Any, **more: Any) -> Result:
+        if list(argv) == ["systemctl", "stop", service]:
+            running.clear()
+        if argv[1] == "daemon-reload" and running:
+            subprocess.run(node._here(running.pop()), check=True)
+        return real(argv, **more)
+
+    node.elapse(60)
+    running = [last]
+    if forgotten:
+        rollback_timer.forget(NAME, run=run, root=node.root)
+    rollback_timer.arm(NAME, node.undo(), 60, run=run, root=node.root, ticks=lambda: node.now)
+    (node.root / "change").write_text("after")
+    node.reboot()
+    assert (node.change, node.state()) == ("before", "rolled_back")
+
+
 ODD = ["/bin/echo", "100%", "$HOME", 'a "b"', "back\\slash", "", "it's", "a;b", "ü"]
 
 

@@ -79,6 +79,8 @@ def arm(
         raise PveguardError(
             f"{name} is armed for another change, which was neither confirmed nor undone: {_by_hand(name)}"
         )
+    if now["state"] == ROLLED_BACK:
+        _end_undo(name, run)
     again = now["state"] == ARMED
     if again and _place(name, root) != folder:
         raise PveguardError(f"{name} is armed with another answer to whether it survives a reboot; undo or confirm it first")
@@ -177,6 +179,8 @@ def forget(name: str, *, run: Run = real_run, root: Root = "/") -> bool:
     state = status(name, root=root)["state"]
     if state in (ARMED, ROLLING_BACK):
         raise PveguardError(f"{name} is {state.replace('_', ' ')}: confirm it or undo it first")
+    if state == ROLLED_BACK:
+        _end_undo(name, run)
     if state != NONE:
         _remove_units(name, root, run)
     return _clear(name, root)
@@ -193,7 +197,7 @@ def withdraw(name: str, *, run: Run = real_run, root: Root = "/") -> bool:
         return _remove_units(name, root, run)
     _decide(folder, CONFIRMED)
     # Also one that waits for its next try.
-    run(["systemctl", "stop", f"{PREFIX}{name}.service"])
+    _end_undo(name, run)
     _remove_units(name, root, run)
     return _clear(name, root)
 
@@ -326,6 +330,11 @@ def _write_units(name: str, service: str, timer: str, across_reboots: bool, root
         link_atomic(link, f"/{UNITS}/{os.path.basename(link)}")
     _make(os.path.dirname(timer_file))
     write_atomic(timer_file, timer.encode())
+
+
+def _end_undo(name: str, run: Run) -> None:
+    """Wait for the end of one that is done, which still removes its units: they could be those of the next change."""
+    run(["systemctl", "stop", f"{PREFIX}{name}.service"])
 
 
 def _remove_units(name: str, root: Root, run: Run) -> bool:
