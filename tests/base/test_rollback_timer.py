@@ -42,7 +42,10 @@ class Systemd:
         if verb == self.refuses:
             return Result(1, "", "refused\n")
         if verb == "restart":
-            (self.timers[units[0]],) = (self.now + self._seconds(unit) for unit in units)
+            self.timers[units[0]] = self._due(units[0])
+        elif verb == "daemon-reload":
+            # As it is: what counts from its activation begins anew.
+            self.timers = {timer: self._due(timer) for timer in self.timers}
         elif verb == "stop":
             self.timers.pop(units[0], None)
         elif verb == "start":
@@ -56,9 +59,11 @@ class Systemd:
         (found,) = (path for folder in ("etc", "run") if (path := self.root / folder / "systemd/system" / unit).is_file())
         return found
 
-    def _seconds(self, timer: str) -> float:
-        (line,) = (line for line in self._file(timer).read_text().splitlines() if line.startswith("OnActiveSec="))
-        return float(line.partition("=")[2].removesuffix("s"))
+    def _due(self, timer: str) -> float:
+        """The monotonic time at which it elapses when it begins now."""
+        lines = [line.partition("=")[::2] for line in self._file(timer).read_text().splitlines()]
+        since = {"OnActiveSec": self.now, "OnBootSec": 0.0}
+        return min(since[key] + float(value.removesuffix("s")) for key, value in lines if key in since)
 
     def _here(self, command: str) -> list[str]:
         """A line of a unit on this root."""
@@ -140,6 +145,17 @@ def test_without_a_confirmation_it_is_undone_when_the_time_is_up(node: Systemd) 
     with pytest.raises(PveguardError, match="too late: sshd was undone"):
         node.confirm()
     assert node.change == "before"
+
+
+def test_a_reload_of_systemd_does_not_put_the_undo_off(node: Systemd) -> None:
+    """Seen on a real one: OnActiveSec alone counts anew after each."""
+    node.arm(60)
+    for _ in range(2):
+        node.elapse(25)
+        node(["systemctl", "daemon-reload"])
+    assert node.state() == "armed"
+    node.elapse(10)
+    assert (node.change, node.state()) == ("before", "rolled_back")
 
 
 def test_a_reboot_undoes_it(node: Systemd) -> None:
@@ -399,7 +415,7 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
     unit = f"{rollback_timer.PREFIX}{NAME}"
     service = rollback_timer.service_text(NAME, ODD, f"/{rollback_timer.KEPT}/{NAME}", ["ssh.service"])
     (tmp_path / f"{unit}.service").write_text(service)
-    (tmp_path / f"{unit}.timer").write_text(rollback_timer.timer_text(NAME, 90.5))
+    (tmp_path / f"{unit}.timer").write_text(rollback_timer.timer_text(NAME, 90.5, 1090.5))
     verify = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no"]
     done = subprocess.run(
         [*verify, tmp_path / f"{unit}.service", tmp_path / f"{unit}.timer"],

@@ -85,14 +85,14 @@ def arm(
     if again and _place(name, root) != folder:
         raise PveguardError(f"{name} is armed with another answer to whether it survives a reboot; undo or confirm it first")
     service = service_text(name, argv, f"/{os.path.relpath(folder, root)}", before, across_reboots, retry_s)
-    written = {"argv": list(argv), "seconds": seconds, "retry_s": retry_s, "boot_id": _boot_id(root), "time": _utc()}
+    until = ticks() + seconds
+    written = {"argv": list(argv), "seconds": seconds, "retry_s": retry_s, "until": until, "boot_id": _boot_id(root)}
     try:
         if not again:
             _clear(name, root)
-        _write_units(name, service, timer_text(name, seconds), across_reboots, root)
+        _write_units(name, service, timer_text(name, seconds, until), across_reboots, root)
         _make(folder)
-        written["until"] = ticks() + seconds
-        write_atomic(_file(folder, ARMED), (json.dumps(written) + "\n").encode(), 0o600)
+        write_atomic(_file(folder, ARMED), (json.dumps({**written, "time": _utc()}) + "\n").encode(), 0o600)
         problem = _start_timer(name, run)
     except OSError as error:
         problem = str(error)
@@ -237,13 +237,15 @@ WantedBy=multi-user.target
 """
 
 
-def timer_text(name: str, seconds: float) -> str:
-    """The timer of this boot."""
+def timer_text(name: str, seconds: float, until: float) -> str:
+    """The timer of this boot; ``until``: seconds on the monotonic clock, which begins at boot."""
     return f"""# Managed by pveguard.
 [Unit]
 Description=pveguard: time left to confirm {name}
 
 [Timer]
+OnBootSec={until:.15g}s
+# For a container, whose boot is not that of the clock. Each daemon-reload lets it begin anew.
 OnActiveSec={seconds:.15g}s
 AccuracySec=1s
 RemainAfterElapse=no
