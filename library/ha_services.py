@@ -59,6 +59,22 @@ options:
       - In check mode it is not waited, and they are taken for having let go.
     type: int
     default: 0
+  lock:
+    description: >-
+      Take the lock of this run first, as M(run_lock) does. Where another run has it the module fails, with nothing changed.
+    type: dict
+    suboptions:
+      holder:
+        description: Who takes the lock; an object with at least C(run_id), C(who) and C(since).
+        type: dict
+        required: true
+      takeover:
+        description: Run id of a holder that is known to be gone; its lock is replaced.
+        type: str
+      cluster:
+        description: Also takes the lock of the cluster.
+        type: bool
+        default: true
 author:
   - The pveguard authors
 """
@@ -107,6 +123,7 @@ watchdog_until_reboot:
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.ha import ha_services
+from ansible.module_utils.pveguard.pmxcfs import run_lock
 
 
 def main() -> None:
@@ -116,10 +133,12 @@ def main() -> None:
             "part": {"type": "str", "choices": ["managers", "watchdog", "all"], "default": "all"},
             "blacklist_softdog": {"type": "bool", "default": False},
             "release_wait_seconds": {"type": "int", "default": 0},
+            "lock": run_lock.OPTION,
         },
         supports_check_mode=True,
     )
     try:
+        run_lock.require(module.params["lock"], module.check_mode)
         result = ha_services.apply(
             module.params["state"],
             module.params["part"],

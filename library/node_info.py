@@ -9,11 +9,12 @@ module: node_info
 short_description: Facts of a Proxmox VE node, its cluster file system, Corosync, HA and RAM state
 description:
   - Gathers in one round trip what the playbooks decide by. Works on a plain Debian host as well.
-  - Reads only. The database of the cluster file system is read through SQLite in one short read transaction.
+  - Reads only, but for the lock where O(lock) asks for it. The database of the cluster file system is read through SQLite in
+    one short read transaction.
 attributes:
   check_mode:
     support: full
-    description: It reads only, so it does the same in check mode.
+    description: It reads only, so it does the same in check mode; who has the lock is looked at, and it is not taken.
   diff_mode:
     support: none
     description: There is nothing to compare.
@@ -22,6 +23,23 @@ options:
     description: C(ram_state_noise), what RV(node.pmxcfs.tree_sha256) leaves out; pveguard's default list when it is not given.
     type: list
     elements: str
+  lock:
+    description:
+      - Take the lock of this run first, as M(run_lock) does and with its options.
+      - Where another run has it nothing is looked at, which is no failure; RV(acquired) is false then.
+    type: dict
+    suboptions:
+      holder:
+        description: Who takes the lock; an object with at least C(run_id), C(who) and C(since).
+        type: dict
+        required: true
+      takeover:
+        description: Run id of a holder that is known to be gone; its lock is replaced.
+        type: str
+      cluster:
+        description: Also takes the lock of the cluster.
+        type: bool
+        default: true
 author:
   - The pveguard authors
 """
@@ -33,9 +51,25 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+acquired:
+  description: Whether this run has the lock (or in check mode could have it).
+  returned: with O(lock)
+  type: bool
+holder:
+  description: The run that has the lock.
+  returned: with O(lock)
+  type: dict
+where:
+  description: Path of the lock that another run holds.
+  returned: with O(lock), empty when acquired
+  type: str
+refusal:
+  description: Who has the lock and what helps, as a sentence.
+  returned: with O(lock), empty when acquired
+  type: str
 node:
   description: The facts.
-  returned: always
+  returned: unless another run has the lock that O(lock) asks for
   type: dict
   contains:
     hostname: {description: 'Name of the node, the host name up to its first dot.', type: str}
@@ -66,7 +100,11 @@ node:
       description: Locks on /etc/pve that a change on this node had to leave (module pve_lock), each with path and reason.
       type: list
     ha: {description: 'HA resources, services, watchdog and whether a client holds it.', type: dict}
-    ram_state: {description: 'Output of pve-state status, or state absent.', type: dict}
+    ram_state:
+      description: >-
+        Output of pve-state status, with C(installed) (the program's version, empty where it is not whole, and what is at the path
+        of each of its files), or state absent.
+      type: dict
     counters:
       description: What was written so far, as the module pmxcfs_writes returns it under the same name.
       type: dict
@@ -76,15 +114,22 @@ node:
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.cluster import node_info
+from ansible.module_utils.pveguard.pmxcfs import run_lock
 
 
 def main() -> None:
-    module = AnsibleModule(argument_spec={"noise": {"type": "list", "elements": "str"}}, supports_check_mode=True)
+    module = AnsibleModule(
+        argument_spec={"noise": {"type": "list", "elements": "str"}, "lock": run_lock.OPTION}, supports_check_mode=True
+    )
     try:
+        lock = run_lock.take(module.params["lock"], module.check_mode)
+        if lock is not None and not lock.acquired:
+            module.exit_json(changed=False, **lock.as_dict())
         facts = node_info.collect(noise=module.params["noise"])
-    except PveguardError as error:
+    except (PveguardError, OSError) as error:
         module.fail_json(msg=str(error))
-    module.exit_json(changed=False, node=facts)
+    # A lock is not a change of the node: it is gone when the run is.
+    module.exit_json(changed=False, node=facts, **(lock.as_dict() if lock is not None else {}))
 
 
 if __name__ == "__main__":

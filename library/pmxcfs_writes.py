@@ -75,6 +75,26 @@ options:
     description: File with the process id of the daemon.
     type: path
     default: /run/pve-cluster.pid
+  drives:
+    description:
+      - Ask the drives behind the store as well, as M(disk_wear) does, and return what they said as RV(drives). One that does not
+        answer costs its own figures only.
+    type: dict
+    suboptions:
+      endurance:
+        description: Rated endurance of drives, as for M(disk_wear).
+        type: list
+        elements: dict
+        default: []
+      timeout:
+        description: Seconds that each drive may take.
+        type: float
+        default: 20
+  release:
+    description:
+      - Give the lock of this holder back at the end, as M(run_lock) does, whether or not anything could be measured. Not in
+        check mode, where no lock is taken.
+    type: dict
 author:
   - The pveguard authors
 """
@@ -102,6 +122,14 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+drives:
+  description: What M(disk_wear) returns, RV(drives.disks) and RV(drives.notes).
+  returned: with O(drives), also when the rest failed
+  type: dict
+released:
+  description: Whether the lock was given back; a warning says why not.
+  returned: with O(release), also when the rest failed
+  type: bool
 counters:
   description: The counters now (at the end of the window). Pass them as O(previous) to a later call.
   returned: always
@@ -179,14 +207,17 @@ since:
   type: dict
 """
 
-from ansible.module_utils.basic import AnsibleModule
+from typing import Any
+
 from ansible.module_utils.pveguard.base.errors import PveguardError
-from ansible.module_utils.pveguard.disk import block_writes
+from ansible.module_utils.pveguard.base.node_module import NodeModule
+from ansible.module_utils.pveguard.disk import block_writes, disk_wear
+from ansible.module_utils.pveguard.pmxcfs import run_lock
 from ansible.module_utils.pveguard.writes import pmxcfs_writes
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = NodeModule(
         argument_spec={
             "window_seconds": {"type": "float", "default": 0},
             "window_on": {"type": "str", "choices": ["any", "disk", "memory"], "default": "any"},
@@ -198,16 +229,43 @@ def main() -> None:
             "store": {"type": "path", "default": block_writes.STORE},
             "database": {"type": "path", "default": block_writes.DATABASE},
             "pid_file": {"type": "path", "default": block_writes.PID_FILE},
+            "drives": {
+                "type": "dict",
+                "options": {
+                    "endurance": {"type": "list", "elements": "dict", "default": []},
+                    "timeout": {"type": "float", "default": disk_wear.TIMEOUT_S},
+                },
+            },
+            "release": {"type": "dict"},
         },
         supports_check_mode=True,
     )
-    if module.params["window_seconds"] < 0 or module.params["sample_seconds"] <= 0:
+    params = dict(module.params)
+    drives, release = params.pop("drives"), params.pop("release")
+    if params["window_seconds"] < 0 or params["sample_seconds"] <= 0:
         module.fail_json(msg="window_seconds must be 0 or more, and sample_seconds above 0")
+    result: dict[str, Any] = {}
+    failure = ""
     try:
-        result = pmxcfs_writes.measure(**module.params, check_mode=module.check_mode)
+        result = pmxcfs_writes.measure(**params, check_mode=module.check_mode)
     except (PveguardError, OSError) as error:
-        module.fail_json(msg=str(error))
+        failure = str(error)
+    if drives is not None:
+        result["drives"] = disk_wear.wear(table=drives["endurance"], timeout=drives["timeout"])
+    if release and not module.check_mode:
+        result["released"] = _released(module, release)
+    if failure:
+        module.fail_json(msg=failure, **result)
     module.exit_json(changed=False, **result)
+
+
+def _released(module: NodeModule, holder: dict[str, Any]) -> bool:
+    try:
+        run_lock.release(holder["run_id"])
+    except (PveguardError, OSError) as error:
+        module.warn(str(error))
+        return False
+    return True
 
 
 if __name__ == "__main__":

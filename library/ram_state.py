@@ -66,6 +66,22 @@ options:
     description: Seconds after which a switch-over that did not end is undone.
     type: int
     default: 300
+  lock:
+    description: >-
+      Take the lock of this run first, as M(run_lock) does. Where another run has it the module fails, with nothing changed.
+    type: dict
+    suboptions:
+      holder:
+        description: Who takes the lock; an object with at least C(run_id), C(who) and C(since).
+        type: dict
+        required: true
+      takeover:
+        description: Run id of a holder that is known to be gone; its lock is replaced.
+        type: str
+      cluster:
+        description: Also takes the lock of the cluster.
+        type: bool
+        default: true
 author:
   - The pveguard authors
 """
@@ -136,7 +152,7 @@ from typing import Any
 
 from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.base.node_module import NodeModule
-from ansible.module_utils.pveguard.pmxcfs import pmxcfs
+from ansible.module_utils.pveguard.pmxcfs import pmxcfs, run_lock
 from ansible.module_utils.pveguard.state import ram_state
 
 
@@ -151,6 +167,7 @@ def main() -> None:
             "allow_offline_members": {"type": "bool", "default": False},
             "login_fallback": {"type": "bool", "default": True},
             "deadline": {"type": "int", "default": 300},
+            "lock": run_lock.OPTION,
         },
         supports_check_mode=True,
     )
@@ -166,6 +183,7 @@ def main() -> None:
     )
     result: dict[str, Any]
     try:
+        run_lock.require(params["lock"], module.check_mode)
         if params["state"] == "info":
             result = {"changed": False, "files": [], "switched": False, "status": ram_state.status()}
         elif params["state"] == "enabled":

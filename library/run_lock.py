@@ -60,7 +60,11 @@ holder:
   type: dict
 where:
   description: Path of the lock that another run holds.
-  returned: when not acquired
+  returned: always, empty when acquired
+  type: str
+refusal:
+  description: Who has the lock and what helps, as a sentence.
+  returned: always, empty when acquired
   type: str
 """
 
@@ -73,9 +77,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "state": {"type": "str", "choices": ["acquired", "released"], "default": "acquired"},
-            "holder": {"type": "dict", "required": True},
-            "takeover": {"type": "str"},
-            "cluster": {"type": "bool", "default": True},
+            **run_lock.OPTION["options"],
         },
         supports_check_mode=True,
     )
@@ -92,13 +94,13 @@ def main() -> None:
                     # Also where the task does not fail for it, because a node may be gone.
                     module.warn(str(error))
                     raise
-            module.exit_json(changed=False, acquired=False, holder={})
+            module.exit_json(changed=False, acquired=False, holder={}, where="", refusal="")
         outcome = run_lock.acquire(
             holder, module.params["takeover"], check=module.check_mode, cluster=module.params["cluster"]
         )
     except (PveguardError, OSError) as error:
         module.fail_json(msg=str(error))
-    module.exit_json(changed=False, acquired=outcome.acquired, holder=outcome.holder, where=outcome.where)
+    module.exit_json(changed=False, **outcome.as_dict())
 
 
 if __name__ == "__main__":

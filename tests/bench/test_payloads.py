@@ -22,27 +22,33 @@ def test_the_payloads_of_this_checkout_are_counted(tmp_path: Path) -> None:
 
 
 def test_a_run_with_other_calls_is_no_second_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "SECOND_RUN", ("run_lock",))
-    with pytest.raises(bench.NothingMeasured, match="called were ping run_lock node_info"):
-        bench.measure(ROOT, tmp_path / "work")
+    with pytest.raises(bench.NothingMeasured, match="called were ping node_info fsync_bench"):
+        bench.measure(ROOT, tmp_path / "work", calls=("run_lock",))
+
+
+def test_a_node_whose_ram_state_differs_is_sent_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    former = bench.facts()
+    former["ram_state"]["installed"]["program"] = "0123456789abcdef"
+    monkeypatch.setattr(bench, "facts", lambda: former)
+    calls = ("node_info", "fsync_bench", "ram_state", "node_info", "pmxcfs_writes")
+    _, found = bench.measure(ROOT, tmp_path / "work", calls=calls)
+    assert dict(found)["ram_state"] > 1.2 * dict(found)["node_info"]
 
 
 def test_what_is_compared(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    figures = iter([(100, [("a", 400), ("b", 600)]), (100, [("a", 300), ("b", 350)])])
-    monkeypatch.setattr(bench, "measure", lambda checkout, work: next(figures))
+    figures = iter([(100, [("a", 400), ("b", 600)]), (100, [("c", 650)])])
+    monkeypatch.setattr(bench, "measure", lambda *_: next(figures))
     monkeypatch.setattr(bench, "former_checkout", lambda revision, target: target)
     result = bench.compare("then")
     assert result == {
         "former": "then",
-        "modules": [
-            {"module": "a", "bytes_before": 400, "bytes_now": 300},
-            {"module": "b", "bytes_before": 600, "bytes_now": 350},
-        ],
+        "modules_before": [{"module": "a", "bytes": 400}, {"module": "b", "bytes": 600}],
+        "modules_now": [{"module": "c", "bytes": 650}],
         "bytes_before": 1000,
         "bytes_now": 650,
         "own_before": 800,
-        "own_now": 450,
-        "own_ratio": 0.562,
+        "own_now": 550,
+        "own_ratio": 0.688,
         "ratio": 0.65,
         "aim": 0.5,
         "met": False,

@@ -16,6 +16,8 @@ from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.base.run import Result, run
 from ansible.module_utils.pveguard.pmxcfs import pve_lock, run_lock
 
+from tests.loading import load_module
+
 ONE = {"run_id": "one", "who": "ann@desk", "since": "2026-01-01T00:00:00Z"}
 TWO = {"run_id": "two", "who": "bob@lap", "since": "2026-01-01T00:05:00Z"}
 
@@ -223,3 +225,92 @@ def test_the_module_warns_of_what_it_could_not_give_back(
     # Where a task does not fail for it the warning is shown all the same.
     assert result["failed"] and "could not be given back" in result["msg"] and "given back" in str(result["warnings"])
     assert "failed" not in run_module("run_lock", state="released", holder=ONE, _ansible_check_mode=True)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The lock of this machine, in a folder of the test."""
+    monkeypatch.setattr(run_lock, "NODE_LOCK", Path(*(tmp_path / "run.lock").parts[1:]))
+    monkeypatch.setattr(run_lock, "CLUSTER_LOCK", Path(*(tmp_path / "none").parts[1:]))
+    monkeypatch.setattr(run_lock, "pmxcfs_state", lambda _root: False)
+    return tmp_path / "run.lock"
+
+
+def _module(name: str, monkeypatch: pytest.MonkeyPatch, core: str, function: str) -> tuple[Any, list[Any]]:
+    """A module whose core only notes that it was called."""
+    module, calls = load_module(name), []
+    answer = {"changed": True, "files": [], "switched": False, "steps": [], "warnings": [], "watchdog_until_reboot": False,
+              "returned": [], "waited": [], "before": "", "after": ""}  # fmt: skip
+    monkeypatch.setattr(getattr(module, core), function, lambda *a, **k: calls.append(1) or answer)
+    return module, calls
+
+
+def test_facts_are_gathered_under_the_lock_in_one_call(here: Path, monkeypatch: pytest.MonkeyPatch, run_module: Any) -> None:
+    module, calls = _module("node_info", monkeypatch, "node_info", "collect")
+    first = run_module(module, lock={"holder": ONE})
+    assert first["acquired"] and first["node"] and first["refusal"] == "" and json.loads(here.read_text())["run_id"] == "one"
+    calls.clear()
+    second = run_module(module, lock={"holder": TWO})
+    assert not second["acquired"] and "node" not in second and not calls and not second.get("failed")
+    assert "ann@desk" in second["refusal"] and "-e pveguard_lock_takeover=one" in second["refusal"]
+    third = run_module(module, lock={"holder": TWO, "takeover": "one"})
+    assert third["acquired"] and third["node"] and json.loads(here.read_text())["run_id"] == "two"
+    assert "acquired" not in run_module(module)
+
+
+def test_a_dry_run_takes_no_lock(here: Path, monkeypatch: pytest.MonkeyPatch, run_module: Any) -> None:
+    module, _ = _module("node_info", monkeypatch, "node_info", "collect")
+    assert run_module(module, lock={"holder": ONE}, _ansible_check_mode=True)["acquired"]
+    assert not here.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "core", "function", "options"),
+    [
+        ("ram_state", "ram_state", "enable", {}),
+        ("ram_state", "ram_state", "disable", {"state": "disabled"}),
+        ("ha_services", "ha_services", "apply", {"state": "disabled"}),
+    ],
+)
+def test_what_takes_a_daemon_down_wants_the_lock_itself(
+    name: str, core: str, function: str, options: dict[str, Any], here: Path, monkeypatch: pytest.MonkeyPatch, run_module: Any
+) -> None:
+    module, calls = _module(name, monkeypatch, core, function)
+    assert run_module(module, **options, lock={"holder": ONE})["changed"] and calls
+    calls.clear()
+    refused = run_module(module, **options, lock={"holder": TWO})
+    assert refused["failed"] and not calls
+    assert refused["msg"].startswith("nothing was changed: Another run works on this node") and "ann@desk" in refused["msg"]
+    assert json.loads(here.read_text())["run_id"] == "one"
+
+
+def test_a_holder_needs_its_run_id(here: Path, run_module: Any) -> None:
+    assert "run_id is missing" in run_module("node_info", lock={"holder": {"who": "ann"}})["msg"]
+    assert not here.exists()
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_the_last_look_gives_the_lock_back_whatever_it_saw(
+    failing: bool, here: Path, monkeypatch: pytest.MonkeyPatch, run_module: Any
+) -> None:
+    module = load_module("pmxcfs_writes")
+    monkeypatch.setattr(module.pmxcfs_writes, "measure", lambda **_: {"counters": {}})
+    monkeypatch.setattr(module.disk_wear, "wear", lambda **_: {"disks": [], "notes": ["asked"]})
+    if failing:
+        monkeypatch.setattr(module.pmxcfs_writes, "measure", lambda **_: (_ for _ in ()).throw(PveguardError("planted")))
+    run_lock.acquire(ONE)
+    kept = run_module(module, drives={}, release=ONE, _ansible_check_mode=True)
+    assert "released" not in kept and here.exists()
+    seen = run_module(module, drives={}, release=ONE)
+    assert seen["released"] and not here.exists()
+    assert seen["drives"]["notes"] == ["asked"] and bool(seen.get("failed")) == failing
+
+
+def test_a_lock_that_cannot_be_given_back_is_no_loss_of_the_report(
+    here: Path, monkeypatch: pytest.MonkeyPatch, run_module: Any
+) -> None:
+    module = load_module("pmxcfs_writes")
+    monkeypatch.setattr(module.pmxcfs_writes, "measure", lambda **_: {"counters": {}})
+    monkeypatch.setattr(run_lock, "release", lambda _: (_ for _ in ()).throw(PveguardError("no quorum")))
+    seen = run_module(module, release=ONE)
+    assert seen["released"] is False and not seen.get("failed") and "no quorum" in json.dumps(seen["warnings"])

@@ -28,6 +28,17 @@ def deprecations(done: subprocess.CompletedProcess[str]) -> list[str]:
     return DEPRECATION.findall(done.stdout + done.stderr)
 
 
+def output(program: str, *arguments: str | Path, **more: str) -> str:
+    """What a program printed, whatever its status; fails on a deprecation."""
+    command = [Path(sys.executable).with_name(program), *arguments]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(**more), stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    found = deprecations(done)
+    assert not found, found
+    return done.stdout + done.stderr
+
+
 def run(program: str, *arguments: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
     """``ansible-playbook`` and the like in the checkout; fails on another status than 0 and on a deprecation."""
     command = [Path(sys.executable).with_name(program), *arguments]

@@ -48,7 +48,7 @@ def test_no_playbook_passes_over_the_lock_for_what_another_one_saw(name: str) ->
     """Results of a playbook outlive it: ``ansible-playbook gate.yml cluster.yml`` gives the lock back in between."""
     plays = yaml.safe_load((ROOT / "playbooks" / name).read_text())
     tasks = next(play["tasks"] for play in plays if "tasks" in play)
-    lock = next(i for i, task in enumerate(tasks) if task.get("ansible.builtin.import_tasks") == "tasks/lock.yml")
+    lock = next(i for i, task in enumerate(tasks) if task.get("ansible.builtin.import_tasks") == "tasks/look.yml")
     assert "when" not in tasks[lock]
     for task in tasks[:lock]:
         assert "pveguard_part_of_run | default(false, true) | pveguard_bool" in task["when"], task["name"]

@@ -16,6 +16,7 @@ import pytest
 from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.base.run import Result
 from ansible.module_utils.pveguard.state import program, ram_state
+from ansible.module_utils.pveguard.state.installed import metrics_dir
 from ansible.module_utils.pveguard.state.program import PVE_STATE
 
 UNITS = {"pveguard-state-watch.service": "[Unit]\n", r"var-lib-pve\x2dcluster.mount": "Options=a@NOSWAP@\n"}
@@ -36,6 +37,7 @@ class Fake:
         monkeypatch.setattr(ram_state, "PVE_STATE", installed)
         for name in ("CONFIG", "DROP_IN_SOURCE", "DROP_IN", "UNIT_DIR", "SWITCH"):
             monkeypatch.setattr(ram_state, name, f"{root}{getattr(ram_state, name)}")
+        monkeypatch.setattr(ram_state, "metrics_dir", lambda: metrics_dir(root))
         monkeypatch.setattr(ram_state, "run_detached", self.detached)
         monkeypatch.setattr(ram_state, "noswap_supported", lambda release=None: True)
 

@@ -990,7 +990,7 @@ def test_the_role_asks_each_node_once_and_only_if_wanted(tmp_path: Path) -> None
     }
     code, output = play(tmp_path, hosts, [{"name": "write_report"}], "-v", "--check")
     assert code == 0 and "changed=0" in output, output
-    task = output.partition("Read what its drives have left")[2].partition("TASK [")[0]
-    assert "[without]" not in task, task
-    result = task.partition("ok: [with] =>")[2]
-    assert "disks:" in result and "b(" in result, "a typing error costs its entry only"
+    task = output.partition("Read what the node writes and what its drives have left")[2].partition("TASK [")[0]
+    results = {name: task.partition(f"ok: [{name}] =>")[2].partition("ok: [")[0] for name in hosts}
+    assert results["without"] and "disks:" not in results["without"], task
+    assert "disks:" in results["with"] and "b(" in results["with"], "a typing error costs its entry only"

@@ -263,8 +263,8 @@ def test_drives_keep_what_they_told_and_unknown_rates_stay_unknown() -> None:
     assert [disk["disk"] for disk in later["disks"]] == ["/dev/nvme0n1", "sdz"] and later[
         "disks_time"
     ] == sample.NOW
-    failed = sample.entry("pve1", wear={"failed": True, "msg": "no python"}, last=made)
-    assert len(failed["disks"]) == 2 and "drives: no python" in failed["notes"]
+    failed = sample.entry("pve1", measured={"failed": True, "msg": "no python"}, wear=None, last=made)
+    assert len(failed["disks"]) == 2 and "no counters: no python" in failed["notes"]
 
 
 def test_a_drive_that_lasts_at_least_some_time_is_no_guess() -> None:

@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import re
-import stat
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,13 +24,13 @@ from urllib.parse import quote
 
 from .atomic import fsync_dir, link_atomic, read_or_none, write_atomic
 from .errors import PveguardError
+from .file_state import ABSENT, look, of_file
 
 STORE = "var/lib/pveguard/managed"
 #: What to do with a file that somebody changed since: take it as it is to be, or touch nothing.
 OVERWRITE, REFUSE = "overwrite", "refuse"
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*(?:\.[a-z0-9_]+)?")
-_ABSENT: dict[str, Any] = {"kind": "absent"}
 _ROOT = Path("/")
 
 
@@ -121,7 +120,7 @@ def plan_revert(
     changes = []
     for note in _notes(kept_for, root, paths):
         target = _target(note["path"], root)
-        now = _look(target)
+        now = look(target)
         if now["kind"] == "other":
             raise PveguardError(f"{note['path']}: is {now['what']}, a file was expected; nothing was reverted")
         if now == note["original"]:
@@ -129,7 +128,7 @@ def plan_revert(
         before, after = _text(now, target, note), _text(note["original"], _store(kept_for, note["path"], root), note, True)
         if before == after:
             before, after = _mode_text(now), _mode_text(note["original"])
-        what = "removed" if note["original"] == _ABSENT else "reverted"
+        what = "removed" if note["original"] == ABSENT else "reverted"
         changes.append(Change(note["path"], before, after, what, _drift(note, target)))
     _refuse_drift(changes, kept_for, root, drift)
     return changes
@@ -150,7 +149,7 @@ def revert(
         target, kept = _target(note["path"], root), _store(kept_for, note["path"], root)
         if note["path"] in drifted:
             _keep_changed(target, kept)
-        if _look(target) != note["original"]:
+        if look(target) != note["original"]:
             _put_back(note, target, kept)
         for folder in reversed(note.get("made", [])):
             _remove_empty(root / folder.lstrip("/"))
@@ -204,13 +203,13 @@ def _is_about_link(spec: FileSpec, target: Path) -> bool:
 
 
 def _plan_file(spec: FileSpec, target: Path) -> list[Change]:
-    now = _look(target)
+    now = look(target)
     if now["kind"] in ("link", "other"):
         kind = "a symbolic link" if now["kind"] == "link" else now["what"]
         raise PveguardError(f"{spec.path}: is {kind}, a regular file was expected; remove it first")
     if not spec.present:
-        return [] if now == _ABSENT else [Change(spec.path, _shown(spec.secret, target.read_bytes()), "", "removed")]
-    if now == _ABSENT:
+        return [] if now == ABSENT else [Change(spec.path, _shown(spec.secret, target.read_bytes()), "", "removed")]
+    if now == ABSENT:
         return [Change(spec.path, "", _shown(spec.secret, spec.data), "created")]
     wanted = _wanted(spec)
     if now["sha256"] != wanted["sha256"]:
@@ -256,37 +255,25 @@ def _refuse_other_keeper(kept_for: str, path: str, root: Path) -> None:
 # -- fingerprints
 
 
-def _look(target: Path) -> dict[str, Any]:
-    """What is at a path: ``{kind: absent | file | link | other}`` with what tells it from another of its kind."""
-    try:
-        found = os.lstat(target)
-    except (FileNotFoundError, NotADirectoryError):
-        return dict(_ABSENT)
-    if stat.S_ISLNK(found.st_mode):
-        return {"kind": "link", "target": os.readlink(target)}
-    if not stat.S_ISREG(found.st_mode):
-        return {"kind": "other", "what": "a directory" if stat.S_ISDIR(found.st_mode) else "no regular file"}
-    return _file(target.read_bytes(), stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid)
-
-
-def _file(data: bytes, mode: int, uid: int, gid: int) -> dict[str, Any]:
-    return {"kind": "file", "sha256": hashlib.sha256(data).hexdigest(), "mode": f"{mode:04o}", "uid": uid, "gid": gid}
+def wanted(spec: FileSpec, as_root: bool = True) -> dict[str, Any]:
+    """What :func:`.file_state.look` says of a file that is as ``spec`` wants it; ``as_root``: whether root wrote it."""
+    if not spec.present:
+        return dict(ABSENT)
+    if spec.link:
+        return {"kind": "link", "target": spec.link}
+    uid, gid = (spec.uid, spec.gid) if as_root else (os.geteuid(), os.getegid())
+    return of_file(spec.data, int(spec.mode, 8), uid, gid)
 
 
 def _wanted(spec: FileSpec) -> dict[str, Any]:
-    if not spec.present:
-        return dict(_ABSENT)
-    if spec.link:
-        return {"kind": "link", "target": spec.link}
-    uid, gid = (spec.uid, spec.gid) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
-    return _file(spec.data, int(spec.mode, 8), uid, gid)
+    return wanted(spec, os.geteuid() == 0)
 
 
 def _drift(note: dict[str, Any] | None, target: Path) -> str:
     """How a file differs from what was written last; empty when it does not, or when the original is there."""
     if note is None:
         return ""
-    now, written = _look(target), note["written"][-1]
+    now, written = look(target), note["written"][-1]
     if now == note["original"] or now in note["written"]:
         return ""
     if now["kind"] != written["kind"]:
@@ -364,7 +351,7 @@ def _keep(spec: FileSpec, kept_for: str, target: Path, root: Path) -> None:
         if left.fullmatch(entry.name) and entry.is_file() and not entry.is_symlink():
             entry.unlink()
     if note is None:
-        now = _look(target)
+        now = look(target)
         if now["kind"] == "file":
             data = target.read_bytes()
             write_atomic(_with(kept, ".original"), data, 0o600)

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import importlib.util
-import marshal
 import os
 import pkgutil
 import py_compile
@@ -29,8 +27,8 @@ from pathlib import Path
 from .atomic import fsync_dir, fsync_file, link_atomic, read_or_none
 from .errors import PveguardError
 from .managed_file import Change
+from .program_version import HOME, is_compiled, is_of, linked, version, way
 
-HOME = "/usr/local/lib/pveguard"
 #: These cores by the name that this process has them under: Ansible's, or their own in a program.
 _CORES = __name__.rpartition(".base.")[0]
 #: -I: nothing of the environment or the working directory. -S: no site-packages, which nothing here needs.
@@ -81,14 +79,6 @@ def files(program: Program) -> dict[str, bytes]:
     return found
 
 
-def version(wanted: Mapping[str, bytes]) -> str:
-    """The name of the version with these files: 16 hexadecimal digits of a hash of names and contents."""
-    digest = hashlib.sha256()
-    for path, data in sorted(wanted.items()):
-        digest.update(f"{path}\0{len(data)}\0".encode() + data)
-    return digest.hexdigest()[:16]
-
-
 def plan(program: Program, root: Path = Path("/")) -> list[Change]:
     """What :func:`install` would change, as the change of one path: none, or the program's. Raises PveguardError where a
     directory is in its place.
@@ -99,9 +89,9 @@ def plan(program: Program, root: Path = Path("/")) -> list[Change]:
     for path in (link, command):
         if path is not None and path.is_dir() and not path.is_symlink():
             raise PveguardError(f"{path}: is a directory, where the program {program.name} belongs; move it away")
-    current = _linked(link)
-    called = command is None or (command.is_symlink() and os.readlink(command) == _way(command, home, program))
-    if called and current is not None and _is_of(current, name) and _is_whole(current, wanted):
+    current = linked(link)
+    called = command is None or (command.is_symlink() and os.readlink(command) == way(command, link))
+    if called and current is not None and is_of(current, name) and _is_whole(current, wanted):
         return []
     at = command or link
     before = "" if not os.path.lexists(at) else _named(at, current)
@@ -121,7 +111,7 @@ def install(program: Program, root: Path = Path("/")) -> list[Change]:
     home.mkdir(mode=0o755, parents=True, exist_ok=True)
     fsync_dir(home.parent)
     with _locked(home):
-        current = _linked(link)
+        current = linked(link)
         target = _written(home, wanted)
         if current is not None and current != target:
             link_atomic(_former(link), current.name)
@@ -129,7 +119,7 @@ def install(program: Program, root: Path = Path("/")) -> list[Change]:
             link_atomic(link, target.name)
         if command is not None:
             command.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            link_atomic(command, _way(command, home, program))
+            link_atomic(command, way(command, link))
         _prune(home)
     return changes
 
@@ -140,7 +130,7 @@ def plan_removal(program: Program, root: Path = Path("/")) -> list[Change]:
     at = command or link
     if not any(os.path.lexists(path) for path in (at, link, _former(link))):
         return []
-    return [Change(program.command or f"{program.home}/{program.name}", _named(at, _linked(link)), "", "removed")]
+    return [Change(program.command or f"{program.home}/{program.name}", _named(at, linked(link)), "", "removed")]
 
 
 def remove(program: Program, root: Path = Path("/")) -> None:
@@ -168,23 +158,6 @@ def _former(link: Path) -> Path:
     return link.with_name(f"{link.name}.former")
 
 
-def _way(command: Path, home: Path, program: Program) -> str:
-    """What the link at ``command`` says: through the program's own link, so that it never has to change."""
-    return os.path.relpath(home / program.name / program.name, command.parent)
-
-
-def _linked(link: Path) -> Path | None:
-    """The version that a link in the folder of versions leads to."""
-    if not link.is_symlink():
-        return None
-    folder = link.parent / os.readlink(link)
-    return folder if folder.parent == link.parent and folder.is_dir() else None
-
-
-def _is_of(folder: Path, name: str) -> bool:
-    return folder.name.partition("-")[0] == name
-
-
 def _named(link: Path, current: Path | None) -> str:
     if current is not None:
         return f"version {current.name}\n"
@@ -198,28 +171,16 @@ def _is_whole(folder: Path, wanted: Mapping[str, bytes]) -> bool:
     """Whether a version has every file as it must be, compiled for the Python that runs here."""
     return all(
         read_or_none(folder / path) == data
-        and (_is_compiled(folder / path) if path.endswith(".py") else os.access(folder / path, os.X_OK))
+        and (is_compiled(folder / path) if path.endswith(".py") else os.access(folder / path, os.X_OK))
         for path, data in wanted.items()
     )
-
-
-def _is_compiled(file: Path) -> bool:
-    """Whether Python can load what is compiled of a file; of a damaged one a program would die at its start."""
-    data = read_or_none(importlib.util.cache_from_source(str(file)))
-    if data is None or data[:4] != importlib.util.MAGIC_NUMBER:
-        return False
-    try:
-        marshal.loads(data[16:])
-    except (EOFError, ValueError, TypeError):
-        return False
-    return True
 
 
 def _written(home: Path, wanted: Mapping[str, bytes]) -> Path:
     """A whole version in its place: the one that is there, or a new one. A damaged one is left to those that run it."""
     name = version(wanted)
     for path in sorted(home.iterdir()):
-        if not path.is_symlink() and _is_of(path, name) and _is_whole(path, wanted):
+        if not path.is_symlink() and is_of(path, name) and _is_whole(path, wanted):
             return path
     target = home / name
     number = 1
@@ -256,7 +217,7 @@ def _flush(folder: Path) -> None:
 
 def _prune(home: Path) -> None:
     """Remove the versions that no link leads to, and what a power cut left half written."""
-    used = {_linked(path) for path in home.iterdir()}
+    used = {linked(path) for path in home.iterdir()}
     for path in sorted(home.iterdir()):
         if path.is_dir() and not path.is_symlink() and path not in used:
             shutil.rmtree(path, ignore_errors=True)

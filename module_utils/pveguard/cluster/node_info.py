@@ -19,6 +19,7 @@ from ..corosync import corosync_info
 from ..disk import block_writes
 from ..ha import ha_info
 from ..pmxcfs import pmxcfs, pve_lock
+from ..state import installed
 
 PACKAGES = ("corosync", "proxmox-backup-server", "pve-cluster", "pve-ha-manager", "pve-manager")
 UNITS = (
@@ -31,7 +32,6 @@ UNITS = (
     "pveguard-state-watch.service",
     "watchdog-mux.service",
 )
-PVE_STATE = "/usr/local/sbin/pve-state"
 
 
 def collect(run: Run = real_run, root: Path = Path("/"), noise: Iterable[str] | None = None) -> dict[str, Any]:
@@ -84,15 +84,17 @@ def packages(run: Run = real_run) -> dict[str, str | None]:
 
 
 def ram_state(run: Run = real_run, root: Path = Path("/")) -> dict[str, Any]:
-    """What ``pve-state status --json`` says, or ``{"state": "absent"}``."""
-    if not (root / PVE_STATE.lstrip("/")).exists():
+    """What ``pve-state status --json`` says, with what is ``installed``, or ``{"state": "absent"}``."""
+    if not (root / installed.COMMAND.lstrip("/")).exists():
         return {"state": "absent"}
-    result = run([PVE_STATE, "status", "--json"], timeout=60)
+    result = run([installed.COMMAND, "status", "--json"], timeout=60)
     try:
         status = json.loads(result.stdout)
     except ValueError:
         return {"state": "broken", "error": (result.stderr or result.stdout).strip()[-400:]}
-    return status if isinstance(status, dict) else {"state": "broken", "error": "no JSON object"}
+    if not isinstance(status, dict):
+        return {"state": "broken", "error": "no JSON object"}
+    return {**status, "installed": installed.facts(root)}
 
 
 def _locks_kept(root: Path) -> list[dict[str, str]]:

@@ -217,21 +217,21 @@ def report(
     in_run: Iterable[str],
     directory: str,
     name: str,
-    wear: str = "__write_report_wear",
     amplification: str = "__write_report_amplification",
     ring: str = "__write_report_ring",
     assessments: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """The report of ``hosts``; ``in_run``: those still in the play; ``name``: where writes are registered.
 
-    ``wear``, ``amplification`` and ``ring``: where the results of disk_wear, write_amplification and ring_events are
-    registered; a host without them keeps what it told last. ``assessments``: what ``pveguard_assessments`` returned.
+    ``amplification`` and ``ring``: where the results of write_amplification and ring_events are registered; a host without
+    them keeps what it told last. ``assessments``: what ``pveguard_assessments`` returned.
     """
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     present = set(in_run)
     nodes = {}
     for host in hosts:
         here = host in present
+        measured = _get(hostvars, host, name) if here else None
         nodes[host] = report_table.entry(
             now=now,
             in_run=here,
@@ -239,8 +239,8 @@ def report(
             gate=_get(hostvars, host, "fsync_gate_result"),
             links=_get(hostvars, host, "link_gate_result"),
             plan=_get(hostvars, host, "pveguard_plan"),
-            measured=_get(hostvars, host, name) if here else None,
-            wear=_get(hostvars, host, wear) if here else None,
+            measured=measured,
+            wear=(measured or {}).get("drives"),
             amplification=_get(hostvars, host, amplification) if here else None,
             ring=_get(hostvars, host, ring) if here else None,
             assessment=(assessments or {}).get(host),

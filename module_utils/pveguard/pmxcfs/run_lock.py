@@ -40,6 +40,49 @@ class Outcome:
     holder: dict[str, Any]
     where: str = ""
 
+    @property
+    def refusal(self) -> str:
+        """Who has the lock and what helps, for the operator; empty when ``acquired``."""
+        if self.acquired:
+            return ""
+        said = {key: self.holder.get(key) or unknown for key, unknown in _UNKNOWN.items()}
+        return (
+            f"Another run works on this node or its cluster: {said['who']} (process {said['pid']}, {said['command']!r}) has held "
+            f"{self.where} since {said['since']}. Wait for it to end. If it is certainly gone, run again with "
+            f"-e pveguard_lock_takeover={said['run_id']}"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """What a module returns of it: ``acquired``, ``holder``, ``where`` and ``refusal``."""
+        return {"acquired": self.acquired, "holder": self.holder, "where": self.where, "refusal": self.refusal}
+
+
+#: The option ``lock`` of a module that takes the lock before it does anything else; its documentation is that of run_lock.
+OPTION: dict[str, Any] = {
+    "type": "dict",
+    "options": {
+        "holder": {"type": "dict", "required": True},
+        "takeover": {"type": "str"},
+        "cluster": {"type": "bool", "default": True},
+    },
+}
+#: What is said of a holder that left less than its name.
+_UNKNOWN = {"who": "unknown", "pid": "?", "command": "?", "since": "an unknown time", "run_id": "unknown"}
+
+
+def take(option: dict[str, Any] | None, check: bool = False) -> Outcome | None:
+    """Take the lock as the parameter of :data:`OPTION` says, None where it was not given."""
+    if option is None:
+        return None
+    return acquire(option["holder"], option["takeover"], check=check, cluster=option["cluster"])
+
+
+def require(option: dict[str, Any] | None, check: bool = False) -> None:
+    """:func:`take` for what must not go on without: PveguardError, with nothing done, where another run has the lock."""
+    outcome = take(option, check)
+    if outcome is not None and not outcome.acquired:
+        raise PveguardError(f"nothing was changed: {outcome.refusal}")
+
 
 def acquire(
     holder: dict[str, Any],
@@ -55,7 +98,9 @@ def acquire(
     already changes nothing. With ``check`` nothing is written. Without ``cluster`` the lock is the node's alone and nothing
     is written to /etc/pve: on a member whose daemon works alone each write raises the version of its state.
     """
-    mine = str(holder["run_id"])
+    mine = str(holder.get("run_id") or "")
+    if not mine:
+        raise PveguardError("holder: run_id is missing")
     for path in (root / NODE_LOCK, root / CLUSTER_LOCK / "holder"):
         other = _read(path)
         if other is not None and other.get("run_id") not in (mine, takeover):

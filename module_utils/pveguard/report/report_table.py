@@ -67,7 +67,7 @@ def entry(
     ``in_run``: the host is still in the play. ``node``: facts of node_info. ``gate``: result of fsync_bench
     in this run. ``plan``: the cluster plan. ``measured``: result of pmxcfs_writes in this run. ``last``: the
     entry of the last report. ``baseline``: what was saved before protection, ``{machine, window}``.
-    ``links``: ``link_gate_result``. ``wear``: result of disk_wear in this run. ``amplification``: result of
+    ``links``: ``link_gate_result``. ``wear``: what the drives said, as disk_wear returns it. ``amplification``: result of
     write_amplification. ``assessment``: ``{findings, changes}`` of a run that only looks. ``ring``: result of
     ring_events. Anything may be missing or empty. See docs/report.md for the keys of the result; ``findings`` are those of
     cores that the report does not know by name, :func:`build` adds the others.
@@ -312,13 +312,11 @@ def _disks(
     wear = wear or {}
     found: Sequence[Mapping[str, Any]]
     moment: str | None
-    if wear.get("disks") is not None and not wear.get("failed"):
+    if wear.get("disks") is not None:
         found, moment = wear["disks"], now
         notes += [f"drives: {note}" for note in wear.get("notes") or []]
     else:
         found, moment = last.get("disks") or [], last.get("disks_time")
-        if wear.get("failed"):
-            notes.append(f"drives: {wear.get('msg') or 'could not be asked'}")
     measured_disk = ((counters or {}).get("device") or {}).get("disk")
     disks = []
     for disk in found:

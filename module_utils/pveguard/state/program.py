@@ -12,9 +12,10 @@ from ..base import supervised
 from ..base.node_program import Program
 from ..base.run import Result
 from . import cli
+from .installed import COMMAND, NAME
 
 PVE_STATE = Program(
-    "pve-state",
+    NAME,
     "state.cli",
     (
         "base.atomic",
@@ -42,7 +43,7 @@ PVE_STATE = Program(
             )
         ),
     ),
-    command="/usr/local/sbin/pve-state",
+    command=COMMAND,
 )
 
 

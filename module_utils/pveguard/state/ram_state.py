@@ -6,6 +6,7 @@ is only asked is answered by this process's own code (:mod:`.program`), so that 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -19,22 +20,17 @@ from ..base import managed_file, node_program
 from ..base.detached import DetachedError, run_detached
 from ..base.errors import PveguardError
 from ..base.managed_file import Change, FileSpec
+from ..base.program_version import version
 from ..base.run import Result, Run
 from ..base.run import run as real_run
 from . import program
+from .installed import CONFIG, DROP_IN, DROP_IN_SOURCE, UNIT_DIR, WATCH_UNIT, metrics_dir, metrics_link
 from .program import PVE_STATE
 
-CONFIG = "/etc/pveguard/state.json"
-#: The drop-in of pve-cluster.service waits here; the switch-over puts it in place at the right moment.
-DROP_IN_SOURCE = "/etc/pveguard/pve-cluster.conf"
-DROP_IN = "/etc/systemd/system/pve-cluster.service.d/pveguard.conf"
-UNIT_DIR = "/etc/systemd/system"
 #: What pve-state says of a switch-over that is under way, or of the last one in this boot.
 SWITCH = "/run/pveguard/switch.json"
-#: Prometheus metrics, written by the watcher, and their name in the directory of an exporter.
+#: Prometheus metrics, written by the watcher.
 METRICS = "/run/pveguard/metrics.prom"
-METRICS_LINK = "pveguard-state.prom"
-WATCH_UNIT = "pveguard-state-watch.service"
 EXIT_REFUSED = 3
 Ask = Callable[[Sequence[str], float], Result]
 _UNIT_NAME = re.compile(r"[A-Za-z0-9@:_.\\-]+\.(?:service|mount)")
@@ -67,39 +63,53 @@ def noswap_supported(release: str | None = None) -> bool:
     return match is not None and (int(match[1]), int(match[2])) >= (6, 4)
 
 
-def specs(options: Options) -> list[FileSpec]:
+def specs(options: Options, former_metrics_dir: str = "", release: str | None = None) -> list[FileSpec]:
     """The files that RAM state needs beside the program, in the order in which they are written; the drop-in in use is not
     among them.
+
+    ``former_metrics_dir``: where the link to the metrics is now; it is removed where another place is wanted. ``release``: of
+    the node's kernel, this machine's without it.
     """
     for name in options.units:
         if not _UNIT_NAME.fullmatch(name):
             raise PveguardError(f"{name!r} is not a name of a service or mount unit")
-    noswap = ",noswap" if noswap_supported() else ""
+    noswap = ",noswap" if noswap_supported(release) else ""
     config = json.dumps(dict(options.config), indent=2, sort_keys=True) + "\n"
-    return [
+    found = [
         FileSpec(CONFIG, config),
         FileSpec(DROP_IN_SOURCE, options.drop_in),
         *(
             FileSpec(f"{UNIT_DIR}/{name}", text.replace("@NOSWAP@", noswap))
             for name, text in sorted(options.units.items())
         ),
-        *_links(options),
     ]
-
-
-def _links(options: Options) -> list[FileSpec]:
-    """The link in ``metrics_dir``, and the removal of the one in the directory that was set before."""
-    try:
-        former = json.loads(Path(CONFIG).read_text()).get("metrics_dir")
-    except (OSError, ValueError, AttributeError):
-        former = None
     wanted = options.config.get("metrics_dir") or ""
-    found = []
-    if isinstance(former, str) and former.startswith("/") and former != wanted:
-        found.append(FileSpec(f"{former}/{METRICS_LINK}", present=False, link=METRICS))
+    if former_metrics_dir and former_metrics_dir != wanted:
+        found.append(FileSpec(metrics_link(former_metrics_dir), present=False, link=METRICS))
     if wanted:
-        found.append(FileSpec(f"{wanted}/{METRICS_LINK}", link=METRICS))
+        found.append(FileSpec(metrics_link(wanted), link=METRICS))
     return found
+
+
+def is_current(node: Mapping[str, Any], options: Options) -> bool:
+    """Whether :func:`enable` would find nothing to do or to say, by the facts of node_info. Asked on the controller, whose cores
+    are those that a module would be sent with.
+    """
+    state = node.get("ram_state") or {}
+    found = state.get("installed") or {}
+    watcher = (node.get("units") or {}).get(WATCH_UNIT) or {}
+    if state.get("state") != "enabled" or state.get("warnings") or watcher.get("active") != "active":
+        return False
+    if found.get("program") != program_version():
+        return False
+    wanted = [*specs(options, release=str(node.get("kernel") or "")), FileSpec(DROP_IN, options.drop_in)]
+    return found.get("files") == {spec.path: managed_file.wanted(spec) for spec in wanted}
+
+
+@functools.cache
+def program_version() -> str:
+    """The version of pve-state that these cores would install."""
+    return version(node_program.files(PVE_STATE))
 
 
 def status(run: Run = real_run) -> dict[str, Any]:
@@ -117,7 +127,7 @@ def enable(options: Options, check: bool = False, run: Run = real_run, ask: Ask 
     was (or in check mode would be) restarted onto RAM. Raises PveguardError for a refusal, with nothing
     changed.
     """
-    files = specs(options)
+    files = specs(options, metrics_dir())
     if os.path.exists(DROP_IN):
         return _update(options, files, check, run, ask)
     changes = node_program.plan(PVE_STATE) + managed_file.plan(files)
@@ -226,7 +236,7 @@ def disable(options: Options, check: bool = False, run: Run = real_run, ask: Ask
         except PveguardError as error:
             now = {"state": "failed", "reason": str(error)}
     in_ram = drop_in or now.get("state") == "failed"
-    files = [replace(spec, present=False) for spec in reversed(specs(options))]
+    files = [replace(spec, present=False) for spec in reversed(specs(options, metrics_dir()))]
     removed = managed_file.plan([*([FileSpec(DROP_IN, present=False)] if drop_in else []), *files])
     removed += node_program.plan_removal(PVE_STATE)
     result: dict[str, Any] = {
