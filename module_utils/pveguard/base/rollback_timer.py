@@ -46,7 +46,7 @@ STATES = (ARMED, ROLLING_BACK, ROLLED_BACK, CONFIRMED)
 #: Seconds between two tries of an undo that failed, unless it is armed with others.
 RETRY_S = 5
 
-_NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
+_NAME = r"[a-z][a-z0-9-]{0,40}"
 
 
 def arm(
@@ -194,7 +194,9 @@ def withdraw(name: str, *, run: Run = real_run, root: Root = "/") -> bool:
     """
     folder = _place(name, root)
     if not any(os.path.exists(_file(folder, state)) for state in STATES):
-        return _remove_units(name, root, run)
+        # Units that an arming left which came to its end before it had begun.
+        there = any(os.path.lexists(os.path.join(root, path)) for kept in (True, False) for path in _unit_files(name, kept))
+        return there and _remove_units(name, root, run)
     _decide(folder, CONFIRMED)
     # Also one that waits for its next try.
     _end_undo(name, run)
@@ -288,7 +290,7 @@ def _too_late(name: str, state: str) -> str:
 
 
 def _folder(name: str, root: Root, across_reboots: bool) -> str:
-    if not _NAME.fullmatch(name):
+    if not re.fullmatch(_NAME, name):
         raise PveguardError(f"{name!r} is no name of a change: small letters, digits and hyphens, at most 41")
     return os.path.join(root, KEPT if across_reboots else VOLATILE, name)
 

@@ -67,7 +67,7 @@ def disarm_rollback_timer(paths: Paths) -> None:
     rollback_timer.withdraw(SWITCH_OVER, run=_run, root=paths.root)
     for unit in FORMER_ROLLBACK_UNITS:
         systemctl("stop", f"{unit}.timer")
-        systemctl("reset-failed", f"{unit}.service", f"{unit}.timer")
+    systemctl("reset-failed", *(f"{unit}.{kind}" for unit in FORMER_ROLLBACK_UNITS for kind in ("service", "timer")))
 
 
 def _run(
