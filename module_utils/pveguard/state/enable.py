@@ -123,7 +123,7 @@ def _enable(paths: Paths, config: Config, args: Namespace, login: dict[str, Any]
         _undo(paths, config, error)
     start_dependents(paths)
     write_volatile(paths.switch_file, {"kind": "enable", "done": utc()})
-    disarm_rollback_timer()
+    disarm_rollback_timer(paths)
     return {
         "changed": True,
         "message": "the state is in RAM",
@@ -199,7 +199,7 @@ def _undo(paths: Paths, config: Config, error: BaseException) -> NoReturn:
             f"{error}; putting stock back failed as well: {second}. Run 'pve-state rollback'"
         ) from error
     write_volatile(paths.switch_file, {"done": utc(), "error": str(error)})
-    disarm_rollback_timer()
+    disarm_rollback_timer(paths)
     raise SwitchError(f"{error}; stock was put back and runs") from error
 
 
@@ -417,7 +417,7 @@ def cmd_disable(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]
         except LeftBehind as error:
             # Trying again by itself would leave it behind all the same.
             write_volatile(paths.switch_file, {"kind": "disable", "done": utc(), "error": str(error)})
-            disarm_rollback_timer()
+            disarm_rollback_timer(paths)
             raise
         except BaseException as error:
             write_volatile(paths.switch_file, {"error": str(error)})
@@ -425,7 +425,7 @@ def cmd_disable(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]
                 f"{error}; the rollback timer tries again, see 'pve-state status'"
             ) from error
         write_volatile(paths.switch_file, {"kind": "disable", "done": utc()})
-        disarm_rollback_timer()
+        disarm_rollback_timer(paths)
         after_disable(paths, config)
         return {
             "changed": True,

@@ -14,9 +14,8 @@ STATE_UNIT = "pveguard-state.service"
 WATCH_UNIT = "pveguard-state-watch.service"
 MOUNT_UNIT = r"var-lib-pve\x2dcluster.mount"
 BACKUP_UNIT = r"var-lib-pve\x2dcluster-backup.mount"
-ROLLBACK_UNIT = "pveguard-rollback"
-# What former versions call it.
-FORMER_ROLLBACK_UNIT = "pveguard-dead-man"
+# The rollback timers of former versions, which may have been armed before an upgrade.
+FORMER_ROLLBACK_UNITS = ("pveguard-rollback", "pveguard-dead-man")
 TMPFS_SOURCE = "pveguard-state"
 LOGIN_MARKER = "pveguard-login-fallback"
 DAY = 86400

@@ -23,6 +23,7 @@ PVE_STATE = Program(
         "base.findings",
         "base.mountinfo",
         "base.node_name",
+        "base.rollback_timer",
         "base.run",
         "base.systemd",
         "base.units",

@@ -561,7 +561,7 @@ def restore_down(paths: Paths, config: Config, args: Namespace) -> dict[str, Any
             _undo_restore(paths, config, error)
         start_dependents(paths)
         write_volatile(paths.switch_file, {"kind": "restore", "done": utc()})
-        disarm_rollback_timer()
+        disarm_rollback_timer(paths)
         if not switched(paths):
             # On a node that works from disk nothing keeps a replica up to date.
             after_disable(paths, config)
@@ -591,7 +591,7 @@ def _undo_restore(paths: Paths, config: Config, error: BaseException) -> NoRetur
             f"{error}; putting back what was there failed as well: {second}. Run 'pve-state rollback'"
         ) from error
     write_volatile(paths.switch_file, {"kind": "restore", "done": utc(), "error": str(error)})
-    disarm_rollback_timer()
+    disarm_rollback_timer(paths)
     raise SwitchError(f"{error}; {done['message']}") from error
 
 
