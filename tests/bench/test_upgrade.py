@@ -112,3 +112,14 @@ def test_the_look_is_json_on_a_machine_that_pveguard_never_saw() -> None:
 def test_wrong_stages_are_named() -> None:
     done = subprocess.run([sys.executable, Path(bench.__file__), "--stages", "former,nap"], capture_output=True, text=True)
     assert done.returncode == 2 and "nap" in done.stderr
+
+
+def test_the_first_change_is_seen_also_between_two_looks(tmp_path: Path) -> None:
+    watched = tmp_path / "sbin"
+    watched.mkdir()
+    script = bench.BEGUN.replace("/run/", f"{tmp_path}/").replace("/usr/local/sbin", str(watched))
+    begun = [sys.executable, "-c", script, "0"]
+    assert subprocess.run(begun).returncode == 1
+    assert subprocess.run(begun).returncode == 1
+    (watched / "pve-state").symlink_to("elsewhere")
+    assert subprocess.run(begun).returncode == 0
