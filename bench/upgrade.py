@@ -242,6 +242,7 @@ class Upgrade:
 
     def __init__(self, lab: Lab, options: argparse.Namespace) -> None:
         self.lab, self.work = lab, options.work
+        self.work.mkdir(parents=True, exist_ok=True)
         self.inventory = str(ROOT / "inventory/lab")
         self.former_root = self.work / "former"
         self.options = options
@@ -250,8 +251,7 @@ class Upgrade:
         self.before: dict[str, list[str]] = {}
         #: {node: what LOOK said once the former release had protected it}
         self.protected: dict[str, dict[str, Any]] = {}
-        self.runs = 0
-        self.work.mkdir(parents=True, exist_ok=True)
+        self.runs = len(list(self.work.glob("*.log")))
 
     # --- tools
 
@@ -333,7 +333,7 @@ class Upgrade:
         if archive.returncode:
             raise CannotTest(f"git archive {self.options.revision} ended with {archive.returncode}")
         subprocess.run(["tar", "-x", "-C", str(self.former_root)], input=archive.stdout, check=True)
-        run = self.run("site.yml", root=self.former_root)
+        run = self.run("site.yml", *QUICK, root=self.former_root)
         if run.code:
             raise CannotTest(f"site.yml of {self.options.revision} ended with {run.code}: {run.output[-1500:]}")
         # Notes its configuration after the run: what a run of that release adds to it is part of what must stay.
@@ -392,14 +392,14 @@ class Upgrade:
         """The whole of it."""
         stage = "upgrade"
         before = check_mode.fingerprints(self.inventory)
-        run = self.run("site.yml", "--check", "--diff")
+        run = self.run("site.yml", "--check", "--diff", *QUICK)
         self.violated(stage, run.problems("--check", changes=True))
         foreseen = check_mode.changed_tasks(run.output)
         self.totals.foreseen_changes = len(foreseen)
         for node, lines in check_mode.fingerprints(self.inventory).items():
             self.violated(stage, [f"--check changed {node}: {x}" for x in unlike_before(before[node], lines)])
         seen = self.everywhere(self.look_at)
-        run = self.run("site.yml")
+        run = self.run("site.yml", *QUICK)
         self.totals.upgrade_seconds = round(run.seconds, 1)
         self.violated(stage, run.problems("site.yml", changes=True))
         done = check_mode.changed_tasks(run.output)
