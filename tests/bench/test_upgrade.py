@@ -58,24 +58,30 @@ def test_what_a_protected_node_lacks(values: dict[str, Any], named: str) -> None
 
 
 def test_a_revert_leaves_generations_and_nothing_else() -> None:
-    before = ["d 755 root root  /var/lib", "600 root root 3 /etc/hosts aaaa  /etc/hosts"]
+    # As check_mode prints them: mode, owner, group, size and path of a file, then its hash and path; type first for others.
+    before = ["d 755 root root  /var/lib", "644 root root 256 /etc/corosync/authkey ", "aaaa  /etc/corosync/authkey"]
     store = [
         "d 700 root root  /var/lib/pveguard",
         "d 700 root root  /var/lib/pveguard/state",
         "d 700 root root  /var/lib/pveguard/state/generations",
-        "600 root root 9 /var/lib/pveguard/state/generations/a.db bbbb  /var/lib/pveguard/state/generations/a.db",
-        "600 root root 9 /var/lib/pveguard/backup/config.sql bbbb  /var/lib/pveguard/backup/config.sql",
-        "600 root www-data 9 /etc/pve/nodes/pve1/changes/a.cfg cccc  /etc/pve/nodes/pve1/changes/a.cfg",
+        "600 root root 9 /var/lib/pveguard/state/generations/a.db ",
+        "bbbb  /var/lib/pveguard/state/generations/a.db",
+        "600 root root 9 /var/lib/pveguard/backup/config.sql ",
+        "600 root www-data 9 /etc/pve/nodes/pve1/changes/a.cfg ",
+        "400 root root 256 /etc/corosync/authkey ",
     ]
-    assert bench.unlike_before(before, [*before, *store]) == []
+    after = [before[0], before[2]]
+    assert bench.unlike_before(before, [*after, *store]) == []
     left = [
-        "600 root root 9 /var/lib/pveguard/state/config.db bbbb  /var/lib/pveguard/state/config.db",
+        "600 root root 9 /var/lib/pveguard/state/config.db ",
+        "bbbb  /var/lib/pveguard/state/config.db",
+        "d 700 root root  /var/lib/pveguard/state/switch",
         "d 755 root root  /etc/pveguard",
         "d 755 root root  /usr/local/lib/pveguard",
         "pveguard-state.service enabled enabled",
     ]
-    assert bench.unlike_before(before, [*before, *store, *left]) == [f"+ {line}" for line in sorted(left)]
-    assert bench.unlike_before(before, before[:1]) == [f"- {before[1]}"]
+    assert bench.unlike_before(before, [*after, *store, *left]) == [f"+ {line}" for line in sorted(left)]
+    assert bench.unlike_before(before, before[:2]) == [f"- {before[2]}"]
 
 
 @pytest.mark.parametrize("as_json", [False, True])
