@@ -68,7 +68,7 @@ def test_to_ram_and_back(
     assert result["source"] == "ram" and not node.ram and not node.drop_in
     assert config_rows(node) == before and node.w is not None
     assert (node.live / "backup/config-2.sql.gz").read_bytes() == b"new"
-    assert not os.path.exists(node.paths.replica)
+    assert not os.path.exists(node.paths.replica) and not os.path.exists(node.paths.switch)
     assert not ps.generations(node.paths)[0].problems()
     assert node.command("disable", "--json", "--connection", "") == 0
 

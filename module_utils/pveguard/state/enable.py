@@ -259,6 +259,10 @@ def put_stock_back(paths: Paths, config: Config, reason: str, leave: bool = True
     served = start_daemon(paths, deadline, cluster=False, watcher=False)
     start_dependents(paths)
     remove_database(staged)
+    try:
+        os.rmdir(paths.switch)
+    except OSError:
+        pass
     if cluster:
         wait_for("quorum", lambda: said_quorate(paths), deadline, 0.5)
     return {"source": source or "disk", "downtime_seconds": round(served - down, 2), "reason": reason}
