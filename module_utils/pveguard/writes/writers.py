@@ -108,7 +108,7 @@ def reading(
         "uptime_seconds": float(uptime[0]) if uptime else None,
         "disks": written,
         "hidden": {disk.name: disk.hidden_by for disk in system.disks if disk.hidden_by},
-        "source": source if units or groups else None,
+        "source": source if units or groups or any((root / "proc").glob("[0-9]*/io")) else None,
         "why": why,
         "groups": groups,
         "units": units,
