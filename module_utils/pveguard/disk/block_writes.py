@@ -203,9 +203,8 @@ def _service_difference(
     if source == "cgroup" and old_disk != new_disk:
         return None  # the counters are those of one disk; that it is another one is noted already
     found: list[dict[str, Any]] = []
-    rises = unit_rises(
-        *((each.get("services") or {}, each.get("services_identity") or {}) for each in (before, after)), source
-    )
+    then, now = ((each.get("services") or {}, each.get("services_identity") or {}) for each in (before, after))
+    rises = unit_rises(then, now, source)
     for unit, (written, exact) in rises.items():
         if written or not exact:
             found.append(

@@ -96,6 +96,10 @@ def _sum(table: Mapping[str, Any] | None, part: str, per: str) -> float | None:
     return None if value is None else float(value)
 
 
+def _all_of(table: Mapping[str, Any] | None, per: str) -> float | None:
+    return _sum(table, _TOTAL, per)
+
+
 def _own(table: Mapping[str, Any] | None, per: str) -> float | None:
     """What the node itself writes: all but its guests."""
     total, guests = _sum(table, _TOTAL, per), _sum(table, _GUESTS, per)
@@ -115,13 +119,10 @@ def _figures(before: Any, now: Any, rated: Mapping[str, int | None]) -> list[Fig
         ),
     ]
     guests = bool(newest["guests_bytes"])
-    for name, shown, each in (
-        ("The rating lasts", True, lambda table: _sum(table, _TOTAL, _DAY)),
-        ("The rating lasts without guests", guests, lambda table: _own(table, _DAY)),
-    ):
-        years = writers.years(newest, each(newest), rated)
+    for name, shown, of in (("The rating lasts", True, _all_of), ("The rating lasts without guests", guests, _own)):
+        years = writers.years(newest, of(newest, _DAY), rated)
         if shown and years is not None:
-            then = writers.years(before, each(before), rated) if now else None
+            then = writers.years(before, of(before, _DAY), rated) if now else None
             note = "of a new drive, at this rate" if then is None else f"{years_text(then)} at the rate before"
             figures.append(Figure(name, years_text(years), note))
     if guests:
