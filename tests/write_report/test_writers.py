@@ -99,6 +99,17 @@ def test_what_ended_is_a_row_of_its_own(node: WritingNode) -> None:
     assert [row["label"] for row in made["rows"]][1] == "pvestatd"
 
 
+def test_sessions_that_ended_are_logins_still(node: WritingNode) -> None:
+    node.units(0, pve_cluster=0)
+    node.group("user.slice", 5000)
+    node.group("user.slice/session-3.scope", 5000)
+    before = node.reading(1000.0, sda=0)
+    (node.root / "sys/fs/cgroup/user.slice/session-3.scope").rename(node.root / "logged-out")
+    node.group("user.slice", 9000)
+    node.group("user.slice/session-4.scope", 1000)
+    assert rows(table(before, node.reading(1060.0, sda=8 * KIB))) == [("logins", "user.slice", 4000, True)]
+
+
 def test_a_guest_that_was_stopped_is_still_a_guest(node: WritingNode) -> None:
     node.units(0)
     node.group("qemu.slice", 1000)

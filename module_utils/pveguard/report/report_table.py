@@ -279,7 +279,8 @@ def _since_boot(
 ) -> dict[str, Any] | None:
     """Who wrote since boot, where no other figure tells who writes: of a node that is looked at for the first time."""
     reading = (counters or {}).get("league")
-    if not reading or any((each or {}).get("league") for each in (after, day)):
+    known = [(each or {}).get("league") or {} for each in (after, day)]
+    if not reading or any(league.get("total_bytes") is not None for league in known):
         return None
     league = writers.table(None, reading)
     return {"seconds": (league or {}).get("seconds"), "league": league}

@@ -42,6 +42,7 @@ _WHY = {
 #: Control groups at the top in which guests are, and their units.
 _GUEST_GROUPS = re.compile(r"qemu\.slice|lxc(\..+)?|machine\.slice")
 _GUEST_UNITS = re.compile(r"\d+\.scope|qemu\.slice|lxc(\..+)?(/.+)?|machine-.+\.scope|machine\.slice")
+LOGINS = "user.slice"
 #: Processes of any unit that ended are counted with process 1, which waits for them, with all that they ever wrote; and kernel
 #: threads are the kernel.
 _IN_THE_REST = frozenset({block_writes.INIT, block_writes.NO_UNIT})
@@ -93,8 +94,11 @@ def reading(
     why = "zfs" if system.zfs else "v1" if not found or not found.controller else "" if found.by_unit else "off"
     if not why and found is not None:
         source = "cgroup"
-        for name, each in found.units.items():
-            if any(each.written) and not _GUEST_GROUPS.fullmatch(each.group):
+        apart = {name for name in groups if _GUEST_GROUPS.fullmatch(name) or name == LOGINS}
+        # Sessions come and go, their slice stays.
+        whole_slice = {LOGINS: found.groups[LOGINS]} if LOGINS in groups else {}
+        for name, each in {**found.units, **whole_slice}.items():
+            if any(each.written) and (each.group not in apart or name == LOGINS):
                 units[name] = [*row(each), each.group]
     else:
         source = "proc"
@@ -149,7 +153,7 @@ def table(
     and ``total_bytes``, ``rest_bytes`` and ``guests_bytes`` have theirs.
 
     ``total_bytes`` is what the devices' counters rose by, and rows + guests + rest always make it up; the rest is below 0
-    where less reached the drives than was requested. A device that was replaced or whose counter went back is left out, with
+    where less reached the drives than was asked of them. A device that was replaced or whose counter went back is left out, with
     all that was written to it. After a reboot in between nothing is known: no rows, and None for each figure.
     """
     if not after:
@@ -186,7 +190,7 @@ def table(
     for part, count in (("guests", guests[0]), ("rest", rest), ("total", total)):
         _amount(result, f"{part}_bytes", count, seconds)
     if rest < 0:
-        notes.append("less reached the drives than was requested, so the rest is below 0")
+        notes.append("less reached the drives in that time than was asked of them, so the rest is below 0")
     return result
 
 
