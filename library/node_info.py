@@ -106,7 +106,7 @@ node:
         of each of its files), or state absent.
       type: dict
     counters:
-      description: What was written so far, as the module pmxcfs_writes returns it under the same name.
+      description: What was written so far and by whom, as the module pmxcfs_writes returns it under the same name.
       type: dict
     login: {description: 'authorized_keys_depends_on_pve is true when root''s authorized_keys lies on /etc/pve.', type: dict}
 """

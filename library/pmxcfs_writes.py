@@ -148,6 +148,7 @@ counters:
     services_source: {description: 'V(cgroup) or V(proc); see the module block_writes.', type: str}
     services: {description: Bytes by systemd unit., type: dict}
     services_identity: {description: What was counted for each unit., type: dict}
+    league: {description: 'The counters of all who write to the drives that carry the system; see docs/report.md.', type: dict}
     root_version: {description: Version of the database; null when it cannot be read., type: int}
 window:
   description: >-
@@ -174,6 +175,11 @@ window:
       elements: dict
     services_source: {description: 'V(cgroup) is bytes to the disk, V(proc) bytes to any device.', type: str}
     services_notes: {description: What the figures of services do not tell., type: list, elements: str}
+    league:
+      description: >-
+        Who wrote to the drives that carry the system, with devices, rows (class, label, unit, bytes, exact, source),
+        guests_bytes, rest_bytes and total_bytes, which rows, guests and rest make up; see docs/report.md. Null when not known.
+      type: dict
     files:
       description: >-
         Files that were written, with path, writer (node id) and node (null when not known), class, label, changes,

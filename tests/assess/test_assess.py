@@ -20,6 +20,7 @@ from ansible.module_utils.pveguard.state import ram_changes
 from tests.corosync import cluster_facts
 from tests.findings import finding
 from tests.loading import load_filters
+from tests.write_report import sample
 
 HA_UNITS = ("pve-ha-crm.service", "pve-ha-lrm.service", "watchdog-mux.service")
 
@@ -126,6 +127,16 @@ def test_problems_are_named_first() -> None:
     for words in ("127.0.1.1", "no quorum", "config_version 2, /etc/corosync/corosync.conf has 3"):
         assert words in texts(PROBLEM, bad)
     assert "2 of 3 members" in texts(WARNING, bad)
+
+
+def test_one_look_tells_who_writes_since_boot() -> None:
+    units = {"pve-cluster.service": 9000 * 1024, "systemd-journald.service": 1000 * 1024}
+    counters = {"league": sample.reading(3000.0, units, 500 * 1024, 20000 * 1024)}
+    text = render("a", {**node(), "counters": counters}, {}, [], None)
+    assert "  [  ] who writes to nvme0n1: 400 KiB/min over 50 min since boot" in text
+    assert "         ≈ 180 KiB/min  cluster file system (pmxcfs) (pve-cluster.service)\n" in text
+    assert "10 KiB/min  guests, which are not judged" in text
+    assert "who writes" not in render("a", node(), {}, [], None), "of an earlier release, or not looked at"
 
 
 def test_a_starting_node_is_no_problem() -> None:

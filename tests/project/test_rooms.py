@@ -20,9 +20,10 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "ha": ("base", "formats", "pmxcfs"),
     "corosync": ("base", "formats", "pmxcfs", "ha"),
     "state": ("base", "formats", "pmxcfs", "ha"),
-    "cluster": ("base", "formats", "pmxcfs", "disk", "ha", "corosync", "state"),
-    "gates": ("base", "disk"),
     "writes": ("base", "formats", "pmxcfs", "disk", "corosync"),
+    # What a node writes is among its facts.
+    "cluster": ("base", "formats", "pmxcfs", "ha", "corosync", "state", "writes"),
+    "gates": ("base", "disk"),
     "report": ("base", "pmxcfs", "disk", "ha", "corosync", "state", "gates", "writes"),
     # On the controller only.
     "filters": ("base", "formats", "pmxcfs", "ha", "corosync", "state", "cluster", "gates", "writes", "report"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ansible.module_utils.pveguard.report import report_table
+from ansible.module_utils.pveguard.writes import writers as league_of
 
 NOW = "2026-11-21T12:40:00Z"
 EARLIER = "2026-11-18T09:12:44Z"
@@ -70,6 +71,51 @@ def services(**rates: float) -> list[dict[str, Any]]:
     ]
 
 
+def reading(uptime: float, units: dict[str, int], guests: int, total: int, **more: Any) -> dict[str, Any]:
+    """Counters as writers.reading returns them, of a node with one drive."""
+    services = sum(units.values()) + (4096 if units else 0)
+    return {
+        "time": NOW,
+        "boot_id": "b",
+        "uptime_seconds": uptime,
+        "disks": [["nvme0n1", "1", total]],
+        "hidden": {},
+        "source": "cgroup",
+        "why": "",
+        "groups": {"system.slice": ["1", 0, services], "qemu.slice": ["2", 0, guests]},
+        "units": {name: [str(at), 0, count, "system.slice"] for at, (name, count) in enumerate(units.items(), 10)},
+        "swap": None,
+        "files": {"access_log": {}, "task_logs": None, "apt": [], "rrd_journal": None},
+        **more,
+    }
+
+
+def league(minutes: float, scale: float = 1.0, pmxcfs: float = 1.0) -> dict[str, Any]:
+    """The table of a node with twenty guests, ``scale`` times what a stock one writes; ``pmxcfs`` of its own."""
+    rates = {
+        "pve-cluster.service": 3.6 * MIB * pmxcfs,
+        "rrdcached.service": 1.9 * MIB * scale,
+        "systemd-journald.service": 310_000 * scale,
+        "pveproxy.service": 96_000 * scale,
+        "pvefw-logger.service": 41_000 * scale,
+        "pvescheduler.service": 22_000,
+        "pveguard-state-watch.service": 9_000 if pmxcfs < 1 else 0,
+        "smartmontools.service": 4_100,
+        "pvestatd.service": 3_100,
+        "postfix.service": 2_900,
+        "chrony.service": 1_200,
+        "zed.service": 800,
+    }
+    units = {name: round(rate * minutes) for name, rate in rates.items() if rate}
+    files = {"access_log": {}, "task_logs": round(9_000 * minutes), "apt": [], "rrd_journal": round(0.3 * MIB * scale * minutes)}
+    guests = round(12 * MIB * minutes)
+    total = sum(units.values()) + 4096 + guests + round((0.8 * scale + 0.9 * pmxcfs) * MIB * minutes)
+    nothing = reading(0.0, {}, 0, 0, files={**files, "task_logs": 0, "rrd_journal": 0})
+    made = league_of.table(nothing, reading(minutes * 60, units, guests, total, files=files))
+    assert made is not None and made["rest_bytes"] > 0
+    return made
+
+
 def window(
     transactions: float, device_bytes: float | None, memory: bool, moment: str = NOW, **more: Any
 ) -> dict[str, Any]:
@@ -103,6 +149,7 @@ BEFORE = {
         file("nodes/pve1/tasks/active", "logs", "pve1", 2),
     ],
     "services": services(pve_cluster=3.6 * MIB, systemd_journald=310_000.0, rrdcached=96_000.0),
+    "league": league(1),
 }
 AFTER = {
     "classes": classes(locks=6, unattributed=0),
@@ -112,6 +159,7 @@ AFTER = {
         file("priv/lock/file-replication_cfg", "locks", "pve2", 3),
     ],
     "services": services(systemd_journald=52_000.0, rrdcached=24_000.0, pve_cluster=0.0),
+    "league": league(1, 0.2, 0.0),
 }
 
 
@@ -226,10 +274,13 @@ LINKS = {"verdict": "pass", "reason": "ok", "message": "fine", "time": NOW}
 def days(now: float = 92_000.0, before: float = 4.2e6) -> dict[str, Any]:
     """What an earlier report knew of a long time: three days at so many bytes a minute."""
 
-    def figures(rate: float) -> dict[str, Any]:
-        return {"from": EARLIER, "to": NOW, "seconds": 3 * 86400.0, "device_bytes": rate * 3 * 1440}
+    def figures(rate: float, table: dict[str, Any]) -> dict[str, Any]:
+        return {"from": EARLIER, "to": NOW, "seconds": 3 * 86400.0, "device_bytes": rate * 3 * 1440, "league": table}
 
-    return {"day": figures(now), "day_before": figures(before)}
+    return {
+        "day": figures(now, league(3 * 1440, 0.2, 0.0)),
+        "day_before": figures(before, league(3 * 1440)),
+    }
 
 
 def entry(name: str = "pve1", **more: Any) -> dict[str, Any]:

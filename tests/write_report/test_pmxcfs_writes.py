@@ -16,6 +16,8 @@ from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.base.run import Result
 from ansible.module_utils.pveguard.writes import pmxcfs_writes
 
+from .writing_node import WritingNode
+
 SCHEMA = (
     "CREATE TABLE tree (inode INTEGER PRIMARY KEY NOT NULL, parent INTEGER NOT NULL, version INTEGER NOT "
     "NULL, "
@@ -399,6 +401,26 @@ def test_what_the_caller_did_itself_is_not_counted(daemon: Daemon, tmp_path: Pat
     # The next report begins where this one ended.
     assert pmxcfs_writes.measure(previous=result["counters"], **where)["since"]["transactions"] == 0
     assert pmxcfs_writes.measure(previous=last, until={}, **where)["since"]["transactions"] == 6
+
+
+def test_who_writes_to_the_drives_is_told_of_every_time(
+    daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a window, since an earlier call, and until the caller began; what an earlier release noted tells nothing."""
+    node = WritingNode(tmp_path / "node")
+    node.units(1000, pve_cluster=1000)
+    readings = iter([node.reading(1000.0 + 60 * at, sda=4096 * at) for at in range(9)])
+    monkeypatch.setattr(pmxcfs_writes.writers, "reading", lambda *_, **__: next(readings))
+    where: dict[str, Any] = {"store": str(tmp_path), "database": str(daemon.path)}
+    first = pmxcfs_writes.measure(**where)["counters"]
+    begun = pmxcfs_writes.measure(**where)["counters"]
+    since = pmxcfs_writes.measure(previous=first, until=begun, **where)["since"]["league"]
+    assert (since["total_bytes"], since["seconds"], since["since"]) == (4096, 60.0, "reading")
+    former = {key: value for key, value in first.items() if key != "league"}
+    assert pmxcfs_writes.measure(previous=former, **where)["since"]["league"] is None
+    now, writes = pmxcfs_writes.observe(0.1, sample_seconds=0.05, run=no_sync, **where)
+    assert writes["league"]["total_bytes"] == 4096 and writes["league"]["seconds"] == writes["seconds"]
+    assert now["league"]["disks"] == [["sda", "1", 4096 * 5]]
 
 
 def test_module_counts_since_an_earlier_call_without_waiting(

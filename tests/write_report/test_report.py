@@ -10,9 +10,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard.report import report_metrics, report_page, report_table
+from ansible.module_utils.pveguard.report import report_metrics, report_page, report_summary, report_table
 
 from tests.loading import load_filters
+
+from . import sample
 
 NOW = "2026-11-20T17:10:22Z"
 
@@ -215,8 +217,8 @@ def at(hours: float, written: int, memory: bool = True, boot: str = "b1", disk: 
 DRIVE = {"disk": "sda", "written_bytes": 10**12, "rated_tbw_bytes": 10**14, "rated_from": "table"}
 
 
-def reported(counters: dict[str, Any], last: Any = None, **more: Any) -> dict[str, Any]:
-    seen = {"counters": counters, "window": AFTER, "since": None}
+def reported(counters: dict[str, Any], last: Any = None, window: Any = None, **more: Any) -> dict[str, Any]:
+    seen = {"counters": counters, "window": window or AFTER, "since": None}
     return entry(measured=seen, last=last, wear={"disks": [DRIVE], "notes": []}, **more)
 
 
@@ -240,6 +242,48 @@ def test_years_are_told_from_the_writes_of_a_day_and_of_nothing_shorter() -> Non
     elsewhere = reported(at(90, 0, disk="8:16"), third)
     assert elsewhere["rate_from"]["device"]["device_number"] == "8:16"
     json.dumps(fourth)
+
+
+def test_who_writes_is_told_of_the_longest_time() -> None:
+    """Since boot at the first look, of a window, then of a day; each with the drives' own counters."""
+
+    def looked(hours: float, units: int, total: int, **more: Any) -> dict[str, Any]:
+        counters = at(hours, total, **more)
+        league = sample.reading(hours * 3600.0, {"rrdcached.service": units}, 0, total)
+        return {**counters, "league": {**league, "boot_id": counters["boot_id"]}}
+
+    def now(node: dict[str, Any]) -> Any:
+        return report_summary.league(node, "now")
+
+    first = entry(measured={"counters": looked(10, 5000, 9000), "window": None, "since": None})
+    assert now(first) is first["writes"]["since_boot"]["league"] and now(first)["since"] == "boot"
+    assert now(first)["total_bytes"] == 9000 and report_summary.league(first, "before") is None
+    window = {**AFTER, "league": sample.league(1)}
+    second = reported(looked(10, 5000, 9000), window=window)
+    assert now(second) == window["league"] and second["writes"]["since_boot"] is None
+    third = reported(looked(40, 25_000, 49_000), second, window=window)
+    assert now(third)["seconds"] == 30 * 3600 and now(third)["total_bytes"] == 40_000
+    assert now(third)["rows"][0]["bytes"] == 20_000 and now(third)["rows"][0]["bytes_per_day"] == 16_000
+    # After a reboot it is still known, and the counters begin anew.
+    fourth = reported(looked(1, 0, 0, boot="b2"), third, window=window)
+    assert now(fourth) == now(third) and fourth["rate_from"]["league"]["boot_id"] == "b2"
+
+
+def test_counters_of_a_release_that_did_not_note_who_wrote_begin_anew() -> None:
+    old = reported(at(10, 0))
+    assert old["rate_from"]["league"] is None
+    new = {**at(40, 10**6), "league": sample.reading(40 * 3600.0, {}, 0, 10**6)}
+    made = reported(new, old)
+    assert made["rate_from"]["uptime_seconds"] == 40 * 3600 and made["rate_from"]["league"] == new["league"]
+
+
+def test_before_protection_who_wrote_since_boot_is_kept(tmp_path: Path) -> None:
+    counters = {**at(30, 10**6, memory=False), "league": sample.reading(30 * 3600.0, {"rrdcached.service": 5000}, 0, 10**6)}
+    window = {"counters": counters, "window": {**figures(), "league": sample.league(1)}, "since": None}
+    (file,) = filters().baseline_files({"pve1": {"b": window}}, ["pve1"], str(tmp_path), "b")
+    made = reported(at(31, 10**6), baseline=json.loads(file["content"]))
+    before = report_summary.league(made, "before")
+    assert before is not None and before["since"] == "boot" and before["seconds"] == 30 * 3600
 
 
 def test_the_rate_of_a_day_before_protection_is_none_of_the_time_after_it() -> None:

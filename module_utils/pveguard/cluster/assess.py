@@ -10,6 +10,7 @@ from typing import Any
 
 from ..base.findings import GOOD, PROBLEM, UNKNOWN, WARNING, Finding, judges, read, with_others, worst_first
 from ..base.units import duration_text, rate_text
+from ..writes import writers
 from . import corosync_compare
 from .roles import Changes
 
@@ -89,6 +90,9 @@ def render(
         since = duration_text(3600 * writes.get("hours", 0))
         rate = rate_text(writes["daemon_bytes_per_day"], "day")
         lines.append(f"  [  ] the daemon wrote {rate} over the {since} since it started")
+    # One look is enough for it: the counters begin at boot.
+    who = writers.lines(writers.table(None, (node.get("counters") or {}).get("league")))
+    lines += [f"  [  ] who writes to {who[0]}", *(f"         {line}" for line in who[1:])] if who else []
     lines.append("  site.yml would change:" + ("" if todo else " nothing"))
     lines += [f"    - {item}" for item in todo]
     return "\n".join(lines)

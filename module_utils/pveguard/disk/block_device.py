@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..base.errors import PveguardError
 from ..base.run import Run, run
 from . import block_writes, drive_health
+from . import layers as layers_below
 from .block_writes import SECTOR_BYTES
 
 #: From the slowest kind of medium to the fastest. Of several disks the slowest counts: a mirror waits for all of them.
@@ -47,7 +48,6 @@ _TRANSPORTS = (
     (re.compile(r"/host\d+/target"), "scsi"),
 )
 _NAMES = (("nbd", "nbd"), ("rbd", "rbd"), ("drbd", "drbd"), ("xvd", "xen"))
-_DEPTH = 12
 
 
 def describe(
@@ -80,9 +80,9 @@ def describe(
     if where["filesystem"] == "zfs":
         zfs_sync = _zfs(where["source"], root, run, tools, layers, found)
     elif where["filesystem"] == "btrfs":
-        _btrfs(where["source"], where["device_number"], root, layers, found)
+        layers_below.btrfs(where["source"], where["device_number"], root, layers, found)
     elif where["device_number"]:
-        memory |= _down(_sys_path(where["device_number"], root), root, layers, found)
+        memory |= layers_below.down(layers_below.sys_path(where["device_number"], root), root, layers, found)
     asked = tools if smart is None else smart
     disks = [disk(place, root, run=run, tools=asked) for place in found.values()]
     kind, rule = _class(disks, memory, where["filesystem"])
@@ -270,78 +270,6 @@ def _class_of(entry: Mapping[str, Any]) -> tuple[str, str]:
     return UNKNOWN, f"{name}: neither transport nor queue/rotational says"
 
 
-def _down(
-    place: Path, root: Path, layers: list[dict[str, str]], found: dict[str, Path], depth: int = 0
-) -> bool:
-    """Follow a block device down to whole disks, into ``layers`` and ``found``; True when it ends in memory."""
-    name = place.name
-    if depth > _DEPTH or not place.exists():
-        return False
-    if (place / "partition").exists():
-        layers.append({"name": name, "kind": "partition"})
-        return _down(place.parent, root, layers, found, depth + 1)
-    slaves = [Path(os.path.realpath(slave)) for slave in sorted((place / "slaves").glob("*"))]
-    backing = _text(place / "loop/backing_file")
-    if backing:
-        layers.append({"name": name, "kind": "loop"})
-        below = block_writes.device_behind(backing.removesuffix(" (deleted)"), root, skip_memory=False)
-        if below["in_memory"]:
-            return True
-        number = below["device_number"]
-        return bool(number) and _down(_sys_path(number, root), root, layers, found, depth + 1)
-    kind = _kind(place)
-    if slaves:
-        layers.append({"name": name, "kind": kind})
-        memories = [_down(slave, root, layers, found, depth + 1) for slave in slaves]
-        return all(memories)
-    if name.startswith(("zram", "ram")):
-        layers.append({"name": name, "kind": "ram"})
-        return True
-    found.setdefault(name, place)
-    return False
-
-
-def _kind(place: Path) -> str:
-    uuid = _text(place / "dm/uuid")
-    for prefix, kind in (("LVM-", "lvm"), ("CRYPT-", "crypt"), ("mpath-", "multipath")):
-        if uuid.startswith(prefix):
-            return kind
-    if (place / "dm").is_dir():
-        return "dm"
-    if (place / "md").is_dir():
-        return f"md-{_text(place / 'md/level') or 'unknown'}"
-    return "bcache" if (place / "bcache").exists() else "unknown"
-
-
-def _btrfs(
-    source: str, number: str | None, root: Path, layers: list[dict[str, str]], found: dict[str, Path]
-) -> None:
-    """All devices of the btrfs that ``source`` is one of: its mount has an anonymous number and names only one."""
-    name = _sys_path(number, root).name if number else _by_source(source, root)
-    for devices in sorted((root / "sys/fs/btrfs").glob("*/devices")):
-        members = sorted(path.name for path in devices.iterdir())
-        if name in members:
-            layers.append({"name": devices.parent.name, "kind": "btrfs"})
-            for member in members:
-                _down(Path(os.path.realpath(devices / member)), root, layers, found)
-            return
-    if name:
-        _down(Path(os.path.realpath(root / "sys/class/block" / name)), root, layers, found)
-
-
-def _by_source(source: str, root: Path) -> str | None:
-    """The kernel's name of /dev/NAME or /dev/mapper/NAME."""
-    if not source.startswith("/dev/"):
-        return None
-    base = source.rpartition("/")[2]
-    if (root / "sys/class/block" / base).exists():
-        return base
-    for path in (root / "sys/class/block").glob("*/dm/name"):
-        if _text(path) == base:
-            return path.parent.parent.name
-    return None
-
-
 def _zfs(
     dataset: str,
     root: Path,
@@ -355,31 +283,15 @@ def _zfs(
         return None
     pool = dataset.partition("/")[0]
     status = _output(run, ["zpool", "status", "-P", "-L", pool])
-    devices = list(zpool_devices(status))
+    devices = list(layers_below.zpool_devices(status))
     # With a log device of its own, that is where a synchronous write becomes durable.
     logs = [path for section, path in devices if section == "logs"]
     layers.append({"name": pool, "kind": "zfs-log" if logs else "zfs"})
     for path in logs or [path for section, path in devices if section in ("data", "special")]:
-        name = _by_source(path, root)
+        name = layers_below.by_source(path, root)
         if name:
-            _down(Path(os.path.realpath(root / "sys/class/block" / name)), root, layers, found)
+            layers_below.down(Path(os.path.realpath(root / "sys/class/block" / name)), root, layers, found)
     return _output(run, ["zfs", "get", "-H", "-o", "value", "sync", dataset]).strip() or None
-
-
-def zpool_devices(status: str) -> Iterator[tuple[str, str]]:
-    """(section, /dev path) of each device in the output of ``zpool status -P -L``; the section of the data is data."""
-    section, inside = "data", False
-    for line in status.splitlines():
-        words = line.split()
-        if line.startswith("config:"):
-            inside = True
-        elif line.startswith("errors:"):
-            inside = False
-        elif inside and words:
-            if words[0] in ("logs", "cache", "spares", "special", "dedup"):
-                section = words[0]
-            elif words[0].startswith("/dev/"):
-                yield section, words[0]
 
 
 def _smart(name: str, transport: str | None, run: Run) -> dict[str, Any]:
@@ -437,10 +349,6 @@ def _transport(place: Path, root: Path) -> str | None:
         if pattern.search(path):
             return kind
     return None
-
-
-def _sys_path(number: str, root: Path) -> Path:
-    return Path(os.path.realpath(root / "sys/dev/block" / number))
 
 
 def _common(disks: list[dict[str, Any]], key: str) -> Any:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,7 @@ def service_counters(device_number: str | None, root: Path | str = Path("/")) ->
     found = _by_cgroup(device_number, root)
     source = "cgroup"
     if found is None:
-        found, source = _by_process(root), "proc"
+        found, source = by_process(root), "proc"
     written = {unit: count for unit, (count, _) in sorted(found.items()) if count}
     return {
         "services_source": source if found else None,
@@ -203,28 +204,17 @@ def _service_difference(
     old_disk, new_disk = ((counters.get("device") or {}).get("device_number") for counters in (before, after))
     if source == "cgroup" and old_disk != new_disk:
         return None  # the counters are those of one disk; that it is another one is noted already
-    old: Mapping[str, int] = before.get("services") or {}
-    new: Mapping[str, int] = after.get("services") or {}
-    counted_then, counted_now = (
-        {unit: set(words.split()) for unit, words in (counters.get("services_identity") or {}).items()}
-        for counters in (before, after)
-    )
     found: list[dict[str, Any]] = []
-    for unit in {*old, *new}:
-        was, now = old.get(unit, 0), new.get(unit, 0)
-        exact = counted_then.get(unit, set()) <= counted_now.get(unit, set()) and now >= was
-        if exact or source == "proc":
-            # Processes that ended took their counts with them, and what the others wrote may be hidden by that.
-            written = max(0, now - was)
-        else:
-            written = now  # a control group that was made again counts from nothing
+    then, now = ((each.get("services") or {}, each.get("services_identity") or {}) for each in (before, after))
+    rises = unit_rises(then, now, source)
+    for unit, (written, exact) in rises.items():
         if written or not exact:
             found.append(
                 {
                     "service": unit,
                     "bytes": written,
                     "bytes_per_minute": per_minute(written, seconds),
-                    "exact": exact and not (source == "proc" and unit == INIT),
+                    "exact": exact,
                 }
             )
     found.sort(key=lambda entry: (-int(entry["bytes"]), str(entry["service"])))
@@ -235,6 +225,30 @@ def _service_difference(
     if source == "proc" and any(entry["service"] == INIT for entry in top):
         notes.append(f"{INIT} includes what processes that ended wrote in their whole life")
     return top
+
+
+def unit_rises(
+    before: tuple[Mapping[str, int], Mapping[str, str]],
+    after: tuple[Mapping[str, int], Mapping[str, str]],
+    source: str,
+) -> dict[str, tuple[int, bool]]:
+    """What each unit wrote between two readings, and whether that is all of it; else it is a lower bound.
+
+    ``before`` and ``after``: bytes and identities by unit, ``source`` where they are from, see :func:`service_counters`.
+    """
+    (old, old_identity), (new, new_identity) = before, after
+    found = {}
+    for unit in {*old, *new}:
+        was, now = old.get(unit, 0), new.get(unit, 0)
+        gone = set(old_identity.get(unit, "").split()) - set(new_identity.get(unit, "").split())
+        exact = not gone and now >= was
+        if exact or source == "proc":
+            # Processes that ended took their counts with them, and what the others wrote may be hidden by that.
+            written = max(0, now - was)
+        else:
+            written = now  # a control group that was made again counts from nothing
+        found[unit] = written, exact and not (source == "proc" and unit == INIT)
+    return found
 
 
 def same_daemon(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
@@ -352,45 +366,105 @@ def daemon(pid_file: str, root: Path = Path("/")) -> dict[str, Any]:
 
 
 _UNIT = re.compile(r".+\.(service|scope|socket|mount|swap)\Z")
+#: Where LXC has its containers, at the top; what runs within has units of the same names as those of the node.
+_CONTAINERS = re.compile(r"lxc(\..+)?")
+_WBYTES = re.compile(r"^(\d+:\d+) .*\bwbytes=(\d+)", re.MULTILINE)
 
 
 def _by_cgroup(device_number: str | None, root: Path) -> dict[str, tuple[int, str]] | None:
-    mounts = [mount for mount in mountinfo(str(root)) if mount["filesystem"] == "cgroup2"]
-    if not mounts or device_number is None:
-        return None
-    top = root / mounts[0]["mount_point"].lstrip("/")
-    if "io" not in _text(top / "system.slice/cgroup.subtree_control").split():
+    if device_number is None:
         return None
     # io.stat speaks of whole disks.
     _, disk = _names(device_number, root)
     number = _text(root / "sys/class/block" / str(disk) / "dev").strip() or device_number
-    found: dict[str, tuple[int, str]] = {}
-    _read_cgroups(top, number, found)
-    return found
+    found = control_groups([number], root)
+    return {unit: (each.written[0], each.identity) for unit, each in found.units.items()} if found and found.by_unit else None
 
 
-def _read_cgroups(folder: Path, number: str, found: dict[str, tuple[int, str]]) -> None:
-    """Units below ``folder``; a slice whose units have no counters of their own counts as one."""
+@dataclass(frozen=True)
+class ControlGroup:
+    """``identity``: a group that is made again under the same name has another one. ``written``: bytes to each device that was
+    asked for. ``group``: the one at the top that it is in, or is.
+    """
+
+    identity: str
+    written: list[int]
+    group: str
+
+
+@dataclass(frozen=True)
+class ControlGroups:
+    """``controller``: whether the io controller is cgroup v2's here, ``by_unit``: whether it is on for the units of system.slice.
+    ``groups``: the ones at the top, which hold what their units wrote, those that ended included. ``units``: the ones with
+    counters that are not divided further.
+    """
+
+    controller: bool
+    by_unit: bool
+    groups: dict[str, ControlGroup]
+    units: dict[str, ControlGroup]
+
+
+def control_groups(numbers: Sequence[str], root: Path | str = Path("/")) -> ControlGroups | None:
+    """What control groups wrote to the devices ``numbers`` (``"8:0"``; ``io.stat`` knows no partitions), None where it is not
+    counted: without cgroup v2.
+
+    A slice whose units have no counters counts as one unit, and so does a container, whatever runs in it (``lxc/101``).
+    """
+    root = Path(root)
+    mounts = [mount for mount in mountinfo(str(root)) if mount["filesystem"] == "cgroup2"]
+    if not mounts or not numbers:
+        return None
+    top = root / mounts[0]["mount_point"].lstrip("/")
+    groups: dict[str, ControlGroup] = {}
+    units: dict[str, ControlGroup] = {}
+    for entry in _folders(top):
+        for name, leaf in _leaves(entry):
+            each = _control_group(leaf, numbers, entry.name)
+            same = units.get(name)
+            if each is not None:
+                both = [a + b for a, b in zip(each.written, same.written, strict=True)] if same else each.written
+                units[name] = ControlGroup(each.identity, both, entry.name)
+        # After its units: so it holds all of what they were seen to have written.
+        total = _control_group(entry, numbers, entry.name)
+        if total is not None:
+            groups[entry.name] = total
+    controller, by_unit = (
+        "io" in _text(top / file).split() for file in ("cgroup.controllers", "system.slice/cgroup.subtree_control")
+    )
+    return ControlGroups(controller or by_unit, by_unit, groups, units)
+
+
+def _folders(folder: Path) -> list[Path]:
     try:
-        below = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink())
+        return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink())
     except OSError:
-        return
-    for entry in below:
-        has_counters = (entry / "io.stat").exists()
-        if _UNIT.fullmatch(entry.name) or not any(path.is_file() for path in entry.glob("*/io.stat")):
-            if has_counters:
-                match = re.search(
-                    rf"^{re.escape(number)} .*\bwbytes=(\d+)", _text(entry / "io.stat"), re.MULTILINE
-                )
-                count, _ = found.get(entry.name, (0, ""))
-                # A control group that is made again under the same name is another directory.
-                identity = str(entry.stat().st_ino)
-                found[entry.name] = (count + (int(match.group(1)) if match else 0), identity)
-        else:
-            _read_cgroups(entry, number, found)
+        return []
 
 
-def _by_process(root: Path) -> dict[str, tuple[int, str]]:
+def _leaves(entry: Path) -> Iterator[tuple[str, Path]]:
+    if _CONTAINERS.fullmatch(entry.name):
+        each = [below for below in _folders(entry) if below.name.isdigit() and (below / "io.stat").exists()]
+        yield from ((f"{entry.name}/{below.name}", below) for below in each) if each else [(entry.name, entry)]
+    elif _UNIT.fullmatch(entry.name) or not any(path.is_file() for path in entry.glob("*/io.stat")):
+        yield entry.name, entry
+    else:
+        for below in _folders(entry):
+            yield from _leaves(below)
+
+
+def _control_group(folder: Path, numbers: Sequence[str], group: str) -> ControlGroup | None:
+    try:
+        text = (folder / "io.stat").read_text(errors="replace")
+        identity = str(folder.stat().st_ino)
+    except OSError:
+        return None
+    counted = {match[1]: int(match[2]) for match in _WBYTES.finditer(text)}
+    return ControlGroup(identity, [counted.get(number, 0) for number in numbers], group)
+
+
+def by_process(root: Path) -> dict[str, tuple[int, str]]:
+    """``write_bytes`` of the processes that live, by unit, and who they are: PID.START of each that wrote."""
     sums: dict[str, int] = {}
     processes: dict[str, list[str]] = {}
     try:
@@ -417,6 +491,8 @@ def _unit_of(cgroups: str) -> str:
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         parts = [part for part in path.split("/") if part]
         if controllers in ("", "name=systemd") and parts:
+            if _CONTAINERS.fullmatch(parts[0]):
+                return "/".join(parts[:2])
             return next((part for part in parts if _UNIT.fullmatch(part)), parts[-1])
     return NO_UNIT
 

@@ -17,7 +17,7 @@ from ..corosync import probe_members
 from ..gates import power_cut
 from ..ha import ha_info
 from ..report import report_metrics, report_page, report_table
-from ..writes import ring_events
+from ..writes import ring_events, writers
 
 Hosts = Mapping[str, Mapping[str, Any]]
 
@@ -205,6 +205,7 @@ def baseline_files(hostvars: Hosts, hosts: Iterable[str], directory: str, name: 
                     "to": counters["time"],
                     "seconds": counters.get("uptime_seconds"),
                     "device_bytes": (counters.get("device") or {}).get("bytes_written"),
+                    "league": writers.table(None, counters.get("league")),
                 },
             }
             files.append(_json_file(_file(directory, "baseline", host), value))

@@ -39,6 +39,9 @@ METRICS = {
     "class_transactions_per_second": "Transactions by cause in the last observed window; lower bounds where sampled",
     "writer_transactions_per_second": "Transactions by writing node in the last observed window; lower bounds where sampled",
     "service_written_bytes_per_second": "Bytes by service",
+    "system_figures_seconds": "How long that was counted which the writers of the system's drives are told from",
+    "system_written_bytes_per_second": "Bytes to the drives that carry the system, by what is written and by unit; the classes "
+    "rest and guests have no unit, and all together are what the drives count",
     "ring_window_seconds": "How long the ring was last observed from the node",
     "ring_events": "What the ring and the synchronisation did in that window, by kind",
     "ring_updates_received": "Inodes that synchronisations brought to the node in that window",
@@ -96,6 +99,7 @@ def _samples(report: Mapping[str, Any], only: str) -> dict[str, list[tuple[dict[
             add("ha_units_returned", len(entry["ha"].get("returned") or []), node=node)
             add("ha_off", entry["ha"]["state"] in ("off", "not installed"), node=node)
         _writes(add, node, entry["writes"])
+        _league(add, node, entry)
         _ring(add, node, entry.get("ring"))
         gate = entry["gate"]
         add("gate_fsyncs_per_second", gate["fsyncs_per_second"], node=node)
@@ -138,6 +142,19 @@ def _writes(add: Any, node: str, writes: Mapping[str, Any]) -> None:
     for each in services or []:
         rate = _scaled(each["bytes_per_minute"], 1 / 60)
         add("service_written_bytes_per_second", rate, node=node, service=each["service"])
+
+
+def _league(add: Any, node: str, entry: Mapping[str, Any]) -> None:
+    for when, key in (("before", "before"), ("after", "now")):
+        table = report_summary.league(entry, key)
+        if not table or table["total_bytes_per_minute"] is None:
+            continue
+        add("system_figures_seconds", table["seconds"], node=node, when=when)
+        parts = [(row["class"], row["unit"], row["bytes_per_minute"]) for row in table["rows"]]
+        parts += [(part, "", table[f"{part}_bytes_per_minute"]) for part in ("rest", "guests")]
+        for kind, unit, rate in parts:
+            labels = {"node": node, "when": when, "class": kind, "unit": unit}
+            add("system_written_bytes_per_second", _scaled(rate, 1 / 60), **labels)
 
 
 def _ring(add: Any, node: str, ring: Mapping[str, Any] | None) -> None:

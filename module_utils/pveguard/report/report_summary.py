@@ -188,6 +188,19 @@ def rate_or_count(figures: Mapping[str, Any] | None, key: str, text: Callable[[f
     return text(known)
 
 
+def league(node: Mapping[str, Any], when: str) -> Mapping[str, Any] | None:
+    """The table of who writes to the system's drives of an entry, ``before`` protection or ``now``: that of the longest time,
+    since a short one does not hold what comes hourly or daily. None where there is none.
+    """
+    writes = node["writes"]
+    order = ("day_before", "before") if when == "before" else ("day", "after", "since_boot")
+    for each in order:
+        table: Mapping[str, Any] | None = (writes.get(each) or {}).get("league")
+        if table and table["total_bytes"] is not None:
+            return table
+    return None
+
+
 def steps(report: Mapping[str, Any]) -> list[Step]:
     """What to do next, the most urgent first, nodes with the same thing to do together."""
     grouped: dict[tuple[str, str, str], list[tuple[str, str]]] = {}

@@ -18,6 +18,7 @@ from ..disk import block_writes, drive_endurance
 from ..gates import gate_findings
 from ..ha import ha_findings
 from ..pmxcfs import pmxcfs_findings
+from ..writes import writers
 from . import report_summary
 
 SCHEMA = "pveguard-report"
@@ -107,6 +108,7 @@ def entry(
             "observed": _observed(measured, last),
             "day": days["day"],
             "day_before": days["day_before"],
+            "since_boot": _since_boot(after, days["day"], counters),
         },
         "rate_from": days["rate_from"],
         **_disks(wear, last, days, counters or last.get("counters"), now, notes),
@@ -273,6 +275,18 @@ def _observed(measured: Mapping[str, Any] | None, last: Mapping[str, Any]) -> di
     return _told(window)
 
 
+def _since_boot(
+    after: Mapping[str, Any] | None, day: Mapping[str, Any] | None, counters: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """Who wrote since boot, where no other figure tells who writes: of a node that is looked at for the first time."""
+    reading = (counters or {}).get("league")
+    known = [(each or {}).get("league") or {} for each in (after, day)]
+    if not reading or any(league.get("total_bytes") is not None for league in known):
+        return None
+    league = writers.table(None, reading)
+    return {"seconds": (league or {}).get("seconds"), "league": league}
+
+
 def _days(
     counters: Mapping[str, Any] | None, last: Mapping[str, Any], baseline: Mapping[str, Any] | None
 ) -> dict[str, Any]:
@@ -287,13 +301,17 @@ def _days(
         if start and start["database"]["in_memory"] != in_memory:
             start, before, day = None, (day or before) if in_memory else None, None
         written = block_writes.difference(start, counters) if start else {}
-        if start is None or written["device_bytes"] is None:
-            start = {key: counters.get(key) for key in ("time", "boot_id", "uptime_seconds", "device", "database")}
+        # An earlier release did not note who wrote: that is counted from now on.
+        unknown = start is not None and counters.get("league") and not start.get("league")
+        if start is None or written["device_bytes"] is None or unknown:
+            keys = ("time", "boot_id", "uptime_seconds", "device", "database", "league")
+            start = {key: counters.get(key) for key in keys}
         elif written["seconds"] >= DAY_SECONDS:
             day = {
                 "from": start.get("time"),
                 "to": counters.get("time"),
                 **{key: written[key] for key in ("seconds", "device_bytes")},
+                "league": writers.table(start.get("league"), counters.get("league")),
             }
     since_boot = (baseline or {}).get("since_boot") or {}
     if before is None and (since_boot.get("seconds") or 0) >= DAY_SECONDS:

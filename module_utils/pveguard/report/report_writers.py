@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ..base.units import UNKNOWN, bytes_text, duration_text, number_text, rate_text, time_text
 from ..disk import block_writes
 from ..writes import ring_events
-from . import charts, report_summary
+from . import charts, report_league, report_summary
 from .charts import REST, SERIES, Chart, Series
 from .page_parts import MAX_GROUPS, MAX_NODES, Code, LongTable, Table, long_table
 from .report_summary import names_text
@@ -24,7 +24,9 @@ Windows = Sequence[tuple[str, Mapping[str, Any]]]
 
 
 def writers(report: Mapping[str, Any]) -> dict[str, Any]:
-    """``{clusters, more_clusters, rings, services, silent}``; ``silent``: names of hosts whose writers are unknown."""
+    """``{clusters, more_clusters, rings, leagues, services, silent}``; ``services``: of nodes without a league, ``silent``: names
+    of hosts whose writers are unknown.
+    """
     found = report_summary.groups(report)
     clusters, silent = [], []
     for name, hosts in found.items():
@@ -33,11 +35,13 @@ def writers(report: Mapping[str, Any]) -> dict[str, Any]:
             clusters.append(_cluster(name, hosts, then, now))
         else:
             silent.append(name)
+    leagues = report_league.leagues(report)
     return {
         "clusters": clusters[:MAX_GROUPS],
         "more_clusters": clusters[MAX_GROUPS:],
         "rings": _rings(report, found),
-        "services": _services(report),
+        "leagues": leagues,
+        "services": _services(report, leagues["known"]),
         "silent": names_text(silent, 6),
     }
 
@@ -250,9 +254,12 @@ def _events(events: Sequence[Mapping[str, Any]]) -> Table | None:
     )
 
 
-def _services(report: Mapping[str, Any]) -> LongTable | None:
+def _services(report: Mapping[str, Any], known: Collection[str]) -> LongTable | None:
+    """Of nodes that are not ``known`` better."""
     rows = []
     for name, node in report["nodes"].items():
+        if name in known:
+            continue
         figures = node["writes"]["after"] or {}
         observed = node["writes"].get("observed") or {}
         found = figures.get("services") or observed.get("services") or []

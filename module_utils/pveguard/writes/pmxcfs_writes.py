@@ -23,7 +23,7 @@ from ..base.run import run as real_run
 from ..disk import block_writes
 from ..formats import corosync_conf
 from ..pmxcfs import live_database, members, tree
-from . import pmxcfs_journal, write_classes
+from . import pmxcfs_journal, write_classes, writers
 
 Value = TypeVar("Value")
 
@@ -205,7 +205,7 @@ def measure(
     :func:`observe`; in ``check_mode`` it is ``database``, because ``journal`` switches something. Returns
     ``{counters, window, since}``; the last two are None where there is none.
     """
-    here = block_writes.counters(store, database, pid_file)
+    here = writers.counters(store, database, pid_file, run=run)
     place = "memory" if here["database"]["in_memory"] else "disk"
     known = bool(known_machine) and known_machine == here["machine"]
     there = here["database"]["inode"] is not None
@@ -281,13 +281,13 @@ def observe(
     write_back(device["measured_path"], run)
 
     def watch() -> _Watched:
-        before = block_writes.counters(store, database, pid_file)
+        before = writers.counters(store, database, pid_file, run=run)
         return before, *_sampled(sampler, window_seconds, sample_seconds, clock, sleep)
 
     debug, watched = _with_journal(watch, window_seconds, notes, database, pve, run_dir, run) if wanted else (None, None)
     before, seconds, problem = watched or watch()
     write_back(device["measured_path"], run)
-    after = {**block_writes.counters(store, database, pid_file), "root_version": sampler.last}
+    after = {**writers.counters(store, database, pid_file, run=run), "root_version": sampler.last}
 
     written = block_writes.difference(before, after, seconds)
     notes += written["notes"]
@@ -308,9 +308,8 @@ def observe(
         "device_bytes_per_minute": block_writes.per_minute(written["device_bytes"], seconds),
         "pmxcfs_write_bytes": written["pmxcfs_write_bytes"],
         "pmxcfs_write_bytes_per_minute": block_writes.per_minute(written["pmxcfs_write_bytes"], seconds),
-        "services": written["services"],
-        "services_source": written["services_source"],
-        "services_notes": written["services_notes"],
+        **{key: written[key] for key in ("services", "services_source", "services_notes")},
+        "league": writers.table(before["league"], after["league"], seconds),
         "database_in_memory": after["database"]["in_memory"],
         "files": files,
         "classes": write_classes.by_class(files, transactions, seconds),
@@ -610,6 +609,8 @@ def since(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]
         "transactions": transactions,
         "transactions_per_minute": block_writes.per_minute(transactions, written["seconds"]),
         **{key: value for key, value in written.items() if key not in ("seconds", "notes")},
+        # Counters of an earlier release have none.
+        "league": writers.table(before["league"], after.get("league")) if before.get("league") else None,
         "database_in_memory": after["database"]["in_memory"],
         "notes": written["notes"],
     }

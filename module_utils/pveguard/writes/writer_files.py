@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What grew or changed below the paths of known writers between two readings: it tells apart what one unit writes.
+
+Nothing is traced. A file's growth is less than what it cost the drive, which writes whole pages; what was removed in between
+is not seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ACCESS_LOG = "/var/log/pveproxy"
+TASK_LOGS = "/var/log/pve/tasks"
+APT = ("/var/lib/apt/lists", "/var/cache/apt", "/var/cache/apt/archives", "/var/lib/dpkg", "/var/log/apt")
+RRDCACHED = "/run/rrdcached.sock"
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+#: The kernel writes back what is dirty this often (vm.dirty_writeback_centisecs), so a page that is appended to at most so often.
+_WRITE_BACK_SECONDS = 5
+#: More task logs are not counted: each costs a system call.
+_MOST_FILES = 20_000
+#: Files of apt that were written within so many seconds count as one run, and so many runs are remembered.
+_RUN_SECONDS, _RUNS = 600, 8
+_RRDCACHED_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Known:
+    """Bytes of a time. ``rrd_journal``, ``task_logs``, ``apt``: at least. ``access_log_most``: what the log may have cost at
+    most, None where that is not known.
+    """
+
+    rrd_journal: int = 0
+    task_logs: int = 0
+    apt: int = 0
+    access_log_most: int | None = None
+
+
+def reading(root: Path) -> dict[str, Any]:
+    """Sizes and times of now: ``access_log`` (``{inode: size}``), ``task_logs`` (bytes of all, None: none or too many), ``apt``
+    (``[[time of the first, bytes]]`` of the last runs), ``rrd_journal`` (bytes since rrdcached was started, None: not told).
+    """
+    return {
+        "access_log": _access_log(root),
+        "task_logs": _task_logs(root),
+        "apt": _apt(root),
+        "rrd_journal": _rrd_journal(root),
+    }
+
+
+def difference(
+    before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, start: float | None, seconds: float | None
+) -> Known:
+    """What was written from ``start`` (seconds since 1970) on; without ``before`` since boot."""
+    new = after or {}
+    journal = new.get("rrd_journal") or 0
+    was = (before or {}).get("rrd_journal") or 0
+    apt = sum(size for first, size in new.get("apt") or [] if start is not None and first >= start)
+    if not before:
+        return Known(rrd_journal=journal, apt=apt)
+    old_logs, new_logs = before.get("access_log") or {}, new.get("access_log") or {}
+    most = None
+    tasks, old_tasks = new.get("task_logs"), before.get("task_logs")
+    # One that is gone may have grown before.
+    if seconds is not None and new_logs and set(old_logs) <= set(new_logs):
+        growth = sum(max(0, size - old_logs.get(inode, 0)) for inode, size in new_logs.items())
+        most = growth + PAGE * (1 + int(seconds // _WRITE_BACK_SECONDS)) if growth else 0
+    return Known(
+        # It counts from nothing when it was started again.
+        rrd_journal=journal - was if journal >= was else journal,
+        task_logs=0 if tasks is None or old_tasks is None else max(0, tasks - old_tasks),
+        apt=apt,
+        access_log_most=most,
+    )
+
+
+def now() -> str:
+    """The time of the system, UTC, ISO 8601."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def text(path: Path) -> str:
+    """The text of a file of the kernel's, empty where there is none."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _below(folder: Path) -> Iterator[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            yield from entries
+    except OSError:
+        return
+
+
+def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
+    with contextlib.suppress(OSError):
+        if entry.is_file(follow_symlinks=False):
+            return entry.stat(follow_symlinks=False)
+    return None
+
+
+def _access_log(root: Path) -> dict[str, int]:
+    found = {}
+    for entry in _below(root / ACCESS_LOG.lstrip("/")):
+        # logrotate renames it, and writes the compressed ones itself.
+        if re.fullmatch(r"access\.log(\.\d+)?", entry.name) and (status := _status(entry)):
+            found[str(status.st_ino)] = status.st_size
+    return found
+
+
+def _task_logs(root: Path) -> int | None:
+    folder = root / TASK_LOGS.lstrip("/")
+    if not folder.is_dir():
+        return None
+    total = files = 0
+    for entry in _below(folder):
+        for each in [entry] if not entry.is_dir(follow_symlinks=False) else _below(Path(entry.path)):
+            if status := _status(each):
+                total, files = total + status.st_size, files + 1
+            if files > _MOST_FILES:
+                return None
+    return total
+
+
+def _apt(root: Path) -> list[list[int]]:
+    changed = [
+        (int(status.st_mtime), status.st_size)
+        for folder in APT
+        for entry in _below(root / folder.lstrip("/"))
+        if (status := _status(entry))
+    ]
+    runs: list[list[int]] = []
+    for moment, size in sorted(changed):
+        if runs and moment - runs[-1][0] < _RUN_SECONDS:
+            runs[-1][1] += size
+        else:
+            runs.append([moment, size])
+    return runs[-_RUNS:]
+
+
+def _rrd_journal(root: Path) -> int | None:
+    """``JournalBytes`` of the command STATS, see rrdcached(1): it only reads."""
+    path = root / RRDCACHED.lstrip("/")
+    if not path.exists():
+        return None
+    answer = b""
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(_RRDCACHED_SECONDS)
+            connection.connect(str(path))
+            connection.sendall(b"STATS\n")
+            # "9 Statistics follow", then so many lines.
+            while (count := re.match(rb"(\d+) [^\n]*\n", answer)) is None or answer.count(b"\n") <= int(count[1]):
+                part = connection.recv(4096)
+                if not part or len(answer) > 65536:
+                    break
+                answer += part
+    except (OSError, ValueError):
+        return None
+    found = re.search(rb"^JournalBytes: (\d+)$", answer, re.MULTILINE)
+    return int(found[1]) if found else None
