@@ -20,6 +20,7 @@ PVE_STATE = Program(
     (
         "base.errors",
         "base.findings",
+        "base.kernel",
         "base.node_name",
         "base.run",
         "base.units",
