@@ -20,12 +20,14 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "ha": ("base", "formats", "pmxcfs"),
     "corosync": ("base", "formats", "pmxcfs", "ha"),
     "state": ("base", "formats", "pmxcfs", "ha"),
-    "cluster": ("base", "formats", "pmxcfs", "disk", "ha", "corosync", "state"),
+    # Its facts are part of node_info, so it lies below the cluster.
+    "diet": ("base",),
+    "cluster": ("base", "formats", "pmxcfs", "disk", "ha", "corosync", "state", "diet"),
     "gates": ("base", "disk"),
     "writes": ("base", "formats", "pmxcfs", "disk", "corosync"),
     "report": ("base", "pmxcfs", "disk", "ha", "corosync", "state", "gates", "writes"),
     # On the controller only.
-    "filters": ("base", "formats", "pmxcfs", "ha", "corosync", "state", "cluster", "gates", "writes", "report"),
+    "filters": ("base", "formats", "pmxcfs", "ha", "corosync", "state", "diet", "cluster", "gates", "writes", "report"),
 }
 
 

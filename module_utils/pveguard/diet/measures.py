@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The measures of the write diet: their facts in one look, and what is to be done by these facts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ..base.errors import PveguardError
+from ..base.run import Run
+from ..base.run import run as real_run
+from . import journald, rrdcached
+from .parts import Found, Options, ask_units, read_mounts
+
+MEASURES: dict[str, ModuleType] = {core.NAME: core for core in (rrdcached, journald)}
+ROLE = "write_diet"
+#: Where managed_file keeps files as they were.
+_KEPT = "var/lib/pveguard/managed"
+#: What is remembered beside files, and which activation was begun and not ended: a boot makes every file count.
+REMEMBERED, PENDING = "var/lib/pveguard/write_diet", "run/pveguard/write_diet"
+
+
+def collect(run: Run = real_run, root: Path = Path("/")) -> dict[str, Any]:
+    """The facts of all measures, ``{measure: facts}``; never raises. Each has ``kept`` (the measure is on) and ``pending`` (it was
+    not ended) beside its own.
+    """
+    units = list(dict.fromkeys(unit for core in MEASURES.values() for unit in core.UNITS))
+    found = Found(root, ask_units(units, run), read_mounts(root))
+    facts: dict[str, Any] = {}
+    for name, core in MEASURES.items():
+        try:
+            said = dict(core.look(found, run))
+        except (OSError, ValueError, PveguardError) as error:
+            said = {"installed": False, "error": str(error)}
+        kept = (root / _KEPT / f"{ROLE}.{name}").is_dir() or (root / REMEMBERED / f"{name}.json").exists()
+        facts[name] = {**said, "kept": kept, "pending": (root / PENDING / name).exists()}
+    return facts
+
+
+def measure(name: str) -> ModuleType:
+    """Raises PveguardError for one that is not known."""
+    if name not in MEASURES:
+        raise PveguardError(f"{name!r} is no measure of the write diet, known are {', '.join(MEASURES)}")
+    return MEASURES[name]
+
+
+def todo(name: str, options: Options, facts: Mapping[str, Any]) -> list[str]:
+    """What a run would do for one measure, by its facts; empty when nothing. ``options`` has ``enabled`` beside its own."""
+    core = measure(name)
+    if not options.get("enabled"):
+        return [f"take the measure {name} back"] if facts.get("kept") else []
+    found: list[str] = core.differs(options, facts)
+    return found or ([f"finish the measure {name}, which was interrupted"] if facts.get("pending") else [])
+
+
+def is_current(name: str, options: Options, node: Mapping[str, Any]) -> bool:
+    """Whether a run would find nothing to do for a measure, by the facts of node_info; false without facts."""
+    facts = (node.get(ROLE) or {}).get(name)
+    return isinstance(facts, Mapping) and not todo(name, options, facts)
+
+
+def all_todo(options: Mapping[str, Options], node: Mapping[str, Any]) -> Iterator[str]:
+    """The same of several measures, by the facts of node_info."""
+    for name, wanted in options.items():
+        facts = (node.get(ROLE) or {}).get(name)
+        if isinstance(facts, Mapping):
+            yield from todo(name, wanted, facts)
