@@ -34,7 +34,8 @@ def collect(run: Run = real_run, root: Path = Path("/")) -> dict[str, Any]:
             said = dict(core.look(found, run))
         except (OSError, ValueError, PveguardError) as error:
             said = {"installed": False, "error": str(error)}
-        kept = (root / _KEPT / f"{ROLE}.{name}").is_dir() or (root / REMEMBERED / f"{name}.json").exists()
+        # A folder without notes holds what somebody had written himself.
+        kept = any((root / _KEPT / f"{ROLE}.{name}").glob("*.json")) or (root / REMEMBERED / f"{name}.json").exists()
         facts[name] = {**said, "kept": kept, "pending": (root / PENDING / name).exists()}
     return facts
 

@@ -58,7 +58,7 @@ def flush(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> int:
-    """Write all values; returns how many updates were written. Raises ``OSError`` where that did not end in time."""
+    """Write all values; returns how many files were written. Raises ``OSError`` where that did not end in time."""
     daemon = Daemon(path)
     try:
         before = daemon.stats().get("UpdatesWritten", 0)

@@ -435,7 +435,7 @@ def activate(work: Work) -> None:
             raise PveguardError(
                 f"rrdcached did not write its values, so it was not restarted: {error}. Look at 'systemctl status {UNIT}'"
             ) from error
-        work.done.append(f"rrdcached wrote {written} updates")
+        work.done.append(f"rrdcached wrote {written} files")
     work.systemctl("daemon-reload")
     work.systemctl("stop", *units)
     aside = _move_journal(work)
