@@ -61,6 +61,11 @@ class Node:
         for folder in ("proc/self", "run", "etc/default", "var/lib/rrdcached/db", JOURNAL[1:], "sys/fs/cgroup"):
             (root / folder).mkdir(parents=True, exist_ok=True)
         self.show_mounts()
+        #: Swap in use, KiB used by its name; units that bring swap in zram.
+        self.swaps: dict[str, int] = {}
+        self.zram_units: tuple[str, ...] = ()
+        #: Units that a link enables.
+        self.links: dict[str, str] = {}
         self.rrd: Rrdcached | None = None
         self.values = Values()
         self.kind = kind
@@ -148,19 +153,66 @@ class Node:
                     self.stop_rrdcached()
                 if verb in ("start", "restart"):
                     self.start_rrdcached()
+            elif unit in self.zram_units:
+                self.swaps.pop("/dev/zram0", None)
+                self.swaps.update({} if verb == "stop" else {"/dev/zram0": 0})
+                self.show_swaps()
             elif unit in self.units:
                 self.units[unit]["ActiveState"] = "inactive" if verb == "stop" else "active"
             else:
                 return Result(5, "", f"Unit {unit} not loaded.")
         return None
 
+    def link_enables(self, unit: str, link: str) -> None:
+        self.links[unit] = link
+
     def _shown(self, unit: str) -> str:
+        if unit in self.links:
+            self.units[unit]["UnitFileState"] = "enabled" if self.exists(self.links[unit]) else "disabled"
         known = self.units.get(unit, {"Id": unit, "LoadState": "not-found", "ActiveState": "inactive"})
         folder = self.root / f"etc/systemd/system/{unit}.d"
         dropins = " ".join(f"/etc/systemd/system/{unit}.d/{path.name}" for path in sorted(folder.glob("*.conf")))
         return "\n".join(f"{key}={value}" for key, value in {**known, "DropInPaths": dropins}.items())
 
+    # -- swap
+
+    def show_swaps(self) -> None:
+        lines = [f"{name:<40}partition\t2000000\t{used}\t-2" for name, used in self.swaps.items()]
+        self.write("/proc/swaps", "\n".join(["Filename\tType\tSize\tUsed\tPriority", *lines]) + "\n")
+
+    def do_swapoff(self, arguments: list[str]) -> None:
+        (name,) = arguments
+        del self.swaps[name]
+        self.show_swaps()
+
+    def do_swapon(self, arguments: list[str]) -> None:
+        (name,) = arguments
+        self.swaps[name] = 0
+        self.show_swaps()
+
     # -- mounts
+
+    def do_mount(self, arguments: list[str]) -> Result | None:
+        """``-o remount[,bind],OPTIONS SOURCE POINT``: the mount's own options, and of ext4 its commit."""
+        flag, given, source, point = arguments
+        assert flag == "-o" and given.startswith("remount,")
+        for index, line in enumerate(self.mounts):
+            fields = line.split(" ")
+            if fields[4] != point:
+                continue
+            options = given.split(",")[1:]
+            dash = fields.index("-")
+            assert fields[dash + 2] == source, f"{point} is not mounted from {source}"
+            commit = [each for each in options if each.startswith("commit=")]
+            if commit:
+                assert "bind" not in options and fields[dash + 1] == "ext4"
+                kept = [each for each in fields[dash + 3].split(",") if not each.startswith("commit=")]
+                fields[dash + 3] = ",".join([*kept, *(commit if commit != ["commit=5"] else [])])
+            fields[5] = ",".join(each for each in options if each != "bind" and each not in commit)
+            self.mounts[index] = " ".join(fields)
+            self.show_mounts()
+            return None
+        return Result(32, "", f"mount: {point} not mounted.")
 
     def show_mounts(self) -> None:
         (self.root / "proc/self/mountinfo").write_text("\n".join(self.mounts) + "\n")

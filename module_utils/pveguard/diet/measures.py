@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -11,10 +12,12 @@ from typing import Any
 from ..base.errors import PveguardError
 from ..base.run import Run
 from ..base.run import run as real_run
-from . import journald, rrdcached
+from . import fstrim, journald, mounts, rrdcached, smartd, swap, timers, writeback, zfs_txg
 from .parts import Found, Options, ask_units, read_mounts
 
-MEASURES: dict[str, ModuleType] = {core.NAME: core for core in (rrdcached, journald)}
+_CORES = (rrdcached, journald, mounts, swap, smartd, writeback, timers, fstrim, zfs_txg)
+#: By name, in the order in which they are done.
+MEASURES: dict[str, ModuleType] = {core.NAME: core for core in _CORES}
 ROLE = "write_diet"
 #: Where managed_file keeps files as they were.
 _KEPT = "var/lib/pveguard/managed"
@@ -23,8 +26,8 @@ REMEMBERED, PENDING = "var/lib/pveguard/write_diet", "run/pveguard/write_diet"
 
 
 def collect(run: Run = real_run, root: Path = Path("/")) -> dict[str, Any]:
-    """The facts of all measures, ``{measure: facts}``; never raises. Each has ``kept`` (the measure is on) and ``pending`` (it was
-    not ended) beside its own.
+    """The facts of all measures, ``{measure: facts}``; never raises. Each has ``kept`` (the measure is on), ``paths`` (of which it
+    has changed something) and ``pending`` (it was not ended) beside its own.
     """
     units = list(dict.fromkeys(unit for core in MEASURES.values() for unit in core.UNITS))
     found = Found(root, ask_units(units, run), read_mounts(root))
@@ -34,10 +37,21 @@ def collect(run: Run = real_run, root: Path = Path("/")) -> dict[str, Any]:
             said = dict(core.look(found, run))
         except (OSError, ValueError, PveguardError) as error:
             said = {"installed": False, "error": str(error)}
-        # A folder without notes holds what somebody had written himself.
-        kept = any((root / _KEPT / f"{ROLE}.{name}").glob("*.json")) or (root / REMEMBERED / f"{name}.json").exists()
-        facts[name] = {**said, "kept": kept, "pending": (root / PENDING / name).exists()}
+        paths = _kept_paths(root / _KEPT / f"{ROLE}.{name}")
+        kept = bool(paths) or (root / REMEMBERED / f"{name}.json").exists()
+        facts[name] = {**said, "kept": kept, "paths": paths, "pending": (root / PENDING / name).exists()}
     return facts
+
+
+def _kept_paths(folder: Path) -> list[str]:
+    """By managed_file's notes: a folder without any holds what somebody had written himself."""
+    found = []
+    for note in sorted(folder.glob("*.json")):
+        try:
+            found.append(str(json.loads(note.read_text())["path"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            found.append("")
+    return found
 
 
 def measure(name: str) -> ModuleType:
@@ -53,7 +67,12 @@ def todo(name: str, options: Options, facts: Mapping[str, Any]) -> list[str]:
     if not options.get("enabled"):
         return [f"take the measure {name} back"] if facts.get("kept") else []
     found: list[str] = core.differs(options, facts)
-    return found or ([f"finish the measure {name}, which was interrupted"] if facts.get("pending") else [])
+    if not found and facts.get("pending"):
+        found = [f"finish the measure {name}, which was interrupted"]
+    if not found and facts.get("installed"):
+        wanted = {*core.owned(options, facts), *getattr(core, "EDITED", ())}
+        found = [f"put {path} back as it was" for path in facts.get("paths") or [] if path not in wanted]
+    return found
 
 
 def is_current(name: str, options: Options, node: Mapping[str, Any]) -> bool:

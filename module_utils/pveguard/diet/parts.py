@@ -11,7 +11,7 @@ A measure is a core with these names. What takes ``facts`` is pure, so that the 
 
 and, where it needs them:
 
-``edited(options, facts, root)``  files of others that it edits, path -> whole text (on the node alone)
+``edited(options, facts, root)``  files of others that it edits, path -> whole text (on the node alone), with ``EDITED``: which
 ``refuse(options, facts, root)``  raises PveguardError before anything is changed (on the node alone)
 ``live(facts)``             what is to be remembered of the state before the first change, beside files
 """

@@ -47,6 +47,7 @@ NAME = "rrdcached"
 UNIT, SOCKET_UNIT = "rrdcached.service", "rrdcached.socket"
 UNITS = (UNIT, SOCKET_UNIT)
 DEFAULTS = "/etc/default/rrdcached"
+EDITED = (DEFAULTS,)
 DROP_IN = f"/etc/systemd/system/{UNIT}.d/pveguard.conf"
 PROGRAM = "/usr/local/lib/pveguard/rrd_flush.py"
 SOCKET = "/run/rrdcached.sock"
@@ -290,9 +291,6 @@ def _is_set(options: Options, facts: Facts) -> bool:
     """Whether the files say it, for every start that comes."""
     states = facts.get("files") or {}
     if not same(states, owned(options, facts)):
-        return False
-    path = facts.get("journal_path")
-    if path and not settings(options, facts)["mount"] and states.get(_mount_file(path), "absent") != "absent":
         return False
     if facts["kind"] == NATIVE:
         return True
