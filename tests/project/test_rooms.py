@@ -21,7 +21,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "corosync": ("base", "formats", "pmxcfs", "ha"),
     "state": ("base", "formats", "pmxcfs", "ha"),
     # Its facts are part of node_info, so it lies below the cluster.
-    "diet": ("base",),
+    "diet": ("base", "disk"),
     "cluster": ("base", "formats", "pmxcfs", "disk", "ha", "corosync", "state", "diet"),
     "gates": ("base", "disk"),
     "writes": ("base", "formats", "pmxcfs", "disk", "corosync"),

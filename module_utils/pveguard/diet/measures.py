@@ -12,13 +12,13 @@ from typing import Any
 from ..base.errors import PveguardError
 from ..base.run import Run
 from ..base.run import run as real_run
-from . import fstrim, journald, mounts, rrdcached, smartd, swap, timers, writeback, zfs_txg
+from . import fstrim, journald, mounts, rrdcached, smartd, surroundings, swap, timers, writeback, zfs_txg
 from .parts import Found, Options, ask_units, read_mounts
 
 _CORES = (rrdcached, journald, mounts, swap, smartd, writeback, timers, fstrim, zfs_txg)
 #: By name, in the order in which they are done.
 MEASURES: dict[str, ModuleType] = {core.NAME: core for core in _CORES}
-ROLE = "write_diet"
+ROLE, SURROUNDINGS = "write_diet", "surroundings"
 #: Where managed_file keeps files as they were.
 _KEPT = "var/lib/pveguard/managed"
 #: What is remembered beside files, and which activation was begun and not ended: a boot makes every file count.
@@ -26,12 +26,12 @@ REMEMBERED, PENDING = "var/lib/pveguard/write_diet", "run/pveguard/write_diet"
 
 
 def collect(run: Run = real_run, root: Path = Path("/")) -> dict[str, Any]:
-    """The facts of all measures, ``{measure: facts}``; never raises. Each has ``kept`` (the measure is on), ``paths`` (of which it
+    """The facts of all measures, ``{measure: facts}``, and of what findings are told of, ``surroundings``; never raises. Each has ``kept`` (the measure is on), ``paths`` (of which it
     has changed something) and ``pending`` (it was not ended) beside its own.
     """
     units = list(dict.fromkeys(unit for core in MEASURES.values() for unit in core.UNITS))
     found = Found(root, ask_units(units, run), read_mounts(root))
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = {SURROUNDINGS: surroundings.look(root, found.mounts, run)}
     for name, core in MEASURES.items():
         try:
             said = dict(core.look(found, run))
