@@ -35,8 +35,8 @@ options:
     default: {}
   drift:
     description:
-      - What V(reverted) does where somebody changed a file after it was written. V(refuse) changes nothing and fails; V(overwrite)
-        keeps that content as C(.changed).
+      - What V(reverted) does where somebody changed a file after it was written. V(refuse) changes nothing and fails;
+        V(overwrite) keeps that content as C(.changed).
     type: str
     choices: [refuse, overwrite]
     default: refuse

@@ -71,7 +71,8 @@ class Node:
         self.kind = kind
         self.write("/etc/default/rrdcached", STOCK_DEFAULTS)
         if kind != "none":
-            path = "/run/systemd/generator.late/rrdcached.service" if kind == "sysv" else "/usr/lib/systemd/system/rrdcached.service"
+            folder = "/run/systemd/generator.late" if kind == "sysv" else "/usr/lib/systemd/system"
+            path = f"{folder}/rrdcached.service"
             self.write(path, GENERATED if kind == "sysv" else NATIVE)
             self.unit("rrdcached.service", path, source="/etc/init.d/rrdcached" if kind == "sysv" else "")
         self.unit("systemd-journald.service", "/usr/lib/systemd/system/systemd-journald.service", state="static")
@@ -134,7 +135,10 @@ class Node:
 
     def changing(self) -> list[list[str]]:
         """The commands that were more than a question."""
-        return [argv for argv in self.calls if argv[:2] != ["systemctl", "show"]]
+        return [argv for argv in self.calls if argv[:2] != ["systemctl", "show"] and argv[0] != "zfs"]
+
+    def do_zfs(self, arguments: list[str]) -> str:
+        return "standard\n"
 
     def do_journalctl(self, arguments: list[str]) -> None:
         assert arguments == ["--sync"]

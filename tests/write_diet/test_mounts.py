@@ -63,9 +63,9 @@ def test_only_the_options_of_the_lines_in_question_change(node: Node) -> None:
         "mount /var with noatime instead of relatime",
         "mount /var/log with noatime instead of nothing lasting",
     ]
-    assert (node.root / "etc/fstab").read_bytes().decode() == FSTAB.replace("errors=remount-ro,relatime", "errors=remount-ro,noatime").replace(
-        "xfs defaults\n", "xfs defaults,noatime\n"
-    ).replace("/var/log ext4\n", "/var/log ext4 defaults,noatime\n")
+    wanted = FSTAB.replace("remount-ro,relatime", "remount-ro,noatime").replace("xfs defaults\n", "xfs defaults,noatime\n")
+    wanted = wanted.replace("/var/log ext4\n", "/var/log ext4 defaults,noatime\n")
+    assert (node.root / "etc/fstab").read_bytes() == wanted.encode()
     # The device and all options of the mount: nothing of fstab comes along.
     assert remounts(node) == [
         ["mount", "-o", "remount,bind,rw,noatime", "/dev/sda1", "/"],

@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.base.run import Result
-from ansible.module_utils.pveguard.diet import fstrim, measures, smartd, swap, timers, write_diet, writeback, zfs_txg
+from ansible.module_utils.pveguard.diet import (
+    fstrim,
+    measures,
+    smartd,
+    swap,
+    timers,
+    write_diet,
+    writeback,
+    zfs_txg,
+)
 
 from tests.write_diet.node import Node, options
 
@@ -177,7 +186,8 @@ def test_packages_have_a_moment_of_their_own(make: Make) -> None:
 def with_swap(make: Make) -> Node:
     node = make()
     node.write("/proc/sys/vm/swappiness", "60\n")
-    node.write("/etc/fstab", "/dev/vg/swap none swap sw 0 0\nUUID=a-b none swap sw 0 0\n#/dev/old none swap sw\n/dev/x / ext4 defaults\n")
+    lines = ["/dev/vg/swap none swap sw 0 0", "UUID=a-b none swap sw 0 0", "#/dev/old none swap sw", "/dev/x / ext4 defaults"]
+    node.write("/etc/fstab", "\n".join(lines) + "\n")
     node.write("/proc/meminfo", "MemTotal: 8000000 kB\nMemFree: 1 kB\nMemAvailable: 4000000 kB\n")
     node.swaps = {"/dev/dm-1": 1000, "/dev/sda2": 0}
     node.show_swaps()

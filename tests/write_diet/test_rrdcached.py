@@ -293,9 +293,9 @@ def test_files_of_the_header_say_what_a_flush_writes(tmp_path: Path) -> None:
     """
     rows = [(1440, 1), (1440, 30), (1440, 360), (570, 10080)] * 2
     head = b"RRD\0" + b"0003\0".ljust(12, b"\0") + bytes(8) + b"".join(n.to_bytes(8, "little") for n in (18, 8, 60)) + bytes(80)
-    head += bytes(18 * 120) + b"".join(
-        b"AVERAGE".ljust(24, b"\0") + count.to_bytes(8, "little") + steps.to_bytes(8, "little") + bytes(80) for count, steps in rows
-    )
+    head += bytes(18 * 120)
+    for count, steps in rows:
+        head += b"AVERAGE".ljust(24, b"\0") + count.to_bytes(8, "little") + steps.to_bytes(8, "little") + bytes(80)
     guest = tmp_path / "db/pve-vm-9.0/100"
     guest.parent.mkdir(parents=True)
     guest.write_bytes(head.ljust(1425184, b"\0"))

@@ -80,8 +80,8 @@ def desired(roles: Iterable[Role], kind: str, value: Callable[[str, str], Any]) 
 def settings(
     roles: Iterable[Role], wanted: Mapping[str, Any], names: Mapping[str, Iterable[str]], value: Callable[[str, str], Any]
 ) -> dict[str, Any]:
-    """``wanted`` (of :func:`desired`) with ``{variable: value}`` for the roles that ask for it and are switched on. ``names``: the
-    variables of each role.
+    """``wanted`` (of :func:`desired`) with ``{variable: value}`` for the roles that ask for it and are switched on. ``names``:
+    the variables of each role.
     """
     found = dict(wanted)
     for role in roles:
@@ -131,7 +131,8 @@ def _role(name: str, document: Any) -> Role:
     if wrong := [each for each in kinds if each not in KINDS]:
         raise PveguardError(f"{where}: kinds has {wrong[0]!r}, known are {', '.join(KINDS)}")
     limits = _limits(where, name, found.get("limits") or {})
-    return Role(name, order, switch, kinds, changes, found.get("settings") is True, limits, _steps(where, found.get("steps") or {}))
+    told = found.get("settings") is True
+    return Role(name, order, switch, kinds, changes, told, limits, _steps(where, found.get("steps") or {}))
 
 
 def _limits(where: str, role: str, document: Any) -> dict[str, tuple[float, float]]:

@@ -33,7 +33,7 @@ SYNC_DISABLED = check(
 ON_BTRFS = check(
     "write-diet-database-on-btrfs",
     WARNING,
-    f"The database of pmxcfs is on btrfs without nodatacow: about {BTRFS_KIB} KiB a transaction were measured, {EXT4_KIB} on ext4",
+    f"The database of pmxcfs is on btrfs without nodatacow: {BTRFS_KIB} KiB a transaction were measured, {EXT4_KIB} on ext4",
     "Move the state to RAM, which leaves the changes of configuration; nodatacow alone saves little.",
     "ram_state_enabled: true, then make site",
 )

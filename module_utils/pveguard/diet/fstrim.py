@@ -17,8 +17,8 @@ LINK = f"/etc/systemd/system/timers.target.wants/{UNIT}"
 
 
 def look(found: Found, run: Run) -> dict[str, Any]:
-    """``installed``; ``active``; ``enabled`` (by whomever); ``fragment``: the unit's file; ``files``. One that somebody has masked
-    counts as not installed.
+    """``installed``; ``active``; ``enabled`` (by whomever); ``fragment``: the unit's file; ``files``. One that somebody has
+    masked counts as not installed.
     """
     unit = found.units.get(UNIT)
     if not loaded(unit):

@@ -26,8 +26,9 @@ REMEMBERED, PENDING = "var/lib/pveguard/write_diet", "run/pveguard/write_diet"
 
 
 def collect(run: Run = real_run, root: Path = Path("/")) -> dict[str, Any]:
-    """The facts of all measures, ``{measure: facts}``, and of what findings are told of, ``surroundings``; never raises. Each has ``kept`` (the measure is on), ``paths`` (of which it
-    has changed something) and ``pending`` (it was not ended) beside its own.
+    """The facts of all measures, ``{measure: facts}``, and of what findings are told of, ``surroundings``; never raises.
+
+    Each has ``kept`` (the measure is on), ``paths`` (what it has changed) and ``pending`` (it was not ended) beside its own.
     """
     units = list(dict.fromkeys(unit for core in MEASURES.values() for unit in core.UNITS))
     found = Found(root, ask_units(units, run), read_mounts(root))
@@ -66,10 +67,12 @@ def todo(name: str, options: Options, facts: Mapping[str, Any]) -> list[str]:
     core = measure(name)
     if not options.get("enabled"):
         return [f"take the measure {name} back"] if facts.get("kept") else []
+    if not facts.get("installed"):
+        return []
     found: list[str] = core.differs(options, facts)
     if not found and facts.get("pending"):
         found = [f"finish the measure {name}, which was interrupted"]
-    if not found and facts.get("installed"):
+    if not found:
         wanted = {*core.owned(options, facts), *getattr(core, "EDITED", ())}
         found = [f"put {path} back as it was" for path in facts.get("paths") or [] if path not in wanted]
     return found

@@ -12,7 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from ..base.run import Run
-from .parts import Facts, Files, Found, Options, Work, active, assignments, command_line, loaded, processes, text, with_block
+from .parts import (
+    Facts,
+    Files,
+    Found,
+    Options,
+    Work,
+    active,
+    assignments,
+    command_line,
+    loaded,
+    processes,
+    text,
+    with_block,
+)
 
 NAME = "smartd"
 UNIT = "smartmontools.service"
@@ -23,16 +36,15 @@ WANTED = ("-s", "-", "-A", "-")
 
 
 def look(found: Found, run: Run) -> dict[str, Any]:
-    """``installed``: whether there is a unit that takes ``smartd_opts`` from /etc/default/smartmontools; ``active``; ``running``: the
-    options of the daemon that runs, None without one; ``options``: of the next start; ``original``: those without pveguard.
+    """``installed``: whether there is a unit that takes ``smartd_opts`` from /etc/default/smartmontools; ``active``; ``running``:
+    the options of the daemon that runs, None without one; ``options``: of the next start; ``original``: those without pveguard.
     """
     unit = found.units.get(UNIT)
     if not loaded(unit):
         return {"installed": False}
     assert unit is not None
-    own = "\n".join(
-        text(found.root / path.lstrip("/")) for path in [unit.get("FragmentPath", ""), *unit.get("DropInPaths", "").split()] if path
-    )
+    paths = [unit.get("FragmentPath", ""), *unit.get("DropInPaths", "").split()]
+    own = "\n".join(text(found.root / path.lstrip("/")) for path in paths if path)
     shell = text(found.root / DEFAULTS.lstrip("/"))
     running = None
     for pid in processes(unit, found.root):

@@ -22,9 +22,9 @@ _GETFLAGS, _NOCOW = 0x80086601, 0x00800000
 
 
 def look(root: Path, mounts: Sequence[Mapping[str, str]], run: Run) -> dict[str, Any]:
-    """``ram_logs``: file systems in RAM at or below /var/log, ``point``, ``by`` (what it is called), ``fill_percent`` (None where it
-    is not known); ``database``: ``path``, ``filesystem``, ``in_memory``, and of the file system that synced writes of it, or of its
-    replica, end on: ``zfs_sync``, ``nodatacow`` (None each elsewhere) and ``durable_path``.
+    """``ram_logs``: file systems in RAM at or below /var/log, ``point``, ``by`` (what it is called), ``fill_percent`` (None where
+    it is not known); ``database``: ``path``, ``filesystem``, ``in_memory``, and of the file system that synced writes of it, or
+    of its replica, end on: ``zfs_sync``, ``nodatacow`` (None each elsewhere) and ``durable_path``.
     """
     logs = [
         {"point": mount["point"], "by": _name(mount), "fill_percent": _fill(root, mount["point"])}

@@ -13,7 +13,21 @@ from typing import Any
 from ..base.errors import PveguardError
 from ..base.run import Run
 from . import kernel_settings
-from .parts import Facts, Files, Found, Link, Options, Work, file_states, loaded, mount_unit, number, same, text, unescape
+from .parts import (
+    Facts,
+    Files,
+    Found,
+    Link,
+    Options,
+    Work,
+    file_states,
+    loaded,
+    mount_unit,
+    number,
+    same,
+    text,
+    unescape,
+)
 
 NAME = "swap"
 SERVICE = "zramswap.service"
@@ -117,8 +131,8 @@ def refuse(options: Options, facts: Facts, root: Path) -> None:
     device = settings(options)[1]
     if device == ZRAM and not facts.get("zram_by"):
         raise PveguardError(
-            "swap in zram needs one of the packages systemd-zram-generator and zram-tools, and none is installed: install one, or "
-            "set write_diet_swap_device: keep or none"
+            "swap in zram needs one of the packages systemd-zram-generator and zram-tools, and none is installed: install "
+            "one, or set write_diet_swap_device: keep or none"
         )
     if device != KEEP:
         _refuse_full(facts)
@@ -130,8 +144,8 @@ def _refuse_full(facts: Facts) -> None:
     reserve = int(facts["memory_kib"] * RESERVE)
     if facts.get("disks") and left < reserve:
         raise PveguardError(
-            f"swap is not switched off: it holds {used // MIB} MiB, of memory {facts['available_kib'] // MIB} MiB are available, and "
-            f"{reserve // MIB} MiB have to stay free: move guests away first, or set write_diet_swap_device: keep"
+            f"swap is not switched off: it holds {used // MIB} MiB, of memory {facts['available_kib'] // MIB} MiB are "
+            f"available, and {reserve // MIB} MiB have to stay free: move guests away first, or set write_diet_swap_device: keep"
         )
 
 
