@@ -108,6 +108,8 @@ def test_the_assessment_says_what_the_run_does(make: Make) -> None:
     assert diet_changes.changes({"write_diet": done.facts}, {}, {"write_diet": values}) == []
     assert diet_changes.changes(facts, {}, {"write_diet": None}) == []
     assert diet_changes.changes({}, {}, {"write_diet": values}) == []
+    (said,) = diet_changes.changes({"packages": {"pve-cluster": None}}, {"action": "join"}, {"write_diet": values})
+    assert said == "write RRD files late, once rrdcached has come with pve-cluster"
 
 
 def test_the_assessment_is_told_the_variables_of_the_role() -> None:
@@ -151,6 +153,9 @@ def test_filters() -> None:
     # Without facts of the node the module is asked; facts without the measure say that there is nothing.
     assert filters.is_current({}, "journald", options()) is False and filters.is_current(None, "journald", {}) is False
     assert filters.is_current({"hostname": "a"}, "journald", options()) is True
+    fresh = {**node, "packages": {"pve-cluster": None}}
+    assert filters.is_current(fresh, "journald", options()) is False
+    assert filters.is_current(fresh, "journald", {"enabled": False}) is True
     assert filters.is_on({}) and not filters.is_on(node) and not filters.is_on({"hostname": "a"})
     assert filters.is_on({"write_diet": {"journald": {"kept": True}}})
     with pytest.raises(AnsibleFilterError, match="'jornald' is no measure of the write diet, known are rrdcached"):

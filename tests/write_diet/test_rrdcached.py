@@ -310,8 +310,11 @@ def test_files_of_the_header_say_what_a_flush_writes(tmp_path: Path) -> None:
     assert rrdcached.weigh(tmp_path / "db", {})["files"] == 21
 
 
-def test_the_flush_waits_until_nothing_waits_any_more(tmp_path: Path) -> None:
-    lengths = iter([3, 2, 0])
+@pytest.mark.parametrize("slow", [False, True])
+def test_the_flush_waits_until_nothing_waits_any_more(tmp_path: Path, slow: bool) -> None:
+    """After a long flush there is another one, for what has come meanwhile."""
+    lengths = iter([3, 2, 0, 1, 0])
+    asked: list[str] = []
     path = str(tmp_path / "s")
     server = socket.socket(socket.AF_UNIX)
     server.bind(path)
@@ -322,15 +325,24 @@ def test_the_flush_waits_until_nothing_waits_any_more(tmp_path: Path) -> None:
         lines = connection.makefile("r")
         connection.sendall(b"2 Statistics follow\n") if lines.readline() == "STATS\n" else None
         connection.sendall(b"QueueLength: 9\nUpdatesWritten: 5\n")
-        connection.sendall(b"0 Started flush.\n") if lines.readline() == "FLUSHALL\n" else None
         for line in lines:
-            assert line == "STATS\n"
+            asked.append(line.strip())
+            if line == "FLUSHALL\n":
+                connection.sendall(b"0 Started flush.\n")
+                continue
             connection.sendall(f"2 Statistics follow\nQueueLength: {next(lengths)}\nUpdatesWritten: 25\n".encode())
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     waits: list[float] = []
-    assert rrd_flush.flush(path, sleep=waits.append) == 20 and len(waits) == 2
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        now[0] += 5 if slow and len(waits) < 3 else 0
+
+    assert rrd_flush.flush(path, clock=lambda: now[0], sleep=sleep) == 20
+    assert (asked.count("FLUSHALL"), len(waits)) == ((2, 3) if slow else (1, 2))
     thread.join(10)
     server.close()
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from . import measures
+from . import measures, rrdcached
 
 
 def options(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -24,4 +24,15 @@ def options(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def changes(node: Mapping[str, Any], plan: Mapping[str, Any], desired: Mapping[str, Any]) -> list[str]:
     """In sentences without a subject; empty when nothing. ``desired``: role -> what is wanted of it."""
     values = desired.get(measures.ROLE)
-    return list(measures.all_todo(options(values), node)) if isinstance(values, Mapping) else []
+    if not isinstance(values, Mapping):
+        return []
+    wanted = options(values)
+    todo = list(measures.all_todo(wanted, node))
+    if is_new(node) and plan.get("action") in ("bootstrap", "join") and wanted[rrdcached.NAME]["enabled"]:
+        todo.insert(0, "write RRD files late, once rrdcached has come with pve-cluster")
+    return todo
+
+
+def is_new(node: Mapping[str, Any]) -> bool:
+    """Whether a node had no cluster file system when it was looked at."""
+    return "packages" in node and not node["packages"].get("pve-cluster")

@@ -74,7 +74,8 @@ def look(found: Found, run: Run) -> dict[str, Any]:
     ``journal`` (path or None), ``flushes`` (at every stop), ``base``, ``socket`` of the daemon that runs, None without one;
     ``exec_start`` (of a unit that calls it itself) and ``exec_stop``, without pveguard's drop-in; ``defaults``: its variables in
     /etc/default, ``base_options``: one of them without pveguard; ``journal_path``: where the journal is without pveguard;
-    ``journal_tmpfs_bytes`` (None: on no tmpfs of its own); ``owner`` (uid, gid and mode of its directory); ``files``; ``noswap``; ``rrd``: see :func:`weigh`.
+    ``journal_tmpfs_bytes`` (None: on no tmpfs of its own); ``owner`` (uid, gid and mode of its directory); ``files``; ``noswap``;
+    ``rrd``: see :func:`weigh`.
     """
     unit = found.units.get(UNIT)
     if not loaded(unit):

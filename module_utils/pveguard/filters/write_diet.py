@@ -9,12 +9,13 @@ from typing import Any
 from ansible.errors import AnsibleFilterError
 
 from ..base.errors import PveguardError
-from ..diet import measures
+from ..diet import diet_changes, measures
 
 
 def is_current(node: Any, name: str, options: Mapping[str, Any]) -> bool:
     """Whether the module write_diet would find nothing to do for a measure, by a node's facts. Without facts of the node it is
-    asked; facts that say nothing of the measure say that there is nothing for it.
+    asked, and where the cluster file system was not there yet when the node was looked at: what comes with it has come since.
+    Facts that say nothing of the measure say that there is nothing for it.
 
     ``{{ pveguard_node.node | pveguard_write_diet_is_current('journald', options) }}``
     """
@@ -22,6 +23,8 @@ def is_current(node: Any, name: str, options: Mapping[str, Any]) -> bool:
         return False
     try:
         measures.measure(name)
+        if options.get("enabled") and diet_changes.is_new(node):
+            return False
         return name not in (node.get(measures.ROLE) or {}) or measures.is_current(name, options, node)
     except PveguardError as error:
         raise AnsibleFilterError(str(error)) from error
