@@ -14,7 +14,6 @@ import getopt
 import os
 import pkgutil
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,11 @@ from typing import Any
 from ..base.errors import PveguardError
 from ..base.kernel import noswap_supported
 from ..base.run import Run
-from . import rrd_flush
 from .parts import (
     Facts,
     Files,
     Found,
     Options,
-    Work,
     active,
     assignments,
     command_line,
@@ -59,11 +56,9 @@ VARIABLES = ("WRITE_TIMEOUT", "WRITE_JITTER", "JOURNAL_PATH", "BASE_OPTIONS")
 STOCK_WRITE_S, STOCK_JITTER_S, STOCK_FLUSH_S = 300, 0, 3600
 _OPTIONS = "a:b:BFf:G:gj:Ll:m:Oo:P:p:Rs:t:U:V:w:z:"
 _SUFFIXES = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-_JOURNALS = "rrd.journal.*"
+JOURNALS = "rrd.journal.*"
 _PAGE = 4096
 MIB = 1024 * 1024
-#: How long a daemon may take until it answers; with a journal on disk it reads that first.
-START_S = 120.0
 
 
 # -- looking
@@ -109,7 +104,7 @@ def look(found: Found, run: Run) -> dict[str, Any]:
         "journal_path": path,
         "journal_tmpfs_bytes": _size(mount["super_options"]) if mount and mount["type"] == "tmpfs" else None,
         "owner": _owner(root / path.lstrip("/")) if path else [0, 0, "0755"],
-        "files": file_states([DROP_IN, PROGRAM, *([_mount_file(path)] if path else [])], root),
+        "files": file_states([DROP_IN, PROGRAM, *([mount_file(path)] if path else [])], root),
         "noswap": noswap_supported(),
         "rrd": weigh(root / ((running or {}).get("base") or "/var/lib/rrdcached/db").lstrip("/"), running or {}),
     }
@@ -242,7 +237,7 @@ def settings(options: Options, facts: Facts) -> dict[str, Any]:
     none), ``journal_bytes`` of the tmpfs, ``mount``: whether it is pveguard's, as somebody may have made one.
     """
     journal = (options.get("journal") or TMPFS) if facts.get("journal_path") else OFF
-    theirs = facts.get("journal_tmpfs_bytes") is not None and not _is_ours(facts)
+    theirs = facts.get("journal_tmpfs_bytes") is not None and not is_ours(facts)
     write = int(number(options.get("write_seconds"), 3600))
     return {
         "write_s": write,
@@ -271,7 +266,7 @@ def differs(options: Options, facts: Facts) -> list[str]:
         todo.append(f"keep rrdcached's journal in a tmpfs of {mib} MiB, and write all values before a stop")
     if wish["journal"] == OFF and now["journal"]:
         todo.append("switch rrdcached's journal off, and write all values before a stop")
-    if wish["journal"] == DISK and (facts.get("journal_tmpfs_bytes") is not None and _is_ours(facts) or not now["journal"]):
+    if wish["journal"] == DISK and (facts.get("journal_tmpfs_bytes") is not None and is_ours(facts) or not now["journal"]):
         todo.append("keep rrdcached's journal on disk")
     if not todo and not _is_set(options, facts):
         todo.append("set for the next start of rrdcached what it runs with")
@@ -283,9 +278,9 @@ def _interval(values: Facts) -> str:
     return f"{low} s" if low == high else f"{low} to {high} s"
 
 
-def _is_ours(facts: Facts) -> bool:
+def is_ours(facts: Facts) -> bool:
     states: dict[str, str] = facts.get("files") or {}
-    return states.get(_mount_file(facts["journal_path"]), "absent") != "absent"
+    return states.get(mount_file(facts["journal_path"]), "absent") != "absent"
 
 
 def _is_set(options: Options, facts: Facts) -> bool:
@@ -307,7 +302,7 @@ def owned(options: Options, facts: Facts) -> Files:
     unit, service = [], []
     if wish["mount"]:
         path = facts["journal_path"]
-        found[_mount_file(path)] = _mount_text(path, wish["journal_bytes"], facts)
+        found[mount_file(path)] = _mount_text(path, wish["journal_bytes"], facts)
         # Without the mount it starts as well, with its journal on disk.
         unit = ["[Unit]", f"Wants={mount_unit(path)}", f"After={mount_unit(path)}", ""]
     if facts["kind"] == NATIVE:
@@ -383,7 +378,7 @@ def _command(wish: Facts, start: str) -> str:
     return " ".join([*words, *more, *(["-F"] if wish["journal"] != DISK and "-F" not in words else [])])
 
 
-def _mount_file(path: str) -> str:
+def mount_file(path: str) -> str:
     return f"/etc/systemd/system/{mount_unit(path)}"
 
 
@@ -402,99 +397,3 @@ Where={path}
 Type=tmpfs
 Options=size={size // MIB}m,uid={uid},gid={gid},mode={mode},nosuid,nodev,noexec{noswap}
 """
-
-
-# -- making it count
-
-
-def refuse(options: Options, facts: Facts, root: Path) -> None:
-    """Raises PveguardError, before anything is changed, where the journal of now would not fit."""
-    wish = settings(options, facts)
-    if not wish["mount"]:
-        return
-    there = sum(each.stat().st_size for each in (root / facts["journal_path"].lstrip("/")).glob(_JOURNALS))
-    if there > wish["journal_bytes"]:
-        raise PveguardError(
-            f"rrdcached's journal has {there // MIB + 1} MiB and would not fit into {wish['journal_bytes'] // MIB} MiB of RAM: "
-            "raise write_diet_rrdcached_journal_mib, or set write_diet_rrdcached_journal: none"
-        )
-
-
-def activate(work: Work) -> None:
-    """Restart the daemon, with nothing lost: what waits is written first, and what is left in its journal goes along."""
-    facts = work.facts
-    if not facts.get("installed"):
-        return
-    units = [*([SOCKET_UNIT] if facts.get("socket_unit") else []), UNIT]
-    socket = (facts.get("running") or {}).get("socket") or SOCKET
-    if facts.get("running"):
-        try:
-            written = rrd_flush.flush(str(work.at(socket)), clock=work.clock, sleep=work.sleep)
-        except OSError as error:
-            raise PveguardError(
-                f"rrdcached did not write its values, so it was not restarted: {error}. Look at 'systemctl status {UNIT}'"
-            ) from error
-        work.done.append(f"rrdcached wrote {written} files")
-    work.systemctl("daemon-reload")
-    work.systemctl("stop", *units)
-    aside = _move_journal(work)
-    work.systemctl("start", *units)
-    work.done.append("rrdcached restarted")
-    _await(work, socket)
-    if aside is not None:
-        shutil.rmtree(aside)
-
-
-def _mounts(work: Work) -> bool:
-    """Whether the journal's tmpfs is to be there, by the files as they are now."""
-    path = work.facts.get("journal_path")
-    return bool(path) and work.at(_mount_file(str(path))).exists()
-
-
-def _await(work: Work, socket: str) -> None:
-    """Until it answers, which is after it has read its journal."""
-    end = work.clock() + START_S
-    while True:
-        try:
-            daemon = rrd_flush.Daemon(str(work.at(socket)))
-            daemon.stats()
-            daemon.close()
-            return
-        except OSError as error:
-            if work.clock() > end:
-                raise PveguardError(f"rrdcached does not answer on {socket} after its start: {error}") from error
-        work.sleep(0.2)
-
-
-def _move_journal(work: Work) -> Path | None:
-    """Mount or unmount the journal's tmpfs while the daemon is down, with the files of the journal in it.
-
-    They wait beside it on disk meanwhile, also for a run that comes after one that was interrupted. That place is returned:
-    it may go once the daemon has read them.
-    """
-    path = work.facts.get("journal_path")
-    there = work.facts.get("journal_tmpfs_bytes") is not None and _is_ours(work.facts)
-    if not path or not (_mounts(work) or there):
-        return None
-    place, unit = work.at(path), mount_unit(path)
-    aside = place.with_name(f".{place.name}.pveguard")
-    aside.mkdir(mode=0o700, exist_ok=True)
-    _copy(place, aside)
-    if there:
-        work.systemctl("stop", unit)
-        work.done.append(f"{path} unmounted")
-    for each in place.glob(_JOURNALS):
-        # Beneath a mount it would be read again, much later.
-        each.unlink()
-    if _mounts(work):
-        work.systemctl("start", unit)
-        work.done.append(f"a tmpfs mounted on {path}")
-    _copy(aside, place)
-    return aside
-
-
-def _copy(source: Path, to: Path) -> None:
-    for each in sorted(source.glob(_JOURNALS)):
-        shutil.copy2(each, to / each.name)
-        owner = each.stat()
-        os.chown(to / each.name, owner.st_uid, owner.st_gid)

@@ -20,11 +20,13 @@ from ..base.errors import PveguardError
 from ..base.managed_file import Change, FileSpec
 from ..base.run import Run
 from ..base.run import run as real_run
-from . import measures
+from . import measures, rrdcached, rrdcached_restart
 from .measures import PENDING, REMEMBERED, ROLE
 from .parts import Link, Work, data
 
 _ROOT = Path("/")
+#: The cores with ``refuse`` and ``activate`` of a measure, where that is not its own: what only a change needs is sent with it.
+_CHANGES: dict[str, ModuleType] = {rrdcached.NAME: rrdcached_restart}
 
 
 @dataclass
@@ -98,8 +100,9 @@ def diff(changes: list[Change]) -> list[dict[str, str]]:
 def _enable(
     core: ModuleType, options: Mapping[str, Any], facts: Mapping[str, Any], result: Result, check: bool, run: Run, root: Path
 ) -> None:
-    if hasattr(core, "refuse"):
-        core.refuse(options, facts, root)
+    change = _CHANGES.get(core.NAME, core)
+    if hasattr(change, "refuse"):
+        change.refuse(options, facts, root)
     specs = _specs(core, options, facts, root)
     gone = _former(core, specs, root)
     changes = managed_file.plan(specs, _kept_for(core), root) + [
@@ -116,7 +119,7 @@ def _enable(
         managed_file.revert(_kept_for(core), root, gone, managed_file.OVERWRITE)
     work = Work(root, run, facts, options, _remembered(core, root), [change.path for change in changes])
     try:
-        core.activate(work)
+        change.activate(work)
         left = core.differs(options, measures.collect(run, root)[core.NAME])
         if left:
             raise PveguardError(f"after the change it is still to be done: {'; '.join(left)}")
@@ -151,7 +154,7 @@ def _take_back(
     was = _remembered(core, root)
     managed_file.revert(name, root, drift=drift)
     work = Work(root, run, facts, None, was, [change.path for change in changes])
-    core.activate(work)
+    _CHANGES.get(core.NAME, core).activate(work)
     result.done += work.done
     (root / REMEMBERED / f"{core.NAME}.json").unlink(missing_ok=True)
     _remove_if_empty(root / REMEMBERED)
