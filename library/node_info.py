@@ -105,6 +105,13 @@ node:
         Output of pve-state status, with C(installed) (the program's version, empty where it is not whole, and what is at the path
         of each of its files), or state absent.
       type: dict
+    write_diet:
+      description: >-
+        Facts of each measure of the write diet by its name: C(installed) (what it is about is there), C(kept) (it is on),
+        C(pending) (it was interrupted), and what it decides by; of rrdcached also C(rrd) (files, bytes, flush_bytes: what one
+        flush of them all writes).
+        C(surroundings) has C(ram_logs) (file systems in RAM over logs) and C(database) (the file system below it).
+      type: dict
     counters:
       description: What was written so far and by whom, as the module pmxcfs_writes returns it under the same name.
       type: dict

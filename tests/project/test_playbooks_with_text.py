@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible.module_utils.pveguard.diet import measures
 
 from tests.corosync.cluster_facts import NAME, conf, node
 from tests.ha.systemd import Node
@@ -58,6 +59,10 @@ class ActionModule(ActionBase):
 '''
 
 
+#: Numbers that measures of the write diet read.
+KERNEL = ("vm.swappiness", "vm.dirty_expire_centisecs", "vm.dirty_writeback_centisecs", "zfs_txg_timeout")
+
+
 def facts(folder: Path) -> dict[str, dict[str, Any]]:
     """A member with HA on and the database on disk, and a probe."""
     live = (1, 1000)
@@ -67,6 +72,11 @@ def facts(folder: Path) -> dict[str, dict[str, Any]]:
         "ha": Node(folder).facts(),
         "counters": {"time": "2026-11-20T08:00:00Z", "machine": "m"},
         "locks_kept": [],
+        # Each is to be finished or taken back, so that the module is asked for all of them.
+        "write_diet": {
+            name: {"installed": True, "kept": True, "pending": True, "values": dict.fromkeys(KERNEL, 1), "available_kib": 1}
+            for name in measures.MEASURES
+        },
     }
     watch1 = {**node(1000, text, text, live=live, **more), "hostname": "watch1"}
     return {"pve1": node(1, text, text, live=live, **more), "watch1": watch1}
@@ -153,15 +163,17 @@ OTHERS = {name: other(name) for name in TYPES if name != "corosync_node_id"}
 
 def test_an_inventory_of_text_does_what_one_of_values_does(playbooks: Playbooks) -> None:
     """One host has other values than the defaults, the other one has the defaults."""
-    # The state in RAM stays wanted, or the role has nothing to ask.
-    member = {**OTHERS, "ram_state_enabled": True}
+    # The state in RAM and the diet stay wanted, or their roles have nothing to ask.
+    member = {**OTHERS, "ram_state_enabled": True, "write_diet_enabled": True}
     values: dict[str, dict[str, Any]] = {
         name: {"corosync_node_id": number, **(member if name == "pve1" else DEFAULTS)} for name, number in HOSTS.items()
     }
     texts = {name: {key: as_text(value) for key, value in each.items()} for name, each in values.items()}
     wanted = playbooks.run(values)
     modules = {call[1] for call in wanted}
-    assert {"fsync_bench", "link_bench", "ha_services", "ram_state", "pmxcfs_writes", "corosync_conf"} <= modules
+    assert {"fsync_bench", "link_bench", "ha_services", "ram_state", "pmxcfs_writes", "corosync_conf", "write_diet"} <= modules
+    asked = [call[3]["measures"] for call in wanted if call[:2] == ["pve1", "write_diet"]]
+    assert [name for each in asked for name in each] == list(measures.MEASURES)
     assert playbooks.run(texts) == wanted
 
 

@@ -35,9 +35,14 @@ def test_the_order_of_a_protected_node_and_back() -> None:
         "check": [("ha", "check.yml")],
         "prepare": [("ha", "main.yml")],
         "prepare_together": [("ha", "watchdog.yml")],
-        "change": [("ram_state", "main.yml")],
+        "change": [("ram_state", "main.yml"), ("write_diet", "main.yml")],
         "change_together": [],
-        "revert": [("ram_state", "disable.yml"), ("ha", "restore.yml"), ("write_report", "remove.yml")],
+        "revert": [
+            ("write_diet", "revert.yml"),
+            ("ram_state", "disable.yml"),
+            ("ha", "restore.yml"),
+            ("write_report", "remove.yml"),
+        ],
     }
 
 

@@ -20,13 +20,15 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "ha": ("base", "formats", "pmxcfs"),
     "corosync": ("base", "formats", "pmxcfs", "ha"),
     "state": ("base", "formats", "pmxcfs", "ha"),
+    # Its facts are part of node_info, so it lies below the cluster.
+    "diet": ("base", "disk"),
     "writes": ("base", "formats", "pmxcfs", "disk", "corosync"),
     # What a node writes is among its facts.
-    "cluster": ("base", "formats", "pmxcfs", "ha", "corosync", "state", "writes"),
+    "cluster": ("base", "formats", "pmxcfs", "ha", "corosync", "state", "writes", "diet"),
     "gates": ("base", "disk"),
     "report": ("base", "pmxcfs", "disk", "ha", "corosync", "state", "gates", "writes"),
     # On the controller only.
-    "filters": ("base", "formats", "pmxcfs", "ha", "corosync", "state", "cluster", "gates", "writes", "report"),
+    "filters": ("base", "formats", "pmxcfs", "ha", "corosync", "state", "diet", "cluster", "gates", "writes", "report"),
 }
 
 

@@ -172,6 +172,11 @@ def names(root: Path | str = _ROOT, of: str = "") -> list[str]:
     return [name for name in found if not of or name == of or name.startswith(f"{of}.")]
 
 
+def paths(kept_for: str, root: Path | str = _ROOT) -> list[str]:
+    """The files that something is kept of for this name."""
+    return [note["path"] for note in _notes(kept_for, Path(root))]
+
+
 def original(kept_for: str, path: str, root: Path | str = _ROOT) -> bytes | None:
     """The content of a file before pveguard: the kept one, else what is there now; None when there was no file."""
     root = Path(root)

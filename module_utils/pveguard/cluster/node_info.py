@@ -16,6 +16,7 @@ from ..base.run import CommandMissing, Run
 from ..base.run import run as real_run
 from ..base.systemd import unit_states
 from ..corosync import corosync_info
+from ..diet import measures
 from ..ha import ha_info
 from ..pmxcfs import pmxcfs, pve_lock
 from ..state import installed
@@ -41,7 +42,7 @@ def collect(run: Run = real_run, root: Path = Path("/"), noise: Iterable[str] | 
     PveguardError for a bad one.
 
     Keys: hostname, resolved_address (str or None), boot_id, kernel, machine_codename, python, packages, units, pmxcfs,
-    corosync, locks_kept, ha, ram_state, login, counters (see the RETURN section of the module ``node_info``).
+    corosync, locks_kept, ha, ram_state, write_diet, login, counters (see the RETURN section of the module ``node_info``).
     """
     # The daemon resolves and uses the name up to its first dot.
     hostname = node_name.own()
@@ -66,7 +67,7 @@ def collect(run: Run = real_run, root: Path = Path("/"), noise: Iterable[str] | 
 
 def parts() -> dict[str, Callable[..., Any]]:
     """What gathers the facts of roles, by their key: a role that decides by facts of its own adds a line."""
-    return {"ha": ha_info.collect, "ram_state": ram_state}
+    return {"ha": ha_info.collect, "ram_state": ram_state, "write_diet": measures.collect}
 
 
 def packages(run: Run = real_run) -> dict[str, str | None]:

@@ -6,6 +6,7 @@ The keys of a description, of which only ``order`` must be there:
 ``switch``   the role's variable that says what is wanted of it
 ``kinds``    the kinds of hosts that it is for (core ``kinds``); all without it
 ``changes``  the core, ``ROOM.FILE``, whose ``changes(node, plan, desired)`` says what a run would change
+``settings`` true: ``changes`` is told what the inventory wants of all of the role's variables, where its switch is on
 ``limits``   ``{number: [lowest, highest]}`` of the role's variables; a suboption as ``name.sub``
 ``steps``    ``{stage: step}``, what it does in each of :data:`STAGES`. A step has a ``name`` and the file of the role's
              ``tasks`` (main.yml without it), or in the stage revert ``files: true``: nothing but the files that are kept for
@@ -48,6 +49,7 @@ class Role:
     switch: str
     kinds: tuple[str, ...]
     changes: str
+    settings: bool
     limits: dict[str, tuple[float, float]]
     steps: dict[str, dict[str, Any]]
 
@@ -73,6 +75,19 @@ def steps(roles: Iterable[Role], stage: str, kind: str) -> list[dict[str, Any]]:
 def desired(roles: Iterable[Role], kind: str, value: Callable[[str, str], Any]) -> dict[str, Any]:
     """``{role: value of its switch}`` of the roles that are for hosts of this kind; ``value`` gives it for (role, variable)."""
     return {role.name: value(role.name, role.switch) for role in roles if role.switch and kind in role.kinds}
+
+
+def settings(
+    roles: Iterable[Role], wanted: Mapping[str, Any], names: Mapping[str, Iterable[str]], value: Callable[[str, str], Any]
+) -> dict[str, Any]:
+    """``wanted`` (of :func:`desired`) with ``{variable: value}`` for the roles that ask for it and are switched on. ``names``:
+    the variables of each role.
+    """
+    found = dict(wanted)
+    for role in roles:
+        if role.settings and found.get(role.name):
+            found[role.name] = {name: value(role.name, name) for name in names[role.name]}
+    return found
 
 
 def add_limits(role: Role, options: Mapping[str, dict[str, Any]]) -> None:
@@ -103,7 +118,7 @@ def looked(roles: Iterable[Role], node: Mapping[str, Any], variables: Mapping[st
 
 def _role(name: str, document: Any) -> Role:
     where = _file(name)
-    found = _mapping(where, document, {"order", "switch", "kinds", "changes", "limits", "steps"})
+    found = _mapping(where, document, {"order", "switch", "kinds", "changes", "settings", "limits", "steps"})
     order = found.get("order")
     if not isinstance(order, int) or isinstance(order, bool):
         raise PveguardError(f"{where}: order {order!r} is no whole number")
@@ -116,7 +131,8 @@ def _role(name: str, document: Any) -> Role:
     if wrong := [each for each in kinds if each not in KINDS]:
         raise PveguardError(f"{where}: kinds has {wrong[0]!r}, known are {', '.join(KINDS)}")
     limits = _limits(where, name, found.get("limits") or {})
-    return Role(name, order, switch, kinds, changes, limits, _steps(where, found.get("steps") or {}))
+    told = found.get("settings") is True
+    return Role(name, order, switch, kinds, changes, told, limits, _steps(where, found.get("steps") or {}))
 
 
 def _limits(where: str, role: str, document: Any) -> dict[str, tuple[float, float]]:

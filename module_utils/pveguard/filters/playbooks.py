@@ -305,7 +305,8 @@ def _changes(own: Mapping[str, Any], node: Mapping[str, Any], its_plan: plan.Pla
 
     what = kinds.kind(node, own.get("group_names") or (), its_plan["action"])
     parts = [_core(role.changes).changes for role in described if role.changes]
-    return assess.changes(node, its_plan, roles.desired(described, what, value), parts)
+    wanted = roles.settings(described, roles.desired(described, what, value), specs, value)
+    return assess.changes(node, its_plan, wanted, parts)
 
 
 def _core(name: str) -> Any:

@@ -7,6 +7,7 @@ import os
 import re
 import sqlite3
 
+from ..base.kernel import noswap_supported
 from ..base.node_name import own as node_name
 from ..formats import section_config
 from ..pmxcfs.live_database import unknown_schema
@@ -264,12 +265,6 @@ def _preflight_host(paths: Paths, args: Namespace, result: dict[str, Any]) -> No
 def program_exists(paths: Paths, name: str) -> bool:
     folders = ["/usr/bin", "/usr/sbin", *filter(None, os.environ.get("PATH", "").split(":"))]
     return any(os.path.exists(paths.at(f"{folder}/{name}")) for folder in folders)
-
-
-def noswap_supported() -> bool:
-    """tmpfs knows noswap since Linux 6.4."""
-    match = re.match(r"(\d+)\.(\d+)", os.uname().release)
-    return match is not None and (int(match.group(1)), int(match.group(2))) >= (6, 4)
 
 
 def cmd_preflight(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:

@@ -21,6 +21,7 @@ PVE_STATE = Program(
         "base.atomic",
         "base.errors",
         "base.findings",
+        "base.kernel",
         "base.mountinfo",
         "base.node_name",
         "base.rollback_timer",

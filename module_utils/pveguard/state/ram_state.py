@@ -19,6 +19,7 @@ from typing import Any
 from ..base import managed_file, node_program
 from ..base.detached import DetachedError, run_detached
 from ..base.errors import PveguardError
+from ..base.kernel import noswap_supported
 from ..base.managed_file import Change, FileSpec
 from ..base.program_version import version
 from ..base.run import Result, Run
@@ -56,12 +57,6 @@ class Options:
     login_fallback: bool = True
     deadline_s: float = 300.0
     connection: str | None = None
-
-
-def noswap_supported(release: str | None = None) -> bool:
-    """tmpfs knows ``noswap`` since Linux 6.4."""
-    match = re.match(r"(\d+)\.(\d+)", release if release is not None else os.uname().release)
-    return match is not None and (int(match[1]), int(match[2])) >= (6, 4)
 
 
 def specs(options: Options, former_metrics_dir: str = "", release: str | None = None) -> list[FileSpec]:

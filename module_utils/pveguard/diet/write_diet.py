@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A measure of the write diet on a node: look, write its files with the way back, make them count, look again.
+
+Nothing is believed: what runs after the change has to be what was wanted, otherwise the files come back as they were, count
+again, and the reason is told.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ..base import managed_file
+from ..base.atomic import read_or_none, write_atomic
+from ..base.errors import PveguardError
+from ..base.managed_file import Change, FileSpec
+from ..base.run import Run
+from ..base.run import run as real_run
+from . import measures, rrdcached, rrdcached_restart
+from .measures import PENDING, REMEMBERED, ROLE
+from .parts import Link, Work, data
+
+_ROOT = Path("/")
+#: The cores with ``refuse`` and ``activate`` of a measure, where that is not its own: what only a change needs is sent with it.
+_CHANGES: dict[str, ModuleType] = {rrdcached.NAME: rrdcached_restart}
+
+
+@dataclass
+class Result:
+    """``todo``: what was (in check mode would be) done, in sentences; ``files``: what of files changed; ``done``: what happened
+    beside them; ``facts``: of the measures afterwards.
+    """
+
+    todo: list[str] = field(default_factory=list)
+    files: list[Change] = field(default_factory=list)
+    done: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.todo or self.files)
+
+
+def apply(
+    wanted: Mapping[str, Mapping[str, Any]], check: bool = False, run: Run = real_run, root: Path = _ROOT
+) -> Result:
+    """Bring measures to what is wanted, ``{measure: {enabled, ...options}}``, one after the other; one that is not enabled is
+    taken back. Raises PveguardError for a refusal or a failure; the measure that failed is taken back, those before it stay.
+    """
+    for name in wanted:
+        measures.measure(name)
+    result = Result()
+    for name, options in wanted.items():
+        core, facts = measures.measure(name), measures.collect(run, root)[name]
+        if not measures.todo(name, options, facts):
+            continue
+        if not options.get("enabled"):
+            _take_back(core, facts, result, check, run, root, managed_file.REFUSE)
+            continue
+        result.todo += measures.todo(name, options, facts)
+        _enable(core, options, facts, result, check, run, root)
+    result.facts = measures.collect(run, root)
+    return result
+
+
+def revert(
+    check: bool = False, drift: str = managed_file.REFUSE, run: Run = real_run, root: Path = _ROOT
+) -> Result:
+    """Take every measure back that is on; a second time changes nothing. Raises PveguardError, before anything is changed, where
+    somebody changed a file since; ``drift="overwrite"`` keeps that content as ``.changed``.
+    """
+    result = Result()
+    facts = measures.collect(run, root)
+    kept = [core for name, core in measures.MEASURES.items() if facts[name]["kept"] or facts[name]["pending"]]
+    for core in kept:
+        managed_file.plan_revert(_kept_for(core), root, drift=drift)
+    for core in reversed(kept):
+        _take_back(core, facts[core.NAME], result, check, run, root, drift)
+    result.facts = measures.collect(run, root)
+    return result
+
+
+def diff(changes: list[Change]) -> list[dict[str, str]]:
+    """Ansible's diff of file changes."""
+    return [
+        {
+            "before": change.before,
+            "after": change.after,
+            "before_header": change.path,
+            "after_header": f"{change.path} ({change.what})",
+        }
+        for change in changes
+    ]
+
+
+def _enable(
+    core: ModuleType, options: Mapping[str, Any], facts: Mapping[str, Any], result: Result, check: bool, run: Run, root: Path
+) -> None:
+    change = _CHANGES.get(core.NAME, core)
+    if hasattr(change, "refuse"):
+        change.refuse(options, facts, root)
+    specs = _specs(core, options, facts, root)
+    gone = _former(core, specs, root)
+    changes = managed_file.plan(specs, _kept_for(core), root) + [
+        change for change in managed_file.plan_revert(_kept_for(core), root, gone, managed_file.OVERWRITE) if gone
+    ]
+    result.files += changes
+    if check:
+        return
+    if hasattr(core, "live") and not (root / REMEMBERED / f"{core.NAME}.json").exists():
+        _remember(core, facts, root)
+    _note(core, root)
+    managed_file.apply(specs, _kept_for(core), root)
+    if gone:
+        managed_file.revert(_kept_for(core), root, gone, managed_file.OVERWRITE)
+    work = Work(root, run, facts, options, _remembered(core, root), [change.path for change in changes])
+    try:
+        change.activate(work)
+        left = core.differs(options, measures.collect(run, root)[core.NAME])
+        if left:
+            raise PveguardError(f"after the change it is still to be done: {'; '.join(left)}")
+    except (PveguardError, OSError) as error:
+        _give_up(core, facts, result, run, root, str(error))
+    result.done += work.done
+    _forget_note(core, root)
+
+
+def _give_up(core: ModuleType, facts: Mapping[str, Any], result: Result, run: Run, root: Path, why: str) -> None:
+    """A measure that does not count is worse than none: the node as it was, and the reason."""
+    said = f"write diet, {core.NAME}: {why}"
+    try:
+        _take_back(core, measures.collect(run, root)[core.NAME], Result(), False, run, root, managed_file.OVERWRITE)
+    except (PveguardError, OSError) as error:
+        raise PveguardError(
+            f"{said}. It could not be taken back either: {error}. Run again, or playbooks/revert.yml"
+        ) from error
+    raise PveguardError(f"{said}. The measure was taken back, the node is as it was before it")
+
+
+def _take_back(
+    core: ModuleType, facts: Mapping[str, Any], result: Result, check: bool, run: Run, root: Path, drift: str
+) -> None:
+    name = _kept_for(core)
+    changes = managed_file.plan_revert(name, root, drift=drift)
+    result.todo.append(f"take the measure {core.NAME} back")
+    result.files += changes
+    if check:
+        return
+    _note(core, root)
+    was = _remembered(core, root)
+    managed_file.revert(name, root, drift=drift)
+    work = Work(root, run, facts, None, was, [change.path for change in changes])
+    _CHANGES.get(core.NAME, core).activate(work)
+    result.done += work.done
+    (root / REMEMBERED / f"{core.NAME}.json").unlink(missing_ok=True)
+    _remove_if_empty(root / REMEMBERED)
+    _forget_note(core, root)
+
+
+def _specs(core: ModuleType, options: Mapping[str, Any], facts: Mapping[str, Any], root: Path) -> list[FileSpec]:
+    texts: dict[str, str] = dict(core.owned(options, facts))
+    specs = [FileSpec(path, link=str(it)) if isinstance(it, Link) else FileSpec(path, it) for path, it in texts.items()]
+    if hasattr(core, "edited"):
+        for path, whole in core.edited(options, facts, root).items():
+            specs.append(_as_it_is(path, whole, root))
+    return specs
+
+
+def _as_it_is(path: str, whole: str, root: Path) -> FileSpec:
+    """Another's file keeps its mode and owner."""
+    try:
+        found = (root / path.lstrip("/")).stat()
+    except FileNotFoundError:
+        return FileSpec(path, data(whole))
+    return FileSpec(path, data(whole), f"{found.st_mode & 0o7777:04o}", uid=found.st_uid, gid=found.st_gid)
+
+
+def _former(core: ModuleType, specs: list[FileSpec], root: Path) -> list[str]:
+    """Files that an earlier run wrote and that are not wanted any more."""
+    wanted = {spec.path for spec in specs}
+    return [path for path in managed_file.paths(_kept_for(core), root) if path not in wanted]
+
+
+def _kept_for(core: ModuleType) -> str:
+    return f"{ROLE}.{core.NAME}"
+
+
+def _note(core: ModuleType, root: Path) -> None:
+    folder = root / PENDING
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    (folder / core.NAME).touch()
+
+
+def _forget_note(core: ModuleType, root: Path) -> None:
+    (root / PENDING / core.NAME).unlink(missing_ok=True)
+
+
+def _remember(core: ModuleType, facts: Mapping[str, Any], root: Path) -> None:
+    folder = root / REMEMBERED
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    write_atomic(folder / f"{core.NAME}.json", (json.dumps(core.live(facts), sort_keys=True) + "\n").encode())
+
+
+def _remembered(core: ModuleType, root: Path) -> Any:
+    data = read_or_none(root / REMEMBERED / f"{core.NAME}.json")
+    try:
+        return json.loads(data) if data else None
+    except ValueError:
+        return None
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The journal is bounded where it is on disk, and never moved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.base.run import Result
+from ansible.module_utils.pveguard.diet import journald, measures, write_diet
+
+from tests.write_diet.node import Node, options
+
+Make = Callable[..., Node]
+RESTART = ["systemctl", "restart", "systemd-journald.service"]
+
+
+def enable(node: Node, check: bool = False, **more: Any) -> write_diet.Result:
+    return write_diet.apply({"journald": options(**more)}, check, node.run, node.root)
+
+
+def facts(node: Node) -> dict[str, Any]:
+    found: dict[str, Any] = measures.collect(node.run, node.root)["journald"]
+    return found
+
+
+def test_a_journal_on_disk_is_bounded_and_stays_there(make: Make) -> None:
+    node = make()
+    before = node.picture()
+    assert enable(node, True).changed and node.picture() == before and node.changing() == []
+    assert enable(node, max_use_mib=200).done == ["systemd-journald restarted"]
+    assert node.changing() == [["journalctl", "--sync"], RESTART]
+    assert node.read(journald.DROP_IN).splitlines()[2:] == [
+        "[Journal]",
+        "Storage=persistent",
+        "SystemMaxUse=200M",
+        "SyncIntervalSec=900s",
+        "RateLimitIntervalSec=30s",
+        "RateLimitBurst=5000",
+    ]
+    assert not enable(node, max_use_mib=200).changed
+    node.calls.clear()
+    assert write_diet.revert(run=node.run, root=node.root).changed
+    assert node.picture() == before and RESTART in node.calls and not node.exists("/etc/systemd/journald.conf.d")
+    assert not write_diet.revert(run=node.run, root=node.root).changed
+
+
+@pytest.mark.parametrize(
+    ("conf", "there"), [("Storage=volatile", True), ("Storage=none", True), ("Storage=auto", False), ("", False)]
+)
+def test_a_journal_that_is_not_on_disk_is_left_alone(make: Make, conf: str, there: bool) -> None:
+    node = make()
+    node.write("/etc/systemd/journald.conf", f"[Journal]\n#Storage=persistent\n{conf}\n")
+    if not there:
+        (node.root / "var/log/journal").rmdir()
+    assert not facts(node)["persistent"] and not enable(node).changed and node.changing() == []
+
+
+def test_what_somebody_has_set_stays_as_it_is(make: Make) -> None:
+    node = make()
+    node.write("/etc/systemd/journald.conf", "[Journal]\nSystemMaxUse=100M\nRateLimitBurst=\n#SyncIntervalSec=1m\n")
+    node.write("/etc/systemd/journald.conf.d/10-mine.conf", "[Journal]\nRateLimitIntervalSec = 0\n")
+    node.write("/usr/lib/systemd/journald.conf.d/syslog.conf", "[Journal]\nForwardToSyslog=yes\nSystemMaxUse=1G\n")
+    assert facts(node)["theirs"] == {"SystemMaxUse": "100M", "RateLimitIntervalSec": "0"}
+    enable(node)
+    written = node.read(journald.DROP_IN)
+    assert "SystemMaxUse" not in written and "RateLimitInterval" not in written and "SyncIntervalSec=900s" in written
+    assert not enable(node).changed
+    # Taken away again it is pveguard's to set.
+    node.write("/etc/systemd/journald.conf", "")
+    assert enable(node).changed and "SystemMaxUse=512M" in node.read(journald.DROP_IN)
+
+
+def test_a_journald_that_does_not_come_back_is_told_and_put_back(make: Make) -> None:
+    node = make()
+    before = node.picture()
+    failed: list[str] = []
+
+    def fail_once(argv: list[str]) -> Result | None:
+        if argv == RESTART and not failed:
+            failed.append("once")
+            return Result(1, "", "start request repeated too quickly")
+        return None
+
+    node.hook = fail_once
+    with pytest.raises(PveguardError, match="journald: systemctl restart.*repeated too quickly.*taken back"):
+        enable(node)
+    assert node.picture() == before and node.calls.count(RESTART) == 2
+
+
+def test_a_host_without_journald(make: Make) -> None:
+    node = make()
+    del node.units["systemd-journald.service"]
+    assert not enable(node).changed
