@@ -40,7 +40,10 @@ with open(place.parent / "calls", "a") as calls:
 if kind == "run_lock":
     held = (place / "held").exists()
     holder = {"run_id": "other", "who": "somebody"} if held else {}
-    module.exit_json(changed=False, acquired=not held, where="/run/pveguard/lock", holder=holder)
+    module.exit_json(
+        changed=False, acquired=not held, where="/run/pveguard/lock", holder=holder,
+        refusal="Another run works on this node: somebody" if held else "",
+    )
 step = given.get("step") or given.get("state") or "looked"
 if step == "looked":
     module.exit_json(changed=False, restore={"refusals": [], "shown": "x"})

@@ -44,9 +44,12 @@ module = AnsibleModule(
         "part": {"default": "all"},
         "blacklist_softdog": {"type": "bool", "default": False},
         "release_wait_seconds": {"type": "int", "default": 0},
+        "lock": {"type": "dict"},
     },
     supports_check_mode=True,
 )
+if not ((module.params["lock"] or {}).get("holder") or {}).get("run_id"):
+    module.fail_json(msg="called without the lock of the run")
 facts = json.loads(os.environ["FACTS"])
 with open(os.environ["CALLS"], "a") as calls:
     calls.write(f"{facts['node']} {module.params['state']} {module.params['part']} {module.params['blacklist_softdog']}\\n")

@@ -202,7 +202,7 @@ def changes(node, plan, desired):
 #: The modules of the playbooks; those of roles that are not asked for are never called.
 STUB = """
 from ansible.module_utils.basic import AnsibleModule
-spec = {name: {"type": "raw"} for name in "holder takeover cluster state kept_for daemon_reload files".split()}
+spec = {name: {"type": "raw"} for name in "holder takeover cluster lock state kept_for daemon_reload files".split()}
 module = AnsibleModule(argument_spec=spec, supports_check_mode=True)
 module.exit_json(changed=False, acquired=True, where="", holder={}, node=NODE)
 """
