@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -322,15 +322,15 @@ def test_files_of_a_node_of_guests_and_of_storages(node: Node) -> None:
 def test_a_hanging_rrdcached_holds_up_nobody(node: Node) -> None:
     start_rrdcached(node)
     pid = int((node.root / "run/rrdcached.pid").read_text())
-    os.kill(pid, 19)
+    os.kill(pid, signal.SIGSTOP)
     try:
         start_pvestatd(node, "100")
-        time.sleep(1)
+        wait_for("a record on its way", lambda: len(os.listdir(f"/proc/{node.pid_of_daemon}/task")) > 1)
         (node.pve / "file").write_text("x")
         assert (node.pve / "file").read_text() == "x"
         node.stop()  # and the daemon ends
     finally:
-        os.kill(pid, 18)
+        os.kill(pid, signal.SIGCONT)
 
 
 @pytest.mark.slow
