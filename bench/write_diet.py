@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import importlib
 import io
 import json
 import os
@@ -260,7 +261,7 @@ def text(report: Mapping[str, Any]) -> str:
     """The report for a terminal."""
     names = list(report["phases"])
     lines = [
-        f"MiB an hour on a node, mean of {report['nodes']}, {report['guests']} guests' statistics, windows of {report['seconds']:g} s",
+        f"MiB an hour on a node, mean of {report['nodes']}, statistics of {report['guests']} guests, {report['seconds']:g} s each",
         f"{'':46}" + "".join(f"{name:>12}" for name in names) + f"{'times less':>12}",
     ]
 
@@ -361,7 +362,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """The whole bench. Raises NotMeasuredError and LabError."""
     sys.path.insert(0, str(ROOT / "module_utils"))
     try:
-        from pveguard.writes import writers
+        table = importlib.import_module("pveguard.writes.writers").table
     except ImportError as error:
         raise NotMeasuredError(f"this checkout has no table of writers: {error}") from None
 
@@ -379,7 +380,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             protect(options.name, {**variables, **(dict(options.set) if name == "diet" else {})})
         say(f"{name}: a window of {options.seconds:g} s")
         answers = measure(lab, options.seconds)
-        phases[name] = phase({node: window(answer, writers.table) for node, answer in answers.items()})
+        phases[name] = phase({node: window(answer, table) for node, answer in answers.items()})
         if wrong := mistakes(name, phases[name]):
             raise NotMeasuredError("; ".join(wrong))
     return {"seconds": options.seconds, "guests": options.guests, "nodes": NODES, "phases": phases, **compare(phases)}
@@ -391,7 +392,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--guests", type=int, default=20, help="whose statistics each node stores (default 20)")
     parser.add_argument("--seconds", type=float, default=3 * STOCK_FLUSH_SECONDS, help="of a window (default 900)")
     parser.add_argument("--phases", type=lambda words: words.split(","), default=list(PHASES), help="stock,ram_state,diet")
-    parser.add_argument("--set", type=value, action="append", default=[], metavar="KEY=VALUE", help="of the diet, beside its defaults")
+    parser.add_argument("--set", type=value, action="append", default=[], metavar="KEY=VALUE", help="variable of the diet")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path, help="write the JSON here as well")
     options = parser.parse_args(argv)

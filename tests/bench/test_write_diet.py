@@ -38,7 +38,7 @@ def a_table(seconds: float = 900.0, rest: int = 0, guests: int = 0, **rows: int)
 
 
 def an_answer(memory: bool = False, write: float = 300.0, jitter: float = 0.0) -> dict[str, Any]:
-    rrd = {"files": 29, "bytes": 36 * MIB, "write_seconds": write, "jitter_seconds": jitter, "UpdatesWritten": 87, "JournalBytes": 9}
+    rrd = {"files": 29, "bytes": 36 * MIB, "write_seconds": write, "jitter_seconds": jitter, "UpdatesWritten": 87}
     return {"before": "before", "middle": "middle", "after": "after", "rrd": rrd, "database_in_memory": memory}
 
 
@@ -123,7 +123,8 @@ def test_phases_side_by_side_most_of_stock_first(bench: Any) -> None:
 
 def test_ten_times_less_is_the_aim(bench: Any) -> None:
     assert bench.compare(phases(bench, {"rrd": 10 * MIB}, rrd=100 * MIB))["missed"] == []
-    assert bench.compare(phases(bench, {"rrd": 10 * MIB + 1}, rrd=100 * MIB))["missed"] == ["10.0 times less than stock, wanted 10"]
+    missed = bench.compare(phases(bench, {"rrd": 10 * MIB + 1}, rrd=100 * MIB))["missed"]
+    assert missed == ["10.0 times less than stock, wanted 10"]
     assert bench.compare(phases(bench, {"rrd": 0}, rrd=100 * MIB))["missed"] == []
 
 

@@ -273,7 +273,7 @@ def ask(path: Path, command: str) -> str:
 
 def start_rrdcached(node: Node) -> None:
     assert DAEMON is not None
-    node.sh("mkdir -p /var/lib/rrdcached/journal; cd /var/lib/rrdcached; mkdir -p db/pve-node-9.0 db/pve-vm-9.0 db/pve-storage-9.0")
+    node.sh("mkdir -p /var/lib/rrdcached/journal; cd /var/lib/rrdcached; mkdir -p db/pve-{node,vm,storage}-9.0")
     node.spawn(
         DAEMON, "-g", "-B", "-b", "/var/lib/rrdcached/db", "-j", "/var/lib/rrdcached/journal", "-p", "/run/rrdcached.pid",
         "-l", "unix:/run/rrdcached.sock", log="/run/rrdcached.out",
