@@ -261,7 +261,7 @@ def text(report: Mapping[str, Any]) -> str:
     """The report for a terminal."""
     names = list(report["phases"])
     lines = [
-        f"MiB an hour on a node, mean of {report['nodes']}, statistics of {report['guests']} guests, {report['seconds']:g} s each",
+        f"MiB an hour on a node of {report['nodes']}, statistics of {report['guests']} guests, {report['seconds']:g} s each",
         f"{'':46}" + "".join(f"{name:>12}" for name in names) + f"{'times less':>12}",
     ]
 

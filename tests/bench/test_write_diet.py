@@ -207,6 +207,7 @@ import socket, sys
 listening = socket.socket(socket.AF_UNIX)
 listening.bind(sys.argv[1])
 listening.listen()
+print("listening", flush=True)
 connection, _ = listening.accept()
 stream = connection.makefile("rw")
 for line in stream:
@@ -227,13 +228,11 @@ def test_a_flush_waits_for_every_file(bench: Any, tmp_path: Path) -> None:
     address = tmp_path / "s"
     daemon = subprocess.Popen([sys.executable, "-c", FAKE, address], stdout=subprocess.PIPE, text=True)
     try:
-        while not address.exists():
-            assert daemon.poll() is None
+        assert daemon.stdout is not None and daemon.stdout.readline() == "listening\n"
         space: dict[str, Any] = {}
         exec(bench.PROGRAM.replace("/run/rrdcached.sock", str(address)).replace("os.sync()", "pass"), space)
         space["rrdcached"] = lambda: {"-b": str(tmp_path / "db")}
         assert space["flush"]() == {"UpdatesWritten": 5, "JournalBytes": 7}
-        assert daemon.stdout is not None
         asked = daemon.stdout.read().splitlines()
     finally:
         daemon.kill()
