@@ -160,10 +160,8 @@ class Store:
         code, said = connection.ask(update)
         if code < 0 and said.startswith("No such file"):
             # A storage's files are in a folder of their node; the folder of the kind is not made here.
-            path = os.path.join(self.folder, record.key)
-            above = os.path.dirname(path)
-            if os.path.dirname(above) != self.folder and os.path.isdir(os.path.join(self.folder, record.kind)):
-                os.makedirs(above, exist_ok=True)
+            if os.path.isdir(os.path.join(self.folder, record.kind)):
+                os.makedirs(os.path.dirname(os.path.join(self.folder, record.key)), exist_ok=True)
             code, said = connection.ask(create_command(record))
             if code >= 0:
                 code, said = connection.ask(update)
