@@ -70,13 +70,18 @@ ZIP = "/run/pveguard-write-diet.zip"
 SOCKET = "/run/rrdcached.sock"
 
 
+def options_of(words):
+    """Of a command line, such as -w 300 and -w300."""
+    pairs = zip(words[1:], [*words[2:], ""])
+    return {word[:2]: word[2:] or after for word, after in pairs if word[:1] == "-"}
+
+
 def rrdcached():
     """The options of the running daemon, None without one."""
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             if open(f"/proc/{pid}/comm").read().strip() == "rrdcached":
-                words = open(f"/proc/{pid}/cmdline").read().split("\0")
-                return {word: words[place + 1] for place, word in enumerate(words[:-1]) if word[:1] == "-" and len(word) == 2}
+                return options_of(open(f"/proc/{pid}/cmdline").read().split("\0"))
         except OSError:
             continue
     return None

@@ -202,6 +202,14 @@ def test_the_program_of_a_node_brings_what_it_imports(bench: Any, tmp_path: Path
     assert answer["rrd"] is None and answer["before"] and not stand_in.exists()
 
 
+@pytest.mark.parametrize("words", ["-B -w 3600 -b /db/ -l unix:/s", "-w3600 -B -b/db/ -z 5"])
+def test_the_options_of_rrdcached(bench: Any, words: str) -> None:
+    space: dict[str, Any] = {}
+    exec(bench.PROGRAM, space)
+    found = space["options_of"](["/usr/bin/rrdcached", *words.split(), ""])
+    assert (found["-w"], found["-b"]) == ("3600", "/db/") and found.get("-z", "0") in "05"
+
+
 FAKE = """
 import socket, sys
 listening = socket.socket(socket.AF_UNIX)
