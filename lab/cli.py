@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from . import image, progress
 from .errors import LabError
@@ -26,6 +26,11 @@ def number_or_off(text: str) -> int | None:
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number nor 'off'") from None
+
+
+def guests_or_off(text: str) -> int | Literal["off"]:
+    number = number_or_off(text)
+    return "off" if number is None else number
 
 
 def float_or_off(text: str) -> float | None:
@@ -92,6 +97,13 @@ def _whole_labs(add: Add) -> None:
         default=[],
         metavar="NODE",
         help="this node is a plain Debian machine beside nodes of another profile, for a probe; repeatable",
+    )
+    up.add_argument(
+        "--guests",
+        type=guests_or_off,
+        metavar="N|off",
+        help="made-up statistics of N guests in all (0: of nodes and storages only), stored by every node, and the other "
+        "writers of a node in use (default: as it was, else off)",
     )
     up.add_argument("--memory", type=int, metavar="MIB", help="memory of a node (default 768)")
     up.add_argument(
@@ -187,8 +199,9 @@ def show(lab: Lab) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
     snapshots = ", ".join(sorted(set(about["snapshots"]))) or "none"
+    guests = "" if about["guests"] is None else f", statistics of {about['guests']} guests"
     return (f"lab {lab.name}: profile {about['profile']}, Debian {about['release']}, {about['accel']}, "
-            f"{about['memory_mib']} MiB a node; snapshots: {snapshots}\n{table}")  # fmt: skip
+            f"{about['memory_mib']} MiB a node{guests}; snapshots: {snapshots}\n{table}")  # fmt: skip
 
 
 def _exec(lab: Lab, args: argparse.Namespace) -> int:
@@ -264,6 +277,7 @@ def run(args: argparse.Namespace) -> int:
                 memory=args.memory,
                 port_base=args.port_base,
                 source=os.environ.get("PVE_PACKAGES") or None,
+                statistics_of=args.guests,
             )
             print(json.dumps(lab.describe(), indent=2) if args.json else show(lab))
         case "down":

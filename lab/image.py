@@ -34,7 +34,7 @@ PACKAGES = (
     "systemd", "systemd-sysv", "udev", "dbus", "kmod", "linux-image-cloud-amd64", "busybox-static",
     "openssh-server", "iproute2", "iputils-ping", "procps", "less", "e2fsprogs", "util-linux-extra", "dmsetup",
     "python3", "python3-fusepy", "fuse3", "sqlite3", "openssl", "ca-certificates", "gpgv",
-    "corosync", "libcpg4", "libquorum5", "libcmap4", "libcfg7", "smartmontools", "nvme-cli",
+    "corosync", "libcpg4", "libquorum5", "libcmap4", "libcfg7", "smartmontools", "nvme-cli", "rrdcached", "logrotate",
 )  # fmt: skip
 EXTRA_PACKAGES = {"trixie": ("libfuse2t64",), "bookworm": ("libfuse2",)}
 DOUBLES = ("pve-cluster", "pve-ha-manager", "pve-manager")

@@ -147,7 +147,8 @@ def settle(root: Path, spec: dict[str, Any]) -> None:
         (root / "etc/corosync/corosync.conf").unlink(missing_ok=True)
         systemctl("enable", "corosync.service")
     else:
-        systemctl("disable", "corosync.service")
+        # There for what a role installs.
+        systemctl("disable", "corosync.service", "rrdcached.service")
     for name in ("etc/hostname", "etc/resolv.conf"):
         (root / name).unlink(missing_ok=True)
     (root / "etc/hosts").write_text("127.0.0.1 localhost\n")

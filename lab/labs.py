@@ -6,9 +6,9 @@ import shlex
 import shutil
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
-from . import bringup, guests, guestssh, identity, layout, snapshots, store
+from . import bringup, guests, guestssh, identity, layout, snapshots, statistics, store
 from .errors import LabError
 from .machine import Machine
 from .progress import say, step
@@ -33,16 +33,20 @@ class Lab(Store):
         port_base: int | None = None,
         source: str | None = None,
         plain: Sequence[str] = (),
+        statistics_of: int | Literal["off"] | None = None,
     ) -> None:
         """Bring the lab up: resume, restore, boot or build, whichever is needed and quickest.
 
         None means: as this lab is, else profile pve, 3 nodes, trixie, 768 MiB. ``source`` is PVE_PACKAGES. Nodes of
-        ``plain`` have the image of profile debian, whatever the profile of the others is.
+        ``plain`` have the image of profile debian, whatever the profile of the others is. ``statistics_of``: made-up
+        statistics of so many guests, and the other writers of a node in use; a new lab has none ("off").
         """
         with self.changing("up"):
             state = self.state
             if nodes is not None and not 1 <= nodes <= MAX_NODES:
                 raise LabError(f"--nodes {nodes}: 1 to {MAX_NODES} are possible")
+            if isinstance(statistics_of, int) and not 0 <= statistics_of <= statistics.MAX_GUESTS:
+                raise LabError(f"--guests {statistics_of}: 0 to {statistics.MAX_GUESTS} are possible, or 'off'")
             count = nodes or len(state.nodes) or 3
             names = [layout.node_name(number) for number in range(1, count + 1)]
             unknown = [node for node in nvme if node not in names]
@@ -60,6 +64,11 @@ class Lab(Store):
                 plain = plain or [node for node in names if self.is_plain(node)]
             wanted = bringup.Wanted(names, profile, release, memory, nvme, plain, fresh, port_base, source)
             (bringup.up_running if again else bringup.up_stopped)(self, wanted)
+            if statistics_of is not None:
+                self.state.guests = None if statistics_of == "off" else statistics_of
+                self.save()
+            if statistics_of is not None or self.state.guests is not None:
+                statistics.apply(self, self.running())
 
     def down(self, *, off: bool = False, discard: bool = False, remove: bool = False) -> None:
         """Leave no process. Default: save the running state, so that the next ``up`` goes on with it.
@@ -137,6 +146,8 @@ class Lab(Store):
                 self.save()
                 guests.go_on(self, [*live, *started])
                 guests.wait_ready(self, [*live, *started], guests.WARM_SECONDS)
+            if self.state.guests is not None:
+                statistics.apply(self, self.running())
 
     def power_cut(self, nodes: Sequence[str]) -> None:
         """Take the power from nodes: QEMU is killed, what was not flushed is gone."""
@@ -285,7 +296,8 @@ class Lab(Store):
         return {
             "name": self.name, "up": state.up, "running": bool(nodes) and all(node["running"] for node in nodes),
             "profile": state.profile or None, "release": state.release or None, "accel": state.accel or None,
-            "memory_mib": state.memory, "directory": str(self.directory), "generation": state.generation,
+            "memory_mib": state.memory, "guests": state.guests,
+            "directory": str(self.directory), "generation": state.generation,
             "identity_file": str(self.directory / "id_ed25519"), "known_hosts": str(self.directory / "known_hosts"),
             "snapshots": self.manifest()["snapshots"] if state.disks else {}, "nodes": nodes,
             "repository": self._repository(),

@@ -26,6 +26,7 @@ class State:
     profile: str = ""
     release: str = ""
     memory: int = 768
+    guests: int | None = None  # whose statistics are made up; None: no statistics at all
     accel: str = ""
     disks: str = ""  # name of the current set of disks
     image_key: str = ""

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import socket
+import subprocess
 import sys
 import tarfile
 import threading
@@ -27,11 +28,13 @@ from lab import (
     guestssh,
     identity,
     image,
+    image_root,
     initrd,
     layout,
     machine,
     net,
     snapshots,
+    statistics,
     system,
 )
 from lab.console import Console
@@ -437,6 +440,8 @@ def lab_cli(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, s
         (["--name", "../x", "status"], "lab name '../x'"),
         (["up", "--nodes", "0"], "--nodes 0: 1 to 9"),
         (["up", "--nodes", "many"], "invalid int value: 'many'"),
+        (["up", "--guests", "many"], "'many' is neither a whole number nor 'off'"),
+        (["up", "--guests", "5000"], "--guests 5000: 0 to 1000 are possible, or 'off'"),
         (["up", "--profile", "ceph"], "invalid choice: 'ceph'"),
         (["up", "--nvme", "pve9"], "--nvme pve9: the nodes are pve1, pve2, pve3"),
         (["up", "--plain", "pve9"], "--plain pve9: the nodes are pve1, pve2, pve3"),
@@ -503,6 +508,71 @@ def test_a_taken_port_is_refused() -> None:
         sock.listen(1)
         with pytest.raises(LabError, match="is taken"):
             guests.take_ports(lab, sock.getsockname()[1] - 1)
+
+
+@pytest.mark.parametrize(("guests", "counts"), [(0, [0, 0, 0]), (20, [7, 7, 6]), (200, [67, 67, 66])])
+def test_guests_are_spread_over_the_nodes_and_no_two_have_one_id(guests: int, counts: list[int]) -> None:
+    ids = [statistics.guests_of(number, [1, 2, 3], guests) for number in (1, 2, 3)]
+    assert [len(each) for each in ids] == counts
+    assert len({guest for each in ids for guest in each}) == guests
+
+
+def told(monkeypatch: pytest.MonkeyPatch, status: int = 0) -> list[str]:
+    """The scripts that nodes are given on their console."""
+    scripts: list[str] = []
+
+    def run(self: Console, command: str, timeout: float = 60) -> tuple[int, str]:
+        scripts.append(command)
+        return status, "it failed"
+
+    monkeypatch.setattr(Console, "run", run)
+    return scripts
+
+
+def test_statistics_are_asked_for_once_and_stay_until_they_are_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    scripts = told(monkeypatch)
+    lab = make_lab(nodes=1)
+    lab.up()
+    assert scripts == [] and lab.describe()["guests"] is None, "by default a node has none"
+    lab.up(statistics_of=0)
+    assert len(scripts) == 1 and "guests=\n" in scripts[0] and "unmask" in scripts[0]
+    lab.up(statistics_of=2)
+    lab.up()
+    assert len(scripts) == 3 and all("guests=1000 1001\n" in script for script in scripts[1:])
+    assert Lab().describe()["guests"] == 2 and "statistics of 2 guests" in cli.show(Lab())
+    lab.up(statistics_of="off")
+    lab.up()
+    assert scripts[3:] == [statistics.off()] and Lab().describe()["guests"] is None
+
+
+def test_a_node_that_takes_no_statistics_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    told(monkeypatch, status=1)
+    with pytest.raises(LabError, match="^pve1: statistics: it failed$"):
+        make_lab(nodes=1).up(statistics_of=1)
+
+
+def test_the_script_of_statistics_changes_nothing_the_second_time(tmp_path: Path) -> None:
+    """With programs that only write down how they were called."""
+    calls = tmp_path / "calls"
+    stand_in = tmp_path / "systemctl"
+    # There is no unit of smartd here.
+    stand_in.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n[ "$*" != "cat smartmontools.service" ]\n')
+    stand_in.chmod(0o755)
+
+    def run(script: str) -> list[str]:
+        calls.write_text("")
+        for path in ("/etc/pvestatd-lab.conf", "/run/pvestatd-lab.conf"):
+            script = script.replace(path, f"{tmp_path}/{path.replace('/', '_')}")
+        subprocess.run(["sh", "-c", script], check=True, env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"})
+        return [line for line in calls.read_text().splitlines() if not line.startswith("cat ")]
+
+    first, again, other = (run(statistics.on(ids)) for ids in ([1000], [1000], [1000, 1001]))
+    assert (tmp_path / "_etc_pvestatd-lab.conf").read_text() == "guests=1000 1001\n"
+    assert [lines.count("try-restart pvestatd.service") for lines in (first, again, other)] == [1, 0, 1]
+    assert "start pvestatd.service" in again and "start smartmontools.service" not in again
+    assert f"--quiet --now mask {' '.join(statistics.WRITERS)}" in run(statistics.off())
+    assert not (tmp_path / "_etc_pvestatd-lab.conf").exists()
+    assert set(statistics.WRITERS) <= set(image_root.MASKED)
 
 
 def test_status_of_no_lab_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ import pytest
 from lab.tests.doubles import harness
 from lab.tests.doubles.conftest import why_not
 from lab.tests.doubles.harness import SECONDS, Node, wait_for
+from lab.tests.doubles.test_rrd import FakeRrdcached
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -520,6 +522,33 @@ def test_a_full_backend_stops_the_member_and_blocks_its_writers(cluster: Cluster
     victim.start()
     wait_for("the return", victim.writable)
     wait_for("equal members", cluster.equal)
+
+
+@pytest.mark.skipif(not harness.IS_DOUBLE, reason="the double's own way for statistics")
+def test_statistics_of_each_member_are_stored_by_all_and_are_no_transactions(cluster: Cluster) -> None:
+    daemons = [FakeRrdcached(node.root / "run/rrdcached.sock") for node in cluster.nodes]
+    try:
+        cluster.start()
+        versions = [node.version() for node in cluster.nodes]
+        cluster[3].cut()
+        wait_for("the loss of quorum", lambda: not cluster[3].quorate())
+        for node in cluster.nodes:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
+                out.connect(f"{node.root}/run/pmxcfs-lab-statistics.sock")
+                out.send(f"pve-storage-9.0/{node.name}/local 1000:1:2\n".encode())
+
+        def stored(number: int) -> set[str]:
+            return {line.split(" ")[1] for line in daemons[number - 1].lines if line.endswith(" 1000:1:2")}
+
+        both = {"pve-storage-9.0/pve1/local", "pve-storage-9.0/pve2/local"}
+        wait_for("those of the majority", lambda: stored(1) == stored(2) == both)
+        wait_for("those of the node that is alone", lambda: stored(3) == {"pve-storage-9.0/pve3/local"})
+        cluster[3].heal()
+        wait_for("equal members", cluster.equal)
+        assert [node.version() for node in cluster.nodes] == versions
+    finally:
+        for daemon in daemons:
+            daemon.close()
 
 
 def test_a_power_cut_of_all_three(cluster: Cluster) -> None:

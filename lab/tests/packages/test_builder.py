@@ -421,7 +421,7 @@ def resolved(apt: Apt) -> dict[str, str]:
     return dict(re.findall(r"^Inst (\S+) \((\S+) ", done.stdout, re.MULTILINE))
 
 
-NEEDED = ("python3", "corosync", "libcpg4", "libquorum5", "kmod")
+NEEDED = ("python3", "corosync", "libcpg4", "libquorum5", "kmod", "rrdcached")
 
 
 def test_apt_installs_given_packages_and_doubles_together(tmp_path: Path, apt: Apt, doubles: Repository) -> None:

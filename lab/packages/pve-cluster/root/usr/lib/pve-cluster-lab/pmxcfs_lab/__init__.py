@@ -10,6 +10,7 @@ filesystem  file operations and virtual files on top of memdb
 dcdb        ordered updates and state synchronisation between members, over any transport
 corosync    the transport over libcpg and libquorum
 hostconf    the two copies of corosync.conf
+rrd         statistics: from pvestatd, to all members, into rrdcached
 daemon      start, event loop, stop
 
 Like the real one it opens its database and then forks, so it holds no lock that another process could see, and the

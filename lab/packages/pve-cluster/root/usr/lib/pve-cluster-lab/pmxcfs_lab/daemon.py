@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from . import fuse, hostconf
+from . import fuse, hostconf, rrd
 from .corosync import CorosyncError, Cpg, Quorum
 from .dcdb import Dcdb
 from .filesystem import FileSystem, Virtual
@@ -152,6 +152,10 @@ class Daemon:
             self.log.notice("main", "forcing local mode (corosync.conf exists)" if entry else "local mode")
         self.memdb.on_update = self._updated
         self._mount()
+        self.statistics = rrd.Statistics(rrd.Inlet(), rrd.Store(self.log))
+        if self.dcdb is not None:
+            self.statistics.send = self.dcdb.note
+            self.dcdb.on_note = self.statistics.deliver
 
     def _take_lock(self) -> None:
         self._lock = os.open(LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -430,6 +434,7 @@ class Daemon:
         self._poll = select.poll()
         self._poll.register(self._wake, select.POLLIN)
         self._poll.register(self.session.fd, select.POLLIN)
+        self._poll.register(self.statistics.fd, select.POLLIN)
         pump, poll, dcdb = self.session.pump, self._poll.poll, self.dcdb
         while not self._stopping:
             ready = {number for number, _ in poll(self._timeout())}
@@ -441,6 +446,8 @@ class Daemon:
             if self.session.fd in ready and not pump():
                 self.log.notice("main", f"{MOUNTPOINT} was unmounted")
                 break
+            if self.statistics.fd in ready:
+                self.statistics.pump()
             if dcdb is not None and not self._resend:
                 self._flush()
             if self._reloads:
@@ -477,6 +484,7 @@ class Daemon:
             self._cpg.close()
         if self._quorum is not None:
             self._quorum.close()
+        self.statistics.close()
         time.sleep(STOP_SECONDS)
         self.memdb.close()
         try:

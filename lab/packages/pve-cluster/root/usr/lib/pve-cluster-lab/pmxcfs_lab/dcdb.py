@@ -12,6 +12,8 @@ order), so every decision below falls the same way on each of them:
   sends it again after END if the node is still quorate. (An update sent before the change cannot arrive after
   END: messages of one sender keep their order, and END comes after the STATE of each.) So an update never
   changes only a part of the members, nor a part that lost quorum.
+
+A NOTE is for whoever is there, with or without quorum and in the midst of a synchronisation: it changes no tree.
 """
 
 from __future__ import annotations
@@ -28,8 +30,9 @@ from .memdb import MemDB, Row, Update, decode, encode
 
 Member = tuple[int, int]  # node id, process id
 
-START, STATE, ROWS, END, UPDATE = 1, 2, 3, 4, 5
+START, STATE, ROWS, END, UPDATE, NOTE = 1, 2, 3, 4, 5, 6
 CHUNK = 128 * 1024
+NOTES = 64  # messages that wait to be sent, from which on notes are refused
 
 _HEAD = struct.Struct("<BBxxQQ")  # kind, last fragment, epoch, sequence
 _STATE = struct.Struct("<qqI")
@@ -96,6 +99,8 @@ class Dcdb:
         self.on_synced: Callable[[], None] = lambda: None
         #: Gets an update of this member that was carried out, and what answers it: now or later.
         self.on_own_update: Callable[[Update, Callable[[], None]], None] = lambda update, answer: answer()
+        #: Gets what a member, or this one, sent by `note`.
+        self.on_note: Callable[[bytes], None] = lambda payload: None
         self.transport: Transport | None = None
         self.members: list[Member] = []
         self.synced = False
@@ -120,6 +125,13 @@ class Dcdb:
             self._parked.append(Pending(update, done))
         else:
             self._send_update(Pending(update, done))
+
+    def note(self, payload: bytes) -> bool:
+        """Queue something for all members, this one included; at most CHUNK bytes. False = nobody would get it."""
+        if self.transport is None or self.transport.me not in self.members or len(self._out) >= NOTES:
+            return False
+        self._out.append(_HEAD.pack(NOTE, 1, 0, 0) + payload)
+        return True
 
     def _send_update(self, pending: Pending) -> None:
         self._sequence += 1
@@ -183,6 +195,9 @@ class Dcdb:
         body = message[_HEAD.size :]
         if kind == UPDATE:
             self._deliver_update(sender, sequence, body)
+            return
+        if kind == NOTE:
+            self.on_note(body)
             return
         if kind == START:
             if self.members and sender == self.members[0]:
