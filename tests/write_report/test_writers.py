@@ -376,6 +376,8 @@ def test_rrdcached_tells_its_journal_from_the_files(node: WritingNode, monkeypat
     node.units(0, rrdcached=10_000 + 9000 + 150)
     again["units"]["rrdcached.service"][2] += 150
     assert rows(table(after, again)) == [("rrd_journal", "rrdcached", 150, False)], "never more than the unit wrote"
+    silent = {**before, "files": {**before["files"], "rrd_journal": None}}
+    assert rows(table(silent, after)) == [("rrd", "rrdcached", 9000, True)], "since when it counts is not known"
 
 
 def test_an_rrdcached_that_does_not_answer_is_one_row(node: WritingNode) -> None:
