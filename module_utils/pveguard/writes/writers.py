@@ -304,9 +304,9 @@ def _ended(
 def _swap_row(
     before: Mapping[str, Any], after: Mapping[str, Any], source: str, swaps: Mapping[str, int], notes: list[str]
 ) -> list[writer_classes.Row]:
-    old, new = before.get("swap") or {"bytes": 0}, after.get("swap")
-    if not new:
-        return []
+    old, new = before.get("swap") if before else {"bytes": 0}, after.get("swap")
+    if not new or not old:
+        return []  # what its device counted before it was swap is not known
     rise = block_writes.rise(old["bytes"], new["bytes"])
     if not rise:
         return []
