@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import pytest
 from ansible.module_utils.pveguard.base.findings import GOOD, PROBLEM, WARNING
 from ansible.module_utils.pveguard.cluster import assess, corosync_compare
 from ansible.module_utils.pveguard.cluster.assess import (
@@ -17,6 +18,7 @@ from ansible.module_utils.pveguard.ha import ha_changes
 from ansible.module_utils.pveguard.state import ram_changes
 
 from tests.corosync import cluster_facts
+from tests.findings import finding
 from tests.loading import load_filters
 from tests.write_report import sample
 
@@ -68,6 +70,25 @@ def test_a_stock_member_would_lose_ha_and_move_to_ram() -> None:
     assert "pve-ha-lrm.service" in todo and "/var/lib/pve-cluster to RAM" in todo and "authorized_keys2" in todo
     assert texts(PROBLEM, node()) == ""
     assert "36 transactions a minute" in texts(WARNING, node())
+
+
+@pytest.mark.parametrize("text", ["3", "three", "", [], {}, None, 1.5])
+def test_a_version_that_is_no_number_does_not_end_it(text: Any) -> None:
+    """Facts may be text by the time that they are judged; what is no number is not known."""
+    same = findings(node(corosync={"running_config_version": text}))
+    assert not [each for each in same if each.id == "corosync-running-differs"]
+    both = node(corosync={"copies_equal": False, "host": {"config_version": text}, "cluster": {"config_version": 2}})
+    wanted = "corosync-host-copy-newer" if text == "3" else "corosync-copies-differ"
+    assert finding(findings(both), wanted).severity == PROBLEM
+    differs = finding(findings(node(corosync={"running_config_version": "2"})), "corosync-running-differs")
+    assert differs.text == "corosync runs config_version 2, the file has 3"
+
+
+@pytest.mark.parametrize("lag", ["90", "late", "", None, [], {}])
+def test_a_lag_that_is_no_number_does_not_end_it(lag: Any) -> None:
+    enabled = {"state": "enabled", "installed": True, "mounted": True, "ready": True, "lag_seconds": lag}
+    assert not [each for each in findings(node(ram_state=enabled)) if each.id == "state-save-late"]
+    assert finding(findings(node(ram_state={**enabled, "lag_seconds": 90})), "state-save-late").text
 
 
 def test_switches_are_respected() -> None:

@@ -6,6 +6,7 @@ systemd is a double that reads the units as they were written, and runs their ow
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -41,7 +42,10 @@ class Systemd:
         if verb == self.refuses:
             return Result(1, "", "refused\n")
         if verb == "restart":
-            (self.timers[units[0]],) = (self.now + self._seconds(unit) for unit in units)
+            self.timers[units[0]] = self._due(units[0])
+        elif verb == "daemon-reload":
+            # As it is: what counts from its activation begins anew.
+            self.timers = {timer: self._due(timer) for timer in self.timers}
         elif verb == "stop":
             self.timers.pop(units[0], None)
         elif verb == "start":
@@ -55,15 +59,18 @@ class Systemd:
         (found,) = (path for folder in ("etc", "run") if (path := self.root / folder / "systemd/system" / unit).is_file())
         return found
 
-    def _seconds(self, timer: str) -> float:
-        (line,) = (line for line in self._file(timer).read_text().splitlines() if line.startswith("OnActiveSec="))
-        return float(line.partition("=")[2].removesuffix("s"))
+    def _due(self, timer: str) -> float:
+        """The monotonic time at which it elapses when it begins now."""
+        lines = [line.partition("=")[::2] for line in self._file(timer).read_text().splitlines()]
+        since = {"OnActiveSec": self.now, "OnBootSec": 0.0}
+        return min(since[key] + float(value.removesuffix("s")) for key, value in lines if key in since)
 
     def _here(self, command: str) -> list[str]:
         """A line of a unit on this root."""
         text = command.replace("/var/lib/pveguard", f"{self.root}/var/lib/pveguard")
-        text = text.replace("/run/pveguard", f"{self.root}/run/pveguard").replace("%%", "%").replace("$$", "$")
-        return shlex.split(text)
+        for folder in ("/run/pveguard", "/run/systemd", "/etc/systemd"):
+            text = text.replace(f" {folder}", f" {self.root}{folder}")
+        return shlex.split(text.replace("%%", "%").replace("$$", "$"))
 
     def start(self, service: str) -> bool:
         lines = [line.partition("=")[::2] for line in self._file(service).read_text().splitlines() if line.startswith("Exec")]
@@ -134,16 +141,27 @@ def test_without_a_confirmation_it_is_undone_when_the_time_is_up(node: Systemd) 
     node.elapse(59)
     assert (node.change, node.state()) == ("after", "armed")
     node.elapse(1)
-    assert (node.change, node.state()) == ("before", "rolled_back")
+    assert (node.change, node.state(), node.left()) == ("before", "rolled_back", [])
     with pytest.raises(PveguardError, match="too late: sshd was undone"):
         node.confirm()
     assert node.change == "before"
 
 
+def test_a_reload_of_systemd_does_not_put_the_undo_off(node: Systemd) -> None:
+    """Seen on a real one: OnActiveSec alone counts anew after each."""
+    node.arm(60)
+    for _ in range(2):
+        node.elapse(25)
+        node(["systemctl", "daemon-reload"])
+    assert node.state() == "armed"
+    node.elapse(10)
+    assert (node.change, node.state()) == ("before", "rolled_back")
+
+
 def test_a_reboot_undoes_it(node: Systemd) -> None:
     node.arm(60)
     node.reboot()
-    assert (node.change, node.state()) == ("before", "rolled_back")
+    assert (node.change, node.state(), node.left()) == ("before", "rolled_back", [])
     (node.root / "change").write_text("later, by somebody")
     node.reboot()
     assert node.change == "later, by somebody"
@@ -230,6 +248,78 @@ def test_armed_again_for_the_same_it_counts_anew(node: Systemd) -> None:
     assert node.change == "before"
 
 
+def test_what_is_armed_stays_so_while_it_is_armed_anew(node: Systemd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At no moment is there a change that no boot would undo."""
+    node.arm(60)
+
+    def full(*_arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(PveguardError, match="could not be started anew.*No space left"):
+        patch.setattr(os, "symlink", full)
+        node.arm(60)
+    assert node.state() == "armed"
+    node.reboot()
+    assert (node.change, node.state()) == ("before", "rolled_back")
+
+
+@pytest.mark.parametrize("file", [f"{rollback_timer.PREFIX}{NAME}.service", f"{rollback_timer.PREFIX}{NAME}.timer", "armed.json"])
+def test_a_full_disk_arms_nothing(node: Systemd, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real: Callable[..., None] = rollback_timer.write_atomic
+
+    def write(path: Any, *arguments: Any) -> None:
+        if Path(path).name == file:
+            raise OSError(28, "No space left on device", str(path))
+        real(path, *arguments)
+
+    monkeypatch.setattr(rollback_timer, "write_atomic", write)
+    with pytest.raises(PveguardError, match="could not be armed, and nothing was changed: .*No space left"):
+        node.arm(60)
+    assert (node.state(), node.left(), node.change) == ("none", [], "before")
+
+
+@pytest.mark.parametrize("after", ["arming", "a failed undo", "the undo", "the confirmation"])
+def test_withdrawn_it_leaves_nothing_and_does_nothing(node: Systemd, after: str) -> None:
+    mended = node.root / "mended"
+    node.arm(60, argv=["/bin/sh", "-c", f"test -e {mended} && printf before > {node.root}/change"], across_reboots=False)
+    if after == "the undo":
+        mended.touch()
+    if after in ("a failed undo", "the undo"):
+        node.elapse(60)
+    if after == "the confirmation":
+        node.confirm()
+    mended.touch()
+    was = node.change
+    assert rollback_timer.withdraw(NAME, run=node, root=node.root) is True
+    # Also the next try of an undo that failed.
+    stopped = ["systemctl", "stop", f"{rollback_timer.PREFIX}{NAME}.service"] in node.calls
+    assert stopped and not list(node.root.rglob("*.json"))
+    assert (node.state(), node.left(), node.timers) == ("none", [], {})
+    node.elapse(60)
+    assert node.change == was
+    assert rollback_timer.withdraw(NAME, run=node, root=node.root) is False
+
+
+def test_withdrawing_cannot_be_overtaken_by_the_undo(node: Systemd) -> None:
+    """The time is up before systemd is asked for anything."""
+    node.arm(60)
+
+    def late(argv: Any, **more: Any) -> Result:
+        node.elapse(60)
+        return node(argv, **more)
+
+    assert rollback_timer.withdraw(NAME, run=late, root=node.root) is True
+    assert (node.change, node.state(), node.left()) == ("after", "none", [])
+
+
+def test_times_as_systemd_takes_them(node: Systemd) -> None:
+    node.arm(2_000_000, retry_s=1_000_000.5)
+    texts = [path.read_text() for path in sorted(node.root.rglob(f"{rollback_timer.PREFIX}*")) if not path.is_symlink()]
+    assert "OnActiveSec=2000000s\n" in "".join(texts) and "RestartSec=1000000.5\n" in "".join(texts)
+    with pytest.raises(PveguardError, match="it is tried again every 1000000.5 s"):
+        rollback_timer.roll_back(NAME, run=lambda argv, **more: Result(1, "", "failed"), root=node.root)
+
+
 def test_another_change_under_the_same_name_is_refused(node: Systemd) -> None:
     node.arm(60)
     with pytest.raises(PveguardError, match="armed for another change, which was neither confirmed nor undone"):
@@ -285,6 +375,32 @@ def test_the_units_are_there_before_the_state_and_the_state_before_the_timer_run
     assert order == [f"{unit}.service", f"{unit}.timer", "armed.json", "reset-failed", "daemon-reload", "restart", "show"]
 
 
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_an_undo_that_is_just_done_does_not_take_the_next_ones_units_along(node: Systemd, forgotten: bool) -> None:
+    """It is rolled back before its service has ended, which removes its units last."""
+    node.arm(60)
+    service = rollback_timer.PREFIX + NAME + ".service"
+    lines = node._file(service).read_text().splitlines()
+    (last,) = (line.partition("=")[2] for line in lines if "/bin/rm" in line)
+    real = node.__call__
+
+    def run(argv: Any, **more: Any) -> Result:
+        if list(argv) == ["systemctl", "stop", service]:
+            running.clear()
+        if argv[1] == "daemon-reload" and running:
+            subprocess.run(node._here(running.pop()), check=True)
+        return real(argv, **more)
+
+    node.elapse(60)
+    running = [last]
+    if forgotten:
+        rollback_timer.forget(NAME, run=run, root=node.root)
+    rollback_timer.arm(NAME, node.undo(), 60, run=run, root=node.root, ticks=lambda: node.now)
+    (node.root / "change").write_text("after")
+    node.reboot()
+    assert (node.change, node.state()) == ("before", "rolled_back")
+
+
 ODD = ["/bin/echo", "100%", "$HOME", 'a "b"', "back\\slash", "", "it's", "a;b", "ü"]
 
 
@@ -299,7 +415,7 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
     unit = f"{rollback_timer.PREFIX}{NAME}"
     service = rollback_timer.service_text(NAME, ODD, f"/{rollback_timer.KEPT}/{NAME}", ["ssh.service"])
     (tmp_path / f"{unit}.service").write_text(service)
-    (tmp_path / f"{unit}.timer").write_text(rollback_timer.timer_text(NAME, 90.5))
+    (tmp_path / f"{unit}.timer").write_text(rollback_timer.timer_text(NAME, 90.5, 1090.5))
     verify = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no"]
     done = subprocess.run(
         [*verify, tmp_path / f"{unit}.service", tmp_path / f"{unit}.timer"],

@@ -113,7 +113,7 @@ def test_a_daemon_that_hangs_is_not_writable_and_holds_nobody(nodes: list[Member
     os.kill(node.pid_of_daemon, signal.SIGSTOP)
     try:
         found = node.python(
-            "from pveguard.pmxcfs import daemon_mode, pmxcfs\ndaemon_mode.ANSWER_S = 1.0\nresult = pmxcfs.collect()"
+            "from pveguard.pmxcfs import members, pmxcfs\nmembers.ANSWER_S = 1.0\nresult = pmxcfs.collect()"
         )
     finally:
         os.kill(node.pid_of_daemon, signal.SIGCONT)

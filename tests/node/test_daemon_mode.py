@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.base.run import Result, run
-from ansible.module_utils.pveguard.pmxcfs import daemon_mode, pmxcfs, pve_file, run_lock
+from ansible.module_utils.pveguard.pmxcfs import daemon_mode, members, pmxcfs, pve_file, run_lock
 from ansible.module_utils.pveguard.writes import write_amplification
 
 from tests.corosync.cluster_facts import conf
@@ -132,12 +132,21 @@ def test_a_corosync_that_comes_between_the_looks(tmp_path: Path) -> None:
     assert (seen.mode, seen.quorate, len(calls)) == ("cluster", True, 2)
 
 
+@pytest.mark.parametrize("options", ["", "-l"])
+def test_a_second_look_that_fails_is_an_error_and_not_writable(tmp_path: Path, options: str) -> None:
+    serve(tmp_path, database={"x": "1"}, options=options)
+    answers = [Result(0, json.dumps(UNNAMED)), Result(1, "", "cat: Input/output error\n")]
+    seen = daemon_mode.look(tmp_path, False, lambda *_, **__: answers.pop(0))
+    assert (seen.mode, seen.quorate, seen.writable, seen.met_corosync) == ("local", None, False, None)
+    assert seen.error == "/etc/pve/.members cannot be read: cat: Input/output error" and not answers
+
+
 def test_a_daemon_that_hangs_is_asked_by_a_child_with_a_deadline(tmp_path: Path) -> None:
     unconnected(tmp_path)
 
     def hangs(argv: Sequence[str], **more: Any) -> Result:
         assert list(argv) == ["cat", str(tmp_path / "etc/pve/.members")] and more == {
-            "timeout": daemon_mode.ANSWER_S
+            "timeout": members.ANSWER_S
         }
         return Result(124, "", "cat: no answer within 10 s")
 

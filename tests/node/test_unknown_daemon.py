@@ -12,6 +12,7 @@ import pytest
 from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.base.findings import UNKNOWN, Finding
 from ansible.module_utils.pveguard.cluster import assess, plan
+from ansible.module_utils.pveguard.pmxcfs import members as members_file
 from ansible.module_utils.pveguard.pmxcfs import pmxcfs
 from ansible.module_utils.pveguard.report import report_page, report_summary, report_table
 from ansible.module_utils.pveguard.writes import pmxcfs_writes
@@ -80,7 +81,7 @@ def test_members_that_are_not_understood(tmp_path: Path, members: Any) -> None:
     assert report_summary.verdict(findings) == UNKNOWN
     done = type("Done", (), {"ok": True, "stdout": members if isinstance(members, str) else json.dumps(members)})
     with pytest.raises(PveguardError, match="not as it is known"):
-        pmxcfs_writes.members("/etc/pve", lambda *_, **__: done)  # type: ignore[arg-type,return-value]
+        members_file.read("/etc/pve", lambda *_, **__: done)  # type: ignore[arg-type,return-value]
     names = pmxcfs_writes.node_names(str(tmp_path / "var/lib/pve-cluster/config.db"), "/etc/pve", lambda *_, **__: done)  # type: ignore[arg-type,return-value]
     assert names.of(1) is None
 

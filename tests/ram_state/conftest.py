@@ -6,8 +6,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import sqlite3
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -197,6 +199,8 @@ class Node:
         self.members: dict[str, Any] = {"nodename": "pve1", "version": 0}
         self.beneath = Path(f"{self.paths.live}.beneath")
         self.start_sees: list[bytes] = []
+        #: Timers that run.
+        self.timers: set[str] = set()
         #: {unit: properties that systemd shows instead of those of a unit that simply runs}
         self.shown: dict[str, dict[str, str]] = {}
 
@@ -264,6 +268,35 @@ class Node:
         self.mount()
         return self.command("restore", "--json")
 
+    # -- the rollback timer
+
+    def left_of_the_timer(self) -> list[str]:
+        """Its units and its state, as far as they are there."""
+        names = (f"run/systemd/system/{self.ps.ROLLBACK_UNIT}.*", "run/pveguard/rollback/*/*")
+        return sorted(path.name for name in names for path in self.root.glob(name))
+
+    def time_is_up(self) -> int:
+        """What systemd does when the timer elapses: the exit code of the command, -1 when it was not to be run."""
+        unit = f"{self.ps.ROLLBACK_UNIT}.timer"
+        assert unit in self.timers
+        self.timers.discard(unit)
+        return self.try_the_undo()
+
+    def try_the_undo(self) -> int:
+        """The service once: its condition, its command, and what it does after that."""
+        service = self.root / f"run/systemd/system/{self.ps.ROLLBACK_UNIT}.service"
+        lines = [line.partition("=")[::2] for line in service.read_text().splitlines() if line.startswith("Exec")]
+        for key, command in lines:
+            if key == "ExecStart":
+                # python3 -IS PROGRAM, and what it is to do.
+                if code := self.command(*shlex.split(command)[3:]):
+                    return code
+                continue
+            here = command.replace("/run/", f"{self.root}/run/")
+            if subprocess.run(shlex.split(here)).returncode:
+                return -1
+        return 0
+
     # -- commands
 
     @property
@@ -295,6 +328,14 @@ class Node:
         if argv[:2] == ["systemctl", "start"] and argv[2] == self.ps.MOUNT_UNIT:
             self.mount()
             return done(0)
+        if argv[:2] == ["systemctl", "restart"] and argv[2].endswith(".timer"):
+            assert (self.root / "run/systemd/system" / argv[2]).is_file()
+            self.timers.add(argv[2])
+        if argv[:2] == ["systemctl", "stop"]:
+            self.timers.difference_update(argv[2:])
+        if argv[:2] == ["systemctl", "show"] and argv[2].endswith(".timer"):
+            states = ("active", "waiting") if argv[2] in self.timers else ("inactive", "dead")
+            return done(0, "ActiveState={}\nSubState={}\n".format(*states))
         if argv[:2] == ["systemctl", "show"]:
             active = "active" if self.writer is not None else "inactive"
             blocks = []

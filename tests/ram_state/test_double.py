@@ -63,6 +63,7 @@ case "$*" in
 "stop pveguard-state.service") $PS final-save >>/run/ps.log 2>&1 ;;
 "stop var-lib-pve\x2dcluster-backup.mount") umount $LIVE/backup ;;
 "stop var-lib-pve\x2dcluster.mount") umount $LIVE ;;
+"show pveguard-rollback-"*.timer" "*) printf 'ActiveState=active\nSubState=waiting\n' ;;
 "show "*)
     for unit in "$@"; do
         case $unit in

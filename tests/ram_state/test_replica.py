@@ -426,7 +426,7 @@ def test_a_save_killed_at_any_point_leaves_a_good_replica(ps: ModuleType, node: 
         node.start_daemon()
 
 
-@pytest.mark.parametrize("step", ["manifest", "name", "directory"])
+@pytest.mark.parametrize("step", ["manifest", "unnamed manifest", "name", "directory"])
 def test_power_that_fails_in_the_middle_of_a_generation(
     ps: ModuleType, ram_node: Node, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -443,17 +443,24 @@ def test_power_that_fails_in_the_middle_of_a_generation(
     with monkeypatch.context() as patch:
         if step == "manifest":
             patch.setattr(ps, "write_json", cut)
+        elif step == "unnamed manifest":
+            # Its temporary file stays as well: what has no power removes nothing.
+            rename = os.rename
+            patch.setattr(os, "rename", lambda a, b: cut() if str(b).endswith(".json") else rename(a, b))
+            patch.setattr(os, "unlink", lambda path: None)
         elif step == "name":
             # Only the copy's own rename: the manifest has its name by then.
             rename = os.rename
             patch.setattr(os, "rename", lambda a, b: cut() if str(b).endswith(".db") else rename(a, b))
         else:
-            fsync = ps.fsync_path
+            fsync = ps.fsync_dir
             patch.setattr(
-                ps, "fsync_path", lambda path: cut() if path == ram_node.paths.generations else fsync(path)
+                ps, "fsync_dir", lambda path: cut() if path == ram_node.paths.generations else fsync(path)
             )
         with pytest.raises(PowerCut):
             ram_node.command("save", "--generation", "--json")
+    if step == "unnamed manifest":
+        assert any(".json." in path.name for path in Path(ram_node.paths.generations).iterdir())
     assert ram_node.command("verify", "--json") == 0
     assert before <= {g.name for g in ps.generations(ram_node.paths)}
     folder = Path(ram_node.paths.generations)

@@ -21,7 +21,9 @@ def config_rows(node: Node, path: Path | None = None) -> dict[int, tuple[Any, ..
     return rows
 
 
-def test_to_ram_and_back(ps: ModuleType, node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+def test_to_ram_and_back(
+    ps: ModuleType, node: Node, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     node.start_daemon()
     fill(node.w)
     prepare_files(node)
@@ -29,6 +31,14 @@ def test_to_ram_and_back(ps: ModuleType, node: Node, capsys: pytest.CaptureFixtu
     (node.live / "backup/config-1.sql.gz").write_bytes(b"dump")
     before = config_rows(node)
     version = node.w.version
+    armed: list[str] = []
+    stop = ps.stop_daemon
+
+    def stopping(*args: Any) -> None:
+        armed.extend((node.root / f"run/systemd/system/{ps.ROLLBACK_UNIT}.timer").read_text().splitlines())
+        stop(*args)
+
+    monkeypatch.setattr(ps, "stop_daemon", stopping)
     capsys.readouterr()
     assert node.command("enable", "--json", "--connection", "") == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -38,11 +48,10 @@ def test_to_ram_and_back(ps: ModuleType, node: Node, capsys: pytest.CaptureFixtu
     assert (node.beneath / "config.db").read_text().count("pve-state")
     assert not list(node.beneath.glob("config.db-*"))
     assert (Path(node.paths.backup) / "config-1.sql.gz").read_bytes() == b"dump"
-    for unit in (ps.ROLLBACK_UNIT, "pveguard-dead-man"):
+    for unit in (ps.ROLLBACK_UNIT, "pveguard-rollback", "pveguard-dead-man"):
         # What a former version armed is disarmed as well.
         assert ["systemctl", "stop", f"{unit}.timer"] in node.calls
-    armed = next(call for call in node.calls if f"--unit={ps.ROLLBACK_UNIT}" in call)
-    assert f"--on-active={2 * int(node.config.deadline)}" in armed
+    assert f"OnActiveSec={2 * int(node.config.deadline)}s" in armed and node.left_of_the_timer() == []
 
     capsys.readouterr()
     calls = len(node.calls)
@@ -59,7 +68,7 @@ def test_to_ram_and_back(ps: ModuleType, node: Node, capsys: pytest.CaptureFixtu
     assert result["source"] == "ram" and not node.ram and not node.drop_in
     assert config_rows(node) == before and node.w is not None
     assert (node.live / "backup/config-2.sql.gz").read_bytes() == b"new"
-    assert not os.path.exists(node.paths.replica)
+    assert not os.path.exists(node.paths.replica) and not os.path.exists(node.paths.switch)
     assert not ps.generations(node.paths)[0].problems()
     assert node.command("disable", "--json", "--connection", "") == 0
 
@@ -77,7 +86,8 @@ def test_a_failed_switch_puts_stock_back(
     real = node.run
 
     def once(argv: list[str], timeout: float = 60.0) -> Any:
-        if cut in " ".join(argv) and failures["n"] == 0:
+        # From the moment on that there is something to put back.
+        if cut in " ".join(argv) and failures["n"] == 0 and ps.read_json(node.paths.switch_file):
             failures["n"] += 1
             if cut == "show":
                 node.fail.add("show")

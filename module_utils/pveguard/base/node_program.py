@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .atomic import fsync_dir, link_atomic, read_or_none
+from .atomic import fsync_dir, fsync_file, link_atomic, read_or_none
 from .errors import PveguardError
 from .managed_file import Change
 from .program_version import HOME, is_compiled, is_of, linked, version, way
@@ -211,11 +211,7 @@ def _flush(folder: Path) -> None:
     """fsync of every file and directory below ``folder``, and of itself."""
     for top, _, names in os.walk(folder, topdown=False):
         for name in names:
-            fd = os.open(os.path.join(top, name), os.O_RDONLY)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+            fsync_file(os.path.join(top, name))
         fsync_dir(top)
 
 

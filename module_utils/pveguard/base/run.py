@@ -51,6 +51,11 @@ if TYPE_CHECKING:
             env: Mapping[str, str] | None = None,
         ) -> Result: ...
 
+    class Ask(Protocol):
+        """What those need who only ask: also a :func:`run` that can do no more."""
+
+        def __call__(self, argv: Sequence[str], *, timeout: float = ...) -> Result: ...
+
 else:
     Run = object
 

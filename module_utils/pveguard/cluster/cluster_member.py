@@ -36,8 +36,9 @@ PROGRAM = Program(
     "cluster-member",
     "cluster.join",
     (
-        *("base.atomic", "base.errors", "base.run", "cluster.join", "cluster.join_node", "formats.corosync_tools"),
-        *(f"pmxcfs.{name}" for name in ("live_database", "mount", "tasks", "tree")),
+        *("base.atomic", "base.errors", "base.mountinfo", "base.run", "base.systemd"),
+        *("cluster.join", "cluster.join_node", "formats.corosync_tools", "formats.corosync_version"),
+        *(f"pmxcfs.{name}" for name in ("live_database", "mount", "places", "tasks", "tree")),
     ),
 )
 REQUEST = "run/pveguard/cluster-member.request"
@@ -184,7 +185,7 @@ def task_refusals(root: Path) -> list[str]:
 def _database_refusals(request: Request, facts: dict[str, Any], root: Path) -> list[str]:
     found = []
     if not facts["mounted"]:
-        beneath = _entries(root / "etc/pve")
+        beneath = _entries(root / pmxcfs.MOUNT)
         if beneath:
             found.append(
                 f"/etc/pve is not mounted and not empty ({', '.join(beneath[:5])}); the daemon would not "

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base import node_name
-from ..base.atomic import fsync_dir, read_or_none, write_atomic
+from ..base.atomic import fsync_dir, fsync_file, read_or_none, write_atomic
 from ..base.errors import PveguardError
 from ..base.run import CommandMissing, Run
 from ..base.run import run as real_run
@@ -192,7 +192,7 @@ def _copy_database(source: Path, target: Path) -> str:
         finally:
             live.close()
             copy.close()
-        _sync(target)
+        fsync_file(target)
     except (live_database.Unreadable, sqlite3.Error):
         # The log last: what is copied into the database meanwhile is in it.
         for suffix in ("", "-wal"):
@@ -216,11 +216,6 @@ def _judged(copy: Path) -> str:
     except sqlite3.Error as error:
         return f"damaged: {error}"
     return "whole" if said == "ok" else f"damaged: {said}"
-
-
-def _sync(path: Path) -> None:
-    with open(path, "rb") as handle:
-        os.fsync(handle.fileno())
 
 
 def _files_sha256(database: Path) -> str | None:

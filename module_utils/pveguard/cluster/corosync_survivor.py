@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..formats import corosync_conf
+from ..formats.corosync_version import MAX_CONFIG_VERSION
 from .corosync_views import CLUSTER_COPY, HOST_COPY, SHORT, Copy, View, disjoint, grouped, ids_text, named
 
 
@@ -211,4 +212,4 @@ def write_version(chosen: Copy, copies: Iterable[Copy], views: Sequence[View]) -
     if all(version < own for version in others) and all(version <= own for version in runs):
         return own
     # Above the highest there is none; whoever writes it refuses that.
-    return min(1 + max([own, *others, *runs]), corosync_conf.MAX_CONFIG_VERSION)
+    return min(1 + max([own, *others, *runs]), MAX_CONFIG_VERSION)

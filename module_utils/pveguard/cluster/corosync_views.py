@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..corosync import probe_members
+from ..corosync.corosync_findings import version_told
 from ..formats import corosync_check, corosync_conf
 from ..formats.corosync_conf import CorosyncConfError, short_name
+from ..pmxcfs import places
 from . import plan
 
-CLUSTER_COPY, HOST_COPY = "/etc/pve/corosync.conf", "/etc/corosync/corosync.conf"
+CLUSTER_COPY, HOST_COPY = places.CLUSTER_CONF, places.HOST_CONF
 #: Hexadecimal digits of a hash that are shown.
 SHORT = 8
 
@@ -103,8 +105,8 @@ def view_of(host: str, facts: Mapping[str, Any] | None) -> View:
         probe=probe_members.is_one(facts),
         addresses=plan.names_by_address({"corosync": info, "pmxcfs": pmxcfs}) if member else {},
         running=bool(info.get("running")),
-        running_version=info.get("running_config_version"),
-        member_versions={int(number): version for number, version in (info.get("member_config_versions") or {}).items()},
+        running_version=version_told(info.get("running_config_version")),
+        member_versions={int(number): version_told(each) for number, each in (info.get("member_config_versions") or {}).items()},
         live=frozenset(info.get("live_member_ids") or ()),
         quorate=info.get("quorate"),
         authkey=info.get("authkey_sha256"),
@@ -121,7 +123,7 @@ def _copy(copy: Mapping[str, Any] | None, path: str) -> Copy | None:
     if not copy:
         return None
     text = str(copy.get("text") or "")
-    return Copy(text, str(copy.get("sha256") or ""), copy.get("config_version"), unusable(text, path))
+    return Copy(text, str(copy.get("sha256") or ""), version_told(copy.get("config_version")), unusable(text, path))
 
 
 # Most nodes have the same text, and it is long where they are many.

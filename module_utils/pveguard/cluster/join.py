@@ -34,6 +34,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..base.atomic import fsync_dir, read_or_none, write_atomic
+from ..formats.corosync_version import config_version
 from ..pmxcfs import tasks
 from ..pmxcfs.tree import Noise, own_guests, sha256_of
 from .join_node import (
@@ -143,7 +144,6 @@ class Change:
         self._settle_login()
         quorate, live = quorum()
         conf_now = (read_or_none(node.pve / "corosync.conf") or b"").decode("utf-8", "replace")
-        version = re.search(r"^\s*config_version:\s*([0-9]{1,20})\s*$", conf_now, flags=re.MULTILINE)
         return {
             "changed": True,
             "generation": self.generation,
@@ -151,7 +151,7 @@ class Change:
             "node_id": request["node_id"],
             "live_member_ids": live,
             "quorate": quorate,
-            "config_version": int(version.group(1)) if version else None,
+            "config_version": config_version(conf_now),
             "waited_s": round(time.monotonic() - self.started, 1),
             "steps": self.steps,
             "warnings": self.warnings,

@@ -8,7 +8,6 @@ import gzip
 import hashlib
 import json
 import os
-import re
 import signal
 import sqlite3
 import tempfile
@@ -18,10 +17,12 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ..base.atomic import fsync_dir, read_or_none, write_atomic
+from ..base.atomic import fsync_dir, fsync_file, read_or_none, write_atomic
 from ..base.run import CommandMissing, Result, run
+from ..base.systemd import properties_of
 from ..formats.corosync_tools import parse_quorum
-from ..pmxcfs import mount, tasks, tree
+from ..formats.corosync_version import config_version
+from ..pmxcfs import mount, places, tasks, tree
 from ..pmxcfs.live_database import Unreadable, snapshot
 
 PVE_STATE = "/usr/local/sbin/pve-state"
@@ -45,9 +46,9 @@ class Node:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.pve = root / "etc/pve"
+        self.pve = root / places.MOUNT.lstrip("/")
         self.corosync = root / "etc/corosync"
-        self.lib = root / "var/lib/pve-cluster"
+        self.lib = root / places.FOLDER.lstrip("/")
         self.database = self.lib / "config.db"
         self.generations = root / "var/lib/pveguard/state/generations"
         self.root_ssh = root / "root/.ssh"
@@ -74,13 +75,8 @@ def systemctl(*argv: str, must: bool = True) -> str:
 
 def active(*units: str) -> dict[str, bool]:
     """Which units run, in one call."""
-    out = systemctl("show", "-p", "Id,ActiveState", *units, must=False)
-    states = {}
-    for block in out.split("\n\n"):
-        values = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
-        if "Id" in values:
-            states[values["Id"]] = values.get("ActiveState") in ("active", "activating", "reloading")
-    return {unit: states.get(unit, False) for unit in units}
+    shown = properties_of(units, ["ActiveState"], run)
+    return {unit: values.get("ActiveState") in ("active", "activating", "reloading") for unit, values in shown.items()}
 
 
 def write_in_place(path: Path, data: bytes) -> None:
@@ -144,16 +140,14 @@ def save_generation(node: Node, node_name: str, reason: str) -> str:
                 source.backup(target)
                 target.execute("PRAGMA journal_mode=DELETE").fetchone()
         version, held = read_tree(temporary)
-        with open(temporary, "rb+") as handle:
+        fsync_file(temporary)
+        with open(temporary, "rb") as handle:
             sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
-            os.fsync(handle.fileno())
         conf = held.get("corosync.conf", (tree.FILE, b""))[1].decode("utf-8", "replace")
-        match = re.search(r"^\s*config_version:\s*0*([0-9]+)\s*$", conf, flags=re.MULTILINE)
         manifest = {
             "sha256": sha256,
             "root_version": version,
-            # Of more digits than the daemon's 64 bits hold it is read as the largest number.
-            "config_version": min(int(match.group(1)[:21]), 2**64 - 1) if match else None,
+            "config_version": config_version(conf),
             "mode": "member" if "corosync.conf" in held else "standalone",
             "node": node_name,
             "time": now.strftime("%Y-%m-%dT%H:%M:%SZ"),

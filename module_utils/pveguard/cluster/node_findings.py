@@ -50,10 +50,8 @@ def _corosync(node: Mapping[str, Any]) -> list[Finding]:
     host, cluster = corosync.get("host"), corosync.get("cluster")
     if host and cluster and not corosync.get("copies_equal"):
         found.append(corosync_findings.copies(cluster.get("config_version"), host.get("config_version")))
-    running, written = corosync.get("running_config_version"), (host or {}).get("config_version")
-    if running and written:
-        found += _found(corosync_findings.running(running, written))
     found += _found(
+        corosync_findings.running(corosync.get("running_config_version"), (host or {}).get("config_version")),
         corosync_findings.service(bool(corosync.get("running")), pmxcfs.get("met_corosync"), alone=pmxcfs["mode"] == "local"),
         corosync_findings.authkey(bool(corosync.get("authkey_exposed")), corosync.get("authkey_mode")),
     )

@@ -211,7 +211,7 @@ def refuse_host(root: Path, resolve: Callable[[str], Sequence[str]]) -> None:
             f"'{_own_address() or 'ADDRESS'} {name}' to /etc/hosts (and take {name} off the lines of "
             "127.0.0.1 and 127.0.1.1)"
         )
-    mount = root / "etc/pve"
+    mount = root / pve_file.MOUNT.lstrip("/")
     if not pve_file.is_mounted(root) and mount.is_dir():
         beneath = sorted(entry.name for entry in mount.iterdir())
         if beneath:

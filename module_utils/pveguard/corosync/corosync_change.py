@@ -163,7 +163,7 @@ def _apply(
     for text in texts:
         validate(text, run, root / "run/pveguard")
     outcome = Outcome(True, before, texts[-1], info=info, warnings=warnings, restart_needed=keys, steps=len(texts))
-    target, former, written = root / "etc/pve/corosync.conf", before, [before]
+    target, former, written = root / corosync_info.CLUSTER_COPY, before, [before]
     # Who was live stays so, but for a node that is to go and came to life meanwhile.
     # Nor is a probe waited for: nothing depends on one, so one that dies meanwhile must undo nothing.
     live = set() if wanted.absent else set(info["live_member_ids"]) - probe_members.ids(info)
@@ -191,7 +191,7 @@ def _exact(info: dict[str, Any], root: Path) -> str:
     text: str = info["cluster"]["text"]
     if "\ufffd" not in text:
         return text
-    return (read_or_none(root / "etc/pve/corosync.conf") or b"").decode("utf-8", "surrogateescape")
+    return (read_or_none(root / corosync_info.CLUSTER_COPY) or b"").decode("utf-8", "surrogateescape")
 
 
 def _bytes(text: str) -> bytes:
@@ -291,7 +291,7 @@ def _roll_back(
     clock: Callable[[], float],
 ) -> None:
     """Put the first of ``written`` back with a higher config_version than any seen. Always raises."""
-    target, before, after = root / "etc/pve/corosync.conf", written[0], outcome.after
+    target, before, after = root / corosync_info.CLUSTER_COPY, written[0], outcome.after
     journal = journal_since(started, run)
 
     def fail(message: str, rolled_back: bool) -> ChangeFailed:
@@ -403,7 +403,7 @@ def restore(
         for text in texts:
             _await_writable(wanted, now, outcome.info, deadline_s, run, root, sleep, clock)
             with _lock(deadline_s, run, root, sleep, clock):
-                _replace(root / "etc/pve/corosync.conf", now, text, None, root, sleep, clock)
+                _replace(root / corosync_info.CLUSTER_COPY, now, text, None, root, sleep, clock)
             links = corosync_refusals.new_link_numbers(now, text)
             _converge(outcome, text, deadline_s, expected_ids, links, run, root, sleep, clock)
             now = text
@@ -447,7 +447,7 @@ def publish(
     with _giving_back(run, root, sleep, clock) as kept:
         if outcome.changed:
             with _lock(deadline_s, run, root, sleep, clock):
-                _replace(root / "etc/pve/corosync.conf", now, text, now, root, sleep, clock)
+                _replace(root / corosync_info.CLUSTER_COPY, now, text, now, root, sleep, clock)
         _converge(outcome, text, deadline_s, expected_ids, (), run, root, sleep, clock)
     outcome.lock_kept = kept
     return outcome
@@ -615,7 +615,7 @@ def _lock(
     deadline_s: float, run: Run, root: Path, sleep: Callable[[float], None], clock: Callable[[], float]
 ) -> pve_lock.Lock:
     """pvecm's lock on corosync.conf. Whoever held it when he died holds it no longer than the daemon's rule says."""
-    return pve_lock.Lock(root / "etc/pve" / LOCK, max(deadline_s, pve_lock.WAIT_S), run, root, sleep, clock)
+    return pve_lock.Lock(root / pve_file.MOUNT.lstrip("/") / LOCK, max(deadline_s, pve_lock.WAIT_S), run, root, sleep, clock)
 
 
 @contextmanager

@@ -7,12 +7,14 @@ Without ``nodes`` it is the node that was looked at. What only a comparison show
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from ..base.findings import GOOD, PROBLEM, UNKNOWN, WARNING, Finding, check
-from ..pmxcfs.mount import NOT_MET
+from ..pmxcfs.members import NOT_MET
+from ..pmxcfs.places import CLUSTER_CONF as CLUSTER_COPY
+from ..pmxcfs.places import HOST_CONF as HOST_COPY
 
-CLUSTER_COPY, HOST_COPY = "/etc/pve/corosync.conf", "/etc/corosync/corosync.conf"
 _DIFF = f"diff {CLUSTER_COPY} {HOST_COPY}"
 
 NEVER_MET = check(
@@ -191,9 +193,17 @@ def service(
     )
 
 
-def copies(cluster: int | None, host: int | None, quorate: bool = True, nodes: Iterable[str] = ()) -> Finding:
+def version_told(value: object) -> int | None:
+    """A config_version that a node told, which may be text by now; None where it is no number."""
+    if isinstance(value, str):
+        return int(value) if re.fullmatch("[0-9]{1,20}", value) else None
+    return value if isinstance(value, int) else None
+
+
+def copies(cluster: object, host: object, quorate: bool = True, nodes: Iterable[str] = ()) -> Finding:
     """Two copies of corosync.conf that differ, by their config_version. ``quorate``: so that the daemon copies a newer one."""
     nodes = tuple(nodes)
+    cluster, host = version_told(cluster), version_told(host)
     own = "" if nodes else "the two copies of corosync.conf differ: "
     seen = f"{own}{CLUSTER_COPY} has config_version {cluster}, {HOST_COPY} has {host}"
     if not cluster or not host:
@@ -225,9 +235,10 @@ def copies(cluster: int | None, host: int | None, quorate: bool = True, nodes: I
     )
 
 
-def running(runs: int, file: int, nodes: Iterable[str] = ()) -> Finding | None:
-    """``runs``: the config_version that Corosync runs with, ``file``: that of its file."""
-    if runs == file:
+def running(runs: object, file: object, nodes: Iterable[str] = ()) -> Finding | None:
+    """``runs``: the config_version that Corosync runs with, ``file``: that of its file. None where one is not known."""
+    runs, file = version_told(runs), version_told(file)
+    if not runs or not file or runs == file:
         return None
     return RUNNING_DIFFERS(
         f"corosync runs config_version {runs}, the file has {file}",

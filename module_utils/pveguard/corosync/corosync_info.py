@@ -18,11 +18,11 @@ from ..base.run import run as real_run
 from ..formats import corosync_conf
 from ..formats.corosync_conf import CorosyncConfError, Document
 from ..formats.corosync_tools import number, parse_cmap, parse_quorum
-from ..pmxcfs import pmxcfs, probe_home
+from ..pmxcfs import places, pmxcfs, probe_home
 from . import corosync_pending
 
-HOST_COPY = Path("etc/corosync/corosync.conf")
-CLUSTER_COPY = Path("etc/pve/corosync.conf")
+HOST_COPY = Path(places.HOST_CONF.lstrip("/"))
+CLUSTER_COPY = Path(places.CLUSTER_CONF.lstrip("/"))
 AUTHKEY = Path("etc/corosync/authkey")
 PROGRAM = Path("usr/sbin/corosync")
 #: Seconds between two looks of :func:`wait`; a look takes a few short commands.

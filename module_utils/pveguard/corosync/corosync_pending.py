@@ -18,9 +18,10 @@ from ..base.run import run as real_run
 from ..base.systemd import properties
 from ..formats import corosync_conf
 from ..formats.corosync_conf import CorosyncConfError
+from ..pmxcfs import places
 
 NOTE = Path("run/pveguard/corosync-restart.json")
-CONF = Path("etc/corosync/corosync.conf")
+CONF = Path(places.HOST_CONF.lstrip("/"))
 UNIT = "corosync.service"
 
 

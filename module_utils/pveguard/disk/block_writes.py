@@ -16,7 +16,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..base.mountinfo import mountinfo
 from ..pmxcfs import live_database
+from ..pmxcfs.places import DATABASE as DATABASE
+from ..pmxcfs.places import PID_FILE as PID_FILE
 
 #: Unit of the sector counts in /sys/block/*/stat, whatever the device's own sector size
 #: (Documentation/block/stat.rst of the kernel).
@@ -24,8 +27,6 @@ SECTOR_BYTES = 512
 
 #: The store of the RAM state: on the disk that protection spares, before and after.
 STORE = "/var/lib/pveguard"
-DATABASE = "/var/lib/pve-cluster/config.db"
-PID_FILE = "/run/pve-cluster.pid"
 
 #: So many services are named in a difference, those that wrote most.
 TOP_SERVICES = 10
@@ -56,7 +57,7 @@ def device_behind(path: str, root: Path | str = Path("/"), skip_memory: bool = T
     network).
     """
     root = Path(root)
-    mounts = _mounts(root)
+    mounts = mountinfo(str(root))
     here = Path(os.path.normpath(path))
     while True:
         found = _mount_of(here, mounts)
@@ -68,13 +69,14 @@ def device_behind(path: str, root: Path | str = Path("/"), skip_memory: bool = T
         here = here.parent
     number = _block_number(found, root)
     name, disk = _names(number, root)
+    options = [each for key in ("mount_options", "filesystem_options") for each in found[key].split(",")]
     return {
         "path": path,
         "measured_path": str(here),
-        "mount_point": found["mount_point"],
+        "mount_point": _shown(found["mount_point"]),
         "filesystem": found["filesystem"],
-        "mount_options": found["mount_options"],
-        "source": found["source"],
+        "mount_options": _shown(",".join(dict.fromkeys(options))),
+        "source": _shown(found["source"]),
         "in_memory": in_memory,
         "device": name,
         "device_number": number,
@@ -287,33 +289,14 @@ def rise(old: int | None, new: int | None) -> int | None:
     return new - old if old is not None and new is not None and new >= old else None
 
 
-def _mounts(root: Path) -> list[dict[str, str]]:
-    mounts = []
-    for line in _text(root / "proc/self/mountinfo").splitlines():
-        left, _, right = line.partition(" - ")
-        fields, rest = left.split(" "), right.split(" ")
-        if len(fields) < 6 or len(rest) < 3:
-            continue
-        options = [*fields[5].split(","), *rest[2].split(",")]
-        mounts.append(
-            {
-                "number": fields[2],
-                "mount_point": _unescape(fields[4]),
-                "mount_options": ",".join(dict.fromkeys(options)),
-                "filesystem": rest[0],
-                "source": _unescape(rest[1]),
-            }
-        )
-    return mounts
-
-
-def _unescape(text: str) -> str:
-    """mountinfo writes blanks and backslashes as three octal digits."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), text)
+def _shown(text: str) -> str:
+    """Text for people and JSON, also where it is not UTF-8."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _mount_of(path: Path, mounts: list[dict[str, str]]) -> dict[str, str]:
-    best = {"number": "", "mount_point": "/", "mount_options": "", "filesystem": "unknown", "source": ""}
+    best = {**dict.fromkeys(("number", "source", "mount_options", "filesystem_options"), ""), "mount_point": "/"}
+    best["filesystem"] = "unknown"
     depth = -1
     for mount in mounts:
         point = Path(mount["mount_point"])
@@ -355,7 +338,7 @@ def device_counters(number: str | None, root: Path = Path("/")) -> tuple[int | N
 
 
 def _database(path: str, root: Path) -> dict[str, Any]:
-    mount = _mount_of(Path(os.path.normpath(path)), _mounts(root))
+    mount = _mount_of(Path(os.path.normpath(path)), mountinfo(str(root)))
     try:
         status = os.stat(root / path.lstrip("/"))
     except OSError:
@@ -429,7 +412,7 @@ def control_groups(numbers: Sequence[str], root: Path | str = Path("/")) -> Cont
     A slice whose units have no counters counts as one unit, and so does a container, whatever runs in it (``lxc/101``).
     """
     root = Path(root)
-    mounts = [mount for mount in _mounts(root) if mount["filesystem"] == "cgroup2"]
+    mounts = [mount for mount in mountinfo(str(root)) if mount["filesystem"] == "cgroup2"]
     if not mounts or not numbers:
         return None
     top = root / mounts[0]["mount_point"].lstrip("/")

@@ -18,6 +18,7 @@ from typing import Any
 from ..base.errors import PveguardError
 from ..base.run import CommandMissing, Run, run
 from ..base.units import bytes_text, number_text
+from ..pmxcfs import places
 from . import block_device, drive_endurance, drive_health, wear_plausibility
 from .block_writes import STORE
 from .drive_health import count as _count
@@ -25,7 +26,7 @@ from .drive_health import items as _items
 from .drive_health import mapping as _map
 
 #: Where to look by default: what pveguard writes, and what it spares.
-PATHS = (STORE, "/var/lib/pve-cluster")
+PATHS = (STORE, places.FOLDER)
 
 #: Seconds that one drive may take to answer. A drive that retries on bad sectors can take several.
 TIMEOUT_S = 20.0

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from ..base.errors import PveguardError
 from .corosync_conf import (
     DEFAULT_TOKEN_MS,
-    MAX_CONFIG_VERSION,
     MAX_LINE_BYTES,
     MAX_LINKS,
     MAX_NODE_ID,
@@ -27,6 +26,7 @@ from .corosync_conf import (
     link_of,
     number,
 )
+from .corosync_version import MAX_CONFIG_VERSION
 
 #: The shortest token in ms that corosync takes; 0 stands for the default ("may not be less than (30 ms)").
 MIN_TOKEN_MS = 30

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..base.errors import PveguardError
+from .corosync_version import MAX_CONFIG_VERSION
 
 #: Token of a new cluster in ms: corosync's own default since 3.1, see corosync.conf(5).
 DEFAULT_TOKEN_MS = 3000
@@ -29,8 +30,6 @@ DEFAULT_TOKEN_COEFFICIENT_MS = 125
 MAX_LINKS = 8
 #: The highest node id: knet has 16 bits for it ("Knet requires nodeid to be less than 65536"), the others have 32.
 MAX_NODE_ID = {"knet": 2**16 - 1, "udp": 2**32 - 1, "udpu": 2**32 - 1}
-#: config_version has 64 bits, without a sign (totem.config_version in cmap).
-MAX_CONFIG_VERSION = 2**64 - 1
 #: corosync refuses a longer line ("Line too long"): it reads 512 bytes with the newline and a NUL (coroparse.c).
 MAX_LINE_BYTES = 510
 #: corosync's own token_coefficient in ms where the file has none (corosync.conf(5)).

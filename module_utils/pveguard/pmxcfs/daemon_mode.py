@@ -8,7 +8,6 @@ cluster only once Corosync has run since the daemon started; until then /etc/pve
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,14 +18,11 @@ from ..base.errors import PveguardError
 from ..base.run import Run
 from ..base.run import run as real_run
 from ..formats import corosync_conf
-from . import mount, pve_file
+from . import places, pve_file
+from .members import CLUSTER, LOCAL, judge, read
 
-LOCAL = "local"
-CLUSTER = "cluster"
-PID_FILE = Path("run/pve-cluster.pid")
-HOST_CONF = Path("etc/corosync/corosync.conf")
-#: Until the daemon answers; one that hangs must not hang who asks.
-ANSWER_S = 10.0
+PID_FILE = Path(places.PID_FILE.lstrip("/"))
+HOST_CONF = Path(places.HOST_CONF.lstrip("/"))
 
 
 @dataclass(frozen=True)
@@ -52,25 +48,26 @@ def look(root: Path = Path("/"), has_conf: bool | None = None, run: Run = real_r
     taken for local mode, and does not count as writable.
     """
     said, error = members(root, run)
-    writable = error is None and pve_file.has_quorum(root)
-    if writable and not said.get("cluster"):
-        # Corosync may have come between the two looks.
+
+    def again() -> Mapping[str, Any]:
+        nonlocal said, error
         said, error = members(root, run)
-        writable = error is None
-    cluster = said.get("cluster")
-    if cluster:
-        quorate = bool(cluster.get("quorate")) if isinstance(cluster, dict) else False
-        return Mode(CLUSTER, quorate, writable and quorate, True, said)
+        return said
+
+    writable = error is None and pve_file.has_quorum(root)
+    seen = judge(said, writable, again)
+    # The second answer may have failed.
+    writable = writable and error is None
+    if seen.name == CLUSTER and seen.met:
+        return Mode(CLUSTER, seen.quorate, writable and bool(seen.quorate), True, said)
     known = error is None and has_conf is not None
     if started_local(root):
         return Mode(LOCAL, None, writable, members=said, error=error)
+    local = seen.name == LOCAL
     if error is not None:
         local = has_conf is False
     elif has_conf is None:
-        local = writable and not _host_of_cluster(root)
-    else:
-        # A corosync.conf that came after the start counts from the next start on, and so does its removal.
-        local = writable
+        local = local and not _host_of_cluster(root)
     if local:
         return Mode(LOCAL, None, writable and known, members=said, error=error)
     # What is not answered is neither a quorum nor its loss.
@@ -78,21 +75,11 @@ def look(root: Path = Path("/"), has_conf: bool | None = None, run: Run = real_r
 
 
 def members(root: Path = Path("/"), run: Run = real_run) -> tuple[dict[str, Any], str | None]:
-    """What the daemon says in ``.members``, and why that is not known. Read by a child: a daemon that hangs would hold
-    this process too.
-    """
-    path = root / pve_file.MOUNT.lstrip("/") / ".members"
+    """What the daemon says in ``.members``, and why that is not known."""
     try:
-        done = run(["cat", str(path)], timeout=ANSWER_S)
-        if not done.ok:
-            raise PveguardError(" ".join(done.stderr.split()) or f"cat ended with {done.rc}")
-        found = json.loads(done.stdout)
-    except (PveguardError, ValueError) as error:
-        return {}, f"{pve_file.MOUNT}/.members cannot be read: {error}"
-    unknown = mount.unknown_members(found)
-    if unknown:
-        return {}, f"{pve_file.MOUNT}/.members is not as it is known ({unknown}), so members and quorum are not known"
-    return found, None
+        return read(str(root / pve_file.MOUNT.lstrip("/")), run), None
+    except PveguardError as error:
+        return {}, str(error)
 
 
 def takes_writes(root: Path = Path("/"), run: Run = real_run) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mount of the cluster file system: whether it is there, whether it takes writes, and what its file ``.members`` says.
+"""The mount of the cluster file system: whether it is there, and whether it takes writes.
 
 Imports little, as programs on a node start with it.
 """
@@ -7,10 +7,9 @@ Imports little, as programs on a node start with it.
 from __future__ import annotations
 
 import os
-import re
 
-#: What an operator is told of a daemon in cluster mode that has not met its Corosync.
-NOT_MET = "its Corosync has not run since the daemon started: /etc/pve is read-only"
+from ..base.mountinfo import mountinfo
+
 #: (mount point, type, source, options)
 Mount = tuple[str, str, str, str]
 
@@ -20,18 +19,9 @@ def mounts(root: str = "/") -> list[Mount]:
 
     ``root`` is / but in tests.
     """
-    try:
-        with open(f"{root.rstrip('/')}/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as handle:
-            lines = handle.read().splitlines()
-    except OSError:
-        return []
-    found = []
-    for line in lines:
-        left, _, right = line.partition(" - ")
-        fields, tail = left.split(), right.split()
-        point = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m.group(1), 8)), fields[4])
-        found.append((point, tail[0], tail[1] if len(tail) > 1 else "", tail[2] if len(tail) > 2 else ""))
-    return found
+    return [
+        (each["mount_point"], each["filesystem"], each["source"], each["filesystem_options"]) for each in mountinfo(root)
+    ]
 
 
 def on_top(point: str, among: list[Mount]) -> Mount | None:
@@ -67,25 +57,4 @@ def has_write_bits(path: str) -> bool | None:
             continue
         except OSError:
             return False
-    return None
-
-
-def unknown_members(said: object) -> str | None:
-    """What of the text in ``.members`` is not as the daemon is known to write it, None when all of it is.
-
-    Without a key ``cluster`` it has nothing but the node's name and a version; what else may stand there is not taken for a
-    node without a cluster.
-    """
-    if not isinstance(said, dict):
-        return "it is no JSON object"
-    if "cluster" not in said:
-        if not isinstance(said.get("nodename"), str) or not said["nodename"]:
-            return "it has no nodename"
-        others = sorted(str(key) for key in said if key not in ("nodename", "version"))
-        return f"it has no cluster but {', '.join(others[:5])}" if others else None
-    cluster, nodes = said["cluster"], said.get("nodelist", {})
-    if not isinstance(cluster, dict) or cluster.get("quorate") not in (0, 1):
-        return "its cluster does not say quorate 0 or 1"
-    if not isinstance(nodes, dict) or not all(isinstance(node, dict) for node in nodes.values()):
-        return "its nodelist does not tell of each node by its name"
     return None

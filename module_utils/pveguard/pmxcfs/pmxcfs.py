@@ -11,11 +11,12 @@ from ..base.errors import PveguardError
 from ..base.run import Run
 from ..base.run import run as real_run
 from ..formats import section_config
-from . import daemon_mode, left_nodes, live_database, mount
+from . import daemon_mode, left_nodes, live_database, mount, places
 from . import tree as tree_core
 
-DATABASE = Path("var/lib/pve-cluster/config.db")
-MOUNT = Path("etc/pve")
+#: Below the root of the node.
+DATABASE = Path(places.DATABASE.lstrip("/"))
+MOUNT = Path(places.MOUNT.lstrip("/"))
 
 #: Storages that the Proxmox installer itself defines; they say nothing about what an operator did.
 STOCK_STORAGES = frozenset({"local", "local-lvm", "local-zfs", "local-btrfs"})
@@ -56,7 +57,7 @@ def custom_users(user_cfg: str) -> list[str]:
 
 def mounted(root: Path = Path("/")) -> bool:
     """True when a FUSE file system is mounted on /etc/pve."""
-    return mount.is_fuse("/etc/pve", mount.mounts(str(root)))
+    return mount.is_fuse(places.MOUNT, mount.mounts(str(root)))
 
 
 def collect(

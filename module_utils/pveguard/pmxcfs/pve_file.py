@@ -20,8 +20,8 @@ from ..base import supervised
 from ..base.atomic import read_or_none
 from ..base.errors import PveguardError
 from . import mount
+from .places import MOUNT as MOUNT
 
-MOUNT = "/etc/pve"
 #: Largest file the cluster file system takes, in bytes.
 MAX_BYTES = 1024 * 1024
 #: Made by the daemon itself; nothing can be written to them.

@@ -28,7 +28,7 @@ from ..base.atomic import write_atomic
 from ..base.errors import PveguardError
 from ..base.run import Result, Run
 from ..base.run import run as real_run
-from . import live_database, pmxcfs, pve_file
+from . import live_database, members, pmxcfs, pve_file, tree
 
 #: Seconds after which the daemon takes a lock's holder for dead.
 STALE_AFTER_S = 120.0
@@ -351,21 +351,9 @@ def _is(kept: Kept, path: Path, held: int, root: Path) -> bool:
 
 def _row(path: Path, root: Path) -> tuple[int, int] | None:
     """(number, node id of the writer) of a path's row in the database; None where that cannot be told."""
-    parts = path.relative_to(root / pmxcfs.MOUNT).parts
-
-    def find(connection: sqlite3.Connection) -> tuple[int, int] | None:
-        inode, writer = 0, 0
-        for part in parts:
-            found = connection.execute(
-                "SELECT inode, writer FROM tree WHERE parent = ? AND name = ? AND inode != 0", (inode, part)
-            ).fetchone()
-            if found is None:
-                return None
-            inode, writer = int(found[0]), int(found[1])
-        return inode, writer
-
+    name = str(path.relative_to(root / pmxcfs.MOUNT))
     try:
-        return live_database.look(str(root / pmxcfs.DATABASE), find, 2.0)
+        return live_database.look(str(root / pmxcfs.DATABASE), lambda connection: tree.row_at(connection, name), 2.0)
     except (live_database.Unreadable, sqlite3.Error):
         return None
 
@@ -373,11 +361,11 @@ def _row(path: Path, root: Path) -> tuple[int, int] | None:
 def _node_ids(root: Path) -> tuple[int | None, dict[int, str]]:
     """The id of this node, and the names of all, as the daemon tells them."""
     try:
-        members = json.loads((root / pmxcfs.MOUNT / ".members").read_text() or "{}")
-        nodes = {str(name): int(facts["id"]) for name, facts in (members.get("nodelist") or {}).items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        said = members.read(str(root / pmxcfs.MOUNT), real_run)
+    except PveguardError:
         return None, {}
-    return nodes.get(str(members.get("nodename"))), {number: name for name, number in nodes.items()}
+    names = members.names_by_id(said)
+    return next((number for number, name in names.items() if name == said.get("nodename")), None), names
 
 
 def _by(path: Path, root: Path) -> str:

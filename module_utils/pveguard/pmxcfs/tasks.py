@@ -6,8 +6,10 @@ Imports little, as programs on a node start with it.
 
 from __future__ import annotations
 
+from .places import TASKS
+
 #: Below the root of the node.
-ACTIVE = "var/log/pve/tasks/active"
+ACTIVE = TASKS.lstrip("/")
 
 
 def running(file: str) -> list[str]:

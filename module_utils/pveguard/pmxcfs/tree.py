@@ -134,7 +134,13 @@ def as_bytes(data: object) -> bytes:
 
 def data_of(connection: sqlite3.Connection, inode: int) -> bytes:
     """The data of a row that is there."""
-    return as_bytes(connection.execute("SELECT CAST(data AS BLOB) FROM tree WHERE inode=?", (inode,)).fetchone()[0])
+    return as_bytes(stored_data(connection, inode))
+
+
+def stored_data(connection: sqlite3.Connection, inode: int) -> bytes | None:
+    """The data of a row that is there as the table has it: None for none, as a directory has."""
+    found: bytes | None = connection.execute("SELECT CAST(data AS BLOB) FROM tree WHERE inode=?", (inode,)).fetchone()[0]
+    return found
 
 
 def misshapen(rows: Rows) -> int | None:
@@ -196,16 +202,22 @@ def without_noise(rows: Rows, noise: Noise) -> Rows:
 
 def content_of(connection: sqlite3.Connection, path: str) -> bytes | None:
     """Bytes of a file by its path, None when there is no such file."""
-    inode = 0
+    row = row_at(connection, path)
+    return None if row is None else data_of(connection, row[0])
+
+
+def row_at(connection: sqlite3.Connection, path: str) -> tuple[int, int] | None:
+    """(inode, node id of the writer) of the row of a path, None when there is no such path."""
+    inode, writer = 0, 0
     for name in path.split("/"):
         row = connection.execute(
-            "SELECT inode FROM tree WHERE parent=? AND CAST(name AS BLOB)=? AND inode<>0",
+            "SELECT inode,writer FROM tree WHERE parent=? AND CAST(name AS BLOB)=? AND inode<>0",
             (inode, name.encode("utf-8", "surrogateescape")),
         ).fetchone()
         if row is None:
             return None
-        inode = row[0]
-    return data_of(connection, inode)
+        inode, writer = row
+    return inode, writer
 
 
 # The tree

@@ -13,6 +13,7 @@ from typing import Any
 from ..base import text_table
 from ..base.units import UNKNOWN, bytes_text, duration_text, number_text, time_text
 from ..corosync import corosync_findings, probe_members
+from ..corosync.corosync_findings import version_told
 from ..disk import block_writes, drive_endurance
 from ..gates import gate_findings
 from ..ha import ha_findings
@@ -450,7 +451,8 @@ def _corosync(node: Mapping[str, Any] | None) -> dict[str, Any]:
         return {"copies": UNKNOWN, **dict.fromkeys(keys)}
     corosync = node.get("corosync") or {}
     host, cluster = corosync.get("host") or {}, corosync.get("cluster") or {}
-    if not host.get("config_version") and not cluster:
+    in_cluster, on_host = version_told(cluster.get("config_version")), version_told(host.get("config_version"))
+    if not on_host and not cluster:
         copies = "none"
     elif not host or not cluster:
         copies = "host only" if host else "cluster only"
@@ -458,9 +460,9 @@ def _corosync(node: Mapping[str, Any] | None) -> dict[str, Any]:
         copies = "equal" if corosync.get("copies_equal") else "differ"
     return {
         "copies": copies,
-        "config_version": cluster.get("config_version") or host.get("config_version"),
-        "cluster_config_version": cluster.get("config_version"),
-        "host_config_version": host.get("config_version"),
+        "config_version": in_cluster or on_host,
+        "cluster_config_version": in_cluster,
+        "host_config_version": on_host,
         "host_sha256": host.get("sha256"),
         "cluster_sha256": cluster.get("sha256"),
     }

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import sqlite3
 
-from ..pmxcfs.tree import ROW_VERSION, path_of, read_rows, root_version, without_noise
+from ..pmxcfs.tree import ROW_VERSION, path_of, read_rows, root_version, stored_data, without_noise
 from .exits import RestoreError, StateError, StoreError
 from .files import copy_file, read_json, remove, remove_database, size_of, store_lock, write_volatile
 from .generations import cut_generation, generations, restore_fix
@@ -194,8 +194,7 @@ def _mend(paths: Paths, state: dict[str, Any], staged: str, rows: Rows) -> list[
                 )
             bad = sorted(i for i in old if rows[i] != good[i] or other[i] != hashes[i])
             for inode in bad:
-                (data,) = source.execute("SELECT CAST(data AS BLOB) FROM tree WHERE inode=?", (inode,)).fetchone()
-                copy.execute(INSERT, (*good[inode][:7], data))
+                copy.execute(INSERT, (*good[inode][:7], stored_data(source, inode)))
         finally:
             copy.close()
             source.close()

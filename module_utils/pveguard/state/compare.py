@@ -14,6 +14,7 @@ from ..pmxcfs.tree import (
     path_of,
     read_rows,
     root_version,
+    stored_data,
     without_noise,
 )
 from .live import read_live
@@ -132,8 +133,7 @@ def gather(
             if found and size > LOOK_BYTES:
                 whole = False
                 break
-            (data,) = connection.execute("SELECT CAST(data AS BLOB) FROM tree WHERE inode=?", (inode,)).fetchone()
-            found[inode] = (rows[inode], make(data))
+            found[inode] = (rows[inode], make(stored_data(connection, inode)))
         return rows, inodes, found, whole
 
     while True:

@@ -7,8 +7,10 @@ import os
 import sqlite3
 import time
 
+from ..base.atomic import fsync_dir, write_atomic
 from ..base.node_name import own as node_name
 from ..pmxcfs.live_database import unknown_schema
+from ..pmxcfs.members import CLUSTER
 from ..pmxcfs.tasks import running as running_tasks
 from ..pmxcfs.tree import read_rows, root_version, without_noise
 from .exits import Refused, StateError, SwitchError
@@ -16,17 +18,15 @@ from .files import (
     Lock,
     copy_file,
     ensure_store,
-    fsync_path,
     remove,
     remove_database,
     store_lock,
-    write_atomic,
     write_volatile,
 )
 from .generations import cut_generation, generations
 from .live import merge_live_log, open_live, replaced_database, switched
 from .login import check_login, remove_login_fallback
-from .members import daemon_mode, members_file
+from .members import daemon_mode, members_file, said_quorate
 from .node import daemon_running, is_ours, live_mount, pve_mounted, state_bytes, systemctl
 from .paths import BACKUP_UNIT, MIB, MOUNT_UNIT, PVE_CLUSTER, STATE_UNIT, WATCH_UNIT
 from .preflight import DISK_RESERVE, locked_guests, offline_members, preflight
@@ -93,7 +93,7 @@ def cmd_enable(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]:
 
 def _enable(paths: Paths, config: Config, args: Namespace, login: dict[str, Any]) -> dict[str, Any]:
     deadline = time.monotonic() + config.deadline
-    cluster = daemon_mode(paths, members_file(paths)).name == "cluster"
+    cluster = daemon_mode(paths, members_file(paths)).name == CLUSTER
     ensure_store(paths)
     store = Store(paths, config)
     # Most of the copying is done while the daemon still works.
@@ -123,7 +123,7 @@ def _enable(paths: Paths, config: Config, args: Namespace, login: dict[str, Any]
         _undo(paths, config, error)
     start_dependents(paths)
     write_volatile(paths.switch_file, {"kind": "enable", "done": utc()})
-    disarm_rollback_timer()
+    disarm_rollback_timer(paths)
     return {
         "changed": True,
         "message": "the state is in RAM",
@@ -179,12 +179,12 @@ def _move_to_store(paths: Paths, config: Config) -> dict[str, Any]:
     os.makedirs(paths.drop_in_dir, exist_ok=True)
     with open(paths.drop_in_source, "rb") as handle:
         write_atomic(paths.drop_in, handle.read(), 0o644)
-    fsync_path(os.path.dirname(paths.drop_in_dir))
+    fsync_dir(os.path.dirname(paths.drop_in_dir))
     daemon_reload()
     # Without its log the file would be an older state until the next line has replaced it.
     merge_live_log(paths)
     remove(paths.live_db + "-shm")
-    write_atomic(paths.live_db, placeholder_text())
+    write_atomic(paths.live_db, placeholder_text(), 0o600)
     return kept
 
 
@@ -199,7 +199,7 @@ def _undo(paths: Paths, config: Config, error: BaseException) -> NoReturn:
             f"{error}; putting stock back failed as well: {second}. Run 'pve-state rollback'"
         ) from error
     write_volatile(paths.switch_file, {"done": utc(), "error": str(error)})
-    disarm_rollback_timer()
+    disarm_rollback_timer(paths)
     raise SwitchError(f"{error}; stock was put back and runs") from error
 
 
@@ -246,7 +246,7 @@ def put_stock_back(paths: Paths, config: Config, reason: str, leave: bool = True
             os.rmdir(paths.drop_in_dir)
         except OSError:
             pass
-        fsync_path(os.path.dirname(paths.drop_in_dir))
+        fsync_dir(os.path.dirname(paths.drop_in_dir))
         daemon_reload()
     except BaseException:
         # Whatever can run shall run: with the drop-in in place that is the RAM state again, and what was staged
@@ -259,10 +259,12 @@ def put_stock_back(paths: Paths, config: Config, reason: str, leave: bool = True
     served = start_daemon(paths, deadline, cluster=False, watcher=False)
     start_dependents(paths)
     remove_database(staged)
+    try:
+        os.rmdir(paths.switch)
+    except OSError:
+        pass
     if cluster:
-        wait_for(
-            "quorum", lambda: bool((members_file(paths).get("cluster") or {}).get("quorate")), deadline, 0.5
-        )
+        wait_for("quorum", lambda: said_quorate(paths), deadline, 0.5)
     return {"source": source or "disk", "downtime_seconds": round(served - down, 2), "reason": reason}
 
 
@@ -297,7 +299,7 @@ def _stage_live(paths: Paths, config: Config, staged: str, leave: bool) -> str |
         problems, _ = verify_database(staged, sound=False)
         if problems:
             raise SwitchError(f"the copy of the state in RAM does not pass verification: {problems[0]}")
-        fsync_path(paths.switch)
+        fsync_dir(paths.switch)
         if result is not None and not result["rescued"]:
             try:
                 with store_lock(paths):
@@ -388,7 +390,7 @@ def _put_disk(paths: Paths, staged: str) -> None:
         for suffix in ("-wal", "-shm", "-journal"):
             remove(paths.live_db + suffix)
         os.rename(target, paths.live_db)
-        fsync_path(paths.live)
+        fsync_dir(paths.live)
     except OSError as error:
         raise SwitchError(f"{paths.live_db}: {error}") from error
     finally:
@@ -419,7 +421,7 @@ def cmd_disable(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]
         except LeftBehind as error:
             # Trying again by itself would leave it behind all the same.
             write_volatile(paths.switch_file, {"kind": "disable", "done": utc(), "error": str(error)})
-            disarm_rollback_timer()
+            disarm_rollback_timer(paths)
             raise
         except BaseException as error:
             write_volatile(paths.switch_file, {"error": str(error)})
@@ -427,7 +429,7 @@ def cmd_disable(paths: Paths, config: Config, args: Namespace) -> dict[str, Any]
                 f"{error}; the rollback timer tries again, see 'pve-state status'"
             ) from error
         write_volatile(paths.switch_file, {"kind": "disable", "done": utc()})
-        disarm_rollback_timer()
+        disarm_rollback_timer(paths)
         after_disable(paths, config)
         return {
             "changed": True,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are written whole or not at all, and the lock of the store."""
+"""Files of the store and below /run, and the lock of the store."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import json
 import os
 import time
 
+from ..base.atomic import fsync_dir, write_atomic
 from .exits import Locked, StoreError
 from .paths import MIB
 from .system import log
@@ -20,36 +21,8 @@ if TYPE_CHECKING:
     from .paths import Paths
 
 
-def fsync_path(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def write_atomic(path: str, data: bytes, mode: int = 0o600) -> None:
-    """Replace a file: temporary file beside it, fsync, rename, fsync of the directory."""
-    temporary = f"{path}.tmp{os.getpid()}"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    try:
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
-            os.fchmod(fd, mode)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.rename(temporary, path)
-    except BaseException:
-        remove(temporary)
-        raise
-    fsync_path(os.path.dirname(path))
-
-
 def write_json(path: str, value: object) -> None:
-    write_atomic(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+    write_atomic(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode(), 0o600)
 
 
 def write_volatile(path: str, value: object) -> None:
@@ -153,7 +126,7 @@ def ensure_store(paths: Paths) -> None:
         for directory in (paths.store, paths.generations):
             if not os.path.isdir(directory):
                 os.mkdir(directory, 0o700)
-                fsync_path(os.path.dirname(directory))
+                fsync_dir(os.path.dirname(directory))
     except OSError as error:
         raise StoreError(f"{paths.store}: {error.strerror}") from error
 

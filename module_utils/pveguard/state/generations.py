@@ -8,13 +8,14 @@ import re
 import sqlite3
 import time
 
+from ..base.atomic import fsync_dir
 from ..base.node_name import own as node_name
+from ..formats.corosync_version import config_version
 from ..pmxcfs.tree import content_of, read_rows, root_version, tree_sha256
 from .exits import Damaged, Refused, StoreError
 from .files import (
     ensure_store,
     file_sha256,
-    fsync_path,
     read_json,
     remove,
     remove_database,
@@ -22,7 +23,7 @@ from .files import (
     write_volatile,
 )
 from .paths import DAY, FORMAT
-from .rows import config_version, is_member, plain_copy, verify_database
+from .rows import is_member, plain_copy, verify_database
 from .settings import KEEP_AT_LEAST, Config
 from .system import log, utc
 
@@ -239,7 +240,7 @@ def cut_generation(
         # The manifest first: without one a copy would pass for a damaged generation after a power cut in between.
         write_json(f"{paths.generations}/{name}.json", manifest)
         os.rename(temporary, target)
-        fsync_path(paths.generations)
+        fsync_dir(paths.generations)
     except (OSError, sqlite3.Error) as error:
         _discard(temporary)
         raise StoreError(f"{target}: {error}") from error
@@ -306,13 +307,17 @@ def prune(paths: Paths, config: Config, made: str | None = None) -> None:
     _sweep(paths, {g.name for g in found})
 
 
+# Names that a copy and its manifest have until they are whole; the last is of former versions.
+_UNFINISHED = re.compile(r"\..+\.db\.tmp(-wal|-shm|-journal)?|\..+\.json\.[0-9a-z_]{8,}|.+\.json\.tmp[0-9]+")
+
+
 def _sweep(paths: Paths, names: Container[str]) -> None:
     """Remove what a power cut in the middle of a generation left: a copy that never got its name, a manifest without
     a copy. Not what is young: another program may be making it.
     """
     for entry in os.listdir(paths.generations):
         path = f"{paths.generations}/{entry}"
-        unfinished = re.fullmatch(r"\..+\.db\.tmp(-wal|-shm|-journal)?|.+\.json\.tmp[0-9]+", entry)
+        unfinished = _UNFINISHED.fullmatch(entry)
         left = unfinished or (entry.endswith(".json") and entry[:-5] not in names)
         if left and time.time() - os.stat(path).st_mtime > UNFINISHED_SECONDS:
             remove(path)

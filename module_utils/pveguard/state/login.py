@@ -7,7 +7,8 @@ import hashlib
 import os
 import re
 
-from .files import read_text, remove, write_atomic
+from ..base.atomic import write_atomic
+from .files import read_text, remove
 from .node import pve_mounted
 from .paths import LOGIN_MARKER, below
 from .system import run
@@ -214,8 +215,7 @@ def _append_key(path: str, line: str, user: str) -> None:
     old = read_text(path)
     if old and not old.endswith("\n"):
         old += "\n"
-    write_atomic(path, (old + " ".join(words) + "\n").encode())
-    os.chown(path, entry.pw_uid, entry.pw_gid)
+    write_atomic(path, (old + " ".join(words) + "\n").encode(), 0o600, entry.pw_uid, entry.pw_gid)
 
 
 def remove_login_fallback(paths: Paths) -> list[str]:
@@ -239,7 +239,7 @@ def remove_login_fallback(paths: Paths) -> list[str]:
         if rest == lines:
             continue
         if "".join(rest).strip():
-            write_atomic(path, "".join(rest).encode())
+            write_atomic(path, "".join(rest).encode(), 0o600)
         else:
             remove(path)
         removed.append(path)

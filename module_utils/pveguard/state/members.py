@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import json
-
-from ..pmxcfs.mount import NOT_MET, has_write_bits, unknown_members
+from ..base.errors import PveguardError
+from ..pmxcfs.members import CLUSTER, LOCAL, NOT_MET, ask, judge, read
+from ..pmxcfs.mount import has_write_bits
 from .rows import is_member
 from .system import run
 
@@ -14,59 +14,45 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
+    from ..pmxcfs.members import Judged
     from .paths import Paths
 
 
-def members_said(paths: Paths, timeout: float = 10) -> Any:
-    """What /etc/pve/.members holds, None when it does not answer. Read by a child: a hanging daemon must not hang us."""
-    done = run(["cat", f"{paths.pve}/.members"], timeout=timeout)
+def members_said(paths: Paths) -> Any:
+    """What /etc/pve/.members holds, None when it does not answer."""
     try:
-        return json.loads(done.stdout)
-    except ValueError:
+        return ask(paths.pve, run)
+    except PveguardError:
         return None
 
 
-def members_file(paths: Paths, timeout: float = 10) -> dict[str, Any]:
+def members_file(paths: Paths) -> dict[str, Any]:
     """What /etc/pve/.members says; {} when it does not answer, or not as it is known."""
-    said = members_said(paths, timeout)
-    return {} if unknown_members(said) else said
+    try:
+        return read(paths.pve, run)
+    except PveguardError:
+        return {}
 
 
 ALONE = "the daemon works alone (local mode) although this node is a member of a cluster: what is written here rolls the \
 others back when it meets them"
 
 
-class Mode:
-    """How the daemon works: ``name`` is ``cluster``, ``local`` or None (not known). ``quorate``: in local mode whether the
-    node is no member. ``met`` is False when Corosync has not run since a daemon in cluster mode started.
-    """
-
-    def __init__(self, name: str | None, quorate: bool, met: bool = True) -> None:
-        self.name, self.quorate, self.met = name, quorate, met
-
-
 def daemon_mode(
     paths: Paths, members: Mapping[str, Any], again: Callable[[], Mapping[str, Any]] | None = None
-) -> Mode:
-    """The :class:`Mode` of the daemon that serves /etc/pve; ``members`` is what :func:`members_file` said, ``again`` asks
-    once more.
-
-    Cluster mode if and only if the database held a corosync.conf when the daemon started, without -l. ``.members`` names
-    the cluster only once Corosync has run since then. The database of now is not asked: what it holds counts from the next
-    start on. In local mode the daemon has quorum by itself, so what is read-only is in cluster mode.
+) -> Judged:
+    """How the daemon that serves /etc/pve works; ``members`` is what :func:`members_file` said, ``again`` asks once more.
+    Its ``quorate`` is always known here: in local mode it is whether the node is no member.
     """
-    if not members:
-        return Mode(None, False)
-    cluster = members.get("cluster")
-    if not cluster:
-        if not takes_writes(paths):
-            return Mode("cluster", False, met=False)
-        # Corosync may have come between the two looks.
-        members = again() if again else members_file(paths)
-        if not members:
-            return Mode(None, False)
-        cluster = members.get("cluster")
-    return Mode("cluster", bool(cluster.get("quorate"))) if cluster else Mode("local", not is_member(paths))
+    mode = judge(members, takes_writes(paths), again or (lambda: members_file(paths)))
+    if mode.name != CLUSTER:
+        mode.quorate = mode.name == LOCAL and not is_member(paths)
+    return mode
+
+
+def said_quorate(paths: Paths) -> bool:
+    """Whether the daemon names a cluster and says that it is quorate."""
+    return bool((members_file(paths).get("cluster") or {}).get("quorate"))
 
 
 def takes_writes(paths: Paths) -> bool:
@@ -74,7 +60,7 @@ def takes_writes(paths: Paths) -> bool:
     return bool(has_write_bits(paths.pve))
 
 
-def no_quorum(mode: Mode) -> str:
+def no_quorum(mode: Judged) -> str:
     """Why this node has no quorum, for people; "" when it has, or needs none."""
     if mode.name is None:
         return (
@@ -83,6 +69,6 @@ def no_quorum(mode: Mode) -> str:
         )
     if not mode.met:
         return f"{NOT_MET}; see 'systemctl status corosync'"
-    if mode.name == "local":
+    if mode.name == LOCAL:
         return "" if mode.quorate else f"{ALONE}; see 'systemctl status pve-cluster'"
     return "" if mode.quorate else "the cluster is not quorate; bring it to quorum first"

@@ -8,6 +8,7 @@ import os
 import re
 import sqlite3
 
+from ..base.systemd import properties_of
 from ..pmxcfs.mount import is_fuse, mounts, on_top
 from .exits import Damaged
 from .files import read_text, size_of
@@ -127,12 +128,9 @@ def unit_states(*units: str) -> dict[str, tuple[str, bool]]:
     """{unit: (active state, whether it starts)}; states of units that systemd does not know are empty. A unit that
     systemd starts again after a failure does not count as one that starts: it may go on like that for ever.
     """
-    out = systemctl("show", "-p", "Id,ActiveState,SubState,NRestarts,LoadState", *units).stdout
     found = {}
-    for block in out.split("\n\n"):
-        values = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
-        if "Id" in values:
-            state = values.get("ActiveState", "") if values.get("LoadState") != "not-found" else ""
-            again = values.get("SubState") == "auto-restart" or values.get("NRestarts", "0") != "0"
-            found[values["Id"]] = (state, state == "activating" and not again)
-    return {unit: found.get(unit, ("", False)) for unit in units}
+    for unit, values in properties_of(units, ["ActiveState", "SubState", "NRestarts", "LoadState"], run).items():
+        state = values.get("ActiveState", "") if values.get("LoadState") != "not-found" else ""
+        again = values.get("SubState") == "auto-restart" or values.get("NRestarts", "0") != "0"
+        found[unit] = (state, state == "activating" and not again)
+    return found

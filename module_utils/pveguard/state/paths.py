@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 
+from ..pmxcfs import places
+
 FORMAT = 1
 MIB = 1024 * 1024
 PVE_CLUSTER = "pve-cluster.service"
@@ -12,9 +14,8 @@ STATE_UNIT = "pveguard-state.service"
 WATCH_UNIT = "pveguard-state-watch.service"
 MOUNT_UNIT = r"var-lib-pve\x2dcluster.mount"
 BACKUP_UNIT = r"var-lib-pve\x2dcluster-backup.mount"
-ROLLBACK_UNIT = "pveguard-rollback"
-# What former versions call it.
-FORMER_ROLLBACK_UNIT = "pveguard-dead-man"
+# The rollback timers of former versions, which may have been armed before an upgrade.
+FORMER_ROLLBACK_UNITS = ("pveguard-rollback", "pveguard-dead-man")
 TMPFS_SOURCE = "pveguard-state"
 LOGIN_MARKER = "pveguard-login-fallback"
 DAY = 86400
@@ -31,8 +32,8 @@ class Paths:
     def __init__(self, root: str = "/") -> None:
         self.root = os.path.abspath(root)
         at = self.at
-        self.live = at("/var/lib/pve-cluster")
-        self.live_db = f"{self.live}/config.db"
+        self.live = at(places.FOLDER)
+        self.live_db = at(places.DATABASE)
         self.marker = f"{self.live}/.pveguard-restored"
         self.daemon_lock = f"{self.live}/.pmxcfs.lockfile"
         self.backup_live = f"{self.live}/backup"
@@ -56,10 +57,10 @@ class Paths:
         self.drop_in_source = at("/etc/pveguard/pve-cluster.conf")
         self.drop_in_dir = at("/etc/systemd/system/pve-cluster.service.d")
         self.drop_in = f"{self.drop_in_dir}/pveguard.conf"
-        self.pve = at("/etc/pve")
-        self.corosync_conf = at("/etc/corosync/corosync.conf")
-        self.pid_file = at("/run/pve-cluster.pid")
-        self.tasks = at("/var/log/pve/tasks/active")
+        self.pve = at(places.MOUNT)
+        self.corosync_conf = at(places.HOST_CONF)
+        self.pid_file = at(places.PID_FILE)
+        self.tasks = at(places.TASKS)
 
     def at(self, path: str) -> str:
         return path if self.root == "/" else self.root + path

@@ -10,7 +10,7 @@ import sqlite3
 from ..base.node_name import own as node_name
 from ..formats import section_config
 from ..pmxcfs.live_database import unknown_schema
-from ..pmxcfs.mount import NOT_MET
+from ..pmxcfs.members import NOT_MET
 from ..pmxcfs.tasks import running as running_tasks
 from ..pmxcfs.tree import (
     FILE,

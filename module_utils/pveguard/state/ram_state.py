@@ -23,6 +23,7 @@ from ..base.managed_file import Change, FileSpec
 from ..base.program_version import version
 from ..base.run import Result, Run
 from ..base.run import run as real_run
+from ..base.systemd import properties
 from . import program
 from .installed import CONFIG, DROP_IN, DROP_IN_SOURCE, UNIT_DIR, WATCH_UNIT, metrics_dir, metrics_link
 from .program import PVE_STATE
@@ -171,8 +172,8 @@ def enable(options: Options, check: bool = False, run: Run = real_run, ask: Ask 
 
 def _over(run: Run) -> bool:
     """Whether nothing of a switch-over goes on: the unit ended, and the rollback timer needs no program."""
-    shown = run(["systemctl", "show", "pveguard-enable.service", "-p", "ActiveState"], timeout=60)
-    if shown.stdout.strip().rpartition("=")[2] in ("active", "activating", "deactivating", "reloading"):
+    shown = properties("pveguard-enable.service", ["ActiveState"], run)
+    if shown.get("ActiveState") in ("active", "activating", "deactivating", "reloading"):
         return False
     try:
         switch = json.loads(Path(SWITCH).read_text())

@@ -8,9 +8,10 @@ import sqlite3
 import sys
 import time
 
+from ..base.atomic import fsync_dir
 from ..pmxcfs.tree import as_bytes, read_rows
 from .exits import StoreError
-from .files import ensure_store, fsync_path, read_json, size_of, stat_id, write_json
+from .files import ensure_store, read_json, size_of, stat_id, write_json
 from .generations import cut_generation, damaged_folder, next_lineage
 from .node import CLOCK_OF_FILES
 from .paths import FORMAT, MIB
@@ -114,7 +115,7 @@ class Store:
             connection.execute("PRAGMA secure_delete=FAST").fetchone()
             connection.execute(SCHEMA)
             if made:
-                fsync_path(self.paths.store)
+                fsync_dir(self.paths.store)
         except (OSError, sqlite3.Error) as error:
             raise self._failure(error) from error
         self.connection = connection
@@ -178,7 +179,7 @@ class Store:
                 source = self.paths.replica + suffix
                 if os.path.exists(source):
                     os.rename(source, f"{folder}/config.db{suffix}")
-            fsync_path(self.paths.store)
+            fsync_dir(self.paths.store)
         except OSError as error:
             raise StoreError(f"{folder}: {error.strerror}") from error
 

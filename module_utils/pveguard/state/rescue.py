@@ -7,10 +7,11 @@ import os
 import sqlite3
 import time
 
+from ..base.atomic import fsync_dir
 from ..pmxcfs.tree import INODE, LENGTH, NAME, PARENT, ROW_VERSION, path_of, read_rows, root_version
 from .compare import read_change
 from .exits import Damaged, NotRead, Refused, StateError, StoreError
-from .files import copy_file, fsync_path, read_json, remove, remove_database, size_of
+from .files import copy_file, read_json, remove, remove_database, size_of
 from .generations import cut_generation, damaged_folder, free_name, generations
 from .live import open_live
 from .paths import DAY, PVE_CLUSTER
@@ -37,7 +38,7 @@ def aside_store(store: Store) -> Store:
         try:
             if not os.path.isdir(folder):
                 os.mkdir(folder, 0o700)
-                fsync_path(store.paths.store)
+                fsync_dir(store.paths.store)
         except OSError as error:
             raise StoreError(f"{folder}: {error.strerror}") from error
         store.rescued = Store(store.paths.aside(), store.config, store.alone)
@@ -132,9 +133,9 @@ def keep_raw(store: Store, why: str, kind: str = "damaged", copy: Callable[[str]
             else:
                 for suffix in names:
                     copy_file(paths.live_db + suffix, f"{folder}.tmp/config.db{suffix}")
-            fsync_path(f"{folder}.tmp")
+            fsync_dir(f"{folder}.tmp")
             os.rename(f"{folder}.tmp", folder)
-            fsync_path(paths.rescue)
+            fsync_dir(paths.rescue)
         except (OSError, sqlite3.Error) as error:
             _discard_folder(f"{folder}.tmp")
             raise StoreError(f"{folder}: {error}") from error
@@ -183,7 +184,7 @@ def set_rescue_aside(paths: Paths) -> None:
                     if os.path.exists(aside.replica + suffix):
                         os.rename(aside.replica + suffix, f"{name}-raw/config.db{suffix}")
         remove(aside.state_file)
-        fsync_path(paths.rescue)
+        fsync_dir(paths.rescue)
     except (OSError, sqlite3.Error) as error:
         raise StoreError(f"{paths.rescue}: {error}") from error
     prune_rescued(paths)

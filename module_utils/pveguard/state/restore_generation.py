@@ -7,11 +7,13 @@ import os
 import sqlite3
 import time
 
+from ..base.atomic import fsync_dir
 from ..base.node_name import own as node_name
 from ..formats.corosync_tools import parse_quorum
-from ..pmxcfs.mount import NOT_MET
+from ..formats.corosync_version import config_version
+from ..pmxcfs.members import NOT_MET
 from ..pmxcfs.tasks import running as running_tasks
-from ..pmxcfs.tree import read_rows, root_version, tree_sha256, without_noise
+from ..pmxcfs.tree import read_rows, root_version, stored_data, tree_sha256, without_noise
 from .boot import put_live, restore_at_boot, restored_result, settle
 from .compare import compare
 from .exits import (
@@ -28,7 +30,6 @@ from .files import (
     Lock,
     copy_file,
     ensure_store,
-    fsync_path,
     read_json,
     read_text,
     remove,
@@ -53,7 +54,7 @@ from .preflight import (
 )
 from .replica import Store
 from .rescue import keep_former, pending_rescue, rescue_is_over, set_rescue_aside
-from .rows import config_version, connect, in_memory, is_member, is_placeholder, read_hashes, verify_database
+from .rows import connect, in_memory, is_member, is_placeholder, read_hashes, verify_database
 from .switch import (
     after_disable,
     arm_rollback_timer,
@@ -71,9 +72,9 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from typing import Any, NoReturn
 
+    from ..pmxcfs.members import Judged
     from ..pmxcfs.tree import Noise
     from .generations import Generation
-    from .members import Mode
     from .paths import Paths
     from .settings import Config
 
@@ -259,8 +260,7 @@ def place_generation(paths: Paths, config: Config, g: Generation, kept: list[str
             try:
                 change = compare(rows, store.rows(), config.noise, True, read_hashes(source), _hashes(store))
                 blobs = {
-                    i: source.execute("SELECT CAST(data AS BLOB) FROM tree WHERE inode=?", (i,)).fetchone()[0]
-                    for i in change.upsert | ({0} & rows.keys())
+                    i: stored_data(source, i) for i in change.upsert | ({0} & rows.keys())
                 }
                 tree = tree_sha256(source, config.noise)
             finally:
@@ -272,7 +272,7 @@ def place_generation(paths: Paths, config: Config, g: Generation, kept: list[str
             rescue_is_over(store)
             store.update_state(clean=False)
             put_live(paths, staged)
-            fsync_path(paths.live)
+            fsync_dir(paths.live)
     except (OSError, sqlite3.Error) as error:
         raise RestoreError(f"generation {g.name} could not be put in place: {error}") from error
     finally:
@@ -467,7 +467,7 @@ def _judge_generation(paths: Paths, g: Generation, result: dict[str, Any], args:
         )
 
 
-def _judge_resync(paths: Paths, mode: Mode, result: dict[str, Any], args: Namespace) -> None:
+def _judge_resync(paths: Paths, mode: Judged, result: dict[str, Any], args: Namespace) -> None:
     refusals = result["refusals"]
     if not result["member"]:
         refusals.append(f"{paths.corosync_conf} is not a cluster's: there is nobody to fetch the state from")
@@ -561,7 +561,7 @@ def restore_down(paths: Paths, config: Config, args: Namespace) -> dict[str, Any
             _undo_restore(paths, config, error)
         start_dependents(paths)
         write_volatile(paths.switch_file, {"kind": "restore", "done": utc()})
-        disarm_rollback_timer()
+        disarm_rollback_timer(paths)
         if not switched(paths):
             # On a node that works from disk nothing keeps a replica up to date.
             after_disable(paths, config)
@@ -591,7 +591,7 @@ def _undo_restore(paths: Paths, config: Config, error: BaseException) -> NoRetur
             f"{error}; putting back what was there failed as well: {second}. Run 'pve-state rollback'"
         ) from error
     write_volatile(paths.switch_file, {"kind": "restore", "done": utc(), "error": str(error)})
-    disarm_rollback_timer()
+    disarm_rollback_timer(paths)
     raise SwitchError(f"{error}; {done['message']}") from error
 
 

@@ -31,6 +31,10 @@ def cmd_rollback(paths: Paths, config: Config, args: Namespace) -> dict[str, Any
         log("error", f"the switch-over (process {pid}) did not end in time; it is stopped")
         os.kill(pid, signal.SIGKILL)
     with Lock(f"{paths.run}/switch.lock", "a switch-over runs", wait=30, create=True):
+        # It may have come to its end before it could be stopped.
+        switch = read_json(paths.switch_file)
+        if switch.get("done"):
+            return {"changed": False, "message": "no switch-over is under way"}
         if switch.get("kind") == "restore":
             done = put_former_back(paths, config)
         else:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import sqlite3
 
+from ..base.atomic import fsync_file
+from ..formats.corosync_version import config_version
 from ..pmxcfs.live_database import Unreadable, look, snapshot, unknown_schema
 from ..pmxcfs.tree import (
     DIRECTORY,
@@ -27,7 +28,7 @@ from ..pmxcfs.tree import (
     root_version,
 )
 from .exits import Damaged
-from .files import fsync_path, read_text, remove_database, size_of
+from .files import read_text, remove_database, size_of
 from .system import printable
 
 TYPE_CHECKING = False
@@ -256,18 +257,11 @@ def content_sha256(connection: sqlite3.Connection) -> str:
     return digest.hexdigest()
 
 
-def config_version(text: str) -> int:
-    """config_version of a corosync.conf, 0 when it has none."""
-    match = re.search(r"^\s*config_version\s*:\s*0*([0-9]+)\s*$", text, re.MULTILINE)
-    # Of more digits than the daemon's 64 bits hold it is read as the largest number. Python reads no 5,000 digits at all.
-    return min(int(match.group(1)[:21]), 2**64 - 1) if match else 0
-
-
 def is_member(paths: Paths) -> bool:
     """True when the host has a cluster's corosync.conf. Debian's example has no config_version and does not
     count.
     """
-    return config_version(read_text(paths.corosync_conf)) > 0
+    return bool(config_version(read_text(paths.corosync_conf)))
 
 
 def plain_copy(connection: sqlite3.Connection, target: str) -> None:
@@ -280,7 +274,7 @@ def plain_copy(connection: sqlite3.Connection, target: str) -> None:
     finally:
         copy.close()
     os.chmod(target, 0o600)
-    fsync_path(target)
+    fsync_file(target)
 
 
 def is_placeholder(path: str) -> bool:

@@ -9,6 +9,7 @@ import re
 import sqlite3
 
 from ..base.node_name import own as node_name
+from ..formats.corosync_version import config_version
 from ..pmxcfs.tree import (
     DIRECTORY,
     FILE,
@@ -18,8 +19,8 @@ from ..pmxcfs.tree import (
     TYPE,
     WRITER,
     all_paths,
-    as_bytes,
     content_of,
+    data_of,
     guest_of,
     read_rows,
     root_version,
@@ -31,7 +32,7 @@ from .live import open_live
 from .node import daemon_running
 from .paths import below
 from .rescue import modified, pending_rescue
-from .rows import NO_COROSYNC_CONF, check_connection, config_version, connect, in_memory, is_member
+from .rows import NO_COROSYNC_CONF, check_connection, connect, in_memory, is_member
 from .system import printable, utc
 
 TYPE_CHECKING = False
@@ -66,8 +67,7 @@ class Tree:
         return path in self.entries and self.entries[path][TYPE] == DIRECTORY
 
     def data(self, path: str) -> bytes:
-        query = "SELECT CAST(data AS BLOB) FROM tree WHERE inode=?"
-        return as_bytes(self.connection.execute(query, (self.entries[path][INODE],)).fetchone()[0])
+        return data_of(self.connection, self.entries[path][INODE])
 
     def guests(self) -> dict[int, str]:
         """{guest id: path of its configuration}."""

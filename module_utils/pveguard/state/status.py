@@ -10,7 +10,7 @@ import time
 from ..base.findings import read
 from ..pmxcfs import pmxcfs_findings
 from ..pmxcfs.live_database import unknown_schema
-from ..pmxcfs.mount import NOT_MET, unknown_members
+from ..pmxcfs.members import NOT_MET, unknown_members
 from ..pmxcfs.tree import FILE, MTIME, TYPE, path_of, read_rows, root_version
 from . import status_findings
 from .compare import compare

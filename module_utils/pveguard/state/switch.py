@@ -9,24 +9,32 @@ import sqlite3
 import sys
 import time
 
+from ..base import rollback_timer
+from ..base.atomic import fsync_dir
+from ..base.errors import PveguardError
 from ..pmxcfs.live_database import unknown_schema
 from ..pmxcfs.tree import read_rows, root_version, tree_sha256
 from .exits import Damaged, Refused, SwitchError
-from .files import copy_file, fsync_path, read_json, remove, remove_database, store_lock, write_volatile
+from .files import copy_file, read_json, remove, remove_database, store_lock, write_volatile
 from .generations import generations
 from .live import open_live
-from .members import members_file, members_said
+from .members import members_said, said_quorate
 from .node import daemon_running, pve_mounted, systemctl, unit_states
-from .paths import FORMER_ROLLBACK_UNIT, PVE_CLUSTER, ROLLBACK_UNIT, STATE_UNIT, WATCH_UNIT
+from .paths import FORMER_ROLLBACK_UNITS, PVE_CLUSTER, STATE_UNIT, WATCH_UNIT
 from .status import tell
 from .system import log, run, utc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
+    from ..base.run import Result
     from .paths import Paths
     from .settings import Config
+
+#: The name of the rollback timer.
+SWITCH_OVER = "ram-state"
+ROLLBACK_UNIT = f"{rollback_timer.PREFIX}{SWITCH_OVER}"
 
 
 def wait_for(what: str, condition: Callable[[], object], deadline: float, poll: float = 0.2) -> None:
@@ -40,32 +48,36 @@ def wait_for(what: str, condition: Callable[[], object], deadline: float, poll: 
 
 
 def arm_rollback_timer(paths: Paths, seconds: float) -> None:
-    """A timer of its own that puts stock back when this process does not live to disarm it."""
-    disarm_rollback_timer()
-    done = run(
-        [
-            "systemd-run",
-            f"--unit={ROLLBACK_UNIT}",
-            f"--on-active={int(seconds)}",
-            "--timer-property=AccuracySec=1s",
-            "--quiet",
-            "--",
-            sys.executable,
-            "-IS",
-            # As this process was called: by the link, which also leads to a program when this version is gone.
-            os.path.abspath(sys.argv[0]),
-            "rollback",
-            "--json",
-        ]
-    )
-    if done.rc:
-        raise Refused(f"the rollback timer could not be armed: {done.stderr.strip()}; nothing was changed")
+    """A timer of its own that puts stock back when this process does not live to disarm it. A reboot needs none: the unit
+    that restores at boot begins from wherever the switch-over was left.
+    """
+    disarm_rollback_timer(paths)
+    # As this process was called: by the link, which also leads to a program when this version is gone.
+    argv = [sys.executable, "-IS", os.path.abspath(sys.argv[0]), "rollback", "--json"]
+    try:
+        rollback_timer.arm(
+            SWITCH_OVER, argv, seconds, across_reboots=False, retry_s=seconds, run=_run, root=paths.root
+        )
+    except PveguardError as error:
+        raise Refused(str(error)) from error
 
 
-def disarm_rollback_timer() -> None:
-    for unit in (ROLLBACK_UNIT, FORMER_ROLLBACK_UNIT):
+def disarm_rollback_timer(paths: Paths) -> None:
+    """For who has the lock of switch-overs, so that no undo is at work, and has noted that this one is over, or begins one."""
+    rollback_timer.withdraw(SWITCH_OVER, run=_run, root=paths.root)
+    for unit in FORMER_ROLLBACK_UNITS:
         systemctl("stop", f"{unit}.timer")
-        systemctl("reset-failed", f"{unit}.service", f"{unit}.timer")
+    systemctl("reset-failed", *(f"{unit}.{kind}" for unit in FORMER_ROLLBACK_UNITS for kind in ("service", "timer")))
+
+
+def _run(
+    argv: Sequence[str],
+    *,
+    input: str | None = None,
+    timeout: float = 60.0,
+    env: Mapping[str, str] | None = None,
+) -> Result:
+    return run(argv, timeout)
 
 
 def begin_switch(paths: Paths, kind: str, config: Config) -> None:
@@ -131,9 +143,7 @@ def start_daemon(paths: Paths, deadline: float, cluster: bool, watcher: bool) ->
     wait_for("/etc/pve to be mounted", lambda: pve_mounted(paths) and members_said(paths) is not None, deadline)
     served = time.monotonic()
     if cluster:
-        wait_for(
-            "quorum", lambda: bool((members_file(paths).get("cluster") or {}).get("quorate")), deadline, 0.5
-        )
+        wait_for("quorum", lambda: said_quorate(paths), deadline, 0.5)
     if watcher:
         # Its start was queued with the daemon's; systemctl waits for the end of it without asking again and again.
         systemctl("start", WATCH_UNIT, timeout=max(1.0, deadline - time.monotonic()))
@@ -178,7 +188,7 @@ def copy_backups(source: str, target: str) -> None:
             continue
         copy_file(entry.path, there)
         os.utime(there, (info.st_atime, info.st_mtime))
-    fsync_path(target)
+    fsync_dir(target)
 
 
 def after_disable(paths: Paths, config: Config) -> None:
@@ -190,7 +200,7 @@ def after_disable(paths: Paths, config: Config) -> None:
         with store_lock(paths):
             remove_database(paths.replica)
             remove(paths.state_file)
-            fsync_path(paths.store)
+            fsync_dir(paths.store)
     for file in (paths.watch_file, paths.restore_file, paths.live_file, paths.removed_file):
         remove(file)
     tell(paths, config)

@@ -9,11 +9,12 @@ import signal
 import sqlite3
 import time
 
+from ..base.errors import PveguardError
 from ..base.findings import worth_telling
 from ..base.node_name import own as node_name
 from ..ha import ha_findings
 from ..pmxcfs.live_database import Unreadable, position, unknown_schema
-from ..pmxcfs.mount import unknown_members
+from ..pmxcfs.members import CLUSTER, known
 from ..pmxcfs.tree import NAME, path_of, read_rows, root_version
 from . import status_findings
 from .compare import compare
@@ -63,21 +64,17 @@ class Members:
 
     def _read(self) -> dict[str, Any]:
         with open(f"{self.paths.pve}/.members", encoding="utf-8") as handle:
-            found: dict[str, Any] = json.load(handle)
-        unknown = unknown_members(found)
-        if unknown:
-            raise ValueError(unknown)
-        return found
+            return known(json.load(handle))
 
     def look(self) -> None:
         try:
             found = self._read()
             mode = daemon_mode(self.paths, found, self._read)
-        except (OSError, ValueError):
+        except (OSError, ValueError, PveguardError):
             return
         self.answered = time.monotonic()
         names = frozenset(n for n, v in (found.get("nodelist") or {}).items() if v.get("online"))
-        state = (mode.name == "cluster", mode.quorate, names)
+        state = (mode.name == CLUSTER, bool(mode.quorate), names)
         if self.state is not None and state != self.state:
             self.changes += 1
         self.state = state

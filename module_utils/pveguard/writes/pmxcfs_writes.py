@@ -9,7 +9,6 @@ daemon's debug log is on for the window (see pmxcfs_journal), and every write is
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -23,14 +22,13 @@ from ..base.run import CommandMissing, Run
 from ..base.run import run as real_run
 from ..disk import block_writes
 from ..formats import corosync_conf
-from ..pmxcfs import live_database, mount
+from ..pmxcfs import live_database, members, tree
 from . import pmxcfs_journal, write_classes, writers
 
 Value = TypeVar("Value")
 
 _LRM_STATUS = re.compile(r"nodes/([^/]+)/lrm_status\Z")
 
-_DIRECTORY = 4
 
 #: Nanoseconds within which a second write may have the time stamp of the first: a time stamp is as fine as the kernel's
 #: tick, which is 10 ms at most.
@@ -163,7 +161,7 @@ class Sampler:
             ).fetchall()
             if any(row[1] not in self._directories for row in rows):
                 found = connection.execute(
-                    "SELECT inode, parent, CAST(name AS BLOB) FROM tree WHERE type = ? AND inode != 0", (_DIRECTORY,)
+                    "SELECT inode, parent, CAST(name AS BLOB) FROM tree WHERE type = ? AND inode != 0", (tree.DIRECTORY,)
                 )
                 self._directories.update({inode: (parent, _text(name)) for inode, parent, name in found})
             return version, [(*row[:4], _text(row[4])) for row in rows]
@@ -561,13 +559,12 @@ def node_names(
     Without a corosync.conf in the database the daemon knows no cluster, and the node of ``.members`` is alone.
     """
     try:
-        query = "SELECT CAST(data AS BLOB) FROM tree WHERE parent = 0 AND name = 'corosync.conf' AND inode != 0"
-        found = next(iter(_looked_up(database, query)), None)
+        found = _looked_at(database, lambda connection: tree.content_of(connection, "corosync.conf"))
     except PveguardError:
         return NodeNames()
     if found is not None:
         try:
-            text = (found[0] or b"").decode(errors="replace")
+            text = found.decode(errors="replace")
             by_id = {
                 node.node_id: node.name
                 for node in corosync_conf.parse(text).nodes()
@@ -578,33 +575,12 @@ def node_names(
         if by_id:
             return NodeNames(by_id)
     try:
-        said = members(pve, run)
+        said = members.read(pve, run)
     except PveguardError:
         return NodeNames()
-    nodes = said.get("nodelist") or {}
-    if found is None and not nodes:
+    if found is None and not said.get("nodelist"):
         return NodeNames(alone=said.get("nodename") or None)
-    return NodeNames(
-        {int(node["id"]): name for name, node in nodes.items() if str(node.get("id", "")).isdigit()}
-    )
-
-
-def members(pve: str = pmxcfs_journal.PVE, run: Run = real_run) -> dict[str, Any]:
-    """What the daemon says of its node and cluster in ``.members``; raises PveguardError when it does not.
-
-    Read by a command with a timeout: a file system whose daemon hangs would hold this process too.
-    """
-    done = run(["cat", f"{pve}/.members"], timeout=10)
-    if not done.ok:
-        raise PveguardError(f"{pve}/.members cannot be read: {done.stderr.strip()}")
-    try:
-        found: dict[str, Any] = json.loads(done.stdout)
-    except ValueError as error:
-        raise PveguardError(f"{pve}/.members is not JSON: {error}") from error
-    unknown = mount.unknown_members(found)
-    if unknown:
-        raise PveguardError(f"{pve}/.members is not as it is known: {unknown}")
-    return found
+    return NodeNames(members.names_by_id(said))
 
 
 def since(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
@@ -661,10 +637,6 @@ def _looked_at(database: str, function: Callable[[sqlite3.Connection], Value]) -
         return live_database.look(database, read)
     except live_database.Unreadable as error:
         raise PveguardError(f"{database} cannot be read: {error}") from error
-
-
-def _looked_up(database: str, query: str) -> list[Any]:
-    return _looked_at(database, lambda connection: connection.execute(query).fetchall())
 
 
 def write_back(path: str, run: Run = real_run) -> None:

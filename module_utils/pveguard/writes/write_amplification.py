@@ -30,7 +30,8 @@ from ..base.units import UNKNOWN, bytes_text, duration_text, number_text
 from ..corosync import probe_members
 from ..disk import block_writes
 from ..pmxcfs import pve_file
-from ..pmxcfs.mount import NOT_MET
+from ..pmxcfs.members import NOT_MET
+from ..pmxcfs.members import read as read_members
 from . import pmxcfs_writes
 
 MIB = 1 << 20
@@ -213,7 +214,7 @@ def members(root: Path = Path("/"), run: Run = real_run) -> tuple[str, list[str]
     Raises PveguardError without quorum, or when it does not say.
     """
     try:
-        value = pmxcfs_writes.members(str(root / pve_file.MOUNT.lstrip("/")), run)
+        value = read_members(str(root / pve_file.MOUNT.lstrip("/")), run)
         node = str(value["nodename"])
     except (PveguardError, KeyError) as error:
         raise PveguardError(
