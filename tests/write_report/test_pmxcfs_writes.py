@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.base.run import Result
-from ansible.module_utils.pveguard.writes import pmxcfs_writes
+from ansible.module_utils.pveguard.writes import pmxcfs_writes, writer_counters
 
 from .writing_node import WritingNode
 
@@ -410,7 +410,7 @@ def test_who_writes_to_the_drives_is_told_of_every_time(
     node = WritingNode(tmp_path / "node")
     node.units(1000, pve_cluster=1000)
     readings = iter([node.reading(1000.0 + 60 * at, sda=4096 * at) for at in range(9)])
-    monkeypatch.setattr(pmxcfs_writes.writers, "reading", lambda *_, **__: next(readings))
+    monkeypatch.setattr(writer_counters, "reading", lambda *_, **__: next(readings))
     where: dict[str, Any] = {"store": str(tmp_path), "database": str(daemon.path)}
     first = pmxcfs_writes.measure(**where)["counters"]
     begun = pmxcfs_writes.measure(**where)["counters"]

@@ -56,7 +56,8 @@ def test_before_and_now_with_what_it_means_for_the_rating() -> None:
     assert shown["The rating lasts"] == Figure("The rating lasts", "43 years", "28 years at the rate before")
     assert shown["The rating lasts without guests"].value == "over 100 years"
     first = made["table"].first
-    assert first.header == ["What is written", "By whom", "Before, a minute", "Now, a minute", "A day", "Of the rating a year"]
+    assert first.header[:2] == ["What is written", "By whom"]
+    assert first.header[2:] == ["Before, a minute", "Now, a minute", "Now, a day", "Of the rating a year"]
     assert first.rows[0] == ("cluster file system (pmxcfs)", "pve-cluster.service", "3.6 MiB", "0 B", "0 B", "0 %")
     assert first.rows[1][2:4] == ("≈ 1.6 MiB", "≈ 328 KiB"), "what saved most stands first, though it writes least now"
     assert [row[0].partition(":")[0] for row in first.rows[-3:]] == [
@@ -81,7 +82,7 @@ def test_without_a_day_no_years_and_without_a_minute_no_rates() -> None:
     made = card(entry(sample.league(1)))
     shown = figures(made)
     assert "The rating lasts" not in shown and shown["The node's own a day"].note == "counters of a day are needed"
-    assert made["table"].first.header == ["What is written", "By whom", "Now, a minute", "A day"]
+    assert made["table"].first.header == ["What is written", "By whom", "Now, a minute", "Now, a day"]
     assert {row[3] for row in made["table"].first.rows} == {"unknown"}
     short = card(entry(sample.league(1 / 3)))
     assert short["chart"] is None and short["table"].first.header[2] == "Now, in 20 s"

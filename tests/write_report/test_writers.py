@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -250,6 +251,50 @@ def test_both_halves_of_a_mirror_count(tmp_path: Path) -> None:
     assert rows(made) == [("pmxcfs", "pve-cluster", 8192, False)] and made["total_bytes"] == 16 * KIB
 
 
+@pytest.mark.parametrize("seed", range(60))
+def test_it_adds_up_whatever_the_counters_say(seed: int) -> None:
+    """Counters that went back, groups that were made again, drives that came and went: ``table`` above compares the sums."""
+    random = Random(seed)
+    source = random.choice(["cgroup", "proc"])
+
+    def bytes_of(disks: int) -> list[int]:
+        return [random.randrange(0, 10**6) for _ in range(disks)]
+
+    def reading(uptime: float) -> dict[str, Any]:
+        names = random.sample(["sda", "sdb", "sdc"], 2)
+        disks = [[name, random.choice("12"), random.choice([None, *bytes_of(9)])] for name in names]
+        units = [f"{name}.service" for name in ("rrdcached", "pveproxy", "pvedaemon", "pve-cluster", "x", "y")] + ["100.scope"]
+        group, columns = (["system.slice"], 2) if source == "cgroup" else ([], 1)
+        return {
+            "time": f"2026-11-30T0{random.randrange(9)}:00:00Z",
+            "boot_id": "b",
+            "uptime_seconds": uptime,
+            "disks": disks,
+            "hidden": {},
+            "source": source,
+            "why": "off",
+            "groups": {
+                name: [random.choice("12"), random.randrange(99), *bytes_of(2)]
+                for name in random.sample(["system.slice", "user.slice", "qemu.slice", "lxc"], 3)
+            },
+            "units": {
+                name: [random.choice(["1.1", "1.1 2.2", "3.3"]), random.randrange(99), *bytes_of(columns), *group]
+                for name in random.sample(units, 5)
+            },
+            "swap": random.choice([None, {"bytes": random.randrange(999), "by_unit": True}, {"bytes": None, "by_unit": False}]),
+            "files": {
+                "access_log": {str(inode): random.randrange(9999) for inode in range(random.randrange(3))},
+                "task_logs": random.choice([None, random.randrange(9999)]),
+                "apt": [[1_796_000_000 + random.randrange(99_999), random.randrange(9999)]],
+                "rrd_journal": random.choice([None, random.randrange(10**6)]),
+            },
+        }
+
+    before, after = reading(100.0), reading(100.0 + random.choice([5, 60, 100_000]))
+    table(before, after)
+    table(None, after)
+
+
 # -- processes
 
 
@@ -376,6 +421,8 @@ def test_rrdcached_tells_its_journal_from_the_files(node: WritingNode, monkeypat
     node.units(0, rrdcached=10_000 + 9000 + 150)
     again["units"]["rrdcached.service"][2] += 150
     assert rows(table(after, again)) == [("rrd_journal", "rrdcached", 150, False)], "never more than the unit wrote"
+    silent = {**before, "files": {**before["files"], "rrd_journal": None}}
+    assert rows(table(silent, after)) == [("rrd", "rrdcached", 9000, True)], "since when it counts is not known"
 
 
 def test_an_rrdcached_that_does_not_answer_is_one_row(node: WritingNode) -> None:
@@ -509,6 +556,13 @@ def test_swap_beside_processes_is_a_row(node: WritingNode, kind: str) -> None:
     node.write("proc/vmstat", f"pswpin 1\npswpout {10 + 12 * KIB // writer_files.PAGE}")
     made = table(before, node.reading(1060.0, sda=48 * KIB, sda2=12 * KIB))
     assert rows(made) == [("swap", "", 12 * KIB, True)] and made["rows"][0]["source"] == "kernel"
+
+
+def test_swap_that_was_turned_on_in_between_counts_from_an_unknown_value(node: WritingNode) -> None:
+    node.units(0)
+    before = node.reading(1000.0, sda=0, dm_0=900 * KIB)
+    node.swap("/dev/dm-0")
+    assert rows(table(before, node.reading(1060.0, sda=48 * KIB, dm_0=912 * KIB))) == []
 
 
 def test_swap_in_memory_is_no_drive(node: WritingNode) -> None:

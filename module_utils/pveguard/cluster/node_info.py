@@ -20,7 +20,7 @@ from ..diet import measures
 from ..ha import ha_info
 from ..pmxcfs import pmxcfs, pve_lock
 from ..state import installed
-from ..writes import writers
+from ..writes import writer_counters
 
 PACKAGES = ("corosync", "proxmox-backup-server", "pve-cluster", "pve-ha-manager", "pve-manager")
 UNITS = (
@@ -61,7 +61,7 @@ def collect(run: Run = real_run, root: Path = Path("/"), noise: Iterable[str] | 
         "locks_kept": _locks_kept(root),
         **{key: gather(run=run, root=root) for key, gather in parts().items()},
         "login": {"authorized_keys_depends_on_pve": _depends_on_pve(root)},
-        "counters": {**writers.counters(root=root, run=run), "root_version": tree["root_version"]},
+        "counters": {**writer_counters.counters(root=root, run=run), "root_version": tree["root_version"]},
     }
 
 

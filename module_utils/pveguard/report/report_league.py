@@ -140,7 +140,7 @@ def _table(before: Any, now: Any, rated: Mapping[str, int | None]) -> LongTable:
     with_rating = writers.years(newest, _sum(newest, _TOTAL, _DAY), rated) is not None
     header = ["What is written", "By whom"]
     header += [f"Before, {unit}"] if before and now else []
-    header += [f"{'Now' if now else 'Before'}, {unit}", "A day"]
+    header += [f"{'Now' if now else 'Before'}, {unit}", f"{'Now' if now else 'Before'}, a day"]
     header += ["Of the rating a year"] if with_rating else []
 
     def cells(amounts: Sequence[Mapping[str, Any]], prefix: str = "") -> list[str]:

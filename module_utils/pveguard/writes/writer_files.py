@@ -11,8 +11,7 @@ import contextlib
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,25 +22,11 @@ APT = ("/var/lib/apt/lists", "/var/cache/apt", "/var/cache/apt/archives", "/var/
 RRDCACHED = "/run/rrdcached.sock"
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
-#: The kernel writes back what is dirty this often (vm.dirty_writeback_centisecs), so a page that is appended to at most so often.
-_WRITE_BACK_SECONDS = 5
 #: More task logs are not counted: each costs a system call.
 _MOST_FILES = 20_000
 #: Files of apt that were written within so many seconds count as one run, and so many runs are remembered.
 _RUN_SECONDS, _RUNS = 600, 8
 _RRDCACHED_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class Known:
-    """Bytes of a time. ``rrd_journal``, ``task_logs``, ``apt``: at least. ``access_log_most``: what the log may have cost at
-    most, None where that is not known.
-    """
-
-    rrd_journal: int = 0
-    task_logs: int = 0
-    apt: int = 0
-    access_log_most: int | None = None
 
 
 def reading(root: Path) -> dict[str, Any]:
@@ -54,32 +39,6 @@ def reading(root: Path) -> dict[str, Any]:
         "apt": _apt(root),
         "rrd_journal": _rrd_journal(root),
     }
-
-
-def difference(
-    before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, start: float | None, seconds: float | None
-) -> Known:
-    """What was written from ``start`` (seconds since 1970) on; without ``before`` since boot."""
-    new = after or {}
-    journal = new.get("rrd_journal") or 0
-    was = (before or {}).get("rrd_journal") or 0
-    apt = sum(size for first, size in new.get("apt") or [] if start is not None and first >= start)
-    if not before:
-        return Known(rrd_journal=journal, apt=apt)
-    old_logs, new_logs = before.get("access_log") or {}, new.get("access_log") or {}
-    most = None
-    tasks, old_tasks = new.get("task_logs"), before.get("task_logs")
-    # One that is gone may have grown before.
-    if seconds is not None and new_logs and set(old_logs) <= set(new_logs):
-        growth = sum(max(0, size - old_logs.get(inode, 0)) for inode, size in new_logs.items())
-        most = growth + PAGE * (1 + int(seconds // _WRITE_BACK_SECONDS)) if growth else 0
-    return Known(
-        # It counts from nothing when it was started again.
-        rrd_journal=journal - was if journal >= was else journal,
-        task_logs=0 if tasks is None or old_tasks is None else max(0, tasks - old_tasks),
-        apt=apt,
-        access_log_most=most,
-    )
 
 
 def now() -> str:

@@ -15,14 +15,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
-from ..base.run import Run
-from ..base.run import run as real_run
 from ..base.units import bytes_text, duration_text
-from ..disk import block_writes, system_disks
-from . import writer_classes, writer_files
+from ..disk import block_writes
+from . import writer_classes
+from .writer_counters import GUEST_GROUPS, counters, reading
+
+__all__ = ["DAY", "SOURCES", "by_class", "counters", "lines", "per_day", "reading", "table", "years"]
 
 DAY = 86400
 #: What a row's bytes are, by its ``source``.
@@ -39,103 +39,11 @@ _WHY = {
     "v1": "cgroup v2 does not have the io controller here",
     "off": "the io controller is off for system.slice (DefaultIOAccounting=yes in system.conf of systemd turns it on)",
 }
-#: Control groups at the top in which guests are, and their units.
-_GUEST_GROUPS = re.compile(r"qemu\.slice|lxc(\..+)?|machine\.slice")
+#: Units of guests, where processes are counted.
 _GUEST_UNITS = re.compile(r"\d+\.scope|qemu\.slice|lxc(\..+)?(/.+)?|machine-.+\.scope|machine\.slice")
-LOGINS = "user.slice"
 #: Processes of any unit that ended are counted with process 1, which waits for them, with all that they ever wrote; and kernel
 #: threads are the kernel.
 _IN_THE_REST = frozenset({block_writes.INIT, block_writes.NO_UNIT})
-
-
-def counters(
-    store: str = block_writes.STORE,
-    database: str = block_writes.DATABASE,
-    pid_file: str = block_writes.PID_FILE,
-    root: Path | str = Path("/"),
-    run: Run = real_run,
-) -> dict[str, Any]:
-    """Those of :func:`block_writes.counters`, and ``league``, the :func:`reading` of the same moment."""
-    return {**block_writes.counters(store, database, pid_file, root), "league": reading(root, run=run)}
-
-
-def reading(
-    root: Path | str = Path("/"), *, disks: Sequence[str] | None = None, run: Run = real_run
-) -> dict[str, Any]:
-    """The counters of this moment; never raises. ``disks``: names of block devices (``sda``) in place of the system's own.
-
-    Keys: ``time`` (UTC, ISO 8601), ``boot_id``, ``uptime_seconds``; ``disks`` (``[[name, identity, bytes written since
-    boot]]``); ``hidden`` (name -> layer that hides who writes to it, counted above that); ``source`` (``cgroup``, ``proc`` or
-    None) and ``why`` it is not ``cgroup`` (``zfs``, ``v1``, ``off`` or empty); ``groups``: control groups at the top, ``{name:
-    [identity, swap, bytes to each of disks]}``; ``units`` with ``cgroup``: those that wrote, ``{name: [identity, swap, bytes to
-    each of disks, group]}``, and with ``proc`` ``{name: [identity, 0, bytes]}``; ``swap``: ``{bytes, by_unit}`` or None without
-    any; ``files``: see writer_files.
-    """
-    root = Path(root)
-    system = system_disks.find(root, run) if disks is None else system_disks.named(disks, root)
-    # Before the units, at either end of a time: so both ends are late by the same.
-    written = [
-        [disk.name, disk.identity, block_writes.device_counters(disk.number, root)[0]] for disk in system.disks
-    ]
-    whole = [swap.number for swap in system.swaps if swap.number] if all(swap.whole for swap in system.swaps) else []
-    # One column for each disk, then those of swap.
-    numbers = [number for disk in system.disks for number in disk.seen_at] + whole
-    found = block_writes.control_groups(numbers, root)
-    groups: dict[str, list[Any]] = {}
-    units: dict[str, list[Any]] = {}
-
-    def row(each: block_writes.ControlGroup) -> list[Any]:
-        left = list(each.written)
-        columns = [sum(left.pop(0) for _ in disk.seen_at) for disk in system.disks]
-        return [each.identity, sum(left), *columns]
-
-    if found is not None:
-        groups = {name: row(each) for name, each in found.groups.items()}
-    why = "zfs" if system.zfs else "v1" if not found or not found.controller else "" if found.by_unit else "off"
-    if not why and found is not None:
-        source = "cgroup"
-        apart = {name for name in groups if _GUEST_GROUPS.fullmatch(name) or name == LOGINS}
-        # Sessions come and go, their slice stays.
-        whole_slice = {LOGINS: found.groups[LOGINS]} if LOGINS in groups else {}
-        for name, each in {**found.units, **whole_slice}.items():
-            if any(each.written) and (each.group not in apart or name == LOGINS):
-                units[name] = [*row(each), each.group]
-    else:
-        source = "proc"
-        units = {name: [words, 0, count] for name, (count, words) in block_writes.by_process(root).items()}
-        # Only those of guests are used, and nothing of a pool is in any.
-        groups = {} if system.zfs else {name: each for name, each in groups.items() if _GUEST_GROUPS.fullmatch(name)}
-    uptime = writer_files.text(root / "proc/uptime").split()
-    return {
-        "time": writer_files.now(),
-        "boot_id": writer_files.text(root / "proc/sys/kernel/random/boot_id").strip() or None,
-        "uptime_seconds": float(uptime[0]) if uptime else None,
-        "disks": written,
-        "hidden": {disk.name: disk.hidden_by for disk in system.disks if disk.hidden_by},
-        "source": source if units or groups or any((root / "proc").glob("[0-9]*/io")) else None,
-        "why": why,
-        "groups": groups,
-        "units": units,
-        "swap": _swap(system.swaps, source == "cgroup", root),
-        "files": writer_files.reading(root),
-    }
-
-
-def _swap(swaps: Sequence[system_disks.Swap], seen: bool, root: Path) -> dict[str, Any] | None:
-    """What was written to the swap on these disks since boot; ``by_unit``: it is known whose memory it was."""
-    if not swaps:
-        return None
-    written: int | None = 0
-    for swap in swaps:
-        if swap.number is None:
-            # All swap there is, in pages; more than one may not be told from the other.
-            pages = re.search(r"^pswpout (\d+)$", writer_files.text(root / "proc/vmstat"), re.MULTILINE)
-            lines = writer_files.text(root / "proc/swaps").splitlines()[1:]
-            written = int(pages[1]) * writer_files.PAGE if pages and len(lines) == 1 else None
-        elif written is not None:
-            count = block_writes.device_counters(swap.number, root)[0]
-            written = None if count is None else written + count
-    return {"bytes": written, "by_unit": seen and all(swap.whole for swap in swaps)}
 
 
 def table(
@@ -352,7 +260,7 @@ def _attributed(
     groups, group_swaps = _rises(before, after, "groups", then, columns, "cgroup")
     units, unit_swaps = _rises(before, after, "units", then, columns, source)
     # A guest that was stopped is still in what its group wrote.
-    guests = sum(count for name, (count, _) in groups.items() if _GUEST_GROUPS.fullmatch(name))
+    guests = sum(count for name, (count, _) in groups.items() if GUEST_GROUPS.fullmatch(name))
     guests_source = "cgroup"
     if source == "proc" and not groups:
         guests_source = "proc"
@@ -370,7 +278,7 @@ def _attributed(
             f"what a service wrote before it was started last is in '{writer_classes.label('ended', '')}'"
         )
     rows = writer_classes.rows(
-        units, source, ended, writer_files.difference(before.get("files"), after.get("files"), _start(before, after), seconds)
+        units, source, ended, writer_classes.known(before.get("files"), after.get("files"), _start(before, after), seconds)
     )
     return rows + _swap_row(before, after, source, {**group_swaps, **unit_swaps}, notes), (guests, guests_source)
 
@@ -388,7 +296,7 @@ def _ended(
     left = 0
     for name, (count, _) in groups.items():
         alone = name in (after.get("units") or {}) or name in (before.get("units") or {})
-        if not alone and not _GUEST_GROUPS.fullmatch(name):
+        if not alone and not GUEST_GROUPS.fullmatch(name):
             left += max(0, count - sums.get(name, 0))
     return left
 
@@ -396,9 +304,9 @@ def _ended(
 def _swap_row(
     before: Mapping[str, Any], after: Mapping[str, Any], source: str, swaps: Mapping[str, int], notes: list[str]
 ) -> list[writer_classes.Row]:
-    old, new = before.get("swap") or {"bytes": 0}, after.get("swap")
-    if not new:
-        return []
+    old, new = before.get("swap") if before else {"bytes": 0}, after.get("swap")
+    if not new or not old:
+        return []  # what its device counted before it was swap is not known
     rise = block_writes.rise(old["bytes"], new["bytes"])
     if not rise:
         return []
