@@ -275,16 +275,18 @@ class Node:
 
     def stop_rrdcached(self) -> None:
         if self.rrd is not None:
-            dropin = self.root / "etc/systemd/system/rrdcached.service.d/pveguard.conf"
-            for line in dropin.read_text().splitlines() if dropin.exists() else []:
-                if line.startswith("ExecStop=-/usr/bin/python3"):
-                    # The program as it lies on the node, in a process of its own.
-                    _, flags, program, socket = line.removeprefix("ExecStop=-").split()
-                    subprocess.run(
-                        [sys.executable, flags, self.root / program.lstrip("/"), self.root / socket.lstrip("/")], check=True
-                    )
+            self.flush_program()
             self.rrd.end()
         self.kill_rrdcached()
+
+    def flush_program(self) -> None:
+        """What the drop-in runs before a stop, as it lies on the node, in a process of its own."""
+        dropin = self.root / "etc/systemd/system/rrdcached.service.d/pveguard.conf"
+        for line in dropin.read_text().splitlines() if dropin.exists() else []:
+            if line.startswith("ExecStop=-/usr/bin/python3"):
+                _, flags, program, socket = line.removeprefix("ExecStop=-").split()
+                argv = [sys.executable, flags, self.root / program.lstrip("/"), self.root / socket.lstrip("/")]
+                subprocess.run(argv, check=True)
 
     def kill_rrdcached(self) -> None:
         if self.rrd is not None:

@@ -171,6 +171,10 @@ def test_packages_have_a_moment_of_their_own(make: Make) -> None:
     node.unit("pve-daily-update.timer", active=True)
     node.unit("man-db.timer", state="disabled")
     done = there_and_back(node, "timers", list)
+    # On the way back and there again.
+    assert [argv for argv in node.changing() if argv[1] != "daemon-reload"] == [
+        ["systemctl", "restart", "apt-daily.timer", "pve-daily-update.timer"]
+    ] * 2
     assert done.done == ["apt-daily.timer, pve-daily-update.timer restarted"]
     text = node.read("/etc/systemd/system/apt-daily.timer.d/pveguard.conf")
     assert "OnCalendar=\nOnCalendar=*-*-* 06:00\nRandomizedDelaySec=43200\nFixedRandomDelay=true\n" in text

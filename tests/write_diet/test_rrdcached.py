@@ -68,6 +68,8 @@ def test_no_value_is_lost_on_the_way_there_and_back(make: Make, kind: str, journ
     update(node, "a", "b", "c")
     enable(node, journal=journal)
     assert node.values.missing == []
+    # What lies beneath the mount would be read again, much later.
+    assert [*(node.root / f"beneath-{UNIT}").glob("*")] == []
     update(node, "d", "e", "f")
     node.reboot()
     update(node, "g", "h", "i")
