@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..base.mountinfo import mountinfo
 from ..base.run import Run
-from .parts import Facts, Files, Found, Options, Work, mounted, number, read_mounts, text, unescape
+from .parts import Facts, Files, Found, Options, Work, mounted, number, text, unescape
 
 NAME = "mounts"
 UNITS: tuple[str, ...] = ()
@@ -38,16 +39,16 @@ def look(found: Found, run: Run) -> dict[str, Any]:
     mounts = []
     for point, options in described.items():
         mount = mounted(point, found.mounts)
-        if mount is None or mount["type"] not in TYPES:
+        if mount is None or mount["filesystem"] not in TYPES:
             continue
-        ext4 = mount["type"] == "ext4"
+        ext4 = mount["filesystem"] == "ext4"
         mounts.append(
             {
                 "point": point,
-                "type": mount["type"],
+                "type": mount["filesystem"],
                 "source": mount["source"],
-                "atime": _atime(mount["options"].split(",")) or "strictatime",
-                "commit_s": _commit(mount["super_options"].split(",")) if ext4 else None,
+                "atime": _atime(mount["mount_options"].split(",")) or "strictatime",
+                "commit_s": _commit(mount["filesystem_options"].split(",")) if ext4 else None,
                 "fstab_atime": _atime(options),
                 "fstab_commit_s": _commit(options) if ext4 else None,
             }
@@ -119,15 +120,15 @@ def activate(work: Work) -> None:
 
 
 def _remount(work: Work, point: str, mode: str, seconds: int | None) -> None:
-    mount = mounted(point, read_mounts(work.root))
+    mount = mounted(point, mountinfo(str(work.root)))
     if mount is None:
         return
-    own = mount["options"].split(",")
+    own = mount["mount_options"].split(",")
     if mode != KEEP and (_atime(own) or "strictatime") != mode:
         own = [each for each in own if each not in ATIMES] + [mode]
         work.command("mount", "-o", ",".join(["remount", "bind", *own]), mount["source"], point)
         work.done.append(f"{point} remounted with {mode}")
-    if seconds and mount["type"] == "ext4" and _commit(mount["super_options"].split(",")) != seconds:
+    if seconds and mount["filesystem"] == "ext4" and _commit(mount["filesystem_options"].split(",")) != seconds:
         work.command("mount", "-o", ",".join(["remount", *own, f"commit={seconds}"]), mount["source"], point)
         work.done.append(f"{point} remounted with commit={seconds}")
 

@@ -109,34 +109,13 @@ def active(unit: Mapping[str, str] | None) -> bool:
     return bool(unit) and (unit or {}).get("ActiveState") in ("active", "activating", "reloading")
 
 
-def read_mounts(root: Path) -> list[dict[str, str]]:
-    """``point``, ``type``, ``source``, ``options`` (of the mount) and ``super_options`` of every mount of this process."""
-    found = []
-    for line in text(root / "proc/self/mountinfo").splitlines():
-        here, _, there = line.partition(" - ")
-        fields, more = here.split(" "), there.split(" ")
-        if len(fields) < 6 or len(more) < 2:
-            continue
-        found.append(
-            {
-                "point": unescape(fields[4]),
-                "options": fields[5],
-                "type": more[0],
-                "source": unescape(more[1]),
-                "super_options": more[2] if len(more) > 2 else "",
-                "within": unescape(fields[3]),
-            }
-        )
-    return found
-
-
 def mounted(point: str, mounts: Sequence[Mapping[str, str]]) -> Mapping[str, str] | None:
     """The topmost mount on a mount point."""
-    return next((each for each in reversed(mounts) if each["point"] == point), None)
+    return next((each for each in reversed(mounts) if each["mount_point"] == point), None)
 
 
 def unescape(word: str) -> str:
-    """mountinfo and fstab write blanks and backslashes as three octal digits."""
+    """fstab and swaps write blanks and backslashes as three octal digits."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), word)
 
 

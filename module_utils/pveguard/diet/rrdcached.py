@@ -102,7 +102,7 @@ def look(found: Found, run: Run) -> dict[str, Any]:
         "defaults": {key: defaults.get(key, "") for key in VARIABLES},
         "base_options": original.get("BASE_OPTIONS", ""),
         "journal_path": path,
-        "journal_tmpfs_bytes": _size(mount["super_options"]) if mount and mount["type"] == "tmpfs" else None,
+        "journal_tmpfs_bytes": _size(mount["filesystem_options"]) if mount and mount["filesystem"] == "tmpfs" else None,
         "owner": _owner(root / path.lstrip("/")) if path else [0, 0, "0755"],
         "files": file_states([DROP_IN, PROGRAM, *([mount_file(path)] if path else [])], root),
         "noswap": noswap_supported(),

@@ -27,15 +27,15 @@ def look(root: Path, mounts: Sequence[Mapping[str, str]], run: Run) -> dict[str,
     of its replica, end on: ``zfs_sync``, ``nodatacow`` (None each elsewhere) and ``durable_path``.
     """
     logs = [
-        {"point": mount["point"], "by": _name(mount), "fill_percent": _fill(root, mount["point"])}
+        {"point": mount["mount_point"], "by": _name(mount), "fill_percent": _fill(root, mount["mount_point"])}
         for mount in mounts
-        if (mount["point"] == LOGS or mount["point"].startswith(f"{LOGS}/")) and _in_ram(mount)
+        if (mount["mount_point"] == LOGS or mount["mount_point"].startswith(f"{LOGS}/")) and _in_ram(mount)
     ]
     return {"ram_logs": logs, "database": _database(root, run)}
 
 
 def _in_ram(mount: Mapping[str, str]) -> bool:
-    return mount["type"] in _MEMORY or mount["source"].startswith("/dev/zram")
+    return mount["filesystem"] in _MEMORY or mount["source"].startswith("/dev/zram")
 
 
 def _name(mount: Mapping[str, str]) -> str:
