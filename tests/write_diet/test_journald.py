@@ -94,3 +94,32 @@ def test_a_host_without_journald(make: Make) -> None:
     node = make()
     del node.units["systemd-journald.service"]
     assert not enable(node).changed
+
+
+class Killed(BaseException):
+    """The run was ended in the middle."""
+
+
+def test_a_run_that_was_ended_before_the_restart_is_finished_by_the_next(make: Make) -> None:
+    """On the way there, and on the way back."""
+    node = make()
+    before = node.picture()
+
+    def end(argv: list[str]) -> Result | None:
+        if argv == RESTART:
+            raise Killed
+        return None
+
+    node.hook = end
+    with pytest.raises(Killed):
+        enable(node)
+    node.hook = lambda argv: None
+    assert enable(node, True).todo == ["finish the measure journald, which was interrupted"]
+    assert enable(node).done == ["systemd-journald restarted"] and not enable(node).changed
+    node.hook = end
+    with pytest.raises(Killed):
+        write_diet.revert(run=node.run, root=node.root)
+    node.hook = lambda argv: None
+    assert node.picture() == before
+    assert write_diet.revert(run=node.run, root=node.root).done == ["systemd-journald restarted"]
+    assert not write_diet.revert(run=node.run, root=node.root).changed
