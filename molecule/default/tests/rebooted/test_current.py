@@ -10,12 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[4]
 PLAY = [
     {
         "hosts": "all",
         "gather_facts": False,
+        # What the scenario wants of the nodes.
+        "vars": yaml.safe_load((ROOT / "molecule/default/converge.yml").read_text())[0]["vars"],
         "tasks": [
             {"node_info": {}, "register": "pveguard_node"},
             {"ansible.builtin.include_role": {"name": "ram_state"}},
