@@ -287,7 +287,8 @@ def _days(
         if start and start["database"]["in_memory"] != in_memory:
             start, before, day = None, (day or before) if in_memory else None, None
         written = block_writes.difference(start, counters) if start else {}
-        if start is None or written["device_bytes"] is None:
+        # A machine that was set back to a snapshot of its memory is in the same boot, with less uptime.
+        if start is None or written["device_bytes"] is None or written["seconds"] is None:
             start = {key: counters.get(key) for key in ("time", "boot_id", "uptime_seconds", "device", "database")}
         elif written["seconds"] >= DAY_SECONDS:
             day = {
