@@ -286,6 +286,13 @@ def test_before_protection_who_wrote_since_boot_is_kept(tmp_path: Path) -> None:
     assert before is not None and before["since"] == "boot" and before["seconds"] == 30 * 3600
 
 
+def test_a_machine_that_was_set_back_to_a_snapshot_of_its_memory_is_counted_anew() -> None:
+    before = reported(at(40, 10**9))
+    # The same boot, less uptime, and yet the drive has more behind it.
+    later = reported(at(2, 2 * 10**9), before)
+    assert later["rate_from"]["uptime_seconds"] == 2 * 3600 and later["writes"]["day"] is None
+
+
 def test_the_rate_of_a_day_before_protection_is_none_of_the_time_after_it() -> None:
     on_disk = reported(at(10, 0, memory=False))
     day = reported(at(40, 30 * 10**9, memory=False), on_disk)

@@ -303,7 +303,8 @@ def _days(
         written = block_writes.difference(start, counters) if start else {}
         # An earlier release did not note who wrote: that is counted from now on.
         unknown = start is not None and counters.get("league") and not start.get("league")
-        if start is None or written["device_bytes"] is None or unknown:
+        # A machine that was set back to a snapshot of its memory is in the same boot, with less uptime.
+        if start is None or written["device_bytes"] is None or written["seconds"] is None or unknown:
             keys = ("time", "boot_id", "uptime_seconds", "device", "database", "league")
             start = {key: counters.get(key) for key in keys}
         elif written["seconds"] >= DAY_SECONDS:
