@@ -2,16 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every writer of an idle cluster puts on the drives: stock, with RAM state, and with RAM state and the write diet.
 
-    python bench/write_diet.py --name diet [--guests 20] [--seconds 900] [--set KEY=VALUE]... [--json] [--out FILE]
+    python bench/write_diet.py --name diet [--guests 20] [--seconds 3600] [--set KEY=VALUE]... [--json] [--out FILE]
 
-Needs virtual machines, and makes the lab NAME anew: three nodes clustered by hand, statistics of so many guests on each.
-Then, in one run, three windows on all nodes at once, with ``playbooks/protect.yml`` before the second and the third.
+Needs virtual machines, and makes the lab NAME anew: three nodes clustered by hand, statistics of so many guests on each. Every
+member writes the same configuration and stores the same statistics, so each gets a state of its own, by one run of
+``playbooks/protect.yml``, and one window on all of them at once compares the three. HA stays on, as on a stock cluster.
 
 Bytes are what the counters of the drives that carry the system rose by, all of them, told apart by class of writer
 (pveguard's own table of writers). At both ends of a window rrdcached writes what it holds and all file systems are synced, so
-that a window owes nothing and leaves nothing: what was written late is counted. A window should hold whole flush intervals
-of a stock rrdcached (300 s). Where it is shorter than the interval of the diet, the flush at its end is one more than there
-would have been in that time, so the figure of the diet is an upper bound, and the table says so.
+that a window owes nothing and leaves nothing: what was written late is counted. A window holds whole flush intervals of a
+stock rrdcached (300 s). Where it is shorter than the interval of the diet, the flush at its end comes before its time, so the
+figure of the diet is an upper bound, and the table says so.
 
 Exits 1 when an aim is missed (10 times less in all; nothing above 1 MiB an hour on a node that nobody is known for), 2 when
 nothing could be measured.
@@ -27,6 +28,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +46,6 @@ from lab.labs import Lab  # noqa: E402
 
 HOUR = 3600
 MIB = 1 << 20
-NODES = 3
 STORAGES = 2  # of each node, by default of the double of pvestatd
 STOCK_FLUSH_SECONDS = 300
 #: The aims: how many times less than stock, and bytes an hour that may be nobody's.
@@ -54,12 +55,14 @@ UNNAMED = MIB
 NOBODYS = ("rest", "ended")
 REST_LABEL = "the rest: file-system metadata, the kernel, nobody known"
 GUESTS_LABEL = "guests"
-#: Phase -> what protect.yml is given before it; None: it is not run.
-PHASES: dict[str, dict[str, Any] | None] = {
-    "stock": None,
-    "ram_state": {"write_diet_enabled": False},
-    "diet": {"write_diet_enabled": True},
+#: State -> the variables of the node that is in it. HA is left on: what it writes is part of a stock cluster.
+STATES: dict[str, dict[str, Any]] = {
+    "stock": {"ram_state_enabled": False, "write_diet_enabled": False},
+    "ram_state": {"ram_state_enabled": True, "write_diet_enabled": False},
+    "diet": {"ram_state_enabled": True, "write_diet_enabled": True},
 }
+NODES = len(STATES)
+EVERYWHERE = {"ha_state": "keep"}
 DEADLINE = 1800.0  # seconds, for the first statistics of every node
 
 #: Runs on a node for the whole window. What it needs comes with it, in memory.
@@ -191,27 +194,16 @@ def window(answer: Mapping[str, Any], table: Callable[..., Mapping[str, Any] | N
     }
 
 
-def phase(windows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What a node writes in an hour on average, from the windows of all nodes: by row and in all.
-
-    ``upper_bound``: the flush at the end came before its time, on some node.
+def hourly(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A node's window with what that makes in an hour: ``bytes_per_hour`` by row, ``total_bytes_per_hour``; ``upper_bound``:
+    the flush at the end came before its time.
     """
-    seconds = sum(each["seconds"] for each in windows.values())
-    sums: dict[str, int] = {}
-    for each in windows.values():
-        for key, count in each["bytes"].items():
-            sums[key] = sums.get(key, 0) + count
-
-    def early(each: Mapping[str, Any]) -> bool:
-        rrd = each["rrd"]
-        return rrd is not None and rrd["write_seconds"] + rrd["jitter_seconds"] > each["seconds"]
-
+    rrd = found["rrd"]
     return {
-        "bytes_per_hour": {key: count * HOUR / seconds for key, count in sums.items()},
-        "total_bytes_per_hour": sum(sums.values()) * HOUR / seconds,
-        "flush_bytes": sum(each["flush_bytes"] for each in windows.values()) / len(windows),
-        "upper_bound": any(early(each) for each in windows.values()),
-        "nodes": dict(windows),
+        **found,
+        "bytes_per_hour": {key: count * HOUR / found["seconds"] for key, count in found["bytes"].items()},
+        "total_bytes_per_hour": found["total_bytes"] * HOUR / found["seconds"],
+        "upper_bound": rrd is not None and rrd["write_seconds"] + rrd["jitter_seconds"] > found["seconds"],
     }
 
 
@@ -220,15 +212,15 @@ def factor(before: float, after: float) -> float | None:
     return before / after if after > 0 else None
 
 
-def compare(phases: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Rows of all phases side by side, most of the first phase first, and what of the aims was missed by the last."""
-    names = list(phases)
-    first, last = phases[names[0]], phases[names[-1]]
-    keys = {key for each in phases.values() for key in each["bytes_per_hour"]}
+def compare(states: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Rows of all states side by side, most of the first one first, and what of the aims was missed by the last."""
+    names = list(states)
+    first, last = states[names[0]], states[names[-1]]
+    keys = {key for each in states.values() for key in each["bytes_per_hour"]}
     rows = []
     for key in sorted(keys, key=lambda key: (-first["bytes_per_hour"].get(key, 0), key)):
         kind, _, label = key.partition("|")
-        rates = {name: each["bytes_per_hour"].get(key, 0.0) for name, each in phases.items()}
+        rates = {name: each["bytes_per_hour"].get(key, 0.0) for name, each in states.items()}
         if any(rates.values()):
             rows.append({"class": kind, "label": label, "bytes_per_hour": rates,
                          "factor": factor(rates[names[0]], rates[names[-1]])})  # fmt: skip
@@ -238,23 +230,22 @@ def compare(phases: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         for row in rows
         if row["class"] in NOBODYS and row["bytes_per_hour"][names[-1]] > UNNAMED
     ]
-    missed = [f"{row['label']}: {mib(row['bytes_per_hour'])} MiB an hour on a node" for row in unnamed]
-    if len(names) > 1 and times is not None and times < FACTOR:
+    missed = [f"{row['label']}: {mib(row['bytes_per_hour'])} MiB an hour" for row in unnamed]
+    if times is not None and times < FACTOR:
         missed.insert(0, f"{times:.1f} times less than {names[0]}, wanted {FACTOR}")
     return {"rows": rows, "factor": times, "unnamed": unnamed, "missed": missed}
 
 
-def mistakes(name: str, phase: Mapping[str, Any]) -> list[str]:
-    """What shows that the nodes were not in the state that the phase is of."""
+def mistakes(name: str, found: Mapping[str, Any]) -> list[str]:
+    """What shows that a node was not in the state that its window is of."""
     wrong = []
-    for node, each in phase["nodes"].items():
-        if each["database_in_memory"] != (name != "stock"):
-            wrong.append(f"{name}: the database of {node} is {'in memory' if each['database_in_memory'] else 'on the disk'}")
-        rrd = each["rrd"]
-        if rrd is None:
-            wrong.append(f"{name}: no rrdcached on {node}")
-        elif (rrd["write_seconds"] > STOCK_FLUSH_SECONDS) != (name == "diet"):
-            wrong.append(f"{name}: rrdcached on {node} writes after {rrd['write_seconds']:g} s")
+    if found["database_in_memory"] != (name != "stock"):
+        wrong.append(f"{name}: the database is {'in memory' if found['database_in_memory'] else 'on the disk'}")
+    rrd = found["rrd"]
+    if rrd is None:
+        wrong.append(f"{name}: no rrdcached")
+    elif (rrd["write_seconds"] > STOCK_FLUSH_SECONDS) != (name == "diet"):
+        wrong.append(f"{name}: rrdcached writes after {rrd['write_seconds']:g} s")
     return wrong
 
 
@@ -264,29 +255,27 @@ def mib(count: float) -> str:
 
 def text(report: Mapping[str, Any]) -> str:
     """The report for a terminal."""
-    names = list(report["phases"])
+    states = report["states"]
     lines = [
-        f"MiB an hour on a node of {report['nodes']}, statistics of {report['guests']} guests, {report['seconds']:g} s each",
-        f"{'':46}" + "".join(f"{name:>12}" for name in names) + f"{'times less':>12}",
+        f"MiB an hour on a node of {len(states)}, statistics of {report['guests']} guests, a window of {report['seconds']:g} s",
+        f"{'':46}" + "".join(f"{name:>12}" for name in states) + f"{'times less':>12}",
     ]
 
     def line(label: str, rates: Mapping[str, float], times: float | None) -> str:
-        less = "-" if times is None or len(names) < 2 else f"{times:.1f}"
-        return f"{label[:45]:46}" + "".join(f"{mib(rates[name]):>12}" for name in names) + f"{less:>12}"
+        less = "-" if times is None else f"{times:.1f}"
+        return f"{label[:45]:46}" + "".join(f"{mib(rates[name]):>12}" for name in states) + f"{less:>12}"
 
     lines += [line(row["label"], row["bytes_per_hour"], row["factor"]) for row in report["rows"]]
-    totals = {name: each["total_bytes_per_hour"] for name, each in report["phases"].items()}
+    totals = {name: each["total_bytes_per_hour"] for name, each in states.items()}
     lines.append(line("all", totals, report["factor"]))
-    for name, each in report["phases"].items():
-        rrds = [node["rrd"] for node in each["nodes"].values() if node["rrd"]]
-        if rrds:
-            files, size = rrds[0]["files"], sum(rrd["bytes"] for rrd in rrds) / len(rrds)
-            lines.append(
-                f"{name}: rrdcached writes after {rrds[0]['write_seconds']:g} s (+ up to {rrds[0]['jitter_seconds']:g}), {files} "
-                f"files of {mib(size)} MiB; all flushed at once at the end: {mib(each['flush_bytes'])} MiB on a node"
-                + ("; more often than there, so its column is an upper bound" if each["upper_bound"] else "")
-            )
-    notes = {note for each in report["phases"].values() for node in each["nodes"].values() for note in node["notes"]}
+    for name, each in states.items():
+        rrd = each["rrd"]
+        lines.append(
+            f"{name}: rrdcached writes after {rrd['write_seconds']:g} s (+ up to {rrd['jitter_seconds']:g}), {rrd['files']} "
+            f"files of {mib(rrd['bytes'])} MiB; the flush at the end: {mib(each['flush_bytes'])} MiB"
+            + ("; before its time, so its column is an upper bound" if each["upper_bound"] else "")
+        )
+    notes = {note for each in states.values() for note in each["notes"]}
     lines += [f"note: {note}" for note in sorted(notes)]
     return "\n".join([*lines, *(f"missed: {what}" for what in report["missed"])])
 
@@ -337,17 +326,20 @@ def wait_for_statistics(lab: Lab, guests: int) -> None:
             time.sleep(5)
 
 
-def protect(name: str, variables: Mapping[str, Any]) -> None:
-    """Run protect.yml on the lab. Raises NotMeasuredError."""
-    done = subprocess.run(
-        [ad_hoc.program("ansible-playbook"), "-i", "inventory/lab", "playbooks/protect.yml", "-e", json.dumps(variables)],
-        cwd=ROOT,
-        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", "PVEGUARD_LAB": name},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def protect(name: str, variables: Mapping[str, Mapping[str, Any]]) -> None:
+    """Run protect.yml on the lab, each node with variables of its own. Raises NotMeasuredError."""
+    with tempfile.TemporaryDirectory() as folder:
+        more = Path(folder) / "states.json"
+        more.write_text(json.dumps({"all": {"hosts": variables}}))
+        done = subprocess.run(
+            [ad_hoc.program("ansible-playbook"), "-i", "inventory/lab", "-i", str(more), "playbooks/protect.yml"],
+            cwd=ROOT,
+            env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", "PVEGUARD_LAB": name},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     if done.returncode:
         raise NotMeasuredError(f"protect.yml exited {done.returncode}:\n{(done.stdout + done.stderr)[-3000:]}")
 
@@ -377,33 +369,31 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     lab = Lab(options.name)
     lab.up(profile="cluster", nodes=NODES, fresh=True, statistics_of=options.guests)
     wait_for_statistics(lab, options.guests)
-    phases: dict[str, dict[str, Any]] = {}
-    for name in options.phases:
-        variables = PHASES[name]
-        if variables is not None:
-            say(f"{name}: protect.yml")
-            protect(options.name, {**variables, **(dict(options.set) if name == "diet" else {})})
-        say(f"{name}: a window of {options.seconds:g} s")
-        answers = measure(lab, options.seconds)
-        phases[name] = phase({node: window(answer, table) for node, answer in answers.items()})
-        if wrong := mistakes(name, phases[name]):
-            raise NotMeasuredError("; ".join(wrong))
-    return {"seconds": options.seconds, "guests": options.guests, "nodes": NODES, "phases": phases, **compare(phases)}
+    nodes = dict(zip(lab.state.nodes, STATES, strict=True))
+    say("protect.yml: " + ", ".join(f"{node} {name}" for node, name in nodes.items()))
+    given = {"diet": dict(options.set)}
+    protect(options.name, {node: {**EVERYWHERE, **STATES[name], **given.get(name, {})} for node, name in nodes.items()})
+    for node in nodes:
+        # So that bytes are told apart as the drives got them, not as processes asked.
+        lab.ssh(node, "systemctl set-property --runtime systemd-journald.service IOAccounting=yes")
+    say(f"a window of {options.seconds:g} s")
+    answers = measure(lab, options.seconds)
+    states = {name: hourly(window(answers[node], table)) for node, name in nodes.items()}
+    if wrong := [what for name, each in states.items() for what in mistakes(name, each)]:
+        raise NotMeasuredError("; ".join(wrong))
+    return {"seconds": options.seconds, "guests": options.guests, "states": states, **compare(states)}
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--name", required=True, help="the lab, which is made anew")
     parser.add_argument("--guests", type=int, default=20, help="whose statistics each node stores (default 20)")
-    parser.add_argument("--seconds", type=float, default=3 * STOCK_FLUSH_SECONDS, help="of a window (default 900)")
-    parser.add_argument("--phases", type=lambda words: words.split(","), default=list(PHASES), help="stock,ram_state,diet")
+    parser.add_argument("--seconds", type=float, default=HOUR, help="of the window (default 3600)")
     parser.add_argument("--set", type=value, action="append", default=[], metavar="KEY=VALUE", help="variable of the diet")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path, help="write the JSON here as well")
     options = parser.parse_args(argv)
-    if options.phases != [name for name in PHASES if name in options.phases] or not options.phases:
-        parser.error("--phases: some of stock,ram_state,diet, in this order")
-    if options.seconds <= 0 or "stock" in options.phases and options.seconds % STOCK_FLUSH_SECONDS:
+    if options.seconds <= 0 or options.seconds % STOCK_FLUSH_SECONDS:
         parser.error(f"--seconds: whole flush intervals of a stock rrdcached, {STOCK_FLUSH_SECONDS} s each")
     return options
 

@@ -117,7 +117,7 @@ ha:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.pveguard.ha import ha_info
+from ansible.module_utils.pveguard.ha import ha_findings, ha_info
 
 
 def main() -> None:
@@ -131,7 +131,7 @@ def main() -> None:
     for text in facts["not_understood"]:
         module.warn(f"HA on {facts['node']}: {text}, which pveguard does not know")
     if facts["unattended"]:
-        module.warn(ha_info.unattended_text(facts["node"], facts["unattended"]))
+        module.warn(ha_findings.unattended_warning(facts["node"], facts["unattended"]))
     module.exit_json(changed=False, ha=facts)
 
 

@@ -85,34 +85,33 @@ def test_a_rest_below_zero_still_adds_up(bench: Any) -> None:
     assert sum(a_window(bench, a_table(rrd=10, rest=-3))["bytes"].values()) == 7
 
 
-# --- phases -------------------------------------------------------------------------------------------------
+# --- an hour, and the states side by side -------------------------------------------------------------------
 
 
-def test_an_hour_of_a_node_is_the_mean_of_the_nodes_by_their_seconds(bench: Any) -> None:
-    windows = {"pve1": a_window(bench, a_table(900, rrd=100)), "pve2": a_window(bench, a_table(1800, rrd=500, journal=300))}
-    found = bench.phase(windows)
-    assert found["bytes_per_hour"]["rrd|the rrd"] == pytest.approx(600 * 3600 / 2700)
-    assert found["bytes_per_hour"]["journal|the journal"] == pytest.approx(300 * 3600 / 2700)
-    assert found["total_bytes_per_hour"] == pytest.approx(900 * 3600 / 2700)
-    assert found["flush_bytes"] == MIB and not found["upper_bound"]
+def test_an_hour_is_made_of_the_seconds_of_the_window(bench: Any) -> None:
+    found = bench.hourly(a_window(bench, a_table(1800, rrd=500, journal=300)))
+    assert found["bytes_per_hour"]["rrd|the rrd"] == 1000 and found["bytes_per_hour"]["journal|the journal"] == 600
+    assert found["total_bytes_per_hour"] == 1600 and found["flush_bytes"] == MIB and not found["upper_bound"]
 
 
 @pytest.mark.parametrize(("write", "jitter", "bound"), [(900, 0, False), (300, 600, False), (900, 1, True), (3600, 600, True)])
 def test_a_flush_before_its_time_makes_an_upper_bound(bench: Any, write: float, jitter: float, bound: bool) -> None:
-    assert bench.phase({"pve1": a_window(bench, a_table(900, rrd=1), write=write, jitter=jitter)})["upper_bound"] is bound
+    assert bench.hourly(a_window(bench, a_table(900, rrd=1), write=write, jitter=jitter))["upper_bound"] is bound
 
 
-def phases(bench: Any, diet: dict[str, int], **stock: int) -> dict[str, Any]:
+def states(bench: Any, diet: dict[str, int], **stock: int) -> dict[str, Any]:
     """Windows of an hour, so that bytes are bytes an hour."""
-    return {
-        "stock": bench.phase({"pve1": a_window(bench, a_table(3600, **stock))}),
-        "ram_state": bench.phase({"pve1": a_window(bench, a_table(3600, **{**stock, "pmxcfs": 0}), memory=True)}),
-        "diet": bench.phase({"pve1": a_window(bench, a_table(3600, **diet), memory=True, write=3600)}),
+    found = {
+        "stock": a_window(bench, a_table(3600, **stock)),
+        "ram_state": a_window(bench, a_table(3600, **{**stock, "pmxcfs": 0}), memory=True),
+        "diet": a_window(bench, a_table(3600, **diet), memory=True, write=3600),
     }
+    assert list(found) == list(bench.STATES)
+    return {name: bench.hourly(each) for name, each in found.items()}
 
 
-def test_phases_side_by_side_most_of_stock_first(bench: Any) -> None:
-    found = bench.compare(phases(bench, {"rrd": 10 * MIB, "logins": MIB}, rrd=200 * MIB, pmxcfs=300 * MIB))
+def test_states_side_by_side_most_of_stock_first(bench: Any) -> None:
+    found = bench.compare(states(bench, {"rrd": 10 * MIB, "logins": MIB}, rrd=200 * MIB, pmxcfs=300 * MIB))
     assert [row["class"] for row in found["rows"]] == ["pmxcfs", "rrd", "logins"], "no row without a byte"
     assert [list(row["bytes_per_hour"].values()) for row in found["rows"]] == [
         [300 * MIB, 0, 0], [200 * MIB, 200 * MIB, 10 * MIB], [0, 0, MIB],
@@ -122,47 +121,46 @@ def test_phases_side_by_side_most_of_stock_first(bench: Any) -> None:
 
 
 def test_ten_times_less_is_the_aim(bench: Any) -> None:
-    assert bench.compare(phases(bench, {"rrd": 10 * MIB}, rrd=100 * MIB))["missed"] == []
-    missed = bench.compare(phases(bench, {"rrd": 10 * MIB + 1}, rrd=100 * MIB))["missed"]
+    assert bench.compare(states(bench, {"rrd": 10 * MIB}, rrd=100 * MIB))["missed"] == []
+    missed = bench.compare(states(bench, {"rrd": 10 * MIB + 1}, rrd=100 * MIB))["missed"]
     assert missed == ["10.0 times less than stock, wanted 10"]
-    assert bench.compare(phases(bench, {"rrd": 0}, rrd=100 * MIB))["missed"] == []
+    assert bench.compare(states(bench, {"rrd": 0}, rrd=100 * MIB))["missed"] == []
 
 
 @pytest.mark.parametrize("kind", ["rest", "ended"])
 def test_nothing_above_a_mebibyte_an_hour_is_nobodys(bench: Any, kind: str) -> None:
-    assert bench.compare(phases(bench, {kind: MIB}, rrd=100 * MIB))["unnamed"] == []
-    found = bench.compare(phases(bench, {kind: MIB + 1}, rrd=100 * MIB))
+    assert bench.compare(states(bench, {kind: MIB}, rrd=100 * MIB))["unnamed"] == []
+    found = bench.compare(states(bench, {kind: MIB + 1}, rrd=100 * MIB))
     assert [each["bytes_per_hour"] for each in found["unnamed"]] == [MIB + 1] and "1.00 MiB an hour" in found["missed"][0]
 
 
 def test_what_has_a_name_may_be_more(bench: Any) -> None:
-    assert bench.compare(phases(bench, {"service_of_x": 5 * MIB}, rrd=100 * MIB))["unnamed"] == []
+    assert bench.compare(states(bench, {"service_of_x": 5 * MIB}, rrd=100 * MIB))["unnamed"] == []
 
 
 def test_what_stock_left_to_nobody_is_no_fault_of_the_diet(bench: Any) -> None:
-    assert bench.compare(phases(bench, {"rrd": MIB}, rrd=MIB, rest=99 * MIB))["missed"] == []
+    assert bench.compare(states(bench, {"rrd": MIB}, rrd=MIB, rest=99 * MIB))["missed"] == []
 
 
-def test_a_phase_is_refused_where_the_nodes_are_in_another_state(bench: Any) -> None:
-    good = phases(bench, {"rrd": 1}, rrd=100, pmxcfs=1)
+def test_a_window_is_refused_where_a_node_is_in_another_state(bench: Any) -> None:
+    good = states(bench, {"rrd": 1}, rrd=100, pmxcfs=1)
     assert [bench.mistakes(name, each) for name, each in good.items()] == [[], [], []]
-    assert bench.mistakes("stock", good["ram_state"]) == ["stock: the database of pve1 is in memory"]
-    assert bench.mistakes("ram_state", good["stock"]) == ["ram_state: the database of pve1 is on the disk"]
-    assert bench.mistakes("ram_state", good["diet"]) == ["ram_state: rrdcached on pve1 writes after 3600 s"]
-    assert bench.mistakes("diet", good["ram_state"]) == ["diet: rrdcached on pve1 writes after 300 s"]
-    good["diet"]["nodes"]["pve1"]["rrd"] = None
-    assert bench.mistakes("diet", good["diet"]) == ["diet: no rrdcached on pve1"]
+    assert bench.mistakes("stock", good["ram_state"]) == ["stock: the database is in memory"]
+    assert bench.mistakes("ram_state", good["stock"]) == ["ram_state: the database is on the disk"]
+    assert bench.mistakes("ram_state", good["diet"]) == ["ram_state: rrdcached writes after 3600 s"]
+    assert bench.mistakes("diet", good["ram_state"]) == ["diet: rrdcached writes after 300 s"]
+    assert bench.mistakes("diet", {**good["diet"], "rrd": None}) == ["diet: no rrdcached"]
 
 
 def test_the_table(bench: Any) -> None:
-    made = phases(bench, {"rrd": 10 * MIB, "rest": 2 * MIB}, rrd=90 * MIB, pmxcfs=30 * MIB)
-    report = {"seconds": 3600.0, "guests": 20, "nodes": 1, "phases": made, **bench.compare(made)}
+    made = states(bench, {"rrd": 10 * MIB, "rest": 2 * MIB}, rrd=90 * MIB, pmxcfs=30 * MIB)
+    report = {"seconds": 3600.0, "guests": 20, "states": made, **bench.compare(made)}
     lines = bench.text(report).splitlines()
     assert lines[1].split() == ["stock", "ram_state", "diet", "times", "less"]
     assert lines[2].split() == ["the", "rrd", "90.00", "90.00", "10.00", "9.0"]
     assert lines[5].split() == ["all", "120.00", "90.00", "12.00", "10.0"]
-    assert "29 files of 36.00 MiB; all flushed at once at the end: 1.00 MiB" in lines[6] and "upper bound" not in lines[8]
-    assert lines[-1] == f"missed: {bench.REST_LABEL}: 2.00 MiB an hour on a node"
+    assert "29 files of 36.00 MiB; the flush at the end: 1.00 MiB" in lines[6] and "upper bound" not in lines[8]
+    assert lines[-1] == f"missed: {bench.REST_LABEL}: 2.00 MiB an hour"
     json.dumps(report)
 
 
@@ -176,7 +174,7 @@ def test_values_of_variables(bench: Any) -> None:
         bench.value("a")
 
 
-@pytest.mark.parametrize("words", [["--seconds", "700"], ["--seconds", "0"], ["--phases", "diet,stock"], ["--phases", "fast"]])
+@pytest.mark.parametrize("words", [["--seconds", "700"], ["--seconds", "0"]])
 def test_mistakes_of_the_caller(bench: Any, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         bench.arguments(["--name", "x", *words])

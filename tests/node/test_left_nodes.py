@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ansible.module_utils.pveguard.pmxcfs import left_nodes
+from ansible.module_utils.pveguard.pmxcfs import left_nodes, left_nodes_findings
 
 CONF = """totem {{
   version: 2
@@ -50,7 +50,7 @@ LEFT = {
 def test_what_delnode_leaves_is_told_with_its_command() -> None:
     (left,) = left_nodes.of_tree(tree(LEFT, ["pve1", "pve2"]), "pve1")
     assert left == {"name": "pve4", "guests": [], "files": 3, "private_key": True, "authorized_key": True}
-    text = left_nodes.finding(left).sentence
+    text = left_nodes_findings.finding(left).sentence
     assert "/etc/pve/nodes/pve4 belongs to no node" in text and "'rm -r /etc/pve/nodes/pve4'" in text
     assert "TLS key" in text and "root@pve4" in text and "/etc/pve/priv/authorized_keys" in text
 
@@ -59,7 +59,7 @@ def test_what_delnode_leaves_is_told_with_its_command() -> None:
 def test_no_command_removes_a_guest(guest: str) -> None:
     (left,) = left_nodes.of_tree(tree({**LEFT, f"nodes/pve4/{guest}": b"x"}, ["pve1", "pve2"]), "pve1")
     assert left["guests"] == [f"nodes/pve4/{guest}"]
-    text = left_nodes.finding(left).sentence
+    text = left_nodes_findings.finding(left).sentence
     assert guest in text and "rm -r" not in text
 
 
@@ -89,4 +89,4 @@ def test_a_node_alone_has_only_itself() -> None:
 
 def test_an_odd_name_is_quoted() -> None:
     (left,) = left_nodes.of_tree(tree({"nodes/a; reboot/x": b"", "nodes/pve1/x": b""}, ["pve1"]), "pve1")
-    assert "rm -r '/etc/pve/nodes/a; reboot'" in left_nodes.finding(left).sentence
+    assert "rm -r '/etc/pve/nodes/a; reboot'" in left_nodes_findings.finding(left).sentence

@@ -367,7 +367,7 @@ def test_guests_by_control_group_where_units_have_none(node: WritingNode) -> Non
     made = table(before, node.reading(1060.0, sda=64 * KIB))
     assert (made["guests_bytes"], made["guests_source"]) == (8192, "cgroup")
     assert rows(made) == [("pmxcfs", "pve-cluster", 2000, True)]
-    assert "DefaultIOAccounting=yes" in made["notes"][0]
+    assert "systemctl set-property systemd-journald.service IOAccounting=yes" in made["notes"][0]
 
 
 def test_on_zfs_control_groups_do_not_know(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from ..base.findings import Finding, with_others
 from ..corosync import corosync_findings, probe_members
 from ..ha import ha_findings
-from ..pmxcfs import left_nodes, pmxcfs_findings
+from ..pmxcfs import left_nodes_findings, pmxcfs_findings
 from ..state import status_findings
 
 
@@ -38,7 +38,7 @@ def _filesystem(node: Mapping[str, Any]) -> list[Finding]:
     if pmxcfs["mode"] == "cluster":
         members, live = probe_members.members_up(node["corosync"])
         found += _found(corosync_findings.quorum(pmxcfs["quorate"], pmxcfs.get("met_corosync"), live, members or None))
-    found += [left_nodes.finding(each) for each in pmxcfs.get("left_nodes") or []]
+    found += [left_nodes_findings.finding(each) for each in pmxcfs.get("left_nodes") or []]
     return [*found, pmxcfs_findings.content(pmxcfs["mode"], pmxcfs["guests"], pmxcfs.get("database_bytes"))]
 
 

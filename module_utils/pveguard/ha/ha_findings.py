@@ -128,6 +128,14 @@ def _unattended(unattended: Sequence[str], masked: Sequence[str]) -> Finding:
     )
 
 
+def unattended_warning(host: str, resources: Sequence[str]) -> str:
+    """Of a module, about resources that nothing looks after."""
+    return (
+        f"HA is off on {host} but there are HA resources: {some(resources, 8)}. Nothing recovers them when a node fails. "
+        f"{UNATTENDED.fix.rstrip('.')} ({UNATTENDED.code})"
+    )
+
+
 def state(ha: Mapping[str, Any]) -> str:
     """``not installed``, ``off``, ``partly off`` or ``on``, from facts of ``ha_info``."""
     if not ha.get("installed"):

@@ -15,7 +15,7 @@ from ..base.run import CommandMissing, Run
 from ..base.run import run as real_run
 from ..base.systemd import unit_states
 from ..formats import section_config
-from . import ha_fencing, ha_files, ha_findings
+from . import ha_fencing, ha_files
 
 LRM = "pve-ha-lrm.service"
 CRM = "pve-ha-crm.service"
@@ -311,15 +311,6 @@ def _holds(status: Mapping[str, Any]) -> str | None:
 def _in_charge(lrm_states: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Nodes whose LRM says that it is in charge of services, and said so lately; or says what is not known."""
     return [node for node, status in lrm_states.items() if _holds(status)]
-
-
-def unattended_text(host: str, resources: list[str]) -> str:
-    """The warning for resources that nothing looks after."""
-    helps = ha_findings.UNATTENDED.fix.rstrip("."), ha_findings.UNATTENDED.code
-    return (
-        f"HA is off on {host} but there are HA resources: {shown(resources)}. Nothing recovers them when a node fails. "
-        f"{helps[0]} ({helps[1]})"
-    )
 
 
 def shown(resources: list[str]) -> str:

@@ -24,7 +24,7 @@ from ..base.errors import PveguardError
 from ..base.run import Run
 from ..base.run import run as real_run
 from ..pmxcfs import pve_file
-from . import ha_fencing, ha_info
+from . import ha_fencing, ha_findings, ha_info
 from .ha_info import CRM, LRM, MANAGERS, MUX
 
 #: A manager acts on SIGTERM only after seconds, and systemd ends one that does not after the stop timeout of its unit (95 s
@@ -194,7 +194,7 @@ def _apply(
         if steps:
             _refuse(info, node, part, check, release_wait_s)
         elif info["resources"]:
-            warnings.append(ha_info.unattended_text(node.host, info["resources"]))
+            warnings.append(ha_findings.unattended_warning(node.host, info["resources"]))
         if returned:
             warnings.append(
                 f"{node.host}: {', '.join(returned)} had been switched off and came back: a package upgrade, or somebody by "

@@ -8,26 +8,16 @@
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ..base.errors import PveguardError
-from ..base.findings import WARNING, Finding, check, some
 from ..formats import corosync_conf
 from .tree import DIRECTORY, FILE, GUEST_FOLDERS
 
 #: All that lies where configurations of guests do, a copy under another name too.
 _GUESTS = re.compile(rf"nodes/[^/]+/(?:{'|'.join(GUEST_FOLDERS)})/[^/]+")
 AUTHORIZED_KEYS = "priv/authorized_keys"
-
-LEFT = check(
-    "node-left-behind",
-    WARNING,
-    "A directory below /etc/pve/nodes belongs to no node (any more)",
-    "Remove it where that node is gone for good; move guests that are configured in it to the node that holds their disks.",
-    "rm -r /etc/pve/nodes/NAME",
-)
 
 Tree = Mapping[str, tuple[int, bytes]]
 
@@ -76,25 +66,3 @@ def _members(tree: Tree, own_name: str) -> Collection[str] | None:
 def _authorized(tree: Tree, name: str) -> bool:
     lines = tree.get(AUTHORIZED_KEYS, (FILE, b""))[1].decode("utf-8", "replace").splitlines()
     return any(line.split()[-1:] == [f"root@{name}"] for line in lines if not line.lstrip().startswith("#"))
-
-
-def finding(left: Mapping[str, Any]) -> Finding:
-    """What is wrong with one directory of :func:`of_tree`.
-
-    A command that removes it is given only where no guest is configured in it.
-    """
-    name = str(left["name"])
-    guests: Sequence[str] = left["guests"]
-    shown = ascii(name)[1:-1]
-    text = f"/etc/pve/nodes/{shown} belongs to no node (any more)"
-    if guests:
-        first = some([ascii(each.removeprefix(f"nodes/{name}/"))[1:-1] for each in guests])
-        text += f", and guests are configured in it ({first}) that no node runs"
-        fix = "move each to the directory of the node that holds its disks, with mv, or remove it"
-    else:
-        kept = f" ({left['files']} files{', its TLS key among them' if left['private_key'] else ''})" if left["files"] else ""
-        text += kept
-        fix = f"if that node is gone for good, remove it with 'rm -r {shlex.quote(f'/etc/pve/nodes/{shown}')}'"
-    if left["authorized_key"]:
-        fix += f". Its root may still log in: take the line of root@{shown} out of /etc/pve/{AUTHORIZED_KEYS}"
-    return LEFT(text, fix=fix)

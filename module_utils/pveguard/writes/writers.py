@@ -37,7 +37,8 @@ SOURCES = {
 _WHY = {
     "zfs": "the system is on ZFS, which writes by threads of its own",
     "v1": "cgroup v2 does not have the io controller here",
-    "off": "the io controller is off for system.slice (DefaultIOAccounting=yes in system.conf of systemd turns it on)",
+    "off": "the io controller is off for system.slice ('systemctl set-property systemd-journald.service IOAccounting=yes' turns "
+    "it on)",
 }
 #: Units of guests, where processes are counted.
 _GUEST_UNITS = re.compile(r"\d+\.scope|qemu\.slice|lxc(\..+)?(/.+)?|machine-.+\.scope|machine\.slice")
