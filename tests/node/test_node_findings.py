@@ -9,7 +9,7 @@ import pytest
 from ansible.module_utils.pveguard.base import findings
 from ansible.module_utils.pveguard.base.findings import GOOD, PROBLEM, UNKNOWN, WARNING, Finding
 from ansible.module_utils.pveguard.cluster import assess
-from ansible.module_utils.pveguard.pmxcfs import left_nodes
+from ansible.module_utils.pveguard.pmxcfs import left_nodes_findings
 from ansible.module_utils.pveguard.pmxcfs import pmxcfs_findings as judge
 
 from tests.assess.test_assess import node
@@ -48,7 +48,7 @@ def test_a_name_that_means_the_node_itself(address: str) -> None:
 
 def test_what_a_node_left_behind() -> None:
     left = {"name": "pve4", "guests": [], "files": 2, "private_key": True, "authorized_key": False}
-    assert "rm -r /etc/pve/nodes/pve4" in finding([left_nodes.finding(left)], "node-left-behind").sentence
+    assert "rm -r /etc/pve/nodes/pve4" in finding([left_nodes_findings.finding(left)], "node-left-behind").sentence
 
 
 def test_a_login_that_needs_the_daemon() -> None:

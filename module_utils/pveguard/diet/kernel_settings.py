@@ -9,7 +9,7 @@ from pathlib import Path
 from .parts import Work, text
 
 
-def path_of(key: str) -> str:
+def sysctl_path(key: str) -> str:
     """Where the kernel has a sysctl such as ``vm.swappiness``."""
     return f"/proc/sys/{key.replace('.', '/')}"
 

@@ -35,7 +35,7 @@ UNITS = (SERVICE,)
 FILE = "/etc/sysctl.d/90-pveguard-swap.conf"
 GENERATOR, GENERATOR_CONF = "/usr/lib/systemd/system-generators/zram-generator", "/etc/systemd/zram-generator.conf"
 SWAPPINESS = "vm.swappiness"
-KEYS = {SWAPPINESS: kernel_settings.path_of(SWAPPINESS)}
+KEYS = {SWAPPINESS: kernel_settings.sysctl_path(SWAPPINESS)}
 KEEP, ZRAM, NONE = "keep", "zram", "none"
 #: Of all memory, what stays available beside what comes back from swap.
 RESERVE = 0.1

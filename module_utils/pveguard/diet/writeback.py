@@ -17,7 +17,7 @@ NAME = "writeback"
 UNITS: tuple[str, ...] = ()
 FILE = "/etc/sysctl.d/90-pveguard-writeback.conf"
 EXPIRE, WAKE = "vm.dirty_expire_centisecs", "vm.dirty_writeback_centisecs"
-KEYS = {key: kernel_settings.path_of(key) for key in (EXPIRE, WAKE)}
+KEYS = {key: kernel_settings.sysctl_path(key) for key in (EXPIRE, WAKE)}
 
 
 def look(found: Found, run: Run) -> dict[str, Any]:
