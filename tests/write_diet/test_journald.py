@@ -100,7 +100,8 @@ class Killed(BaseException):
     """The run was ended in the middle."""
 
 
-def test_a_run_that_was_ended_before_the_restart_is_finished_by_the_next(make: Make) -> None:
+@pytest.mark.parametrize("by_switch", [True, False])
+def test_a_run_that_was_ended_before_the_restart_is_finished_by_the_next(make: Make, by_switch: bool) -> None:
     """On the way there, and on the way back."""
     node = make()
     before = node.picture()
@@ -121,5 +122,12 @@ def test_a_run_that_was_ended_before_the_restart_is_finished_by_the_next(make: M
         write_diet.revert(run=node.run, root=node.root)
     node.hook = lambda argv: None
     assert node.picture() == before
-    assert write_diet.revert(run=node.run, root=node.root).done == ["systemd-journald restarted"]
+    # By the switch as well as by a revert.
+    off = {"journald": {"enabled": False}}
+    assert measures.todo("journald", off["journald"], facts(node)) == ["take the measure journald back"]
+    if by_switch:
+        assert write_diet.apply(off, False, node.run, node.root).done == ["systemd-journald restarted"]
+    else:
+        assert write_diet.revert(run=node.run, root=node.root).done == ["systemd-journald restarted"]
+    assert not write_diet.apply(off, False, node.run, node.root).changed
     assert not write_diet.revert(run=node.run, root=node.root).changed
