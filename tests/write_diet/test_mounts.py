@@ -114,6 +114,24 @@ def test_a_remount_that_the_kernel_does_not_show_is_taken_back(node: Node) -> No
     assert node.picture() == before
 
 
+def test_what_somebody_added_to_fstab_since_outlives_a_change_that_fails(node: Node) -> None:
+    enable(node)
+    mine = "/dev/vg/images /var/lib/images ext4 defaults 0 2\n"
+    node.write("/etc/fstab", mine + node.read("/etc/fstab"))
+    before = node.read("/etc/fstab")
+    node.hook = lambda argv: Result(32, "", "mount: bad option") if "commit=20" in str(argv) else None
+    with pytest.raises(PveguardError, match="bad option.*/etc/fstab.*as it was before this run"):
+        enable(node, commit_seconds=20)
+    assert node.read("/etc/fstab") == before
+    # It is still known as somebody's, and the next run does it.
+    with pytest.raises(PveguardError, match="somebody changed what pveguard wrote.*/etc/fstab"):
+        write_diet.revert(run=node.run, root=node.root)
+    node.hook = lambda argv: None
+    enable(node, commit_seconds=20)
+    assert mine in node.read("/etc/fstab") and node.read("/etc/fstab").count("commit=20") == 2
+    assert not enable(node, commit_seconds=20).changed
+
+
 def test_a_host_whose_root_is_not_in_fstab(make: Make) -> None:
     node = make()
     assert not enable(node).changed

@@ -8,7 +8,7 @@ again, and the reason is told.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -111,39 +111,58 @@ def _enable(
     result.files += changes
     if check:
         return
+    theirs = [_as_it_is(change.path, None, root) for change in changes if change.drift and _is_edited(core, change.path, root)]
     if hasattr(core, "live") and not (root / REMEMBERED / f"{core.NAME}.json").exists():
         _remember(core, facts, root)
     _note(core, root)
-    managed_file.apply(specs, _kept_for(core), root)
-    if gone:
-        managed_file.revert(_kept_for(core), root, gone, managed_file.OVERWRITE)
     work = Work(root, run, facts, options, _remembered(core, root), [change.path for change in changes])
     try:
+        managed_file.apply(specs, _kept_for(core), root)
+        if gone:
+            managed_file.revert(_kept_for(core), root, gone, managed_file.OVERWRITE)
         change.activate(work)
         left = core.differs(options, measures.collect(run, root)[core.NAME])
         if left:
             raise PveguardError(f"after the change it is still to be done: {'; '.join(left)}")
     except (PveguardError, OSError) as error:
-        _give_up(core, facts, result, run, root, str(error))
+        _give_up(core, run, root, str(error), theirs)
     result.done += work.done
     _forget_note(core, root)
 
 
-def _give_up(core: ModuleType, facts: Mapping[str, Any], result: Result, run: Run, root: Path, why: str) -> None:
-    """A measure that does not count is worse than none: the node as it was, and the reason."""
+def _give_up(core: ModuleType, run: Run, root: Path, why: str, theirs: Sequence[FileSpec]) -> None:
+    """A measure that does not count is worse than none: the node as it was, and the reason.
+
+    ``theirs``: files of others that somebody has changed since the measure was on, as they were before this run: what they had
+    before the measure would lose that change.
+    """
     said = f"write diet, {core.NAME}: {why}"
     try:
-        _take_back(core, measures.collect(run, root)[core.NAME], Result(), False, run, root, managed_file.OVERWRITE)
+        _take_back(core, measures.collect(run, root)[core.NAME], Result(), False, run, root, managed_file.OVERWRITE, theirs)
     except (PveguardError, OSError) as error:
         raise PveguardError(
             f"{said}. It could not be taken back either: {error}. Run again, or playbooks/revert.yml"
         ) from error
+    if theirs:
+        changed = ", ".join(spec.path for spec in theirs)
+        raise PveguardError(
+            f"{said}. The measure was taken back, but {changed}, which somebody has changed since it was on, is as it was before "
+            "this run"
+        )
     raise PveguardError(f"{said}. The measure was taken back, the node is as it was before it")
 
 
 def _take_back(
-    core: ModuleType, facts: Mapping[str, Any], result: Result, check: bool, run: Run, root: Path, drift: str
+    core: ModuleType,
+    facts: Mapping[str, Any],
+    result: Result,
+    check: bool,
+    run: Run,
+    root: Path,
+    drift: str,
+    theirs: Sequence[FileSpec] = (),
 ) -> None:
+    """``theirs``: files that are written as given, in place of what they were before the measure."""
     name = _kept_for(core)
     changes = managed_file.plan_revert(name, root, drift=drift)
     result.todo.append(f"take the measure {core.NAME} back")
@@ -152,7 +171,10 @@ def _take_back(
         return
     _note(core, root)
     was = _remembered(core, root)
-    managed_file.revert(name, root, drift=drift)
+    spared = [spec.path for spec in theirs]
+    managed_file.revert(name, root, [path for path in managed_file.paths(name, root) if path not in spared], drift)
+    for spec in theirs:
+        write_atomic(root / spec.path.lstrip("/"), spec.data, int(spec.mode, 8), spec.uid, spec.gid)
     work = Work(root, run, facts, None, was, [change.path for change in changes])
     _CHANGES.get(core.NAME, core).activate(work)
     result.done += work.done
@@ -170,13 +192,20 @@ def _specs(core: ModuleType, options: Mapping[str, Any], facts: Mapping[str, Any
     return specs
 
 
-def _as_it_is(path: str, whole: str, root: Path) -> FileSpec:
-    """Another's file keeps its mode and owner."""
+def _is_edited(core: ModuleType, path: str, root: Path) -> bool:
+    """Whether it is a file of others that is there."""
+    return path in getattr(core, "EDITED", ()) and (root / path.lstrip("/")).is_file()
+
+
+def _as_it_is(path: str, whole: str | None, root: Path) -> FileSpec:
+    """Another's file keeps its mode and owner, and without ``whole`` its content."""
+    place = root / path.lstrip("/")
+    content = (read_or_none(place) or b"") if whole is None else data(whole)
     try:
-        found = (root / path.lstrip("/")).stat()
+        found = place.stat()
     except FileNotFoundError:
-        return FileSpec(path, data(whole))
-    return FileSpec(path, data(whole), f"{found.st_mode & 0o7777:04o}", uid=found.st_uid, gid=found.st_gid)
+        return FileSpec(path, content)
+    return FileSpec(path, content, f"{found.st_mode & 0o7777:04o}", uid=found.st_uid, gid=found.st_gid)
 
 
 def _former(core: ModuleType, specs: list[FileSpec], root: Path) -> list[str]:
