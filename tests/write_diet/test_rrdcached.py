@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.module_utils.pveguard.base import managed_file
 from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.base.run import Result
-from ansible.module_utils.pveguard.diet import measures, rrd_flush, rrdcached, write_diet
+from ansible.module_utils.pveguard.diet import measures, rrd_flush, rrdcached, rrdcached_restart, write_diet
 from ansible.module_utils.pveguard.diet.parts import mount_unit
 
 from tests.write_diet.node import JOURNAL, STOCK_DEFAULTS, Node, Rrdcached, options
@@ -197,6 +198,38 @@ def test_a_start_that_fails_is_put_back_and_told(make: Make) -> None:
         enable(node)
     assert node.picture() == before and not node.memory and node.values.missing == []
     assert running(node)["write_s"] == 300
+
+
+@pytest.mark.parametrize("written", range(5))
+def test_a_disk_that_is_full_leaves_nothing_in_between(make: Make, monkeypatch: pytest.MonkeyPatch, written: int) -> None:
+    """However many of the files still found room; the last one is a copy of the journal."""
+    node = started(make)
+    before = node.picture()
+    update(node, "a", "b")
+    room = [written]
+
+    def full(real: Callable[..., None]) -> Callable[..., None]:
+        def write(path: Any, *rest: Any) -> None:
+            if "var/lib/pveguard" not in str(path):
+                room[0] -= 1
+                if room[0] < 0:
+                    raise OSError(28, "No space left on device", str(path))
+            real(path, *rest)
+
+        return write
+
+    monkeypatch.setattr(managed_file, "write_atomic", full(managed_file.write_atomic))
+    monkeypatch.setattr(rrdcached_restart.shutil, "copy2", full(rrdcached_restart.shutil.copy2))
+    with pytest.raises(PveguardError, match="No space left on device.*(taken back|Run again)"):
+        enable(node)
+    assert node.rrd is not None and running(node)["write_s"] in (300, 3600)
+    if written < 4:
+        assert node.picture() == before and not facts(node)["kept"] and not facts(node)["pending"]
+    monkeypatch.undo()
+    assert enable(node).changed and not enable(node).changed
+    assert node.values.missing == [] and running(node)["write_s"] == 3600
+    write_diet.revert(run=node.run, root=node.root)
+    assert node.picture() == before
 
 
 def test_a_daemon_that_does_not_write_its_values_is_not_stopped(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

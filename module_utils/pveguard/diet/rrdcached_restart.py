@@ -46,8 +46,11 @@ def activate(work: Work) -> None:
         work.done.append(f"rrdcached wrote {written} files")
     work.systemctl("daemon-reload")
     work.systemctl("stop", *units)
-    aside = _move_journal(work)
-    work.systemctl("start", *units)
+    try:
+        aside = _move_journal(work)
+    finally:
+        # Also where the disk is full: without the daemon nothing would be stored.
+        work.systemctl("start", *units)
     work.done.append("rrdcached restarted")
     _await(work, socket)
     if aside is not None:
