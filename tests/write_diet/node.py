@@ -63,6 +63,8 @@ class Node:
         self.show_mounts()
         #: Swap in use, KiB used by its name; units that bring swap in zram.
         self.swaps: dict[str, int] = {}
+        #: What the swap lines of fstab lead to in this boot.
+        self.fstab_swaps: tuple[str, ...] = ()
         self.zram_units: tuple[str, ...] = ()
         #: Units that a link enables.
         self.links: dict[str, str] = {}
@@ -190,8 +192,8 @@ class Node:
         self.show_swaps()
 
     def do_swapon(self, arguments: list[str]) -> None:
-        (name,) = arguments
-        self.swaps[name] = 0
+        for name in self.fstab_swaps if arguments == ["--all"] else arguments:
+            self.swaps.setdefault(name, 0)
         self.show_swaps()
 
     # -- mounts

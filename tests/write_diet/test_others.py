@@ -194,6 +194,8 @@ def with_swap(make: Make) -> Node:
     node.write("/etc/fstab", "\n".join(lines) + "\n")
     node.write("/proc/meminfo", "MemTotal: 8000000 kB\nMemFree: 1 kB\nMemAvailable: 4000000 kB\n")
     node.swaps = {"/dev/dm-1": 1000, "/dev/sda2": 0}
+    node.fstab_swaps = ("/dev/dm-1",)
+    node.write("/proc/sys/kernel/random/boot_id", "first\n")
     node.show_swaps()
     return node
 
@@ -212,6 +214,27 @@ def test_swap_is_off_where_memory_holds_it(with_swap: Node) -> None:
     # Wanted again, it comes back with its units.
     assert enable(with_swap, "swap").changed and sorted(with_swap.swaps) == ["/dev/dm-1", "/dev/sda2"]
     assert "link /dev/null" not in with_swap.picture().values() and not enable(with_swap, "swap").changed
+
+
+def test_after_a_boot_swap_comes_back_by_fstab_and_not_by_a_name_that_a_guest_may_have_now(with_swap: Node) -> None:
+    enable(with_swap, "swap", device="none")
+    with_swap.write("/proc/sys/kernel/random/boot_id", "second\n")
+    with_swap.fstab_swaps = ("/dev/dm-7", "/dev/sdb2")
+    done = write_diet.revert(run=with_swap.run, root=with_swap.root)
+    assert sorted(with_swap.swaps) == ["/dev/dm-7", "/dev/sdb2"] and "swap on /dev/dm-7 switched on" in done.done
+    assert [argv for argv in with_swap.calls if argv[0] == "swapon"] == [["swapon", "--all"]]
+
+
+def test_swap_that_does_not_come_back_is_told_with_the_file(with_swap: Node) -> None:
+    enable(with_swap, "swap", device="none")
+    with_swap.write("/proc/sys/kernel/random/boot_id", "second\n")
+    with_swap.hook = lambda argv: Result(255, "", "cannot find the device for UUID=a-b") if argv[0] == "swapon" else None
+    with pytest.raises(PveguardError, match="cannot find the device for UUID=a-b.*/etc/fstab"):
+        write_diet.revert(run=with_swap.run, root=with_swap.root)
+    # Mended, the next run ends it.
+    with_swap.hook = lambda argv: None
+    write_diet.revert(run=with_swap.run, root=with_swap.root)
+    assert list(with_swap.swaps) == ["/dev/dm-1"] and not write_diet.revert(run=with_swap.run, root=with_swap.root).changed
 
 
 @pytest.mark.parametrize("available", [900000, 1700000])

@@ -14,6 +14,7 @@ from ..base.errors import PveguardError
 from ..base.run import Run
 from . import kernel_settings
 from .parts import (
+    SYSTEMCTL_S,
     Facts,
     Files,
     Found,
@@ -45,7 +46,7 @@ MIB = 1024
 def look(found: Found, run: Run) -> dict[str, Any]:
     """``installed``; ``values``: the swappiness; ``disks``: swap on disk in use, by its name in /proc/swaps, KiB used each;
     ``zram``: whether swap in zram is in use; ``zram_by``: the package for it (``zram-tools``, ``systemd-zram-generator``, empty);
-    ``units``: of the swap in fstab; ``available_kib`` and ``memory_kib``; ``files``.
+    ``boot``: which boot it is; ``units``: of the swap in fstab; ``available_kib`` and ``memory_kib``; ``files``.
     """
     root = found.root
     values = kernel_settings.read(KEYS, root)
@@ -60,11 +61,16 @@ def look(found: Found, run: Run) -> dict[str, Any]:
         "disks": disks,
         "zram": zram,
         "zram_by": by,
+        "boot": _boot(root),
         "units": units,
         "available_kib": memory.get("MemAvailable", 0),
         "memory_kib": memory.get("MemTotal", 0),
         "files": file_states([FILE, GENERATOR_CONF, *(_mask(unit) for unit in units)], root),
     }
+
+
+def _boot(root: Path) -> str:
+    return text(root / "proc/sys/kernel/random/boot_id").strip()
 
 
 def in_use(root: Path) -> tuple[dict[str, int], bool]:
@@ -160,7 +166,9 @@ def owned(options: Options, facts: Facts) -> Files:
 
 
 def live(facts: Facts) -> Any:
-    return {"values": facts["values"], "disks": sorted(facts.get("disks") or {}), "zram": bool(facts.get("zram"))}
+    """Names of devices are those of this boot."""
+    disks = sorted(facts.get("disks") or {})
+    return {"values": facts["values"], "disks": disks, "zram": bool(facts.get("zram")), "boot": facts.get("boot")}
 
 
 def activate(work: Work) -> None:
@@ -199,10 +207,22 @@ def _back(work: Work, was: Facts) -> None:
 
 
 def _swap_on(work: Work, was: Facts, now: Facts) -> None:
-    for name in was.get("disks") or []:
-        if name not in now:
-            work.command("swapon", name)
-            work.done.append(f"swap on {name} switched on")
+    missing = [name for name in was.get("disks") or [] if name not in now]
+    if not missing:
+        return
+    # By fstab, with the priorities that it gives. After a boot the name of then may be that of another device, a guest's even.
+    all_of_fstab = work.run(["swapon", "--all"], timeout=SYSTEMCTL_S)
+    on = in_use(work.root)[0]
+    if was.get("boot") == _boot(work.root):
+        for name in missing:
+            if name not in on:
+                work.command("swapon", name)
+    elif not all_of_fstab.ok and not set(on) - set(now):
+        raise PveguardError(
+            f"swap was on {', '.join(missing)}, and 'swapon --all' brings none back: {all_of_fstab.stderr.strip()}. Look at the swap "
+            "lines of /etc/fstab and run again"
+        )
+    work.done += [f"swap on {name} switched on" for name in in_use(work.root)[0] if name not in now]
 
 
 def _zram_unit(work: Work) -> str:
