@@ -276,6 +276,15 @@ def test_zram_only_where_its_package_is_there(with_swap: Node) -> None:
     assert list(with_swap.swaps) == ["/dev/zram0"] and "zram-size" in with_swap.read(swap.GENERATOR_CONF)
 
 
+def test_settings_of_zram_that_are_there_stay_as_they_are(with_swap: Node) -> None:
+    """Debian's package brings a configuration file, which the operator may have edited."""
+    with_swap.write(swap.GENERATOR, "")
+    with_swap.write(swap.GENERATOR_CONF, "[zram0]\nzram-size = ram / 8\n")
+    with_swap.zram_units = ("dev-zram0.swap",)
+    there_and_back(with_swap, "swap", lambda: sorted(with_swap.swaps), device="zram")
+    assert list(with_swap.swaps) == ["/dev/zram0"] and with_swap.read(swap.GENERATOR_CONF) == "[zram0]\nzram-size = ram / 8\n"
+
+
 def test_zram_tools_have_settings_of_their_own(with_swap: Node) -> None:
     with_swap.unit(swap.SERVICE)
     with_swap.zram_units = (swap.SERVICE,)

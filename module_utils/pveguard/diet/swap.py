@@ -2,7 +2,7 @@
 """Swap: used later (vm.swappiness), and where that is chosen in RAM (zram) or not at all.
 
 A swap device is switched off only while the memory that is free holds what is in it, with a reserve; it is masked, not taken out
-of fstab. zram is set up only where a package for it is there.
+of fstab. zram is set up only where a package for it is there, and settings that somebody has made for it stay as they are.
 """
 
 from __future__ import annotations
@@ -160,7 +160,8 @@ def owned(options: Options, facts: Facts) -> Files:
     found: Files = {FILE: f"# Managed by pveguard: swap is used later.\n{SWAPPINESS} = {swappiness}\n"}
     if device != KEEP:
         found.update({_mask(unit): Link("/dev/null") for unit in facts.get("units") or []})
-    if device == ZRAM and facts.get("zram_by") == "systemd-zram-generator":
+    theirs = facts["files"][GENERATOR_CONF] != "absent" and GENERATOR_CONF not in (facts.get("paths") or [])
+    if device == ZRAM and facts.get("zram_by") == "systemd-zram-generator" and not theirs:
         found[GENERATOR_CONF] = "# Managed by pveguard: swap in RAM, compressed.\n[zram0]\nzram-size = min(ram / 4, 4096)\n"
     return found
 
