@@ -15,7 +15,7 @@ from typing import Any
 
 from ..base.mountinfo import mountinfo
 from ..base.run import Run
-from .parts import Facts, Files, Found, Options, Work, mounted, number, text, unescape
+from .parts import Facts, Files, Found, Options, Work, editable, mounted, number, text, unescape
 
 NAME = "mounts"
 UNITS: tuple[str, ...] = ()
@@ -84,7 +84,7 @@ def edited(options: Options, facts: Facts, root: Path) -> Files:
     atime, commit = settings(options)
     points = {mount["point"]: mount for mount in facts.get("mounts") or []}
     lines = []
-    for line in text(root / FSTAB.lstrip("/")).splitlines(keepends=True):
+    for line in editable(root / FSTAB.lstrip("/")).splitlines(keepends=True):
         match = _LINE.match(line)
         mount = points.get(_point(match[2])) if match else None
         if match and mount:

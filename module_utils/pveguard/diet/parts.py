@@ -120,10 +120,20 @@ def unescape(word: str) -> str:
 
 
 def text(path: Path) -> str:
-    """A file's text, empty where there is none; byte for byte the same again by :func:`data`."""
+    """A file's text, empty where it cannot be read."""
+    try:
+        return editable(path)
+    except OSError:
+        return ""
+
+
+def editable(path: Path) -> str:
+    """The text of a file that is written again, byte for byte the same by :func:`data`; empty where there is none, and only then:
+    raises ``OSError``.
+    """
     try:
         return path.read_bytes().decode("utf-8", "surrogateescape")
-    except OSError:
+    except FileNotFoundError:
         return ""
 
 
@@ -154,17 +164,20 @@ def _wanted(content: str) -> str:
 
 
 def with_block(original: str, lines: Sequence[str]) -> str:
-    """A text with a block of pveguard's at its end, in place of the one that is there; without lines there is none."""
+    """A text with a block of pveguard's at its end, in place of the one that is there; without lines there is none. What
+    follows a begin without an end stays, as it may be somebody's.
+    """
     kept: list[str] = []
-    inside = False
+    block: list[str] | None = None
     for line in original.splitlines(keepends=True):
         if line.strip() == BEGIN:
-            inside = True
-        elif inside and line.strip() == END:
-            inside = False
-        elif not inside:
-            kept.append(line)
-    base = "".join(kept)
+            kept += block or []
+            block = []
+        elif block is not None and line.strip() == END:
+            block = None
+        else:
+            (kept if block is None else block).append(line)
+    base = "".join(kept + (block or []))
     if not lines:
         return base
     gap = "" if not base or base.endswith("\n") else "\n"
@@ -172,19 +185,25 @@ def with_block(original: str, lines: Sequence[str]) -> str:
 
 
 def assignments(shell: str) -> dict[str, str]:
-    """``NAME=value`` lines of a file in /etc/default, the last one of a name wins."""
+    """``NAME=value`` of a file in /etc/default, the last one of a name wins. A value may end on a later line, and blanks need no
+    quotes where systemd reads it.
+    """
     import shlex
 
-    found = {}
-    for line in shell.splitlines():
+    found: dict[str, str] = {}
+    lines = iter(shell.splitlines())
+    for line in lines:
         match = re.match(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)=(.*)", line)
-        if not match:
-            continue
-        try:
-            words = shlex.split(match[2], comments=True)
-        except ValueError:
-            continue
-        found[match[1]] = words[0] if words else ""
+        value = match[2] if match else ""
+        while match:
+            try:
+                found[match[1]] = " ".join(shlex.split(value, comments=True))
+                break
+            except ValueError:
+                more = next(lines, None)
+                if more is None:
+                    break
+                value = value.removesuffix("\\") + ("" if value.endswith("\\") else "\n") + more
     return found
 
 

@@ -29,6 +29,7 @@ from .parts import (
     active,
     assignments,
     command_line,
+    editable,
     file_states,
     loaded,
     mount_unit,
@@ -321,7 +322,7 @@ def edited(options: Options, facts: Facts, root: Path) -> Files:
     """The start script's variables, set in a block at the end of its file."""
     if facts["kind"] == NATIVE:
         return {}
-    original = text(root / DEFAULTS.lstrip("/"))
+    original = editable(root / DEFAULTS.lstrip("/"))
     lines = [f'{key}="{value}"' for key, value in _variables(options, facts).items()]
     return {DEFAULTS: with_block(original, lines)}
 

@@ -21,6 +21,7 @@ from .parts import (
     active,
     assignments,
     command_line,
+    editable,
     loaded,
     processes,
     text,
@@ -85,7 +86,7 @@ def owned(options: Options, facts: Facts) -> Files:
 
 def edited(options: Options, facts: Facts, root: Path) -> Files:
     wanted = " ".join([*facts.get("original", "").split(), *WANTED])
-    return {DEFAULTS: with_block(text(root / DEFAULTS.lstrip("/")), [f'smartd_opts="{wanted}"'])}
+    return {DEFAULTS: with_block(editable(root / DEFAULTS.lstrip("/")), [f'smartd_opts="{wanted}"'])}
 
 
 def activate(work: Work) -> None:

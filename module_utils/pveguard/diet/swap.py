@@ -220,8 +220,8 @@ def _swap_on(work: Work, was: Facts, now: Facts) -> None:
                 work.command("swapon", name)
     elif not all_of_fstab.ok and not set(on) - set(now):
         raise PveguardError(
-            f"swap was on {', '.join(missing)}, and 'swapon --all' brings none back: {all_of_fstab.stderr.strip()}. Look at the swap "
-            "lines of /etc/fstab and run again"
+            f"swap was on {', '.join(missing)}, and 'swapon --all' brings none back: {all_of_fstab.stderr.strip()}. Look at the "
+            "swap lines of /etc/fstab and run again"
         )
     work.done += [f"swap on {name} switched on" for name in in_use(work.root)[0] if name not in now]
 
