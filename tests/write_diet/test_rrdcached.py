@@ -264,6 +264,35 @@ def test_a_tmpfs_of_somebody_s_stays_his(make: Make) -> None:
     assert running(node)["flushes"] and not node.exists(f"/etc/systemd/system/{UNIT}") and not enable(node).changed
 
 
+def test_a_tmpfs_that_somebody_made_by_a_unit_stays_his(make: Make) -> None:
+    node = started(make)
+    node.write(f"/etc/systemd/system/{UNIT}", f"[Mount]\nWhat=mine\nWhere={JOURNAL}\nType=tmpfs\nOptions=size=64m\n")
+    node.do_systemctl(["start", UNIT])
+    before = node.picture()
+    for journal in ("tmpfs", "none", "disk"):
+        enable(node, journal=journal)
+        assert UNIT in node.memory and node.read(f"/etc/systemd/system/{UNIT}").startswith("[Mount]\nWhat=mine\n")
+        assert not enable(node, journal=journal).changed
+    write_diet.revert(run=node.run, root=node.root)
+    assert node.picture() == before and UNIT in node.memory
+
+
+def test_a_journal_behind_a_link_is_refused_before_anything_is_changed(make: Make) -> None:
+    """systemd mounts on no symbolic link."""
+    node = make()
+    place = node.root / JOURNAL.lstrip("/")
+    place.rmdir()
+    (node.root / "mnt").mkdir()
+    place.symlink_to(node.root / "mnt")
+    node.start_rrdcached()
+    before = node.picture()
+    for check in (True, False):
+        with pytest.raises(PveguardError, match=f"{JOURNAL} is reached by a symbolic link.*write_diet_rrdcached_journal: none"):
+            enable(node, check)
+    assert node.picture() == before and node.changing() == []
+    assert enable(node, journal="none").changed
+
+
 def test_a_node_without_a_journal_gets_none(make: Make) -> None:
     node = make()
     node.write("/etc/default/rrdcached", STOCK_DEFAULTS.replace("JOURNAL_PATH=", "#JOURNAL_PATH="))

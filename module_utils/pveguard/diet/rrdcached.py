@@ -280,8 +280,8 @@ def _interval(values: Facts) -> str:
 
 
 def is_ours(facts: Facts) -> bool:
-    states: dict[str, str] = facts.get("files") or {}
-    return states.get(mount_file(facts["journal_path"]), "absent") != "absent"
+    """Whether the unit that mounts the journal's tmpfs is pveguard's: somebody may have made one of the same name."""
+    return mount_file(facts["journal_path"]) in (facts.get("paths") or [])
 
 
 def _is_set(options: Options, facts: Facts) -> bool:

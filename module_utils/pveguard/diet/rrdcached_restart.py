@@ -10,18 +10,24 @@ from pathlib import Path
 from ..base.errors import PveguardError
 from . import rrd_flush
 from .parts import Facts, Options, Work, mount_unit
-from .rrdcached import JOURNALS, MIB, SOCKET, SOCKET_UNIT, UNIT, is_ours, mount_file, settings
+from .rrdcached import DEFAULTS, JOURNALS, MIB, SOCKET, SOCKET_UNIT, UNIT, is_ours, mount_file, settings
 
 #: How long a daemon may take until it answers; with a journal on disk it reads that first.
 START_S = 120.0
 
 
 def refuse(options: Options, facts: Facts, root: Path) -> None:
-    """Raises PveguardError, before anything is changed, where the journal of now would not fit."""
+    """Raises PveguardError, before anything is changed, where the journal of now would not fit or nothing can be mounted."""
     wish = settings(options, facts)
     if not wish["mount"]:
         return
-    there = sum(each.stat().st_size for each in (root / facts["journal_path"].lstrip("/")).glob(JOURNALS))
+    place = root / facts["journal_path"].lstrip("/")
+    if os.path.realpath(place) != os.path.join(os.path.realpath(root), facts["journal_path"].lstrip("/")):
+        raise PveguardError(
+            f"rrdcached's journal {facts['journal_path']} is reached by a symbolic link, and systemd mounts nothing there: set "
+            f"write_diet_rrdcached_journal: none (or disk), or JOURNAL_PATH in {DEFAULTS} to {os.path.realpath(place)}"
+        )
+    there = sum(each.stat().st_size for each in place.glob(JOURNALS))
     if there > wish["journal_bytes"]:
         raise PveguardError(
             f"rrdcached's journal has {there // MIB + 1} MiB and would not fit into {wish['journal_bytes'] // MIB} MiB of RAM: "
@@ -58,9 +64,10 @@ def activate(work: Work) -> None:
 
 
 def _mounts(work: Work) -> bool:
-    """Whether the journal's tmpfs is to be there, by the files as they are now."""
-    path = work.facts.get("journal_path")
-    return bool(path) and work.at(mount_file(str(path))).exists()
+    """Whether pveguard's tmpfs for the journal is to be there, by the files as they are now."""
+    path = str(work.facts["journal_path"])
+    theirs = work.facts["journal_tmpfs_bytes"] is not None and not is_ours(work.facts)
+    return work.at(mount_file(path)).exists() and not theirs
 
 
 def _await(work: Work, socket: str) -> None:
