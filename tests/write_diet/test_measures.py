@@ -144,6 +144,12 @@ def test_facts_that_cannot_be_read_are_told_and_stop_nothing(make: Make, monkeyp
     monkeypatch.setattr(measures.MEASURES["journald"], "look", broken)
     found = measures.collect(node.run, node.root)
     assert "damaged disk" in found["journald"]["error"] and found["rrdcached"]["installed"]
+    # What is wanted and cannot be looked at is not taken for done.
+    wanted = {"journald": options()}
+    assert not measures.is_current("journald", options(), {"write_diet": found})
+    with pytest.raises(PveguardError, match="journald: .*damaged disk"):
+        write_diet.apply(wanted, False, node.run, node.root)
+    assert node.changing() == [] and not write_diet.apply({"journald": {"enabled": False}}, False, node.run, node.root).changed
 
 
 def test_filters() -> None:

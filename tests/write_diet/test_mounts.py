@@ -77,8 +77,11 @@ def test_only_the_options_of_the_lines_in_question_change(node: Node) -> None:
     assert not write_diet.revert(run=node.run, root=node.root).changed
 
 
-def test_a_password_in_fstab_is_no_fact(node: Node) -> None:
+def test_a_password_in_fstab_is_no_fact_and_in_no_diff(node: Node) -> None:
     assert "cret" not in str(measures.collect(node.run, node.root))
+    for result in (enable(node, True), enable(node), write_diet.revert(run=node.run, root=node.root)):
+        (shown,) = write_diet.diff(result.files)
+        assert "cret" not in str(shown) and "username=a,password=***" in shown["before"] and "noatime" in str(shown)
 
 
 def test_the_commit_interval_is_for_ext4_and_by_choice(node: Node) -> None:
@@ -95,6 +98,15 @@ def test_the_commit_interval_is_for_ext4_and_by_choice(node: Node) -> None:
     write_diet.revert(run=node.run, root=node.root)
     # 5 s are ext4's own, which it does not show.
     assert node.picture() == before and node.mounts == live
+
+
+def test_the_file_system_below_a_mount_that_is_read_only_stays_writable(node: Node) -> None:
+    """A bind mount, for instance: ``remount,ro`` would be for the file system."""
+    node.mounts[0] = "29 1 8:1 / / ro,relatime shared:1 - ext4 /dev/sda1 rw"
+    node.show_mounts()
+    enable(node, commit_seconds=20)
+    assert [argv[-1] for argv in remounts(node) if "commit" in str(argv)] == ["/var/log"]
+    assert "remount-ro,noatime 0 1" in node.read("/etc/fstab") and not enable(node, commit_seconds=20).changed
 
 
 def test_relatime_that_nobody_has_to_write_down(node: Node) -> None:

@@ -68,6 +68,8 @@ def todo(name: str, options: Options, facts: Mapping[str, Any]) -> list[str]:
     core = measure(name)
     if not options.get("enabled"):
         return [f"take the measure {name} back"] if facts.get("kept") or facts.get("pending") else []
+    if facts.get("error"):
+        return [f"find out what the node has, which failed: {facts['error']}"]
     if not facts.get("installed"):
         return []
     found: list[str] = core.differs(options, facts)

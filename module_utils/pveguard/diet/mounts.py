@@ -33,7 +33,7 @@ _LINE = re.compile(r"^(\s*[^#\s]\S*\s+)(\S+)(\s+)(\S+)(?:(\s+)(\S+))?(.*)$", re.
 
 def look(found: Found, run: Run) -> dict[str, Any]:
     """``installed``: whether one is in fstab; ``mounts``: of those ``point``, ``type``, ``source``, ``atime``, ``commit_s`` (None
-    but for ext4), and what fstab says of both: ``fstab_atime`` (empty for nothing) and ``fstab_commit_s``.
+    but for ext4 that can be given one), and what fstab says of both: ``fstab_atime`` (empty for nothing) and ``fstab_commit_s``.
     """
     described = {point: options for point, options in _lines(text(found.root / FSTAB.lstrip("/"))) if _is_system(point)}
     mounts = []
@@ -41,14 +41,16 @@ def look(found: Found, run: Run) -> dict[str, Any]:
         mount = mounted(point, found.mounts)
         if mount is None or mount["filesystem"] not in TYPES:
             continue
-        ext4 = mount["filesystem"] == "ext4"
+        own, whole = mount["mount_options"].split(","), mount["filesystem_options"].split(",")
+        # Below a mount that is read-only by itself the file system is left alone: a remount would be for both.
+        ext4 = mount["filesystem"] == "ext4" and ("ro" in own) == ("ro" in whole)
         mounts.append(
             {
                 "point": point,
                 "type": mount["filesystem"],
                 "source": mount["source"],
-                "atime": _atime(mount["mount_options"].split(",")) or "strictatime",
-                "commit_s": _commit(mount["filesystem_options"].split(",")) if ext4 else None,
+                "atime": _atime(own) or "strictatime",
+                "commit_s": _commit(whole) if ext4 else None,
                 "fstab_atime": _atime(options),
                 "fstab_commit_s": _commit(options) if ext4 else None,
             }
@@ -114,7 +116,8 @@ def activate(work: Work) -> None:
     if work.options is None:
         wanted = {each["point"]: (each["atime"], each["commit_s"]) for each in work.was or []}
     else:
-        wanted = {each["point"]: (atime, commit) for each in work.facts.get("mounts") or []}
+        there = work.facts.get("mounts") or []
+        wanted = {each["point"]: (atime, None if each["commit_s"] is None else commit) for each in there}
     for point, (mode, seconds) in wanted.items():
         _remount(work, point, mode, seconds)
 
@@ -128,7 +131,7 @@ def _remount(work: Work, point: str, mode: str, seconds: int | None) -> None:
         own = [each for each in own if each not in ATIMES] + [mode]
         work.command("mount", "-o", ",".join(["remount", "bind", *own]), mount["source"], point)
         work.done.append(f"{point} remounted with {mode}")
-    if seconds and mount["filesystem"] == "ext4" and _commit(mount["filesystem_options"].split(",")) != seconds:
+    if seconds and _commit(mount["filesystem_options"].split(",")) != seconds:
         work.command("mount", "-o", ",".join(["remount", *own, f"commit={seconds}"]), mount["source"], point)
         work.done.append(f"{point} remounted with commit={seconds}")
 

@@ -8,6 +8,7 @@ again, and the reason is told.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from .measures import PENDING, REMEMBERED, ROLE
 from .parts import Link, Work, data
 
 _ROOT = Path("/")
+_PASSWORD = re.compile(r"\b(pass(?:word|wd)?2?=)[^,\s]+")
 #: The cores with ``refuse`` and ``activate`` of a measure, where that is not its own: what only a change needs is sent with it.
 _CHANGES: dict[str, ModuleType] = {rrdcached.NAME: rrdcached_restart}
 
@@ -61,6 +63,8 @@ def apply(
         if not options.get("enabled"):
             _take_back(core, facts, result, check, run, root, managed_file.REFUSE)
             continue
+        if facts.get("error"):
+            raise PveguardError(f"write diet, {name}: the node could not be looked at, and nothing was changed: {facts['error']}")
         result.todo += measures.todo(name, options, facts)
         _enable(core, options, facts, result, check, run, root)
     result.facts = measures.collect(run, root)
@@ -85,11 +89,11 @@ def revert(
 
 
 def diff(changes: list[Change]) -> list[dict[str, str]]:
-    """Ansible's diff of file changes."""
+    """Ansible's diff of file changes, without the passwords of network file systems in fstab."""
     return [
         {
-            "before": change.before,
-            "after": change.after,
+            "before": _PASSWORD.sub(r"\1***", change.before),
+            "after": _PASSWORD.sub(r"\1***", change.after),
             "before_header": change.path,
             "after_header": f"{change.path} ({change.what})",
         }
