@@ -9,13 +9,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from ansible.module_utils.pveguard.diet import journald
 
 from tests.write_diet.node import Node
 
 
 @pytest.fixture
-def make() -> Iterator[Callable[..., Node]]:
+def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Node]]:
     made: list[Node] = []
+    # Of the node's disk, not of this machine's.
+    monkeypatch.setattr(journald, "tenth_mib", lambda place: 4096)
 
     def node(kind: str = "sysv") -> Node:
         made.append(Node(Path(tempfile.mkdtemp(prefix="diet-")), kind))

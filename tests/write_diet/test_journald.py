@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -56,6 +57,29 @@ def test_a_journal_that_is_not_on_disk_is_left_alone(make: Make, conf: str, ther
     if not there:
         (node.root / "var/log/journal").rmdir()
     assert not facts(node)["persistent"] and not enable(node).changed and node.changing() == []
+
+
+@pytest.mark.parametrize("mount", ["tmpfs log2ram rw,size=131072k", "ext4 /dev/zram1 rw"])
+def test_a_journal_in_logs_that_are_in_ram_is_left_alone(make: Make, mount: str) -> None:
+    """A bound of 512 MiB would let it fill them; journald's own is a tenth."""
+    node = make()
+    node.mounts.append(f"77 29 0:50 / /var/log rw - {mount}")
+    node.show_mounts()
+    assert not facts(node)["persistent"] and not enable(node).changed and node.changing() == []
+
+
+def test_on_a_small_file_system_the_bound_is_not_raised(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """journald's own bound is a tenth of it."""
+    node = make()
+    monkeypatch.setattr(journald, "tenth_mib", lambda place: 200)
+    enable(node)
+    assert "SystemMaxUse=200M\n" in node.read(journald.DROP_IN) and not enable(node).changed
+    monkeypatch.undo()
+    for blocks, wanted in ((1000000, 256), (1040000, 256), (2000, None)):
+        monkeypatch.setattr(journald.os, "statvfs", lambda place, blocks=blocks: SimpleNamespace(f_blocks=blocks, f_frsize=4096))
+        assert journald.tenth_mib(node.root) == wanted
+    monkeypatch.undo()
+    assert journald.tenth_mib(node.root / "nothing") is None
 
 
 def test_what_somebody_has_set_stays_as_it_is(make: Make) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.base.run import Result
 from ansible.module_utils.pveguard.diet import mounts, parts, rrdcached, smartd, write_diet
 
 from tests.write_diet.node import STOCK_DEFAULTS, Node, options
@@ -109,3 +110,27 @@ def test_bytes_that_are_no_utf_8_come_back(make: Make) -> None:
 def test_names_of_units(path: str) -> None:
     asked = subprocess.run(["systemd-escape", "--path", "--suffix=mount", path], capture_output=True, text=True, check=True)
     assert parts.mount_unit(path) == asked.stdout.strip()
+
+
+def test_of_several_mounts_on_a_point_the_topmost_counts() -> None:
+    mounts = [{"mount_point": "/var", "filesystem": "autofs"}, {"mount_point": "/var", "filesystem": "ext4"}]
+    found = parts.mounted("/var", mounts)
+    assert found is not None and found["filesystem"] == "ext4" and parts.mounted("/", mounts) is None
+
+
+def test_units_are_told_from_each_other_whatever_their_names_are() -> None:
+    """systemctl shows an alias under another name; fewer answers than questions say nothing."""
+    shown = "Id=smartmontools.service\nLoadState=loaded\n\nId=b.service\nLoadState=not-found\n"
+    told = parts.ask_units(["smartd.service", "b.service"], lambda argv, **_: Result(0, shown))
+    assert told["smartd.service"]["LoadState"] == "loaded" and told["b.service"]["LoadState"] == "not-found"
+    assert parts.ask_units(["a.service", "smartd.service", "b.service"], lambda argv, **_: Result(0, shown)) == {}
+
+
+def test_processes_of_a_unit_that_does_not_run_are_nobody_s(tmp_path: Path) -> None:
+    for place, pid in (("", 1), ("systemd/system.slice/a.service", 7), ("unified", 2)):
+        folder = tmp_path / "sys/fs/cgroup" / place
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "cgroup.procs").write_text(f"{pid}\n")
+    assert parts.processes({"ControlGroup": ""}, tmp_path) == parts.processes({}, tmp_path) == parts.processes(None, tmp_path) == []
+    # cgroup v1, with systemd's own hierarchy.
+    assert parts.processes({"ControlGroup": "/system.slice/a.service"}, tmp_path) == [7]

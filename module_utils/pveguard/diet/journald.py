@@ -7,11 +7,14 @@ set in a file of his own stays as it is. A journal that is in RAM, or goes nowhe
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 from ..base.run import Run
+from ..disk import block_writes
+from . import surroundings
 from .parts import Facts, Files, Found, Options, Work, active, file_states, loaded, number, same, text
 
 NAME = "journald"
@@ -25,21 +28,35 @@ _FOLDERS = ("/usr/lib/systemd", "/usr/local/lib/systemd", "/run/systemd", "/etc/
 
 
 def look(found: Found, run: Run) -> dict[str, Any]:
-    """``installed``; ``active``; ``persistent``: whether the journal is on disk; ``theirs``: which of KEYS others have set, with
-    their values; ``files``.
+    """``installed``; ``active``; ``persistent``: whether the journal is on disk; ``tenth_mib`` of its file system; ``theirs``: which
+    of KEYS others have set, with their values; ``files``.
     """
     if not loaded(found.units.get(UNIT)):
         return {"installed": False}
     theirs = settings_of_others(found.root)
     storage = theirs.get("Storage", "auto").lower()
-    there = (found.root / "var/log/journal").is_dir()
+    folder = found.root / "var/log/journal"
+    on_disk = not surroundings.in_ram(block_writes.device_behind("/var/log/journal", found.root, skip_memory=False))
     return {
         "installed": True,
         "active": active(found.units.get(UNIT)),
-        "persistent": storage == "persistent" or (storage == "auto" and there),
+        "persistent": on_disk and (storage == "persistent" or (storage == "auto" and folder.is_dir())),
+        "tenth_mib": tenth_mib(folder),
         "theirs": theirs,
         "files": file_states([DROP_IN], found.root),
     }
+
+
+def tenth_mib(place: Path) -> int | None:
+    """A tenth of the file system, which is journald's own bound, down to a power of two: ZFS has another size every day. None where
+    it is not known.
+    """
+    try:
+        space = os.statvfs(place)
+    except OSError:
+        return None
+    tenth = space.f_blocks * space.f_frsize // 10 // 1024**2
+    return 1 << tenth.bit_length() - 1 if tenth else None
 
 
 def settings_of_others(root: Path) -> dict[str, str]:
@@ -75,9 +92,10 @@ def differs(options: Options, facts: Facts) -> list[str]:
 
 
 def owned(options: Options, facts: Facts) -> Files:
+    bound, tenth = int(number(options.get("max_use_mib"), 512)), facts.get("tenth_mib")
     wish = {
         "Storage": "persistent",
-        "SystemMaxUse": f"{int(number(options.get('max_use_mib'), 512))}M",
+        "SystemMaxUse": f"{min(bound, tenth) if tenth else bound}M",
         "SyncIntervalSec": f"{int(number(options.get('sync_seconds'), 900))}s",
         "RateLimitIntervalSec": f"{int(number(options.get('rate_interval_seconds'), 30))}s",
         "RateLimitBurst": str(int(number(options.get("rate_burst"), 5000))),

@@ -29,12 +29,13 @@ def look(root: Path, mounts: Sequence[Mapping[str, str]], run: Run) -> dict[str,
     logs = [
         {"point": mount["mount_point"], "by": _name(mount), "fill_percent": _fill(root, mount["mount_point"])}
         for mount in mounts
-        if (mount["mount_point"] == LOGS or mount["mount_point"].startswith(f"{LOGS}/")) and _in_ram(mount)
+        if (mount["mount_point"] == LOGS or mount["mount_point"].startswith(f"{LOGS}/")) and in_ram(mount)
     ]
     return {"ram_logs": logs, "database": _database(root, run)}
 
 
-def _in_ram(mount: Mapping[str, str]) -> bool:
+def in_ram(mount: Mapping[str, Any]) -> bool:
+    """Whether a mount (of mountinfo, or behind a path) has no disk."""
     return mount["filesystem"] in _MEMORY or mount["source"].startswith("/dev/zram")
 
 
