@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections.abc import Callable
@@ -93,6 +94,26 @@ def test_without_the_flush_before_a_stop_values_would_be_lost(make: Make, kind: 
     dropin.write_text(dropin.read_text().replace("ExecStop=-/usr/bin/python3", "#"))
     node.reboot()
     assert node.values.missing == ["b", "c"]
+
+
+@pytest.mark.root
+def test_the_journal_stays_that_of_the_daemon_s_user(make: Make) -> None:
+    """DAEMON_USER: a file of root's it could neither read nor remove."""
+    node = started(make)
+    journal = node.root / JOURNAL.lstrip("/") / "rrd.journal.1"
+    update(node, "a")
+    os.chown(journal, 4711, 4712)
+    seen: list[tuple[int, int]] = []
+    start = node.start_rrdcached
+
+    def look_and_start() -> None:
+        seen.append((journal.stat().st_uid, journal.stat().st_gid))
+        start()
+
+    node.start_rrdcached = look_and_start  # type: ignore[method-assign]
+    node.hook = lambda argv: None
+    enable(node)
+    assert seen == [(4711, 4712)]
 
 
 def test_a_daemon_that_is_killed_finds_its_journal_in_ram(make: Make) -> None:

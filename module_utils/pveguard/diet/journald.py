@@ -28,8 +28,8 @@ _FOLDERS = ("/usr/lib/systemd", "/usr/local/lib/systemd", "/run/systemd", "/etc/
 
 
 def look(found: Found, run: Run) -> dict[str, Any]:
-    """``installed``; ``active``; ``persistent``: whether the journal is on disk; ``tenth_mib`` of its file system; ``theirs``: which
-    of KEYS others have set, with their values; ``files``.
+    """``installed``; ``active``; ``persistent``: whether the journal is on disk; ``tenth_mib`` of its file system; ``theirs``:
+    which of KEYS others have set, with their values; ``files``.
     """
     if not loaded(found.units.get(UNIT)):
         return {"installed": False}
@@ -48,8 +48,8 @@ def look(found: Found, run: Run) -> dict[str, Any]:
 
 
 def tenth_mib(place: Path) -> int | None:
-    """A tenth of the file system, which is journald's own bound, down to a power of two: ZFS has another size every day. None where
-    it is not known.
+    """A tenth of the file system, which is journald's own bound, down to a power of two: ZFS has another size every day. None
+    where it is not known.
     """
     try:
         space = os.statvfs(place)

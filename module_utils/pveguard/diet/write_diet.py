@@ -21,14 +21,14 @@ from ..base.errors import PveguardError
 from ..base.managed_file import Change, FileSpec
 from ..base.run import Run
 from ..base.run import run as real_run
-from . import measures, rrdcached, rrdcached_restart
+from . import measures, rrdcached, rrdcached_restart, swap, swap_change
 from .measures import PENDING, REMEMBERED, ROLE
 from .parts import Link, Work, data
 
 _ROOT = Path("/")
 _PASSWORD = re.compile(r"\b(pass(?:word|wd)?2?=)[^,\s]+")
 #: The cores with ``refuse`` and ``activate`` of a measure, where that is not its own: what only a change needs is sent with it.
-_CHANGES: dict[str, ModuleType] = {rrdcached.NAME: rrdcached_restart}
+_CHANGES: dict[str, ModuleType] = {rrdcached.NAME: rrdcached_restart, swap.NAME: swap_change}
 
 
 @dataclass
