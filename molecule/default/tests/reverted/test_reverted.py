@@ -22,7 +22,7 @@ GONE = (
 
 
 #: Files of other packages that pveguard edits or adds to; all else of /etc is the cluster's own.
-SETTINGS = re.compile(r"/(etc/(default|systemd|sysctl\.d|modprobe\.d|tmpfiles\.d|udev)|usr/local)(/|$)|/etc/fstab")
+SETTINGS = re.compile(r"/(etc/(default|systemd|sysctl\.d|modprobe\.d|tmpfiles\.d|udev)|usr/local/s?bin)(/|$)|/etc/fstab")
 
 
 @pytest.fixture(scope="module")
