@@ -177,6 +177,18 @@ def test_an_inventory_of_text_does_what_one_of_values_does(playbooks: Playbooks)
     assert playbooks.run(texts) == wanted
 
 
+def test_a_tag_chooses_a_measure_of_the_write_diet(playbooks: Playbooks) -> None:
+    """Under the lock of the run, and nothing else is done."""
+    member = {**OTHERS, "ram_state_enabled": True, "write_diet_enabled": True}
+    of_hosts = {name: {"corosync_node_id": number, **(member if name == "pve1" else DEFAULTS)} for name, number in HOSTS.items()}
+    calls = playbooks.run(of_hosts, "--tags", "journald")
+    of_member = [call[1] for call in calls if call[0] == "pve1"]
+    assert of_member == ["node_info", "write_diet", "run_lock"]
+    assert "lock" in calls[0][3], "the first look takes the lock"
+    assert [name for call in calls if call[1] == "write_diet" for name in call[3]["measures"]] == ["journald"]
+    assert calls[-1][1] == "run_lock" and calls[-1][3]["state"] == "released"
+
+
 def test_text_on_the_command_line_does_what_values_do_in_a_dry_run(playbooks: Playbooks) -> None:
     ids = {name: {"corosync_node_id": number} for name, number in HOSTS.items()}
     wanted = playbooks.run(ids, "--check", "-e", json.dumps(OTHERS))

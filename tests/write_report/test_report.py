@@ -286,6 +286,21 @@ def test_before_protection_who_wrote_since_boot_is_kept(tmp_path: Path) -> None:
     assert before is not None and before["since"] == "boot" and before["seconds"] == 30 * 3600
 
 
+def test_the_rate_begins_anew_when_a_measure_of_the_write_diet_is_switched_on_or_off() -> None:
+    def with_measures(*names: str) -> dict[str, Any]:
+        return {"write_diet": {each: {"kept": each in names} for each in ("rrdcached", "journald")}}
+
+    first = reported(at(10, 0), node=with_measures())
+    on = reported(at(40, 30 * 10**9), first, node=with_measures("rrdcached"))
+    assert on["writes"]["day"] is None and on["rate_from"]["uptime_seconds"] == 40 * 3600
+    later = reported(at(70, 33 * 10**9), on, node=with_measures("rrdcached"))
+    assert later["writes"]["day"]["device_bytes"] == 3 * 10**9, "the same measures go on"
+    unknown = reported(at(100, 36 * 10**9), later, node=None)
+    assert unknown["rate_from"] == later["rate_from"], "nobody was asked"
+    off = reported(at(130, 66 * 10**9), unknown, node=with_measures())
+    assert off["writes"]["day"] is None and off["rate_from"]["uptime_seconds"] == 130 * 3600
+
+
 def test_a_machine_that_was_set_back_to_a_snapshot_of_its_memory_is_counted_anew() -> None:
     before = reported(at(40, 10**9))
     # The same boot, less uptime, and yet the drive has more behind it.

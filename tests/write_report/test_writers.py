@@ -425,6 +425,25 @@ def test_rrdcached_tells_its_journal_from_the_files(node: WritingNode, monkeypat
     assert rows(table(silent, after)) == [("rrd", "rrdcached", 9000, True)], "since when it counts is not known"
 
 
+@pytest.mark.parametrize(("kind", "told"), [("tmpfs", None), ("ext4", 5000)])
+def test_a_journal_of_rrdcached_in_ram_costs_no_drive_anything(
+    node: WritingNode, monkeypatch: pytest.MonkeyPatch, kind: str, told: int | None
+) -> None:
+    """By the mount below the file that the daemon has open; not the one beneath it."""
+    short = Path("/tmp") / f"pveguard-rrd-{node.root.stat().st_ino}"
+    monkeypatch.setattr(writer_files, "RRDCACHED", f"/{short.relative_to(short.anchor)}")
+    (node.root / "tmp").symlink_to("/tmp")
+    node.write("sys/fs/cgroup/system.slice/rrdcached.service/cgroup.procs", "77\n")
+    descriptors = node.root / "proc/77/fd"
+    descriptors.mkdir(parents=True)
+    (descriptors / "1").symlink_to("/dev/null")
+    (descriptors / "7").symlink_to("/srv/rrd journal/rrd.journal.1796057081.235731")
+    lines = [("/", "ext4"), ("/srv/rrd\\040journal", "ext4" if kind == "tmpfs" else "tmpfs"), ("/srv/rrd\\040journal", kind)]
+    node.write("proc/self/mountinfo", "".join(f"30 1 0:{i} / {at} rw - {fs} x rw\n" for i, (at, fs) in enumerate(lines)))
+    with rrdcached(short, [5000]):
+        assert writer_files.reading(node.root)["rrd_journal"] == told
+
+
 def test_an_rrdcached_that_does_not_answer_is_one_row(node: WritingNode) -> None:
     node.write("run/rrdcached.sock", "no socket")
     node.units(0, rrdcached=10_000)

@@ -91,7 +91,7 @@ def entry(
         notes.append(f"no counters: {why}")
     before = _before(baseline, machine, notes if in_run else [])
     after = _after(measured, last, notes)
-    days = _days(counters, last, baseline if machine in (None, (baseline or {}).get("machine")) else None)
+    days = _days(counters, node, last, baseline if machine in (None, (baseline or {}).get("machine")) else None)
     result: dict[str, Any] = {
         "time": now,
         "in_run": in_run,
@@ -287,11 +287,20 @@ def _since_boot(
     return {"seconds": (league or {}).get("seconds"), "league": league}
 
 
+def _measures(node: Mapping[str, Any] | None) -> list[str] | None:
+    """The measures of the write diet that are on; None where that is not known."""
+    diet = (node or {}).get("write_diet")
+    return None if diet is None else sorted(name for name, facts in diet.items() if facts.get("kept"))
+
+
 def _days(
-    counters: Mapping[str, Any] | None, last: Mapping[str, Any], baseline: Mapping[str, Any] | None
+    counters: Mapping[str, Any] | None,
+    node: Mapping[str, Any] | None,
+    last: Mapping[str, Any],
+    baseline: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """``rate_from``: the counters from which a long time is counted, as long as one boot, one device and one place of the
-    database last. ``day`` and ``day_before`` (protection): the last figures ``{from, to, seconds, device_bytes}`` that
+    """``rate_from``: the counters from which a long time is counted, as long as one boot, one device, one place of the
+    database and the same measures of the write diet last. ``day`` and ``day_before`` (protection): the last figures ``{from, to, seconds, device_bytes}`` that
     cover a day or more, None where there are none yet.
     """
     former = last.get("writes") or {}
@@ -300,13 +309,16 @@ def _days(
         in_memory = counters["database"]["in_memory"]
         if start and start["database"]["in_memory"] != in_memory:
             start, before, day = None, (day or before) if in_memory else None, None
+        measures = _measures(node)
+        if start and measures is not None and measures != (start.get("write_diet") or []):
+            start, day = None, None
         written = block_writes.difference(start, counters) if start else {}
         # An earlier release did not note who wrote: that is counted from now on.
         unknown = start is not None and counters.get("league") and not start.get("league")
         # A machine that was set back to a snapshot of its memory is in the same boot, with less uptime.
         if start is None or written["device_bytes"] is None or written["seconds"] is None or unknown:
             keys = ("time", "boot_id", "uptime_seconds", "device", "database", "league")
-            start = {key: counters.get(key) for key in keys}
+            start = {**{key: counters.get(key) for key in keys}, "write_diet": measures or []}
         elif written["seconds"] >= DAY_SECONDS:
             day = {
                 "from": start.get("time"),

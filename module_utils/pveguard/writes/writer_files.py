@@ -16,10 +16,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..base.mountinfo import mountinfo
+
 ACCESS_LOG = "/var/log/pveproxy"
 TASK_LOGS = "/var/log/pve/tasks"
 APT = ("/var/lib/apt/lists", "/var/cache/apt", "/var/cache/apt/archives", "/var/lib/dpkg", "/var/log/apt")
-RRDCACHED = "/run/rrdcached.sock"
+RRDCACHED, RRDCACHED_GROUP = "/run/rrdcached.sock", "system.slice/rrdcached.service"
+RRD_JOURNAL = "rrd.journal."
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 #: More task logs are not counted: each costs a system call.
@@ -31,7 +34,8 @@ _RRDCACHED_SECONDS = 1.0
 
 def reading(root: Path) -> dict[str, Any]:
     """Sizes and times of now: ``access_log`` (``{inode: size}``), ``task_logs`` (bytes of all, None: none or too many), ``apt``
-    (``[[time of the first, bytes]]`` of the last runs), ``rrd_journal`` (bytes since rrdcached was started, None: not told).
+    (``[[time of the first, bytes]]`` of the last runs), ``rrd_journal`` (bytes since rrdcached was started, None: not told, or
+    the journal is in RAM).
     """
     return {
         "access_log": _access_log(root),
@@ -111,7 +115,7 @@ def _apt(root: Path) -> list[list[int]]:
 def _rrd_journal(root: Path) -> int | None:
     """``JournalBytes`` of the command STATS, see rrdcached(1): it only reads."""
     path = root / RRDCACHED.lstrip("/")
-    if not path.exists():
+    if not path.exists() or _rrd_journal_in_ram(root):
         return None
     answer = b""
     try:
@@ -129,3 +133,21 @@ def _rrd_journal(root: Path) -> int | None:
         return None
     found = re.search(rb"^JournalBytes: (\d+)$", answer, re.MULTILINE)
     return int(found[1]) if found else None
+
+
+def _rrd_journal_in_ram(root: Path) -> bool:
+    """By the file that the daemon has open."""
+    for tree in ("", "/unified", "/systemd"):
+        for pid in text(root / f"sys/fs/cgroup{tree}/{RRDCACHED_GROUP}/cgroup.procs").split():
+            for entry in _below(root / f"proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    target = os.readlink(entry.path)
+                    if os.path.basename(target).startswith(RRD_JOURNAL):
+                        return _filesystem(target, root) in ("tmpfs", "ramfs")
+    return False
+
+
+def _filesystem(path: str, root: Path) -> str:
+    """The type of the file system that a path is on, empty where it is not known; of mounts on one point the last one counts."""
+    around = [each for each in mountinfo(str(root)) if f"{path}/".startswith(f"{each['mount_point'].rstrip('/')}/")]
+    return max(reversed(around), key=lambda each: len(each["mount_point"]))["filesystem"] if around else ""

@@ -18,11 +18,12 @@ from pmxcfs import live_database, tree
 
 TREES = ["/etc", "/root", "/usr/local", "/var/lib"]
 SKIPPED = re.compile(
-    r"^(/root/\.ansible|/var/lib/systemd|/var/lib/dpkg/info|/var/lib/pve-cluster/(config\.db.*|\.pmxcfs\.lockfile))(/|$)"
+    r"^(/root/\.ansible|/var/lib/(systemd|dpkg/info|rrdcached/(db|journal)/.*|logrotate|smartmontools"
+    r"|pve-cluster/(config\.db.*|\.pmxcfs\.lockfile)))(/|$)"
 )
 UNITS = [
     *("pve-cluster.service", "corosync.service", "pve-ha-lrm.service", "pve-ha-crm.service"),
-    *("watchdog-mux.service", "pvescheduler.service"),
+    *("watchdog-mux.service", "pvescheduler.service", "rrdcached.service"),
     *("pveguard-state.service", "pveguard-state-watch.service", "var-lib-pve\\x2dcluster.mount"),
 ]
 

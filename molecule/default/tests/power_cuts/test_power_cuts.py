@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,16 @@ MINUTES = 25
 
 
 @pytest.fixture(scope="module")
-def summary(ephemeral: Path) -> dict[str, Any]:
+def last_words(nodes: dict[str, Host]) -> dict[str, str]:
+    """A critical message of each node from right before the cuts: the journal is synced every 15 minutes otherwise."""
+    words = {name: f"molecule: {time.time_ns()} on {name}" for name in nodes}
+    for name, host in nodes.items():
+        assert host.run(f"logger -p user.crit '{words[name]}'").rc == 0
+    return words
+
+
+@pytest.fixture(scope="module")
+def summary(ephemeral: Path, last_words: dict[str, str]) -> dict[str, Any]:
     limits = ("--cuts", str(CUTS), "--minutes", str(MINUTES), "--busy", "3.5", "8")
     return bench_summary("power_cuts.py", *limits, "--work", ephemeral / "power_cuts")
 
@@ -39,6 +49,13 @@ def test_the_time_was_busy(summary: dict[str, Any]) -> None:
 def test_no_more_than_the_rpo_was_lost(summary: dict[str, Any]) -> None:
     # The loss is counted up to the end of the last QEMU, and killing all takes a busy machine seconds.
     assert summary["max_loss_seconds"] <= summary["rpo_seconds"] + 5
+
+
+def test_critical_messages_had_reached_the_disk(
+    summary: dict[str, Any], last_words: dict[str, str], nodes: dict[str, Host]
+) -> None:
+    for name, host in nodes.items():
+        assert last_words[name] in host.run("journalctl --no-pager -p crit -o cat").stdout, name
 
 
 def test_no_unit_was_ordered_in_a_cycle(summary: dict[str, Any], nodes: dict[str, Host]) -> None:

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +19,10 @@ GONE = (
     r"/etc/systemd/system/var-lib-pve\x2dcluster.mount",
     "/etc/systemd/system/pve-cluster.service.d/pveguard.conf",
 )
+
+
+#: Files of other packages that pveguard edits or adds to; all else of /etc is the cluster's own.
+SETTINGS = re.compile(r"/(etc/(default|systemd|sysctl\.d|modprobe\.d|tmpfiles\.d|udev)|usr/local/s?bin)(/|$)|/etc/fstab")
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +56,18 @@ def test_units_and_programs_are_gone(nodes: dict[str, Host]) -> None:
     for name, host in nodes.items():
         left = host.run("ls -d " + " ".join(f"'{path}'" for path in GONE) + " 2>/dev/null").stdout
         assert left == "", name
+
+
+def test_files_of_others_are_as_they_were(ephemeral: Path, everywhere: Any) -> None:
+    """Content, mode and owner of each, as before the first run; and none is there that was not."""
+    for name, fingerprint in everywhere("fingerprint.py").items():
+        before = json.loads((ephemeral / "before" / f"{name}.json").read_text())["files"]
+        was, now = ({path: it for path, it in each.items() if SETTINGS.match(path)} for each in (before, fingerprint["files"]))
+        assert len(was) > 20
+        assert {path: (was.get(path), now.get(path)) for path in {*was, *now} if was.get(path) != now.get(path)} == {}, name
+
+
+def test_statistics_are_stored_as_before(everywhere: Any) -> None:
+    for name, node in everywhere("statistics.py").items():
+        assert node["answers"] and node["journal"] is None, name
+        assert not {"-w", "-z", "-f", "-F"} & set(node["arguments"]), f"{name}: {node['arguments']}"
