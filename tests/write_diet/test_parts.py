@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -96,14 +97,19 @@ def test_bytes_that_are_no_utf_8_come_back(make: Make) -> None:
     path = node.root / "etc/default/rrdcached"
     path.write_bytes(strange)
     path.chmod(0o640)
+    if os.geteuid() == 0:
+        os.chown(path, 4711, 4712)
+    owner = path.stat().st_uid, path.stat().st_gid
     node.start_rrdcached()
     write_diet.apply({"rrdcached": options()}, False, node.run, node.root)
     assert path.read_bytes().startswith(strange + b"\n# pveguard") and path.stat().st_mode & 0o777 == 0o640
     assert not write_diet.apply({"rrdcached": options()}, False, node.run, node.root).changed
     write_diet.apply({"rrdcached": options(write_seconds=1800)}, False, node.run, node.root)
     assert path.read_bytes().startswith(strange + b"\n# pveguard") and path.read_bytes().count(parts.BEGIN.encode()) == 1
+    assert (path.stat().st_uid, path.stat().st_gid) == owner
     write_diet.revert(run=node.run, root=node.root)
     assert path.read_bytes() == strange and path.stat().st_mode & 0o777 == 0o640
+    assert (path.stat().st_uid, path.stat().st_gid) == owner
 
 
 @pytest.mark.parametrize("path", ["/", "/var/lib/rrdcached/journal", "/dev/disk/by-uuid/a-b", "/.hidden/x y", "/a//b/", "/ä\\b"])
