@@ -89,6 +89,12 @@ def test_smartd_keeps_no_files(with_smartd: Node) -> None:
     assert with_smartd.read("/proc/50/cmdline").split("\0")[1:-1] == ["-n", "-i", "900", "-A", "/x/", "-s", "-", "-A", "-"]
 
 
+def test_a_smartd_that_still_runs_with_what_was_set_before_is_restarted(with_smartd: Node) -> None:
+    enable(with_smartd, "smartd")
+    with_smartd.write("/proc/50/cmdline", "/usr/sbin/smartd\0-n\0")
+    assert enable(with_smartd, "smartd").done == ["smartd restarted"] and not enable(with_smartd, "smartd").changed
+
+
 def test_smartd_that_does_not_run_is_set_and_not_started(with_smartd: Node) -> None:
     with_smartd.units[smartd.UNIT]["ActiveState"] = "inactive"
     (with_smartd.root / "sys/fs/cgroup/system.slice/smartmontools.service/cgroup.procs").unlink()

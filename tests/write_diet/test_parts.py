@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.base.run import Result
+from ansible.module_utils.pveguard.base.systemd import properties_of
 from ansible.module_utils.pveguard.diet import mounts, parts, rrdcached, smartd, write_diet
 
 from tests.write_diet.node import STOCK_DEFAULTS, Node, options
@@ -127,9 +128,13 @@ def test_of_several_mounts_on_a_point_the_topmost_counts() -> None:
 def test_units_are_told_from_each_other_whatever_their_names_are() -> None:
     """systemctl shows an alias under another name; fewer answers than questions say nothing."""
     shown = "Id=smartmontools.service\nLoadState=loaded\n\nId=b.service\nLoadState=not-found\n"
-    told = parts.ask_units(["smartd.service", "b.service"], lambda argv, **_: Result(0, shown))
+    def told_of(*units: str) -> dict[str, dict[str, str]]:
+        return properties_of(units, ["LoadState"], lambda argv: Result(0, shown))
+
+    told = told_of("smartd.service", "b.service")
     assert told["smartd.service"]["LoadState"] == "loaded" and told["b.service"]["LoadState"] == "not-found"
-    assert parts.ask_units(["a.service", "smartd.service", "b.service"], lambda argv, **_: Result(0, shown)) == {}
+    told = told_of("a.service", "smartd.service", "b.service")
+    assert told["a.service"] == told["smartd.service"] == {} and told["b.service"]["LoadState"] == "not-found"
 
 
 def test_processes_of_a_unit_that_does_not_run_are_nobody_s(tmp_path: Path) -> None:

@@ -29,14 +29,18 @@ def properties(unit: str, names: Sequence[str], run: Ask = real_run) -> dict[str
 
 
 def properties_of(units: Sequence[str], names: Sequence[str], run: Ask = real_run) -> dict[str, dict[str, str]]:
-    """:func:`properties` of every unit asked for, from one ``systemctl show``; empty for one that it does not tell of."""
+    """:func:`properties` of every unit asked for, from one ``systemctl show``; empty for one that it does not tell of. An alias
+    has those of its unit.
+    """
     try:
         out = run(["systemctl", "show", "-p", ",".join(["Id", *names]), *units]).stdout
     except CommandMissing:
         out = ""
-    shown = [_values(block) for block in out.split("\n\n")]
+    shown = [_values(block) for block in out.split("\n\n") if block.strip()]
     told = {values["Id"]: values for values in shown if "Id" in values}
-    return {unit: told.get(unit, {}) for unit in units}
+    # An alias is shown under the name of its unit, where it was asked for.
+    in_order = dict(zip(units, shown, strict=True)) if len(shown) == len(units) else {}
+    return {unit: told.get(unit) or in_order.get(unit, {}) for unit in units}
 
 
 def unit_states(units: Sequence[str], run: Ask = real_run) -> dict[str, dict[str, str]]:

@@ -13,8 +13,9 @@ from ..base.errors import PveguardError
 from ..base.mountinfo import mountinfo
 from ..base.run import Run
 from ..base.run import run as real_run
+from ..base.systemd import properties_of
 from . import fstrim, journald, mounts, rrdcached, smartd, surroundings, swap, timers, writeback, zfs_txg
-from .parts import Found, Options, ask_units
+from .parts import PROPERTIES, Found, Options
 
 _CORES = (rrdcached, journald, mounts, swap, smartd, writeback, timers, fstrim, zfs_txg)
 #: By name, in the order in which they are done.
@@ -32,7 +33,7 @@ def collect(run: Run = real_run, root: Path = Path("/")) -> dict[str, Any]:
     Each has ``kept`` (the measure is on), ``paths`` (what it has changed) and ``pending`` (it was not ended) beside its own.
     """
     units = list(dict.fromkeys(unit for core in MEASURES.values() for unit in core.UNITS))
-    found = Found(root, ask_units(units, run), mountinfo(str(root)))
+    found = Found(root, properties_of(units, PROPERTIES, run), mountinfo(str(root)))
     facts: dict[str, Any] = {SURROUNDINGS: surroundings.look(root, found.mounts, run)}
     for name, core in MEASURES.items():
         try:

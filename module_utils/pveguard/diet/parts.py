@@ -29,9 +29,9 @@ from typing import Any
 
 from ..base.errors import PveguardError
 from ..base.file_state import look as state_of
-from ..base.run import CommandMissing, Run
+from ..base.run import Run
 
-PROPERTIES = "Id,LoadState,ActiveState,UnitFileState,ControlGroup,FragmentPath,SourcePath,DropInPaths"
+PROPERTIES = ("LoadState", "ActiveState", "UnitFileState", "ControlGroup", "FragmentPath", "SourcePath", "DropInPaths")
 BEGIN, END = "# pveguard write_diet: begin", "# pveguard write_diet: end"
 #: How long systemctl may take for one call; a stop may have values to write.
 SYSTEMCTL_S = 600.0
@@ -85,20 +85,6 @@ class Work:
 
     def at(self, path: str) -> Path:
         return self.root / path.lstrip("/")
-
-
-def ask_units(units: Sequence[str], run: Run) -> dict[str, dict[str, str]]:
-    """``{unit: {property: value}}`` from one ``systemctl show``; empty where there is no systemd."""
-    try:
-        out = run(["systemctl", "show", "-p", PROPERTIES, *units]).stdout
-    except CommandMissing:
-        return {}
-    # In the order in which they were asked for: an alias is shown under another name.
-    blocks = [block for block in out.split("\n\n") if block.strip()]
-    if len(blocks) != len(units):
-        return {}
-    shown = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in blocks]
-    return dict(zip(units, shown, strict=True))
 
 
 def loaded(unit: Mapping[str, str] | None) -> bool:

@@ -300,8 +300,8 @@ def _days(
     baseline: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """``rate_from``: the counters from which a long time is counted, as long as one boot, one device, one place of the
-    database and the same measures of the write diet last. ``day`` and ``day_before`` (protection): the last figures ``{from, to, seconds, device_bytes}`` that
-    cover a day or more, None where there are none yet.
+    database and the same measures of the write diet last. ``day`` and ``day_before`` (protection): the last figures ``{from, to,
+    seconds, device_bytes}`` that cover a day or more, None where there are none yet.
     """
     former = last.get("writes") or {}
     start, day, before = last.get("rate_from"), former.get("day"), former.get("day_before")
