@@ -67,7 +67,7 @@ def todo(name: str, options: Options, facts: Mapping[str, Any]) -> list[str]:
     """What a run would do for one measure, by its facts; empty when nothing. ``options`` has ``enabled`` beside its own."""
     core = measure(name)
     if not options.get("enabled"):
-        return [f"take the measure {name} back"] if facts.get("kept") else []
+        return [f"take the measure {name} back"] if facts.get("kept") or facts.get("pending") else []
     if not facts.get("installed"):
         return []
     found: list[str] = core.differs(options, facts)
