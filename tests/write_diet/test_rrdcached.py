@@ -462,3 +462,18 @@ def test_a_journal_that_cannot_be_carried_along_does_not_leave_the_node_without_
     assert write_diet.apply(off, False, node.run, node.root).changed
     assert not node.memory and running(node)["write_s"] == 300 and node.picture() == before
     assert not write_diet.apply(off, False, node.run, node.root).changed
+
+
+def test_a_killed_daemon_is_started_again_on_a_full_disk(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing has to be written for that: its journal stays where it is."""
+    node = started(make)
+    enable(node)
+    update(node, "a", "b")
+    node.kill_rrdcached()
+    monkeypatch.setattr(parts, "free_bytes", lambda path: 0)
+    monkeypatch.setattr(rrdcached_restart, "_copy", no_space)
+    assert enable(node).changed and node.values.missing == [] and UNIT in node.memory
+    monkeypatch.undo()
+    node.mounts = [line.replace("size=131072k", "size=4096k") for line in node.mounts]
+    node.show_mounts()
+    assert enable(node).changed and facts(node)["journal_tmpfs_bytes"] == 128 * 1024 * 1024, "one of another size is mounted anew"

@@ -161,7 +161,7 @@ def _require_space(core: ModuleType, paths: Sequence[str], root: Path) -> None:
             folder = folder.parent
         device = folder.stat().st_dev
         if device not in asked and (free := parts.free_bytes(folder)) < SPACE:
-            shown = f"/{folder.relative_to(root)}".replace("/.", "/")
+            shown = "/" if folder == root else f"/{folder.relative_to(root)}"
             raise PveguardError(
                 f"write diet, {core.NAME}: no space left on the file system of {shown}: {free} bytes are free, {SPACE} are "
                 "needed. Nothing was changed; free some and run again"
