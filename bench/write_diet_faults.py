@@ -440,7 +440,7 @@ class Faults:
             received = before["rrdcached"]["stats"]["UpdatesReceived"] + 2 * len(before["files"])
 
             def goes_on(seen: Look, received: int = received) -> bool:
-                return (seen["rrdcached"]["stats"] or {}).get("UpdatesReceived", 0) >= received
+                return bool((seen["rrdcached"]["stats"] or {}).get("UpdatesReceived", 0) >= received)
 
             seen = self.until("rrdcached takes in two more rounds", goes_on, REST_SECONDS)
             if seen["rrdcached"]["pid"] != before["rrdcached"]["pid"]:
@@ -459,10 +459,9 @@ class Faults:
         without = "write_diet_rrdcached=false"
         more = ("write_diet_smartd=true", "write_diet_journald_sync_seconds=600")
         self.violated(self.run(without).problems("a run without the measure of rrdcached", changes=True))
-        stock = self.times, STOCK
         self.times = STOCK
         self.check("without the measure of rrdcached", diet=False)
-        self.times = stock[0]
+        self.times = DEFAULT
         self.fill(folder)
         for what, values in (("smartd", (without, more[0])), ("journald", (without, more[1])), ("rrdcached", ())):
             when = f"{folder} full, {what} switched on"
