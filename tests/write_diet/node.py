@@ -229,13 +229,14 @@ class Node:
             where = next(line for line in text.splitlines() if line.startswith("Where=")).partition("=")[2]
             options = next(line for line in text.splitlines() if line.startswith("Options=")).partition("=")[2]
             assert mount_unit(where) == unit
+            what = next(line for line in text.splitlines() if line.startswith("What=")).partition("=")[2]
             size = next(each for each in options.split(",") if each.startswith("size=")).removeprefix("size=").removesuffix("m")
             place = self.root / where.lstrip("/")
             beneath = self.root / f"beneath-{unit}"
             place.rename(beneath)
             place.mkdir()
             self.memory[unit] = beneath
-            self.mounts.append(f"90 29 0:99 / {where} rw,nosuid - tmpfs pveguard-rrd rw,size={int(size) * 1024}k,mode=755")
+            self.mounts.append(f"90 29 0:99 / {where} rw,nosuid - tmpfs {what} rw,size={int(size) * 1024}k,mode=755")
         elif verb == "stop" and unit in self.memory:
             # As after a reboot: what was in RAM is gone, what lay beneath is there.
             where = next(line.split()[4] for line in self.mounts if mount_unit(line.split()[4]) == unit)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
@@ -14,7 +15,14 @@ import pytest
 from ansible.module_utils.pveguard.base import managed_file
 from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.base.run import Result
-from ansible.module_utils.pveguard.diet import measures, rrd_flush, rrdcached, rrdcached_restart, write_diet
+from ansible.module_utils.pveguard.diet import (
+    measures,
+    parts,
+    rrd_flush,
+    rrdcached,
+    rrdcached_restart,
+    write_diet,
+)
 from ansible.module_utils.pveguard.diet.parts import mount_unit
 
 from tests.write_diet.node import JOURNAL, STOCK_DEFAULTS, Node, Rrdcached, options
@@ -223,7 +231,7 @@ def test_a_start_that_fails_is_put_back_and_told(make: Make) -> None:
 
 @pytest.mark.parametrize("written", range(5))
 def test_a_disk_that_is_full_leaves_nothing_in_between(make: Make, monkeypatch: pytest.MonkeyPatch, written: int) -> None:
-    """However many of the files still found room; the last one is a copy of the journal."""
+    """However many of the files still found room; the last one is a copy of the journal, on another file system."""
     node = started(make)
     before = node.picture()
     update(node, "a", "b")
@@ -241,7 +249,12 @@ def test_a_disk_that_is_full_leaves_nothing_in_between(make: Make, monkeypatch: 
 
     monkeypatch.setattr(managed_file, "write_atomic", full(managed_file.write_atomic))
     monkeypatch.setattr(rrdcached_restart.shutil, "copy2", full(rrdcached_restart.shutil.copy2))
-    with pytest.raises(PveguardError, match="No space left on device.*(taken back|Run again)"):
+
+    def elsewhere(*_: Any) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(rrdcached_restart.os, "link", elsewhere)
+    with pytest.raises(PveguardError, match="No space left on device.*(as it was before|taken back|Run again)"):
         enable(node)
     assert node.rrd is not None and running(node)["write_s"] in (300, 3600)
     if written < 4:
@@ -442,3 +455,111 @@ def test_a_flush_that_does_not_end_is_told(make: Make, monkeypatch: pytest.Monke
     with pytest.raises(OSError, match="7 files still wait to be written after 240 s"):
         rrd_flush.flush(path, clock=lambda: next(clock), sleep=lambda seconds: None)
     assert rrd_flush.main([str(node.root / "nowhere")]) == 1 and "was not flushed" in capsys.readouterr().err
+
+
+# -- a disk that is full
+
+
+def no_space(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, number: int) -> list[str]:
+    """From its nth call on, managed_file writes nothing below /etc and /usr; the list says what it was asked for."""
+    real, asked = managed_file.write_atomic, []
+
+    def write(path: Any, *rest: Any, **more: Any) -> None:
+        if "/var/lib/pveguard/" not in str(path):
+            asked.append(str(path))
+            if len(asked) == number:
+                no_space()
+        real(path, *rest, **more)
+
+    monkeypatch.setattr(managed_file, "write_atomic", write)
+    return asked
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_no_file_is_left_of_a_measure_that_could_not_be_written(
+    make: Make, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    node = started(make)
+    before, pid = node.picture(), node.rrd
+    asked = fail_at(monkeypatch, number)
+    with pytest.raises(PveguardError, match="write diet, rrdcached: .*No space left on device.* as it was before"):
+        enable(node)
+    assert len(asked) >= number and node.picture() == before and node.rrd is pid
+    assert not facts(node)["kept"] and not facts(node)["pending"]
+    monkeypatch.undo()
+    assert enable(node).changed and not enable(node).changed
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_measure_that_is_on_stays_as_it_was_where_another_wish_cannot_be_written(
+    make: Make, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    node = started(make)
+    enable(node)
+    before, pid = node.picture(), node.rrd
+    asked = fail_at(monkeypatch, number)
+    with pytest.raises(PveguardError, match=r"No space left on device.* as it was before"):
+        enable(node, write_seconds=1800, journal_mib=16)
+    assert len(asked) >= number and node.picture() == before and node.rrd is pid
+    monkeypatch.undo()
+    assert not enable(node).changed
+    assert enable(node, write_seconds=1800, journal_mib=16).changed and running(node)["write_s"] == 1800
+    write_diet.revert(run=node.run, root=node.root)
+    assert running(node)["write_s"] == 300
+
+
+def test_a_full_disk_is_told_before_anything_is_changed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = started(make)
+    before = node.picture()
+    monkeypatch.setattr(parts, "free_bytes", lambda path: 4096)
+    for check in (True, False):
+        with pytest.raises(PveguardError, match="rrdcached: no space left on the file system of /.*4096 bytes are free"):
+            enable(node, check)
+    assert node.picture() == before and node.changing() == [] and not (node.root / "run/pveguard").exists()
+    monkeypatch.undo()
+    enable(node)
+    before = node.picture()
+    monkeypatch.setattr(parts, "free_bytes", lambda path: 4096)
+    with pytest.raises(PveguardError, match="no space left"):
+        write_diet.revert(run=node.run, root=node.root)
+    with pytest.raises(PveguardError, match="no space left"):
+        write_diet.apply({"rrdcached": {"enabled": False}}, False, node.run, node.root)
+    assert node.picture() == before and facts(node)["kept"] and not enable(node).changed
+
+
+def test_a_journal_that_cannot_be_carried_along_does_not_leave_the_node_without_rrdcached(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = started(make)
+    before = node.picture()
+    enable(node)
+    update(node, "a", "b", "c")
+    monkeypatch.setattr(rrdcached_restart, "_copy", no_space)
+    off = {"rrdcached": {"enabled": False}}
+    with pytest.raises(PveguardError, match="rrdcached: .*No space left on device"):
+        write_diet.apply(off, False, node.run, node.root)
+    assert node.rrd is not None and node.values.missing == []
+    monkeypatch.undo()
+    # The next run ends what was begun.
+    assert write_diet.apply(off, False, node.run, node.root).changed
+    assert not node.memory and running(node)["write_s"] == 300 and node.picture() == before
+    assert not write_diet.apply(off, False, node.run, node.root).changed
+
+
+def test_a_killed_daemon_is_started_again_on_a_full_disk(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing has to be written for that: its journal stays where it is."""
+    node = started(make)
+    enable(node)
+    update(node, "a", "b")
+    node.kill_rrdcached()
+    monkeypatch.setattr(parts, "free_bytes", lambda path: 0)
+    monkeypatch.setattr(rrdcached_restart, "_copy", no_space)
+    assert enable(node).changed and node.values.missing == [] and UNIT in node.memory
+    monkeypatch.undo()
+    node.mounts = [line.replace("size=131072k", "size=4096k") for line in node.mounts]
+    node.show_mounts()
+    assert enable(node).changed and facts(node)["journal_tmpfs_bytes"] == 128 * 1024 * 1024, "one of another size is mounted anew"

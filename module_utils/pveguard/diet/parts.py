@@ -225,6 +225,12 @@ def command_line(pid: int, root: Path) -> list[str]:
         return []
 
 
+def free_bytes(path: Path) -> int:
+    """What root can still write on the file system of a path."""
+    space = os.statvfs(path)
+    return space.f_bfree * space.f_frsize
+
+
 def number(value: Any, default: float) -> float:
     """A number of options, which may be text."""
     try:

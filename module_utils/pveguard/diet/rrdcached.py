@@ -49,6 +49,8 @@ EDITED = (DEFAULTS,)
 DROP_IN = f"/etc/systemd/system/{UNIT}.d/pveguard.conf"
 PROGRAM = "/usr/local/lib/pveguard/rrd_flush.py"
 SOCKET = "/run/rrdcached.sock"
+#: What the tmpfs of the journal is mounted from, by name.
+SOURCE = "pveguard-rrd"
 SYSV, NATIVE = "sysv", "unit"
 TMPFS, OFF, DISK = "tmpfs", "none", "disk"
 #: What is set in the file of the start script, which has no variable for -f and -F.
@@ -70,8 +72,8 @@ def look(found: Found, run: Run) -> dict[str, Any]:
     ``journal`` (path or None), ``flushes`` (at every stop), ``base``, ``socket`` of the daemon that runs, None without one;
     ``exec_start`` (of a unit that calls it itself) and ``exec_stop``, without pveguard's drop-in; ``defaults``: its variables in
     /etc/default, ``base_options``: one of them without pveguard; ``journal_path``: where the journal is without pveguard;
-    ``journal_tmpfs_bytes`` (None: on no tmpfs of its own); ``owner`` (uid, gid and mode of its directory); ``files``; ``noswap``;
-    ``rrd``: see :func:`weigh`.
+    ``journal_tmpfs_bytes`` (None: on no tmpfs of its own), ``journal_tmpfs_ours``: whether that is pveguard's; ``owner`` (uid,
+    gid and mode of its directory); ``files``; ``noswap``; ``rrd``: see :func:`weigh`.
     """
     unit = found.units.get(UNIT)
     if not loaded(unit):
@@ -104,6 +106,7 @@ def look(found: Found, run: Run) -> dict[str, Any]:
         "base_options": original.get("BASE_OPTIONS", ""),
         "journal_path": path,
         "journal_tmpfs_bytes": _size(mount["filesystem_options"]) if mount and mount["filesystem"] == "tmpfs" else None,
+        "journal_tmpfs_ours": bool(mount and mount["source"] == SOURCE),
         "owner": _owner(root / path.lstrip("/")) if path else [0, 0, "0755"],
         "files": file_states([DROP_IN, PROGRAM, *([mount_file(path)] if path else [])], root),
         "noswap": noswap_supported(),
@@ -280,8 +283,8 @@ def _interval(values: Facts) -> str:
 
 
 def is_ours(facts: Facts) -> bool:
-    """Whether the unit that mounts the journal's tmpfs is pveguard's: somebody may have made one of the same name."""
-    return mount_file(facts["journal_path"]) in (facts.get("paths") or [])
+    """By the mount, not by its file: a way back that was interrupted has removed the file, and the mount is left."""
+    return bool(facts.get("journal_tmpfs_ours"))
 
 
 def _is_set(options: Options, facts: Facts) -> bool:
@@ -393,7 +396,7 @@ Description=pveguard: journal of rrdcached in RAM
 Before={UNIT}
 
 [Mount]
-What=pveguard-rrd
+What={SOURCE}
 Where={path}
 Type=tmpfs
 Options=size={size // MIB}m,uid={uid},gid={gid},mode={mode},nosuid,nodev,noexec{noswap}

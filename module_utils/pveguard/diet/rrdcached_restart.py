@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..base.errors import PveguardError
 from . import rrd_flush
-from .parts import Facts, Options, Work, mount_unit
+from .parts import SYSTEMCTL_S, Facts, Options, Work, mount_unit
 from .rrdcached import DEFAULTS, JOURNALS, MIB, SOCKET, SOCKET_UNIT, UNIT, is_ours, mount_file, settings
 
 #: How long a daemon may take until it answers; with a journal on disk it reads that first.
@@ -54,9 +54,11 @@ def activate(work: Work) -> None:
     work.systemctl("stop", *units)
     try:
         aside = _move_journal(work)
-    finally:
-        # Also where the disk is full: without the daemon nothing would be stored.
-        work.systemctl("start", *units)
+    except (PveguardError, OSError):
+        # A node without it stores no statistics at all; what failed is told by the caller.
+        work.run(["systemctl", "start", *units], timeout=SYSTEMCTL_S)
+        raise
+    work.systemctl("start", *units)
     work.done.append("rrdcached restarted")
     _await(work, socket)
     if aside is not None:
@@ -68,6 +70,13 @@ def _mounts(work: Work) -> bool:
     path = str(work.facts["journal_path"])
     theirs = work.facts["journal_tmpfs_bytes"] is not None and not is_ours(work.facts)
     return work.at(mount_file(path)).exists() and not theirs
+
+
+def _stays(work: Work, path: str) -> bool:
+    """Whether the tmpfs is mounted as it is wanted, so that nothing has to be carried anywhere."""
+    if work.options is None or mount_file(path) in work.changed or not _mounts(work):
+        return False
+    return bool(work.facts["journal_tmpfs_bytes"] == settings(work.options, work.facts)["journal_bytes"])
 
 
 def _await(work: Work, socket: str) -> None:
@@ -95,10 +104,16 @@ def _move_journal(work: Work) -> Path | None:
     there = work.facts.get("journal_tmpfs_bytes") is not None and is_ours(work.facts)
     if not path or not (_mounts(work) or there):
         return None
+    if there and _stays(work, path):
+        return None
     place, unit = work.at(path), mount_unit(path)
     aside = place.with_name(f".{place.name}.pveguard")
     aside.mkdir(mode=0o700, exist_ok=True)
-    _copy(place, aside)
+    try:
+        _copy(place, aside)
+    except OSError:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     if there:
         work.systemctl("stop", unit)
         work.done.append(f"{path} unmounted")
@@ -114,6 +129,12 @@ def _move_journal(work: Work) -> Path | None:
 
 def _copy(source: Path, to: Path) -> None:
     for each in sorted(source.glob(JOURNALS)):
-        shutil.copy2(each, to / each.name)
+        (to / each.name).unlink(missing_ok=True)
+        try:
+            # On one file system it takes no space.
+            os.link(each, to / each.name)
+            continue
+        except OSError:
+            shutil.copy2(each, to / each.name)
         owner = each.stat()
         os.chown(to / each.name, owner.st_uid, owner.st_gid)

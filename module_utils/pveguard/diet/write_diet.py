@@ -8,6 +8,7 @@ again, and the reason is told.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,19 +17,33 @@ from types import ModuleType
 from typing import Any
 
 from ..base import managed_file
-from ..base.atomic import read_or_none, write_atomic
+from ..base.atomic import link_atomic, read_or_none, write_atomic
 from ..base.errors import PveguardError
 from ..base.managed_file import Change, FileSpec
 from ..base.run import Run
 from ..base.run import run as real_run
-from . import measures, rrdcached, rrdcached_restart, swap, swap_change
+from . import measures, parts, rrdcached, rrdcached_restart, swap, swap_change
 from .measures import PENDING, REMEMBERED, ROLE
 from .parts import Link, Work, data
 
 _ROOT = Path("/")
 _PASSWORD = re.compile(r"\b(pass(?:word|wd)?2?=)[^,\s]+")
+#: Bytes that have to be free on each file system that a measure writes to: its files are a few KiB each.
+SPACE = 1 << 20
 #: The cores with ``refuse`` and ``activate`` of a measure, where that is not its own: what only a change needs is sent with it.
 _CHANGES: dict[str, ModuleType] = {rrdcached.NAME: rrdcached_restart, swap.NAME: swap_change}
+
+
+@dataclass(frozen=True)
+class _State:
+    """A file before it was written: content, or where it leads to; neither of a file that was not there."""
+
+    path: Path
+    data: bytes | None = None
+    mode: int = 0
+    uid: int = 0
+    gid: int = 0
+    link: str | None = None
 
 
 @dataclass
@@ -61,6 +76,7 @@ def apply(
         if not measures.todo(name, options, facts):
             continue
         if not options.get("enabled"):
+            _require_space(core, managed_file.paths(_kept_for(core), root), root)
             _take_back(core, facts, result, check, run, root, managed_file.REFUSE)
             continue
         if facts.get("error"):
@@ -82,6 +98,7 @@ def revert(
     kept = [core for name, core in measures.MEASURES.items() if facts[name]["kept"] or facts[name]["pending"]]
     for core in kept:
         managed_file.plan_revert(_kept_for(core), root, drift=drift)
+        _require_space(core, managed_file.paths(_kept_for(core), root), root)
     for core in reversed(kept):
         _take_back(core, facts[core.NAME], result, check, run, root, drift)
     result.facts = measures.collect(run, root)
@@ -112,18 +129,24 @@ def _enable(
     changes = managed_file.plan(specs, _kept_for(core), root) + [
         change for change in managed_file.plan_revert(_kept_for(core), root, gone, managed_file.OVERWRITE) if gone
     ]
+    _require_space(core, [change.path for change in changes], root)
     result.files += changes
     if check:
         return
     theirs = [_as_it_is(change.path, None, root) for change in changes if change.drift and _is_edited(core, change.path, root)]
+    new = not facts.get("kept")
     if hasattr(core, "live") and not (root / REMEMBERED / f"{core.NAME}.json").exists():
         _remember(core, facts, root)
     _note(core, root)
-    work = Work(root, run, facts, options, _remembered(core, root), [change.path for change in changes])
+    former = [_state(root / change.path.lstrip("/")) for change in changes]
     try:
         managed_file.apply(specs, _kept_for(core), root)
         if gone:
             managed_file.revert(_kept_for(core), root, gone, managed_file.OVERWRITE)
+    except OSError as error:
+        _undo(core, former, new and not facts.get("pending"), root, str(error))
+    work = Work(root, run, facts, options, _remembered(core, root), [change.path for change in changes])
+    try:
         change.activate(work)
         left = core.differs(options, measures.collect(run, root)[core.NAME])
         if left:
@@ -132,6 +155,57 @@ def _enable(
         _give_up(core, run, root, str(error), theirs)
     result.done += work.done
     _forget_note(core, root)
+
+
+def _require_space(core: ModuleType, paths: Sequence[str], root: Path) -> None:
+    """Raises PveguardError, before anything is changed, where files could not be written: half of them is worse than none."""
+    asked: set[int] = set()
+    for path in paths and [f"/{managed_file.STORE}/x", *paths]:
+        folder = (root / path.lstrip("/")).parent
+        while not folder.exists():
+            folder = folder.parent
+        device = folder.stat().st_dev
+        if device not in asked and (free := parts.free_bytes(folder)) < SPACE:
+            shown = "/" if folder == root else f"/{folder.relative_to(root)}"
+            raise PveguardError(
+                f"write diet, {core.NAME}: no space left on the file system of {shown}: {free} bytes are free, {SPACE} are "
+                "needed. Nothing was changed; free some and run again"
+            )
+        asked.add(device)
+
+
+def _state(path: Path) -> _State:
+    if path.is_symlink():
+        return _State(path, link=os.readlink(path))
+    if not path.exists():
+        return _State(path)
+    found = path.stat()
+    return _State(path, path.read_bytes(), found.st_mode & 0o7777, found.st_uid, found.st_gid)
+
+
+def _undo(core: ModuleType, former: Sequence[_State], new: bool, root: Path, why: str) -> None:
+    """Files that could not all be written are as they were before this run, and nothing counts yet."""
+    said = f"write diet, {core.NAME}: {why}"
+    try:
+        for each in former:
+            if _state(each.path) == each:
+                continue
+            if each.data is not None:
+                write_atomic(each.path, each.data, each.mode, each.uid, each.gid)
+            elif each.link is not None:
+                link_atomic(each.path, each.link)
+            else:
+                each.path.unlink(missing_ok=True)
+        if new:
+            managed_file.revert(_kept_for(core), root, drift=managed_file.OVERWRITE)
+            (root / REMEMBERED / f"{core.NAME}.json").unlink(missing_ok=True)
+            _remove_if_empty(root / REMEMBERED)
+    except (PveguardError, OSError) as error:
+        raise PveguardError(
+            f"{said}. What was written could not be taken back either: {error}. Run again, or playbooks/revert.yml"
+        ) from error
+    _forget_note(core, root)
+    raise PveguardError(f"{said}. The node is as it was before")
 
 
 def _give_up(core: ModuleType, run: Run, root: Path, why: str, theirs: Sequence[FileSpec]) -> None:
@@ -176,11 +250,14 @@ def _take_back(
     _note(core, root)
     was = _remembered(core, root)
     spared = [spec.path for spec in theirs]
-    managed_file.revert(name, root, [path for path in managed_file.paths(name, root) if path not in spared], drift)
-    for spec in theirs:
-        write_atomic(root / spec.path.lstrip("/"), spec.data, int(spec.mode, 8), spec.uid, spec.gid)
-    work = Work(root, run, facts, None, was, [change.path for change in changes])
-    _CHANGES.get(core.NAME, core).activate(work)
+    try:
+        managed_file.revert(name, root, [path for path in managed_file.paths(name, root) if path not in spared], drift)
+        for spec in theirs:
+            write_atomic(root / spec.path.lstrip("/"), spec.data, int(spec.mode, 8), spec.uid, spec.gid)
+        work = Work(root, run, facts, None, was, [change.path for change in changes])
+        _CHANGES.get(core.NAME, core).activate(work)
+    except OSError as error:
+        raise PveguardError(f"write diet, {core.NAME}: {error}. It is not yet taken back; mend that and run again") from error
     result.done += work.done
     (root / REMEMBERED / f"{core.NAME}.json").unlink(missing_ok=True)
     _remove_if_empty(root / REMEMBERED)
