@@ -139,6 +139,14 @@ def test_one_look_tells_who_writes_since_boot() -> None:
     assert "who writes" not in render("a", node(), {}, [], None), "of an earlier release, or not looked at"
 
 
+def test_statistics_are_told_with_what_a_flush_costs() -> None:
+    rrd = {"files": 1, "bytes": 1024, "flush_bytes": 1024}
+    facts = {"write_diet": {"rrdcached": {"rrd": rrd, "running": {"write_s": 300, "jitter_s": 0}}}}
+    told = "  [  ] statistics: 1 file, 1 KiB; a flush of all writes about 1 KiB, every 5 min\n"
+    assert told in render("a", {**node(), **facts}, {}, [], None)
+    assert "statistics" not in render("a", node(), {}, [], None)
+
+
 def test_a_starting_node_is_no_problem() -> None:
     starting = node(ram_state={"state": "starting", "reason": "the watcher is being started"})
     assert "being started. Look again" in texts(WARNING, starting) and texts(PROBLEM, starting) == ""

@@ -26,7 +26,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     # What a node writes is among its facts.
     "cluster": ("base", "formats", "pmxcfs", "ha", "corosync", "state", "writes", "diet"),
     "gates": ("base", "disk"),
-    "report": ("base", "pmxcfs", "disk", "ha", "corosync", "state", "gates", "writes"),
+    "report": ("base", "pmxcfs", "disk", "ha", "corosync", "state", "diet", "gates", "writes"),
     # On the controller only.
     "filters": ("base", "formats", "pmxcfs", "ha", "corosync", "state", "diet", "cluster", "gates", "writes", "report"),
 }

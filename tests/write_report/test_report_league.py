@@ -69,6 +69,17 @@ def test_before_and_now_with_what_it_means_for_the_rating() -> None:
     assert made["table"].rest is not None and made["table"].more == "5 more that write less"
 
 
+def test_statistics_are_told_with_what_a_flush_costs() -> None:
+    rrd = {"files": 29, "bytes": 32 * MIB, "flush_bytes": 3 * MIB // 2}
+    diet = {"write_diet": {"rrdcached": {"rrd": rrd, "running": {"write_s": 3600, "jitter_s": 600}}}}
+    known = sample.entry(node={**sample.facts("pve1"), **diet})
+    shown = Figure("Statistics", "29 files, 32 MiB", "a flush of all writes about 1.5 MiB, every 1 h to 1 h 10 min")
+    assert figures(card(known))["Statistics"] == shown
+    # A node that was not asked shows what is known.
+    assert figures(card(sample.entry(node=None, last=known)))["Statistics"] == shown
+    assert "Statistics" not in figures(card(sample.entry()))
+
+
 def test_the_chart_leaves_guests_aside_and_has_all_else() -> None:
     chart = card(sample.entry())["chart"]
     assert chart.data["rows"] == ["before", "now"] and chart.data["unit"] == "bytes"

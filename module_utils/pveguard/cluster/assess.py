@@ -10,6 +10,7 @@ from typing import Any
 
 from ..base.findings import GOOD, PROBLEM, UNKNOWN, WARNING, Finding, judges, read, with_others, worst_first
 from ..base.units import duration_text, rate_text
+from ..diet import rrd_files
 from ..writes import writers
 from . import corosync_compare
 from .roles import Changes
@@ -93,6 +94,8 @@ def render(
     # One look is enough for it: the counters begin at boot.
     who = writers.lines(writers.table(None, (node.get("counters") or {}).get("league")))
     lines += [f"  [  ] who writes to {who[0]}", *(f"         {line}" for line in who[1:])] if who else []
+    if rrd := rrd_files.summary(node):
+        lines.append(f"  [  ] statistics: {rrd_files.files_text(rrd)}; {rrd_files.flush_text(rrd)}")
     lines.append("  site.yml would change:" + ("" if todo else " nothing"))
     lines += [f"    - {item}" for item in todo]
     return "\n".join(lines)

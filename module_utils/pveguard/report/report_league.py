@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..base.units import UNKNOWN, bytes_text, change_text, duration_text, percent_text, years_text
+from ..diet import rrd_files
 from ..writes import writer_classes, writers
 from . import charts, report_summary
 from .charts import REST, SERIES, Chart, Series
@@ -70,7 +71,7 @@ def _card(name: str, node: Mapping[str, Any], before: Any, now: Any) -> dict[str
     return {
         "title": f"{name}: who writes to {disks}",
         "seen": f"{'; '.join(_seen(word, each) for word, each in windows)}. {_how(newest)}",
-        "figures": _figures(before, now, rated),
+        "figures": _figures(before, now, rated, node.get("rrd")),
         "chart": _chart(name, windows),
         "table": _table(before, now, rated),
         "notes": list(newest["notes"]),
@@ -106,7 +107,9 @@ def _own(table: Mapping[str, Any] | None, per: str) -> float | None:
     return None if total is None or guests is None else total - guests
 
 
-def _figures(before: Any, now: Any, rated: Mapping[str, int | None]) -> list[Figure]:
+def _figures(
+    before: Any, now: Any, rated: Mapping[str, int | None], rrd: Mapping[str, Any] | None
+) -> list[Figure]:
     newest = now or before
     old, new = _own(before, _MINUTE), _own(now, _MINUTE)
     change = "" if old is None or new is None else f"{change_text(old, new)}; before {bytes_text(old)}"
@@ -128,6 +131,8 @@ def _figures(before: Any, now: Any, rated: Mapping[str, int | None]) -> list[Fig
     if guests:
         how = "requested, not device" if newest["guests_source"] == "proc" else "not judged"
         figures.append(Figure("Guests' own a minute", bytes_text(_sum(newest, _GUESTS, _MINUTE)), how))
+    if rrd:
+        figures.append(Figure("Statistics", rrd_files.files_text(rrd), rrd_files.flush_text(rrd)))
     return figures
 
 

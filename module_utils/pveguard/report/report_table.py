@@ -14,6 +14,7 @@ from ..base import text_table
 from ..base.units import UNKNOWN, bytes_text, duration_text, number_text, time_text
 from ..corosync import corosync_findings, probe_members
 from ..corosync.corosync_findings import version_told
+from ..diet import rrd_files
 from ..disk import block_writes, drive_endurance
 from ..gates import gate_findings
 from ..ha import ha_findings
@@ -110,6 +111,7 @@ def entry(
             "day_before": days["day_before"],
             "since_boot": _since_boot(after, days["day"], counters),
         },
+        "rrd": rrd_files.summary(node) if node else last.get("rrd"),
         "rate_from": days["rate_from"],
         **_disks(wear, last, days, counters or last.get("counters"), now, notes),
         **_amplification(amplification, last, now),
