@@ -331,6 +331,22 @@ def test_what_was_interrupted_is_finished(make: Make) -> None:
     assert not enable(node).changed
 
 
+@pytest.mark.parametrize("booted", [True, False])
+def test_a_journal_that_a_power_cut_left_beside_is_not_read_later(make: Make, booted: bool) -> None:
+    """Values that are older than those in the file would stop the newer ones that come after them. A run that was ended in this
+    boot has nothing older there.
+    """
+    node = started(make)
+    aside = node.root / "var/lib/rrdcached/.journal.pveguard"
+    aside.mkdir()
+    (aside / "rrd.journal.0").write_text("beside\n")
+    if not booted:
+        (node.root / "run/pveguard/write_diet").mkdir(parents=True)
+        (node.root / "run/pveguard/write_diet/rrdcached").touch()
+    enable(node)
+    assert ("beside" in node.values.written) is not booted and not aside.exists()
+
+
 def test_a_file_that_an_upgrade_has_put_back_is_written_again(make: Make) -> None:
     node = started(make)
     enable(node)

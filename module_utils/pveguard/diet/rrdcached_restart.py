@@ -97,6 +97,9 @@ def _move_journal(work: Work) -> Path | None:
         return None
     place, unit = work.at(path), mount_unit(path)
     aside = place.with_name(f".{place.name}.pveguard")
+    if not work.facts.get("pending"):
+        # Left by a run that a power cut ended: what is in it has been written since, or is too old.
+        shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(mode=0o700, exist_ok=True)
     _copy(place, aside)
     if there:
