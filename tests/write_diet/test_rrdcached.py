@@ -17,7 +17,7 @@ from ansible.module_utils.pveguard.base.run import Result
 from ansible.module_utils.pveguard.diet import measures, rrd_flush, rrdcached, rrdcached_restart, write_diet
 from ansible.module_utils.pveguard.diet.parts import mount_unit
 
-from tests.write_diet.node import JOURNAL, STOCK_DEFAULTS, Node, Rrdcached, options
+from tests.write_diet.node import JOURNAL, NATIVE, STOCK_DEFAULTS, Node, Rrdcached, options
 
 UNIT = mount_unit(JOURNAL)
 Make = Callable[..., Node]
@@ -125,6 +125,23 @@ def test_a_daemon_that_is_killed_finds_its_journal_in_ram(make: Make) -> None:
     assert enable(node).changed
     assert node.values.missing == [] and running(node)["write_s"] == 3600
     assert not enable(node).changed
+
+
+@pytest.mark.parametrize("kind", ["sysv", "unit"])
+def test_a_daemon_that_is_down_is_asked_at_its_own_socket(make: Make, kind: str) -> None:
+    """Debian's defaults say /var/run; while nothing runs no command line tells."""
+    node = make(kind)
+    (node.root / "var/run").mkdir(parents=True)
+    node.write("/etc/default/rrdcached", STOCK_DEFAULTS.replace("=/run/", "=/var/run/"))
+    node.write("/usr/lib/systemd/system/rrdcached.service", NATIVE.replace(":/run/", ":/var/run/"))
+    node.native = NATIVE.replace(":/run/", ":/var/run/")
+    node.start_rrdcached()
+    enable(node)
+    files = node.picture()
+    update(node, "a")
+    node.kill_rrdcached()
+    assert enable(node).todo == ["start rrdcached, which does not run"] and node.picture() == files
+    assert not enable(node).changed and node.values.missing == []
 
 
 def test_one_that_was_stopped_before_stays_stopped(make: Make) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..base.errors import PveguardError
 from . import rrd_flush
 from .parts import Facts, Options, Work, mount_unit
-from .rrdcached import DEFAULTS, JOURNALS, MIB, SOCKET, SOCKET_UNIT, UNIT, is_ours, mount_file, settings
+from .rrdcached import DEFAULTS, JOURNALS, MIB, SOCKET_UNIT, UNIT, is_ours, mount_file, settings
 
 #: How long a daemon may take until it answers; with a journal on disk it reads that first.
 START_S = 120.0
@@ -41,7 +41,7 @@ def activate(work: Work) -> None:
     if not facts.get("installed"):
         return
     units = [*([SOCKET_UNIT] if facts.get("socket_unit") else []), UNIT]
-    socket = (facts.get("running") or {}).get("socket") or SOCKET
+    socket = facts["socket"]
     if facts.get("running"):
         try:
             written = rrd_flush.flush(str(work.at(socket)), clock=work.clock, sleep=work.sleep)
