@@ -297,9 +297,16 @@ def test_the_original_and_its_note_are_durable_before_the_file_changes(
             assert power.done[number + 1] == f"fsync {Path(step.split()[1]).parent}"
 
 
-def test_what_a_cut_left_beside_a_file_goes_with_the_next_run(tmp_path: Path) -> None:
-    put(tmp_path, "/etc/a", b"original")
+def test_what_a_cut_left_beside_a_file_goes_with_the_next_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = put(tmp_path, "/etc/a", b"original")
+    with monkeypatch.context() as cut:
+        for name in ("rename", "unlink"):
+            cut.setattr(atomic.os, name, lambda *_: (_ for _ in ()).throw(InterruptedError()))
+        with pytest.raises(InterruptedError):
+            atomic.write_atomic(place, b"ou")
+    # And the name that an earlier release gave it.
     put(tmp_path, "/etc/.a.k3j_x9ab", b"ou")
+    assert len(list((tmp_path / "etc").iterdir())) == 3
     put(tmp_path, "/etc/.a.notes", b"somebody's")
     apply([FileSpec("/etc/a", "ours")], NAME, tmp_path)
     assert sorted(entry.name for entry in (tmp_path / "etc").iterdir()) == [".a.notes", "a"]

@@ -71,6 +71,7 @@ class Node:
         self.rrd: Rrdcached | None = None
         self.values = Values()
         self.kind = kind
+        self.native = NATIVE
         self.write("/etc/default/rrdcached", STOCK_DEFAULTS)
         if kind != "none":
             folder = "/run/systemd/generator.late" if kind == "sysv" else "/usr/lib/systemd/system"
@@ -263,7 +264,7 @@ class Node:
                 argv += [option, values[name]] if values[name] else []
             return [*argv, "-p", "/var/run/rrdcached.pid", "-l", f"unix:{values['SOCKFILE']}"]
         starts = [line.partition("=")[2] for line in own.splitlines() if line.startswith("ExecStart=")]
-        start = starts[-1] if starts else " ".join(NATIVE.partition("ExecStart=")[2].replace("\\\n", " ").split())
+        start = starts[-1] if starts else " ".join(self.native.partition("ExecStart=")[2].replace("\\\n", " ").split())
         return shlex.split(start.replace("${JOURNAL_PATH}", values["JOURNAL_PATH"]))
 
     def start_rrdcached(self) -> None:

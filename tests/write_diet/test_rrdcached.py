@@ -25,7 +25,7 @@ from ansible.module_utils.pveguard.diet import (
 )
 from ansible.module_utils.pveguard.diet.parts import mount_unit
 
-from tests.write_diet.node import JOURNAL, STOCK_DEFAULTS, Node, Rrdcached, options
+from tests.write_diet.node import JOURNAL, NATIVE, STOCK_DEFAULTS, Node, Rrdcached, options
 
 UNIT = mount_unit(JOURNAL)
 Make = Callable[..., Node]
@@ -133,6 +133,23 @@ def test_a_daemon_that_is_killed_finds_its_journal_in_ram(make: Make) -> None:
     assert enable(node).changed
     assert node.values.missing == [] and running(node)["write_s"] == 3600
     assert not enable(node).changed
+
+
+@pytest.mark.parametrize("kind", ["sysv", "unit"])
+def test_a_daemon_that_is_down_is_asked_at_its_own_socket(make: Make, kind: str) -> None:
+    """Debian's defaults say /var/run; while nothing runs no command line tells."""
+    node = make(kind)
+    (node.root / "var/run").mkdir(parents=True)
+    node.write("/etc/default/rrdcached", STOCK_DEFAULTS.replace("=/run/", "=/var/run/"))
+    node.write("/usr/lib/systemd/system/rrdcached.service", NATIVE.replace(":/run/", ":/var/run/"))
+    node.native = NATIVE.replace(":/run/", ":/var/run/")
+    node.start_rrdcached()
+    enable(node)
+    files = node.picture()
+    update(node, "a")
+    node.kill_rrdcached()
+    assert enable(node).todo == ["start rrdcached, which does not run"] and node.picture() == files
+    assert not enable(node).changed and node.values.missing == []
 
 
 def test_one_that_was_stopped_before_stays_stopped(make: Make) -> None:
@@ -342,6 +359,22 @@ def test_what_was_interrupted_is_finished(make: Make) -> None:
     (node.root / "run/pveguard/write_diet/rrdcached").touch()
     assert enable(node).todo == ["finish the measure rrdcached, which was interrupted"]
     assert not enable(node).changed
+
+
+@pytest.mark.parametrize("booted", [True, False])
+def test_a_journal_that_a_power_cut_left_beside_is_not_read_later(make: Make, booted: bool) -> None:
+    """Values that are older than those in the file would stop the newer ones that come after them. A run that was ended in this
+    boot has nothing older there.
+    """
+    node = started(make)
+    aside = node.root / "var/lib/rrdcached/.journal.pveguard"
+    aside.mkdir()
+    (aside / "rrd.journal.0").write_text("beside\n")
+    if not booted:
+        (node.root / "run/pveguard/write_diet").mkdir(parents=True)
+        (node.root / "run/pveguard/write_diet/rrdcached").touch()
+    enable(node)
+    assert ("beside" in node.values.written) is not booted and not aside.exists()
 
 
 def test_a_file_that_an_upgrade_has_put_back_is_written_again(make: Make) -> None:

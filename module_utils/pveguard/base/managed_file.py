@@ -211,7 +211,7 @@ def _plan_file(spec: FileSpec, target: Path) -> list[Change]:
     now = look(target)
     if now["kind"] in ("link", "other"):
         kind = "a symbolic link" if now["kind"] == "link" else now["what"]
-        raise PveguardError(f"{spec.path}: is {kind}, a regular file was expected; remove it first")
+        raise PveguardError(f"{spec.path}: is {kind}, a regular file was expected; put one in its place first")
     if not spec.present:
         return [] if now == ABSENT else [Change(spec.path, _shown(spec.secret, target.read_bytes()), "", "removed")]
     if now == ABSENT:
@@ -351,7 +351,7 @@ def _keep(spec: FileSpec, kept_for: str, target: Path, root: Path) -> None:
     note = _note(kept_for, spec.path, root)
     _make_folders(kept.parent, 0o700)
     # What a power cut left of a write, which has no other end.
-    left = re.compile(rf"\.{re.escape(target.name)}\.[a-z0-9_]{{8}}")
+    left = re.compile(rf"\.{re.escape(target.name)}\.([0-9a-f]{{12}}|[a-z0-9_]{{8}})")
     for entry in target.parent.iterdir() if target.parent.is_dir() else ():
         if left.fullmatch(entry.name) and entry.is_file() and not entry.is_symlink():
             entry.unlink()

@@ -70,6 +70,7 @@ MIB = 1024 * 1024
 def look(found: Found, run: Run) -> dict[str, Any]:
     """``installed``; ``kind`` (``sysv`` or ``unit``); ``enabled``; ``running``: ``write_s``, ``jitter_s``, ``flush_s``,
     ``journal`` (path or None), ``flushes`` (at every stop), ``base``, ``socket`` of the daemon that runs, None without one;
+    ``socket``: that, or of the next start;
     ``exec_start`` (of a unit that calls it itself) and ``exec_stop``, without pveguard's drop-in; ``defaults``: its variables in
     /etc/default, ``base_options``: one of them without pveguard; ``journal_path``: where the journal is without pveguard;
     ``journal_tmpfs_bytes`` (None: on no tmpfs of its own), ``journal_tmpfs_ours``: whether that is pveguard's; ``owner`` (uid,
@@ -92,7 +93,8 @@ def look(found: Found, run: Run) -> dict[str, Any]:
             running = parse(argv[1:])
             break
     # Where it would be without pveguard: that is where it comes back to.
-    path = _clean(_journal_of(starts[-1] if native else "", original) or (running or {}).get("journal"))
+    journal, socket = _planned(starts[-1] if native else "", original)
+    path = _clean(journal or (running or {}).get("journal"))
     mount = mounted(path, found.mounts) if path else None
     return {
         "installed": True,
@@ -100,6 +102,7 @@ def look(found: Found, run: Run) -> dict[str, Any]:
         "enabled": unit.get("UnitFileState") not in ("disabled", "masked"),
         "socket_unit": active(found.units.get(SOCKET_UNIT)),
         "running": running,
+        "socket": (running or {}).get("socket") or socket or SOCKET,
         "exec_start": starts[-1] if native else "",
         "exec_stop": stops,
         "defaults": {key: defaults.get(key, "") for key in VARIABLES},
@@ -203,12 +206,13 @@ def _program(command: str) -> str:
     return (command.split() or [""])[0].lstrip("@-:+!|")
 
 
-def _journal_of(start: str, variables: Facts) -> str:
-    """The journal's directory that a start names: in a unit's command, or in the start script's variable."""
+def _planned(start: str, variables: Facts) -> tuple[str, str]:
+    """The journal's directory and the socket that a start names: in a unit's command, or in the start script's variables."""
     if not start:
-        return str(variables.get("JOURNAL_PATH", ""))
+        return str(variables.get("JOURNAL_PATH", "")), str(variables.get("SOCKFILE", ""))
     words = [re.sub(r"\$\{?(\w+)\}?", lambda match: str(variables.get(match[1], "")), word) for word in start.split()[1:]]
-    return parse(words)["journal"] or ""
+    found = parse(words)
+    return found["journal"] or "", found["socket"]
 
 
 def _clean(path: str | None) -> str:
@@ -311,8 +315,7 @@ def owned(options: Options, facts: Facts) -> Files:
         unit = ["[Unit]", f"Wants={mount_unit(path)}", f"After={mount_unit(path)}", ""]
     if facts["kind"] == NATIVE:
         service += ["ExecStart=", f"ExecStart={_command(wish, facts['exec_start'])}"]
-    socket = (facts.get("running") or {}).get("socket") or SOCKET
-    service += ["ExecStop=", f"ExecStop=-/usr/bin/python3 -IS {PROGRAM} {socket}"]
+    service += ["ExecStop=", f"ExecStop=-/usr/bin/python3 -IS {PROGRAM} {facts['socket']}"]
     service += [f"ExecStop={stop}" for stop in facts.get("exec_stop") or []]
     # Writing out thousands of files takes minutes on a rotating disk.
     service += ["TimeoutStopSec=5min"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..base.errors import PveguardError
 from . import rrd_flush
 from .parts import SYSTEMCTL_S, Facts, Options, Work, mount_unit
-from .rrdcached import DEFAULTS, JOURNALS, MIB, SOCKET, SOCKET_UNIT, UNIT, is_ours, mount_file, settings
+from .rrdcached import DEFAULTS, JOURNALS, MIB, SOCKET_UNIT, UNIT, is_ours, mount_file, settings
 
 #: How long a daemon may take until it answers; with a journal on disk it reads that first.
 START_S = 120.0
@@ -41,7 +41,7 @@ def activate(work: Work) -> None:
     if not facts.get("installed"):
         return
     units = [*([SOCKET_UNIT] if facts.get("socket_unit") else []), UNIT]
-    socket = (facts.get("running") or {}).get("socket") or SOCKET
+    socket = facts["socket"]
     if facts.get("running"):
         try:
             written = rrd_flush.flush(str(work.at(socket)), clock=work.clock, sleep=work.sleep)
@@ -108,6 +108,9 @@ def _move_journal(work: Work) -> Path | None:
         return None
     place, unit = work.at(path), mount_unit(path)
     aside = place.with_name(f".{place.name}.pveguard")
+    if not work.facts.get("pending"):
+        # Left by a run that a power cut ended: what is in it has been written since, or is too old.
+        shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(mode=0o700, exist_ok=True)
     try:
         _copy(place, aside)
