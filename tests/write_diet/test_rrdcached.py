@@ -25,7 +25,7 @@ from ansible.module_utils.pveguard.diet import (
 )
 from ansible.module_utils.pveguard.diet.parts import mount_unit
 
-from tests.write_diet.node import JOURNAL, STOCK_DEFAULTS, Node, Rrdcached, options
+from tests.write_diet.node import JOURNAL, NATIVE, STOCK_DEFAULTS, Node, Rrdcached, options
 
 UNIT = mount_unit(JOURNAL)
 Make = Callable[..., Node]
@@ -113,6 +113,30 @@ def test_a_daemon_that_is_killed_finds_its_journal_in_ram(make: Make) -> None:
     assert enable(node).changed
     assert node.values.missing == [] and running(node)["write_s"] == 3600
     assert not enable(node).changed
+
+
+@pytest.mark.parametrize("address", ["/var/run/rrdcached.sock", "/run/other.sock"])
+def test_one_that_is_killed_comes_back_on_the_socket_that_its_start_names(make: Make, address: str) -> None:
+    """Debian's file says /var/run; the drop-in that is written without a daemon is the one that is wanted with it."""
+    node = make()
+    (node.root / "var/run").symlink_to("../run")
+    node.write("/etc/default/rrdcached", STOCK_DEFAULTS.replace("/run/rrdcached.sock", address))
+    node.start_rrdcached()
+    enable(node)
+    update(node, "a", "b")
+    before = node.picture()
+    node.kill_rrdcached()
+    done = enable(node)
+    assert done.changed and done.files == [] and node.picture() == before
+    assert node.values.missing == [] and running(node)["write_s"] == 3600 and not enable(node).changed
+
+
+def test_the_socket_of_a_unit_that_does_not_run_is_the_one_of_its_command(make: Make) -> None:
+    node = make("unit")
+    assert facts(node)["socket"] == "/run/rrdcached.sock"
+    node.write("/usr/lib/systemd/system/rrdcached.service", NATIVE.replace("/run/rrdcached.sock", "/run/other.sock"))
+    assert facts(node)["running"] is None and facts(node)["socket"] == "/run/other.sock"
+    assert " /run/other.sock\n" in rrdcached.owned(options(), facts(node))[rrdcached.DROP_IN]
 
 
 def test_one_that_was_stopped_before_stays_stopped(make: Make) -> None:

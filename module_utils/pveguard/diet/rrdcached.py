@@ -69,10 +69,11 @@ MIB = 1024 * 1024
 def look(found: Found, run: Run) -> dict[str, Any]:
     """``installed``; ``kind`` (``sysv`` or ``unit``); ``enabled``; ``running``: ``write_s``, ``jitter_s``, ``flush_s``,
     ``journal`` (path or None), ``flushes`` (at every stop), ``base``, ``socket`` of the daemon that runs, None without one;
-    ``exec_start`` (of a unit that calls it itself) and ``exec_stop``, without pveguard's drop-in; ``defaults``: its variables in
-    /etc/default, ``base_options``: one of them without pveguard; ``journal_path``: where the journal is without pveguard;
-    ``journal_tmpfs_bytes`` (None: on no tmpfs of its own), ``journal_tmpfs_ours``: whether that is pveguard's; ``owner`` (uid,
-    gid and mode of its directory); ``files``; ``noswap``; ``rrd``: see :func:`weigh`.
+    ``socket``: of that one, else of the next start; ``exec_start`` (of a unit that calls it itself) and ``exec_stop``, without
+    pveguard's drop-in; ``defaults``: its variables in /etc/default, ``base_options``: one of them without pveguard;
+    ``journal_path``: where the journal is without pveguard; ``journal_tmpfs_bytes`` (None: on no tmpfs of its own),
+    ``journal_tmpfs_ours``: whether that is pveguard's; ``owner`` (uid, gid and mode of its directory); ``files``; ``noswap``;
+    ``rrd``: see :func:`weigh`.
     """
     unit = found.units.get(UNIT)
     if not loaded(unit):
@@ -99,6 +100,7 @@ def look(found: Found, run: Run) -> dict[str, Any]:
         "enabled": unit.get("UnitFileState") not in ("disabled", "masked"),
         "socket_unit": active(found.units.get(SOCKET_UNIT)),
         "running": running,
+        "socket": (running or {}).get("socket") or _socket_of(starts[-1] if native else "", original),
         "exec_start": starts[-1] if native else "",
         "exec_stop": stops,
         "defaults": {key: defaults.get(key, "") for key in VARIABLES},
@@ -206,8 +208,18 @@ def _journal_of(start: str, variables: Facts) -> str:
     """The journal's directory that a start names: in a unit's command, or in the start script's variable."""
     if not start:
         return str(variables.get("JOURNAL_PATH", ""))
+    return _parse_start(start, variables)["journal"] or ""
+
+
+def _socket_of(start: str, variables: Facts) -> str:
+    if start:
+        return str(_parse_start(start, variables)["socket"])
+    return _clean(str(variables.get("SOCKFILE", ""))) or SOCKET
+
+
+def _parse_start(start: str, variables: Facts) -> dict[str, Any]:
     words = [re.sub(r"\$\{?(\w+)\}?", lambda match: str(variables.get(match[1], "")), word) for word in start.split()[1:]]
-    return parse(words)["journal"] or ""
+    return parse(words)
 
 
 def _clean(path: str | None) -> str:
@@ -310,7 +322,7 @@ def owned(options: Options, facts: Facts) -> Files:
         unit = ["[Unit]", f"Wants={mount_unit(path)}", f"After={mount_unit(path)}", ""]
     if facts["kind"] == NATIVE:
         service += ["ExecStart=", f"ExecStart={_command(wish, facts['exec_start'])}"]
-    socket = (facts.get("running") or {}).get("socket") or SOCKET
+    socket = facts.get("socket") or SOCKET
     service += ["ExecStop=", f"ExecStop=-/usr/bin/python3 -IS {PROGRAM} {socket}"]
     service += [f"ExecStop={stop}" for stop in facts.get("exec_stop") or []]
     # Writing out thousands of files takes minutes on a rotating disk.

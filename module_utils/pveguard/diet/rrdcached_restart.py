@@ -35,7 +35,7 @@ def activate(work: Work) -> None:
     if not facts.get("installed"):
         return
     units = [*([SOCKET_UNIT] if facts.get("socket_unit") else []), UNIT]
-    socket = (facts.get("running") or {}).get("socket") or SOCKET
+    socket = facts.get("socket") or SOCKET
     if facts.get("running"):
         try:
             written = rrd_flush.flush(str(work.at(socket)), clock=work.clock, sleep=work.sleep)
