@@ -450,18 +450,30 @@ def test_a_measure_that_is_on_stays_as_it_was_where_another_wish_cannot_be_writt
     assert running(node)["write_s"] == 300
 
 
+@pytest.mark.parametrize(("number", "space"), [(errno.ENOSPC, False), (errno.EDQUOT, False), (errno.EOPNOTSUPP, True)])
+def test_space_is_tried_and_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, space: bool) -> None:
+    assert parts.has_space(tmp_path, 4096) and list(tmp_path.iterdir()) == []
+
+    def fail(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    assert parts.has_space(tmp_path, 4096) is space
+    # A file system without files that have no name.
+    assert parts.has_space(tmp_path / "nowhere", 4096)
+
+
 def test_a_full_disk_is_told_before_anything_is_changed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     node = started(make)
     before = node.picture()
-    monkeypatch.setattr(parts, "free_bytes", lambda path: 4096)
-    for check in (True, False):
-        with pytest.raises(PveguardError, match="rrdcached: no space left on the file system of /.*4096 bytes are free"):
-            enable(node, check)
+    monkeypatch.setattr(parts, "has_space", lambda folder, size: False)
+    with pytest.raises(PveguardError, match="rrdcached: no space left on the file system of /.*1024 KiB have to be free"):
+        enable(node)
     assert node.picture() == before and node.changing() == [] and not (node.root / "run/pveguard").exists()
     monkeypatch.undo()
     enable(node)
     before = node.picture()
-    monkeypatch.setattr(parts, "free_bytes", lambda path: 4096)
+    monkeypatch.setattr(parts, "has_space", lambda folder, size: False)
     with pytest.raises(PveguardError, match="no space left"):
         write_diet.revert(run=node.run, root=node.root)
     with pytest.raises(PveguardError, match="no space left"):
@@ -494,7 +506,7 @@ def test_a_killed_daemon_is_started_again_on_a_full_disk(make: Make, monkeypatch
     enable(node)
     update(node, "a", "b")
     node.kill_rrdcached()
-    monkeypatch.setattr(parts, "free_bytes", lambda path: 0)
+    monkeypatch.setattr(parts, "has_space", lambda folder, size: False)
     monkeypatch.setattr(rrdcached_restart, "_copy", no_space)
     assert enable(node).changed and node.values.missing == [] and UNIT in node.memory
     monkeypatch.undo()
