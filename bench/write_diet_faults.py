@@ -79,7 +79,7 @@ MESSAGES = {
     "info": "messages of priority info, 1 s before",
 }
 #: What a run may say for a full disk.
-FULL = re.compile(r"no space left|disk is full|not enough space|bytes are free", re.IGNORECASE)
+FULL = re.compile(r"no space left|disk is full|not enough space", re.IGNORECASE)
 #: A key that is for root alone after a revert: its mode may differ.
 KEY = "/etc/corosync/authkey "
 
@@ -502,12 +502,12 @@ class Faults:
     def fill(self, folder: str) -> None:
         shell = command("fill", folder)
         self.shell(f"systemd-run --quiet --collect --unit write-diet-fill sh -c {shlex.quote('exec ' + shell)}")
-        self.until(f"{folder} is full", lambda seen: seen["free"][folder] == 0, REST_SECONDS)
+        self.until(f"{folder} is full", lambda seen: folder in seen["full"], REST_SECONDS)
 
     def free(self, folder: str) -> None:
         path = os.path.join(folder, write_diet_node.FILL)
         self.shell(f"systemctl stop write-diet-fill; rm -f {path} && sync {folder}")
-        self.until(f"{folder} is free", lambda seen: seen["free"][folder] > 64 * MIB, REST_SECONDS)
+        self.until(f"{folder} is free", lambda seen: folder not in seen["full"], REST_SECONDS)
 
     def revert(self) -> None:
         """Back to stock."""
