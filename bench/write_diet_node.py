@@ -109,10 +109,6 @@ def look() -> dict[str, Any]:
     for name in ("dirty_expire_centisecs", "dirty_writeback_centisecs"):
         with open(f"/proc/sys/vm/{name}") as handle:
             writeback.append(int(handle.read()) / 100)
-    space = {}
-    for folder in ("/", "/var/lib"):
-        seen = os.statvfs(folder)
-        space[folder] = seen.f_bfree * seen.f_frsize
     return {
         "boot_id": boot,
         "time": time.time(),
@@ -121,9 +117,21 @@ def look() -> dict[str, Any]:
         "rrdcached": daemon(),
         "journal": next(([words[2], words[3]] for words in reversed(mounts) if words[1] == JOURNAL), None),
         "writeback": writeback,
-        "free": space,
+        "full": [folder for folder in ("/var/lib", "/") if full(folder)],
         "files": files(DB),
     }
+
+
+def full(folder: str) -> bool:
+    """Whether root finds no block there; what statvfs calls free may be the file system's own reserve."""
+    fd = os.open(folder, os.O_TMPFILE | os.O_RDWR)
+    try:
+        os.posix_fallocate(fd, 0, 4096)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def stops() -> dict[str, float]:

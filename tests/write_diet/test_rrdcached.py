@@ -152,6 +152,30 @@ def test_a_daemon_that_is_down_is_asked_at_its_own_socket(make: Make, kind: str)
     assert not enable(node).changed and node.values.missing == []
 
 
+@pytest.mark.parametrize("address", ["/var/run/rrdcached.sock", "/run/other.sock"])
+def test_one_that_is_killed_comes_back_on_the_socket_that_its_start_names(make: Make, address: str) -> None:
+    """Debian's file says /var/run; the drop-in that is written without a daemon is the one that is wanted with it."""
+    node = make()
+    (node.root / "var/run").symlink_to("../run")
+    node.write("/etc/default/rrdcached", STOCK_DEFAULTS.replace("/run/rrdcached.sock", address))
+    node.start_rrdcached()
+    enable(node)
+    update(node, "a", "b")
+    before = node.picture()
+    node.kill_rrdcached()
+    done = enable(node)
+    assert done.changed and done.files == [] and node.picture() == before
+    assert node.values.missing == [] and running(node)["write_s"] == 3600 and not enable(node).changed
+
+
+def test_the_socket_of_a_unit_that_does_not_run_is_the_one_of_its_command(make: Make) -> None:
+    node = make("unit")
+    assert facts(node)["socket"] == "/run/rrdcached.sock"
+    node.write("/usr/lib/systemd/system/rrdcached.service", NATIVE.replace("/run/rrdcached.sock", "/run/other.sock"))
+    assert facts(node)["running"] is None and facts(node)["socket"] == "/run/other.sock"
+    assert " /run/other.sock\n" in rrdcached.owned(options(), facts(node))[rrdcached.DROP_IN]
+
+
 def test_one_that_was_stopped_before_stays_stopped(make: Make) -> None:
     node = make()
     assert not enable(node).changed and node.rrd is None and node.changing() == []
@@ -545,18 +569,30 @@ def test_a_measure_that_is_on_stays_as_it_was_where_another_wish_cannot_be_writt
     assert running(node)["write_s"] == 300
 
 
+@pytest.mark.parametrize(("number", "space"), [(errno.ENOSPC, False), (errno.EDQUOT, False), (errno.EOPNOTSUPP, True)])
+def test_space_is_tried_and_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, space: bool) -> None:
+    assert parts.has_space(tmp_path, 4096) and list(tmp_path.iterdir()) == []
+
+    def fail(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    assert parts.has_space(tmp_path, 4096) is space
+    # A file system without files that have no name.
+    assert parts.has_space(tmp_path / "nowhere", 4096)
+
+
 def test_a_full_disk_is_told_before_anything_is_changed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     node = started(make)
     before = node.picture()
-    monkeypatch.setattr(parts, "free_bytes", lambda path: 4096)
-    for check in (True, False):
-        with pytest.raises(PveguardError, match="rrdcached: no space left on the file system of /.*4096 bytes are free"):
-            enable(node, check)
+    monkeypatch.setattr(parts, "has_space", lambda folder, size: False)
+    with pytest.raises(PveguardError, match="rrdcached: no space left on the file system of /.*1024 KiB have to be free"):
+        enable(node)
     assert node.picture() == before and node.changing() == [] and not (node.root / "run/pveguard").exists()
     monkeypatch.undo()
     enable(node)
     before = node.picture()
-    monkeypatch.setattr(parts, "free_bytes", lambda path: 4096)
+    monkeypatch.setattr(parts, "has_space", lambda folder, size: False)
     with pytest.raises(PveguardError, match="no space left"):
         write_diet.revert(run=node.run, root=node.root)
     with pytest.raises(PveguardError, match="no space left"):
@@ -589,7 +625,7 @@ def test_a_killed_daemon_is_started_again_on_a_full_disk(make: Make, monkeypatch
     enable(node)
     update(node, "a", "b")
     node.kill_rrdcached()
-    monkeypatch.setattr(parts, "free_bytes", lambda path: 0)
+    monkeypatch.setattr(parts, "has_space", lambda folder, size: False)
     monkeypatch.setattr(rrdcached_restart, "_copy", no_space)
     assert enable(node).changed and node.values.missing == [] and UNIT in node.memory
     monkeypatch.undo()

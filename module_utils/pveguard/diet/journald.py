@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The journal: bounded, written out less often, and on disk where it is on disk already.
 
-What critical messages need is journald's own: one of priority crit or above is written and synced at once. What somebody has
-set in a file of his own stays as it is. A journal that is in RAM, or goes nowhere, is left alone.
+What critical messages need is journald's own: one of priority crit or above is synced at once where it comes from the kernel,
+from the output of a service or by journald's own protocol. One by syslog(3) is not, with or without this (docs/write-diet.md).
+What somebody has set in a file of his own stays as it is. A journal that is in RAM, or goes nowhere, is left alone.
 """
 
 from __future__ import annotations

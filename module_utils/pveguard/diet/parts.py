@@ -18,6 +18,7 @@ and, where it needs them:
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -225,10 +226,21 @@ def command_line(pid: int, root: Path) -> list[str]:
         return []
 
 
-def free_bytes(path: Path) -> int:
-    """What root can still write on the file system of a path."""
-    space = os.statvfs(path)
-    return space.f_bfree * space.f_frsize
+def has_space(folder: Path, size: int) -> bool:
+    """Whether so many bytes can be written to a folder: tried, with a file that has no name, as what statvfs calls free may be a
+    reserve of root or of the file system itself. True where that cannot be tried.
+    """
+    try:
+        fd = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        return error.errno != errno.ENOSPC
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except OSError as error:
+        return error.errno not in (errno.ENOSPC, errno.EDQUOT)
+    finally:
+        os.close(fd)
+    return True
 
 
 def number(value: Any, default: float) -> float:

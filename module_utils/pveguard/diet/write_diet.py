@@ -76,7 +76,8 @@ def apply(
         if not measures.todo(name, options, facts):
             continue
         if not options.get("enabled"):
-            _require_space(core, managed_file.paths(_kept_for(core), root), root)
+            if not check:
+                _require_space(core, managed_file.paths(_kept_for(core), root), root)
             _take_back(core, facts, result, check, run, root, managed_file.REFUSE)
             continue
         if facts.get("error"):
@@ -98,7 +99,8 @@ def revert(
     kept = [core for name, core in measures.MEASURES.items() if facts[name]["kept"] or facts[name]["pending"]]
     for core in kept:
         managed_file.plan_revert(_kept_for(core), root, drift=drift)
-        _require_space(core, managed_file.paths(_kept_for(core), root), root)
+        if not check:
+            _require_space(core, managed_file.paths(_kept_for(core), root), root)
     for core in reversed(kept):
         _take_back(core, facts[core.NAME], result, check, run, root, drift)
     result.facts = measures.collect(run, root)
@@ -129,10 +131,10 @@ def _enable(
     changes = managed_file.plan(specs, _kept_for(core), root) + [
         change for change in managed_file.plan_revert(_kept_for(core), root, gone, managed_file.OVERWRITE) if gone
     ]
-    _require_space(core, [change.path for change in changes], root)
     result.files += changes
     if check:
         return
+    _require_space(core, [change.path for change in changes], root)
     theirs = [_as_it_is(change.path, None, root) for change in changes if change.drift and _is_edited(core, change.path, root)]
     new = not facts.get("kept")
     if hasattr(core, "live") and not (root / REMEMBERED / f"{core.NAME}.json").exists():
@@ -165,11 +167,11 @@ def _require_space(core: ModuleType, paths: Sequence[str], root: Path) -> None:
         while not folder.exists():
             folder = folder.parent
         device = folder.stat().st_dev
-        if device not in asked and (free := parts.free_bytes(folder)) < SPACE:
+        if device not in asked and not parts.has_space(folder, SPACE):
             shown = "/" if folder == root else f"/{folder.relative_to(root)}"
             raise PveguardError(
-                f"write diet, {core.NAME}: no space left on the file system of {shown}: {free} bytes are free, {SPACE} are "
-                "needed. Nothing was changed; free some and run again"
+                f"write diet, {core.NAME}: no space left on the file system of {shown}: {SPACE >> 10} KiB have to be free. "
+                "Nothing was changed; free some and run again"
             )
         asked.add(device)
 
