@@ -374,6 +374,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     given = {"diet": dict(options.set)}
     protect(options.name, {node: {**EVERYWHERE, **STATES[name], **given.get(name, {})} for node, name in nodes.items()})
     for node in nodes:
+        # As on a node in use.
+        lab.ssh(node, "systemctl --quiet unmask logrotate.timer fstrim.timer; systemctl start logrotate.timer fstrim.timer")
         # So that bytes are told apart as the drives got them, not as processes asked.
         lab.ssh(node, "systemctl set-property --runtime systemd-journald.service IOAccounting=yes")
     say(f"a window of {options.seconds:g} s")
