@@ -6,9 +6,9 @@ Makes the lab NAME anew, one stand-alone node that stores statistics of ``--gues
 
 1. protect: the write diet with a short flush interval (60 to 90 s); a second run changes nothing; every file is flushed.
 2. cut: the power is cut, as late after a flush as can be, two seconds after a message of priority crit (by journald's own
-   protocol: one by syslog is looked for, and need not be there). Its disk is read as
-   it lies there, before it boots: every RRD file is whole, and what it lacks is not more than the interval, what the kernel
-   may hold back, and one record. After the boot the message is there, the node is as the run left it, a run changes nothing.
+   protocol: one by syslog is looked for, and need not be there). Its disk is read as it lies there, before it boots: every RRD
+   file is whole, and what it lacks is not more than the interval, what the kernel may hold back, and one record. After the boot
+   the message is there, the node is as the run left it, a run changes nothing.
 3. reboots: orderly ones, with the interval of an hour, so that nothing but the stop has written: no file lacks more than two
    records.
 4. kill: rrdcached is killed while values wait. The next run starts it, and all but the end of its journal is in the files.
@@ -186,7 +186,7 @@ def full_verdict(run: Run, may_change: bool = False) -> tuple[str, list[str]]:
         wrong = [] if may_change else run.problems("a run on a full disk", changes=False)
         return "changed nothing" if not run.problems("", changes=False) else "succeeded", wrong
     why = said(run.output)
-    short = " ".join(why.split())[-400:]
+    short = " ".join(why.rpartition(" msg: ")[2].split())[-400:].strip("'")
     if "Traceback" in run.output or "MODULE FAILURE" in run.output or not FULL.search(why):
         return "failed", [f"a run on a full disk ended with {run.code} and no clear error: {short or run.output[-800:]}"]
     return f"said: {short}", []

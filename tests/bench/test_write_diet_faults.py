@@ -157,7 +157,7 @@ CHANGED = "TASK [a] ****\nchanged: [pve1]\n"
 def test_a_run_on_a_full_disk_changes_nothing_or_says_why() -> None:
     assert bench.full_verdict(Run(0, "ok: [pve1]\n", 1)) == ("changed nothing", [])
     words, wrong = bench.full_verdict(Run(2, FATAL, 1))
-    assert wrong == [] and words.startswith("said: fatal: [pve1]")
+    assert wrong == [] and words.startswith("said: write diet, journald: no space left")
     assert "/etc: 1024 KiB have to be free" in words and "RECAP" not in words
     words, wrong = bench.full_verdict(Run(0, CHANGED, 1))
     assert words == "succeeded" and "changed [('pve1', 'a')]" in wrong[0]

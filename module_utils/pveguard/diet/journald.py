@@ -104,7 +104,7 @@ def owned(options: Options, facts: Facts) -> Files:
     theirs = facts.get("theirs") or {}
     lines = [f"{key}={value}" for key, value in wish.items() if key not in theirs]
     head = [
-        "# Managed by pveguard: the journal on disk, bounded. Messages of priority crit and above reach the disk at once.",
+        "# Managed by pveguard: the journal on disk, bounded. What journald syncs at once it still does (critical messages).",
         "# What another file sets is not set here.",
     ]
     return {DROP_IN: "\n".join([*head, "[Journal]", *lines]) + "\n"}
