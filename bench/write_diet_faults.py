@@ -519,8 +519,9 @@ class Faults:
             self.violated([f"rrdcached runs with {seen['rrdcached']['arguments']}, before with {self.kept['stock']}"])
         tree = self.ask("tree")
         self.violated(tree_problems(self.kept["tree"], tree))
-        left = self.shell("ls -d /var/lib/pveguard/managed /var/lib/pveguard/write_diet /var/lib/rrdcached/.* 2>/dev/null; true")
-        found = [line for line in left.split() if not line.endswith(("/.", "/.."))]
+        # An empty folder of files as they were is no file of anybody's.
+        kept = "find /var/lib/pveguard/managed /var/lib/pveguard/write_diet /run/pveguard/write_diet -mindepth 1"
+        found = self.shell(f"{kept} 2>/dev/null; ls -d /var/lib/rrdcached/.[!.]* 2>/dev/null; true").split()
         self.violated([f"{path} is left" for path in found])
         self.row("files and folders of /etc and /usr/local that were compared", len(tree))
         self.violated(self.run(playbook="playbooks/revert.yml").problems("a second revert.yml", changes=False))
