@@ -69,7 +69,7 @@ def test_a_revert_brings_back_content_mode_and_owner_and_what_was_not_there(tmp_
     foreseen = plan_revert(NAME, tmp_path)
     assert picture(tmp_path) == written
     assert revert(NAME, tmp_path) == foreseen and len(foreseen) == 4
-    assert picture(tmp_path) == before
+    assert picture(tmp_path) == before and not (tmp_path / "var/lib/pveguard/managed").exists()
     assert revert(NAME, tmp_path) == [] and managed_file.names(tmp_path) == []
 
 

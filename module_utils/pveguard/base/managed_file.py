@@ -155,6 +155,7 @@ def revert(
             _remove_empty(root / folder.lstrip("/"))
         _forget(kept)
     _remove_empty(root / STORE / kept_for)
+    _remove_empty(root / STORE)
     return changes
 
 
