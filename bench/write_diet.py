@@ -368,16 +368,19 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     lab = Lab(options.name)
     lab.up(profile="cluster", nodes=NODES, fresh=True, statistics_of=options.guests)
+    for node in lab.state.nodes:
+        # As on a node in use.
+        lab.ssh(node, "systemctl --quiet unmask logrotate.timer fstrim.timer; systemctl start logrotate.timer fstrim.timer")
+        # So that bytes are told apart as the drives got them, not as processes asked. What the kernel has cached before that
+        # stays nobody's.
+        lab.ssh(node, "systemctl set-property --runtime systemd-journald.service IOAccounting=yes")
     wait_for_statistics(lab, options.guests)
     nodes = dict(zip(lab.state.nodes, STATES, strict=True))
     say("protect.yml: " + ", ".join(f"{node} {name}" for node, name in nodes.items()))
     given = {"diet": dict(options.set)}
     protect(options.name, {node: {**EVERYWHERE, **STATES[name], **given.get(name, {})} for node, name in nodes.items()})
     for node in nodes:
-        # As on a node in use.
-        lab.ssh(node, "systemctl --quiet unmask logrotate.timer fstrim.timer; systemctl start logrotate.timer fstrim.timer")
-        # So that bytes are told apart as the drives got them, not as processes asked.
-        lab.ssh(node, "systemctl set-property --runtime systemd-journald.service IOAccounting=yes")
+        lab.ssh(node, "sync; echo 3 > /proc/sys/vm/drop_caches")
     say(f"a window of {options.seconds:g} s")
     answers = measure(lab, options.seconds)
     states = {name: hourly(window(answers[node], table)) for node, name in nodes.items()}
