@@ -152,10 +152,10 @@ def revert(
         if look(target) != note["original"]:
             _put_back(note, target, kept)
         for folder in reversed(note.get("made", [])):
-            _remove_empty(root / folder.lstrip("/"))
+            remove_empty(root / folder.lstrip("/"))
         _forget(kept)
-    _remove_empty(root / STORE / kept_for)
-    _remove_empty(root / STORE)
+    remove_empty(root / STORE / kept_for)
+    remove_empty(root / STORE)
     return changes
 
 
@@ -419,7 +419,7 @@ def _make_folders(folder: Path, mode: int = 0o755) -> None:
             fsync_dir(each.parent)
 
 
-def _remove_empty(folder: Path) -> None:
+def remove_empty(folder: Path) -> None:
     """Remove a directory unless it is gone already, or somebody has put something into it."""
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()

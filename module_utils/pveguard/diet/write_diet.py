@@ -202,7 +202,7 @@ def _undo(core: ModuleType, former: Sequence[_State], new: bool, root: Path, why
         if new:
             managed_file.revert(_kept_for(core), root, drift=managed_file.OVERWRITE)
             (root / REMEMBERED / f"{core.NAME}.json").unlink(missing_ok=True)
-            _remove_if_empty(root / REMEMBERED)
+            managed_file.remove_empty(root / REMEMBERED)
     except (PveguardError, OSError) as error:
         raise PveguardError(
             f"{said}. What was written could not be taken back either: {error}. Run again, or playbooks/revert.yml"
@@ -263,7 +263,7 @@ def _take_back(
         raise PveguardError(f"write diet, {core.NAME}: {error}. It is not yet taken back; mend that and run again") from error
     result.done += work.done
     (root / REMEMBERED / f"{core.NAME}.json").unlink(missing_ok=True)
-    _remove_if_empty(root / REMEMBERED)
+    managed_file.remove_empty(root / REMEMBERED)
     _forget_note(core, root)
 
 
@@ -324,8 +324,3 @@ def _remembered(core: ModuleType, root: Path) -> Any:
         return json.loads(data) if data else None
     except ValueError:
         return None
-
-
-def _remove_if_empty(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
