@@ -719,7 +719,7 @@ def test_softdog_is_taken_out_and_comes_back(tmp_path: Path) -> None:
     assert not node.apply("disabled", "watchdog", blacklist_softdog=True)["changed"]
     node.calls.clear()
     assert node.apply("restored")["steps"][0] == "remove /etc/modprobe.d/pveguard-softdog.conf"
-    assert not file.exists() and list((tmp_path / "var/lib/pveguard/managed").iterdir()) == []
+    assert not file.exists() and not (tmp_path / "var/lib/pveguard/managed").exists()
 
 
 def test_softdog_that_a_former_version_took_out_comes_back_too(tmp_path: Path) -> None:
