@@ -30,7 +30,14 @@ from ansible.module_utils.pveguard.hardening import (
     updates_findings,
 )
 
-JUDGES = (sysctl_findings, accounts_findings, pveproxy_findings, auditd_findings, updates_findings, others_findings)
+JUDGES = (
+    sysctl_findings,
+    accounts_findings,
+    pveproxy_findings,
+    auditd_findings,
+    updates_findings,
+    others_findings,
+)
 PACKAGES = {"pve-manager": "8.4.1", "pve-cluster": "8.1.0"}
 MOUNTS = [
     "22 1 8:3 / / rw,relatime shared:1 - ext4 /dev/mapper/pve-root rw,errors=remount-ro",
@@ -149,8 +156,13 @@ def clean(root: Path, release: int = 8) -> Node:
     node.write(f"/boot/vmlinuz-{running}", "")
     node.write("/proc/cmdline", "BOOT_IMAGE=/boot/vmlinuz root=/dev/mapper/pve-root ro quiet\n")
     # Of packages: pve-cluster and systemd.
-    node.write("/usr/lib/sysctl.d/10-pve.conf", "net.bridge.bridge-nf-call-iptables = 0\nfs.aio-max-nr = 1048576\n")
-    node.write("/usr/lib/sysctl.d/50-default.conf", "net.ipv4.conf.default.rp_filter = 2\nnet.ipv4.conf.*.rp_filter = 2\n")
+    node.write(
+        "/usr/lib/sysctl.d/10-pve.conf", "net.bridge.bridge-nf-call-iptables = 0\nfs.aio-max-nr = 1048576\n"
+    )
+    node.write(
+        "/usr/lib/sysctl.d/50-default.conf",
+        "net.ipv4.conf.default.rp_filter = 2\nnet.ipv4.conf.*.rp_filter = 2\n",
+    )
     (root / "etc/sysctl.d").mkdir(parents=True)
     if release == 8:
         node.write("/etc/sysctl.conf", "#net.ipv4.ip_forward=1\n#net.ipv4.conf.all.rp_filter=1\n")
@@ -164,7 +176,10 @@ def clean(root: Path, release: int = 8) -> Node:
         "\taddress 10.0.0.11/24\n\tgateway 10.0.0.1\n\tbridge-ports eno1\n\tbridge-stp off\n\tbridge-fd 0\n",
     )
     _pve(node)
-    node.write("/etc/default/pve-ha-manager", "# select watchdog module (default is softdog)\n#WATCHDOG_MODULE=ipmi_watchdog\n")
+    node.write(
+        "/etc/default/pve-ha-manager",
+        "# select watchdog module (default is softdog)\n#WATCHDOG_MODULE=ipmi_watchdog\n",
+    )
     node.write("/sys/module/softdog/parameters/nowayout", "0\n")
     node.write("/etc/login.defs", "UMASK\t\t022\nHOME_MODE\t0700\nUSERGROUPS_ENAB yes\n")
     node.write("/etc/profile", "PATH=/usr/bin\n# umask 027 is not set here\n")
@@ -189,7 +204,10 @@ def _pve(node: Node) -> None:
     node.write("/etc/pve/.members", json.dumps({"nodename": "pve1", "version": 5, "nodelist": members}))
     node.write("/etc/pve/corosync.conf", "totem {\n  version: 2\n}\n")
     node.write("/etc/pve/user.cfg", "user:root@pam:1:0:::root@example.net:::\n")
-    node.write("/etc/pve/domains.cfg", "pam: pam\n\tcomment Linux PAM standard authentication\n\npve: pve\n\tcomment built in\n")
+    node.write(
+        "/etc/pve/domains.cfg",
+        "pam: pam\n\tcomment Linux PAM standard authentication\n\npve: pve\n\tcomment built in\n",
+    )
 
 
 def _sources(node: Node, release: int, name: str) -> None:
@@ -197,11 +215,18 @@ def _sources(node: Node, release: int, name: str) -> None:
     if release == 8:
         node.write(
             "/etc/apt/sources.list",
-            f"deb http://ftp.debian.org/debian {name} main contrib\n\ndeb http://ftp.debian.org/debian {name}-updates main contrib\n"
+            f"deb http://ftp.debian.org/debian {name} main contrib\n\n"
+            f"deb http://ftp.debian.org/debian {name}-updates main contrib\n"
             f"# security updates\ndeb http://security.debian.org {name}-security main contrib\n",
         )
-        node.write("/etc/apt/sources.list.d/pve-enterprise.list", f"# deb https://enterprise.proxmox.com/debian/pve {name} x\n")
-        node.write("/etc/apt/sources.list.d/pve.list", f"deb http://download.proxmox.com/debian/pve {name} pve-no-subscription\n")
+        node.write(
+            "/etc/apt/sources.list.d/pve-enterprise.list",
+            f"# deb https://enterprise.proxmox.com/debian/pve {name} x\n",
+        )
+        node.write(
+            "/etc/apt/sources.list.d/pve.list",
+            f"deb http://download.proxmox.com/debian/pve {name} pve-no-subscription\n",
+        )
         return
     for key in ("debian-archive-keyring.gpg", "proxmox-archive-keyring.gpg"):
         node.write(f"/usr/share/keyrings/{key}", "")
@@ -218,7 +243,10 @@ def _sources(node: Node, release: int, name: str) -> None:
         ("pve-enterprise", "https://enterprise.proxmox.com/debian/pve", "pve-enterprise", "Enabled: no\n"),
         ("pve-no-subscription", "http://download.proxmox.com/debian/pve", "pve-no-subscription", ""),
     ):
-        node.write(f"/etc/apt/sources.list.d/{file}.sources", proxmox.format(uri=uri, name=name, part=part, key=key, more=more))
+        node.write(
+            f"/etc/apt/sources.list.d/{file}.sources",
+            proxmox.format(uri=uri, name=name, part=part, key=key, more=more),
+        )
 
 
 def dev_sec(node: Node) -> Node:
@@ -241,7 +269,9 @@ def dev_sec(node: Node) -> Node:
         "admin_space_left_action = SUSPEND\ndisk_full_action = SUSPEND\ndisk_error_action = SUSPEND\n",
     )
     node.append("/etc/fstab", "proc /proc proc rw,nosuid,nodev,noexec,relatime,hidepid=2 0 0\n")
-    node.mounts.append("23 22 0:21 / /proc rw,nosuid,nodev,noexec,relatime shared:12 - proc proc rw,hidepid=invisible")
+    node.mounts.append(
+        "23 22 0:21 / /proc rw,nosuid,nodev,noexec,relatime shared:12 - proc proc rw,hidepid=invisible"
+    )
     node.write("/etc/login.defs", "# dev-sec\nUMASK 027\n")
     return node
 
@@ -257,17 +287,28 @@ def cis(node: Node) -> Node:
     for each in INTERFACES:
         node.kernel({f"net/ipv4/conf/{each}/rp_filter": "1", f"net/ipv4/conf/{each}/log_martians": "1"})
     for module in ("overlay", "squashfs", "udf", "usb-storage"):
-        node.write(f"/etc/modprobe.d/{module}.conf", f"# CIS benchmark\ninstall {module} /bin/false\nblacklist {module}\n")
-    node.write("/etc/security/faillock.conf", "# CIS benchmark\ndeny = 3\nunlock_time = 900\neven_deny_root\n")
-    node.append("/etc/pam.d/common-auth", "auth required pam_faillock.so preauth\nauth [default=die] pam_faillock.so authfail\n")
+        node.write(
+            f"/etc/modprobe.d/{module}.conf",
+            f"# CIS benchmark\ninstall {module} /bin/false\nblacklist {module}\n",
+        )
+    node.write(
+        "/etc/security/faillock.conf", "# CIS benchmark\ndeny = 3\nunlock_time = 900\neven_deny_root\n"
+    )
+    node.append(
+        "/etc/pam.d/common-auth",
+        "auth required pam_faillock.so preauth\nauth [default=die] pam_faillock.so authfail\n",
+    )
     node.append("/etc/bash.bashrc", "# CIS benchmark\numask 027\n")
     node.append("/root/.bash_profile", "umask 0027\n")
-    node.write("/etc/systemd/system/tmp.mount", "[Mount]\nOptions=mode=1777,strictatime,nosuid,nodev,noexec\n")
+    node.write(
+        "/etc/systemd/system/tmp.mount", "[Mount]\nOptions=mode=1777,strictatime,nosuid,nodev,noexec\n"
+    )
     node.mounts.append("41 22 0:61 / /tmp rw,nosuid,nodev,noexec - tmpfs tmpfs rw")
     node.append("/etc/fstab", "/dev/pve/vartmp /var/tmp ext4 defaults,rw,nosuid,nodev,noexec 0 0\n")
     node.active += ["ufw.service", "systemd-timesyncd.service"]
     node.write(
-        "/etc/audit/auditd.conf", "# CIS benchmark\nmax_log_file_action = keep_logs\ndisk_full_action = halt\ndisk_error_action = single\n"
+        "/etc/audit/auditd.conf",
+        "# CIS benchmark\nmax_log_file_action = keep_logs\ndisk_full_action = halt\ndisk_error_action = single\n",
     )
     node.write("/etc/audit/rules.d/50-scope.rules", "-w /etc/sudoers -p wa -k scope\n")
     node.write("/etc/audit/rules.d/99-finalize.rules", "# CIS benchmark\n-f 2\n-e 2\n")

@@ -27,8 +27,11 @@ def test_a_clean_node_has_nothing_harmful(tmp_path: Path, release: int) -> None:
     assert {each.id: each.text for each in node.found()}.keys() == MISSING
     assert {argv[0] for argv in node.calls} == {"systemctl", "apt-config", "chronyc"}
     # With a second factor for root there is nothing at all to say.
-    node.write("/etc/pve/priv/tfa.cfg", '{"users": {"root@pam": {"totp": [{"info": {"enable": true}, "entry": "x"}], "recovery": '
-               '{"secret": "s", "entries": ["h1", null]}}}}')  # fmt: skip
+    node.write(
+        "/etc/pve/priv/tfa.cfg",
+        '{"users": {"root@pam": {"totp": [{"info": {"enable": true}, "entry": "x"}], "recovery": '
+        '{"secret": "s", "entries": ["h1", null]}}}}',
+    )
     assert node.found() == []
 
 
@@ -51,20 +54,41 @@ def told(found: list[Finding], id: str, severity: str, *parts: str, undo: str = 
 def test_settings_of_dev_sec(tmp_path: Path) -> None:
     found = dev_sec(clean(tmp_path)).found()
     finding(found, "hardening-sysctl-forwarding-off")
-    told(found, "hardening-sysctl-forwarding-off", WARNING, "net.ipv4.ip_forward = 0 in /etc/sysctl.conf", "dev-sec", "SDN",
-         undo="sysctl -w net.ipv4.ip_forward=1")  # fmt: skip
+    told(
+        found,
+        "hardening-sysctl-forwarding-off",
+        WARNING,
+        "net.ipv4.ip_forward = 0 in /etc/sysctl.conf",
+        "dev-sec",
+        "SDN",
+        undo="sysctl -w net.ipv4.ip_forward=1",
+    )
     finding(found, "hardening-sysctl-rp-filter-strict")
-    told(found, "hardening-sysctl-rp-filter-strict", PROBLEM, "rp_filter = 1 in /etc/sysctl.conf", "in the running kernel", "ring",
-         undo="sysctl -w net.ipv4.conf.all.rp_filter=2")  # fmt: skip
+    told(
+        found,
+        "hardening-sysctl-rp-filter-strict",
+        PROBLEM,
+        "rp_filter = 1 in /etc/sysctl.conf",
+        "in the running kernel",
+        "ring",
+        undo="sysctl -w net.ipv4.conf.all.rp_filter=2",
+    )
     finding(found, "hardening-sysctl-log-martians")
     modules = [each for each in found if each.id == "hardening-sysctl-module-off"]
     assert [each.severity for each in modules] == [PROBLEM, WARNING]
-    assert "install vfat /bin/true in /etc/modprobe.d/dev-sec.conf" in modules[0].text and "EFI" in modules[0].means
+    assert (
+        "install vfat /bin/true in /etc/modprobe.d/dev-sec.conf" in modules[0].text
+        and "EFI" in modules[0].means
+    )
     assert "squashfs" in modules[1].text and "udf" in modules[1].text and "set by: dev-sec" in modules[1].text
     finding(found, "hardening-auditd-keeps-all")
     assert finding(found, "hardening-auditd-full-stops").severity == WARNING
     hidden = finding(found, "hardening-others-hidepid")
-    assert "/etc/fstab" in hidden.text and "lxc-attach" in hidden.means and "remount,hidepid=0 /proc" in hidden.code
+    assert (
+        "/etc/fstab" in hidden.text
+        and "lxc-attach" in hidden.means
+        and "remount,hidepid=0 /proc" in hidden.code
+    )
     assert "umask 027 in /etc/login.defs" in finding(found, "hardening-others-umask").text
     assert {each.id for each in found} - MISSING == {
         "hardening-sysctl-forwarding-off",
@@ -81,10 +105,19 @@ def test_settings_of_dev_sec(tmp_path: Path) -> None:
 def test_settings_of_a_cis_role(tmp_path: Path) -> None:
     found = cis(clean(tmp_path)).found()
     told(found, "hardening-sysctl-rp-filter-strict", PROBLEM, "/etc/sysctl.d/99-cis_net.conf", "a CIS role")
-    told(found, "hardening-sysctl-module-off", WARNING, "usb-storage", "overlay", "passthrough",
-         undo="/etc/modprobe.d/usb-storage.conf")  # fmt: skip
+    told(
+        found,
+        "hardening-sysctl-module-off",
+        WARNING,
+        "usb-storage",
+        "overlay",
+        "passthrough",
+        undo="/etc/modprobe.d/usb-storage.conf",
+    )
     lock = finding(found, "hardening-others-faillock-root")
-    assert lock.severity == PROBLEM and "root@pam" in lock.means and "faillock --user root --reset" in lock.code
+    assert (
+        lock.severity == PROBLEM and "root@pam" in lock.means and "faillock --user root --reset" in lock.code
+    )
     assert "deny = 3" in finding(found, "hardening-others-faillock-few").text
     umask = finding(found, "hardening-others-umask")
     assert "umask 027 in /etc/bash.bashrc" in umask.text and "umask 0027 in /root/.bash_profile" in umask.text
@@ -94,10 +127,14 @@ def test_settings_of_a_cis_role(tmp_path: Path) -> None:
     assert "systemctl disable --now ufw" in finding(found, "hardening-others-second-firewall").code
     assert "systemctl disable --now systemd-timesyncd" in finding(found, "hardening-others-time").code
     full = finding(found, "hardening-auditd-full-stops")
-    assert full.severity == PROBLEM and "disk_full_action = HALT" in full.text and "stops the node" in full.means
+    assert (
+        full.severity == PROBLEM and "disk_full_action = HALT" in full.text and "stops the node" in full.means
+    )
     assert "-f 2" in finding(found, "hardening-auditd-panics").text
     assert "-e 2" in finding(found, "hardening-auditd-immutable").text
-    assert found == sorted(found, key=lambda each: ["problem", "warning", "unknown", "good"].index(each.severity))
+    assert found == sorted(
+        found, key=lambda each: ["problem", "warning", "unknown", "good"].index(each.severity)
+    )
 
 
 def test_the_undo_takes_each_setting_of_a_file_back(tmp_path: Path) -> None:
@@ -109,11 +146,18 @@ def test_the_undo_takes_each_setting_of_a_file_back(tmp_path: Path) -> None:
         if "sed " in each.code:
             command = re.sub(r"(?<= )/(?=(etc|root)/)", f"{node.root}/", each.code)
             assert not re.search(r" /(etc|root|boot)/", command)
-            subprocess.run(["/bin/bash", "-c", command], env={"PATH": str(tmp_path / "bin")}, capture_output=True, check=False)
+            subprocess.run(
+                ["/bin/bash", "-c", command],
+                env={"PATH": str(tmp_path / "bin")},
+                capture_output=True,
+                check=False,
+            )
     facts: dict[str, Any] = node.facts()["hardening"]
     assert facts["sysctl"]["set"] == [] and facts["sysctl"]["modules"] == []
     assert facts["others"]["umask"] == [] and facts["others"]["faillock"]["root"] == []
-    assert [each for each in facts["others"]["mounts"] + facts["others"]["hidepid"] if each["where"] != "running"] == []
+    assert [
+        each for each in facts["others"]["mounts"] + facts["others"]["hidepid"] if each["where"] != "running"
+    ] == []
     assert {rule["what"] for rule in facts["auditd"]["rules"]} == set()
     assert set(facts["auditd"]["actions"].values()) == {"rotate", "syslog"}
 

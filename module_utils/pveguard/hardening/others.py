@@ -9,7 +9,7 @@ import json
 import re
 
 from ..base.mountinfo import mountinfo
-from ..base.systemd import unit_states
+from ..base.systemd import properties_of
 from .looking import Facts, Looking, area, assignments, lines, settings, writer
 
 USUAL = "dev-sec or a CIS role"
@@ -59,26 +59,24 @@ def look(looking: Looking) -> Facts:
         "umask": _umask(looking),
         **_mounts(looking),
         "faillock": _faillock(looking),
-        "firewalls": sorted(
-            name.removesuffix(".service")
-            for name in FIREWALL_UNITS
-            if units.get(name, {}).get("active") == "active" or _on(units, name)
-        ),
+        "firewalls": sorted(name.removesuffix(".service") for name in FIREWALL_UNITS if _on(units, name)),
     }
 
 
 def _units(looking: Looking) -> dict[str, dict[str, str]]:
     try:
-        found = unit_states([*TIME_UNITS, *FIREWALL_UNITS], looking.run)
+        told = properties_of([*TIME_UNITS, *FIREWALL_UNITS], ["ActiveState", "UnitFileState"], looking.run)
     except OSError:
-        found = {}
-    if not any(each["load"] == "loaded" or each["active"] == "active" for each in found.values()):
-        looking.cannot("systemctl", "tells of no service that keeps the time")
+        told = {}
+    found = {unit: values for unit, values in told.items() if values.get("ActiveState")}
+    if not found:
+        looking.cannot("systemctl", "tells of no unit")
     return found
 
 
 def _on(units: dict[str, dict[str, str]], name: str) -> bool:
-    return units.get(name, {}).get("enabled") in ("enabled", "enabled-runtime")
+    its = units.get(name, {})
+    return its.get("ActiveState") == "active" or its.get("UnitFileState") in ("enabled", "enabled-runtime")
 
 
 # fail2ban
@@ -177,9 +175,12 @@ def _watchdog(looking: Looking) -> Facts:
 
 
 def _time(looking: Looking, units: dict[str, dict[str, str]]) -> Facts:
-    """``services`` that run; ``offset`` of this clock in seconds and ``synchronised``, null where nothing tells them."""
+    """``services`` that run, null where systemd does not tell; ``offset`` of this clock in seconds and
+    ``synchronised``, null where nothing tells them."""
     running = sorted(
-        name.removesuffix(".service") for name in TIME_UNITS if units.get(name, {}).get("active") == "active"
+        name.removesuffix(".service")
+        for name in TIME_UNITS
+        if units.get(name, {}).get("ActiveState") == "active"
     )
     offset: float | None = None
     synchronised: bool | None = None
@@ -195,7 +196,7 @@ def _time(looking: Looking, units: dict[str, dict[str, str]]) -> Facts:
         synchronised = {"yes": True, "no": False}.get(said)
         if synchronised is None:
             looking.cannot("timedatectl", "does not tell whether the clock is synchronised")
-    return {"services": running, "offset": offset, "synchronised": synchronised}
+    return {"services": running if units else None, "offset": offset, "synchronised": synchronised}
 
 
 # umask

@@ -149,7 +149,7 @@ def findings(facts: Mapping[str, Any], on_proxmox: bool = True) -> list[Finding]
 
 
 def _time(facts: Mapping[str, Any]) -> list[Finding]:
-    if not facts:
+    if facts.get("services") is None:
         return []
     services = facts["services"]
     if not services:
