@@ -7,7 +7,9 @@ the files that they write; written for these tests, not taken from them, and by 
 * dev-sec ansible-collection-hardening, roles os_hardening and ssh_hardening, defaults of ``sysctl_config``, ``os_auditd_*``,
   ``os_unused_filesystems``, ``proc_mnt_options`` (with the ``hidepid=2`` of earlier releases).
 * ansible-lockdown DEBIAN12-CIS 1.1.0, defaults ``deb12cis_*``: ``faillock_deny`` 3, ``pamroot_lock_option`` even_deny_root,
-  ``bash_umask`` 027, ``firewall_package`` ufw, ``is_router`` false, ``tmp_svc``, rules 1.1.1.x, 3.3.x, 6.2.2.x, 6.2.3.20.
+  ``bash_umask`` 027, ``firewall_package`` ufw, ``is_router`` false, ``tmp_svc``, rules 1.1.1.x, 3.3.x, 6.2.2.x, 6.2.3.20. The
+  files 50-scope.rules and 99-finalize.rules have names of the benchmark, not of
+  the role; its module is ``overlayfs``, which there is not.
 """
 
 from __future__ import annotations
@@ -277,39 +279,31 @@ def dev_sec(node: Node) -> Node:
 
 
 def cis(node: Node) -> Node:
-    """Documented settings of a CIS role for Debian 12, level 1 and 2."""
-    node.write("/etc/sysctl.d/98_cis_kernel.conf", "kernel.randomize_va_space = 2\n")
+    """Documented settings of a CIS role for Debian 12, level 1 and 2, in the files of ansible-lockdown's."""
     node.write(
-        "/etc/sysctl.d/99-cis_net.conf",
-        "net.ipv4.ip_forward = 0\nnet.ipv6.conf.all.forwarding = 0\nnet.ipv4.conf.all.rp_filter = 1\n"
-        "net.ipv4.conf.default.rp_filter = 1\nnet.ipv4.conf.all.log_martians = 1\n",
+        "/etc/sysctl.d/60-netipv4_sysctl.conf",
+        "net.ipv4.ip_forward = 0\nnet.ipv4.conf.all.rp_filter = 1\nnet.ipv4.conf.default.rp_filter = 1\n"
+        "net.ipv4.conf.all.log_martians = 1\nnet.ipv4.conf.default.log_martians = 1\n",
     )
+    node.write("/etc/sysctl.d/60-netipv6_sysctl.conf", "net.ipv6.conf.all.forwarding = 0\n")
     for each in INTERFACES:
         node.kernel({f"net/ipv4/conf/{each}/rp_filter": "1", f"net/ipv4/conf/{each}/log_martians": "1"})
-    for module in ("overlay", "squashfs", "udf", "usb-storage"):
-        node.write(
-            f"/etc/modprobe.d/{module}.conf",
-            f"# CIS benchmark\ninstall {module} /bin/false\nblacklist {module}\n",
-        )
-    node.write(
-        "/etc/security/faillock.conf", "# CIS benchmark\ndeny = 3\nunlock_time = 900\neven_deny_root\n"
-    )
-    node.append(
-        "/etc/pam.d/common-auth",
-        "auth required pam_faillock.so preauth\nauth [default=die] pam_faillock.so authfail\n",
-    )
-    node.append("/etc/bash.bashrc", "# CIS benchmark\numask 027\n")
+    modules = ("cramfs", "overlay", "squashfs", "udf", "usb-storage")
+    node.write("/etc/modprobe.d/CIS.conf", "".join(f"install {each} /bin/true\n" for each in modules))
+    node.write("/etc/modprobe.d/blacklist.conf", "".join(f"blacklist {each}\n" for each in modules))
+    node.write("/etc/security/faillock.conf", "deny = 3\nunlock_time = 900\neven_deny_root\n")
+    preauth, fail = "auth required pam_faillock.so preauth\n", "auth [default=die] pam_faillock.so authfail\n"
+    node.append("/etc/pam.d/common-auth", preauth + fail)
+    node.write("/etc/login.defs", "UMASK 027\nUSERGROUPS_ENAB yes\n")
     node.append("/root/.bash_profile", "umask 0027\n")
     node.write(
         "/etc/systemd/system/tmp.mount", "[Mount]\nOptions=mode=1777,strictatime,nosuid,nodev,noexec\n"
     )
     node.mounts.append("41 22 0:61 / /tmp rw,nosuid,nodev,noexec - tmpfs tmpfs rw")
-    node.append("/etc/fstab", "/dev/pve/vartmp /var/tmp ext4 defaults,rw,nosuid,nodev,noexec 0 0\n")
+    node.append("/etc/fstab", "/dev/pve/vartmp /var/tmp ext4 defaults,nodev,nosuid,noexec 0 0\n")
     node.active += ["ufw.service", "systemd-timesyncd.service"]
-    node.write(
-        "/etc/audit/auditd.conf",
-        "# CIS benchmark\nmax_log_file_action = keep_logs\ndisk_full_action = halt\ndisk_error_action = single\n",
-    )
+    full = "disk_full_action = halt\ndisk_error_action = single\nadmin_space_left_action = single\n"
+    node.write("/etc/audit/auditd.conf", f"max_log_file_action = keep_logs\n{full}")
     node.write("/etc/audit/rules.d/50-scope.rules", "-w /etc/sudoers -p wa -k scope\n")
-    node.write("/etc/audit/rules.d/99-finalize.rules", "# CIS benchmark\n-f 2\n-e 2\n")
+    node.write("/etc/audit/rules.d/99-finalize.rules", "-f 2\n-e 2\n")
     return node

@@ -104,7 +104,13 @@ def test_settings_of_dev_sec(tmp_path: Path) -> None:
 
 def test_settings_of_a_cis_role(tmp_path: Path) -> None:
     found = cis(clean(tmp_path)).found()
-    told(found, "hardening-sysctl-rp-filter-strict", PROBLEM, "/etc/sysctl.d/99-cis_net.conf", "a CIS role")
+    told(
+        found,
+        "hardening-sysctl-rp-filter-strict",
+        PROBLEM,
+        "/etc/sysctl.d/60-netipv4_sysctl.conf",
+        "a CIS role",
+    )
     told(
         found,
         "hardening-sysctl-module-off",
@@ -112,7 +118,7 @@ def test_settings_of_a_cis_role(tmp_path: Path) -> None:
         "usb-storage",
         "overlay",
         "passthrough",
-        undo="/etc/modprobe.d/usb-storage.conf",
+        undo="/etc/modprobe.d/CIS.conf",
     )
     lock = finding(found, "hardening-others-faillock-root")
     assert (
@@ -120,7 +126,7 @@ def test_settings_of_a_cis_role(tmp_path: Path) -> None:
     )
     assert "deny = 3" in finding(found, "hardening-others-faillock-few").text
     umask = finding(found, "hardening-others-umask")
-    assert "umask 027 in /etc/bash.bashrc" in umask.text and "umask 0027 in /root/.bash_profile" in umask.text
+    assert "umask 027 in /etc/login.defs" in umask.text and "umask 0027 in /root/.bash_profile" in umask.text
     noexec = finding(found, "hardening-others-noexec")
     assert "/tmp is mounted noexec" in noexec.text and "/var/tmp noexec in /etc/fstab" in noexec.text
     assert "mount -o remount,exec /tmp" in noexec.code and "/etc/systemd/system/tmp.mount" in noexec.code

@@ -228,7 +228,8 @@ def writer(path: str, text: str, usual: str) -> str:
     lowered = f"{path}\n{text[:4096]}".lower()
     if "dev-sec" in lowered or "devsec" in lowered:
         return "dev-sec"
-    if "cis_" in lowered or "lockdown" in lowered or "cis benchmark" in lowered:
+    # The names of the files of ansible-lockdown's roles.
+    if re.search(r"/cis\.conf|\bcis_|-netipv[46]_sysctl|lockdown's|ansible-lockdown|cis benchmark", lowered):
         return "a CIS role"
     if "pegaprox" in lowered:
         return "PegaProx"
