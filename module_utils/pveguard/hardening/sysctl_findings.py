@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -126,33 +127,42 @@ def _below(limit: int) -> Callable[[str], bool]:
 _ROUTED = "routed and NAT guests, SDN and EVPN lose the net"
 _BRIDGED = "the firewall of guests sees nothing of what goes through their bridge"
 _NO_CONTAINERS = "unprivileged containers do not start"
-RULES = {
-    "net.ipv4.ip_forward": Rule(FORWARDING, "0".__eq__, _ROUTED, "1"),
-    "net.ipv4.conf.*.forwarding": Rule(FORWARDING, "0".__eq__, _ROUTED, "1"),
-    "net.ipv6.conf.*.forwarding": Rule(FORWARDING, "0".__eq__, _ROUTED, "1"),
-    "net.bridge.bridge-nf-call-iptables": Rule(BRIDGE, "0".__eq__, _BRIDGED, "1"),
-    "net.bridge.bridge-nf-call-ip6tables": Rule(BRIDGE, "0".__eq__, _BRIDGED, "1"),
-    "net.ipv4.conf.*.rp_filter": Rule(
-        RP_FILTER, "1".__eq__, "asymmetric and multi-homed nodes and ring links lose packets", "2"
-    ),
-    "user.max_user_namespaces": Rule(USERNS, "0".__eq__, _NO_CONTAINERS, "100000"),
-    "kernel.unprivileged_userns_clone": Rule(
-        USERNS, "0".__eq__, "containers inside of containers do not start", "1"
-    ),
-    "kernel.modules_disabled": Rule(
-        MODULES_DISABLED, "1".__eq__, "DKMS modules, passthrough and new storage fail", ""
-    ),
-    "vm.overcommit_memory": Rule(OVERCOMMIT, "2".__eq__, "guests fail to start although memory is free", "0"),
-    "vm.swappiness": Rule(SWAPPINESS, "0".__eq__, "guests are killed before anything is swapped", "10"),
-    "vm.max_map_count": Rule(
-        MAP_COUNT, _below(65530), "large guests and databases in containers fail", "65530"
-    ),
-    "net.ipv4.conf.*.log_martians": Rule(
-        MARTIANS, "1".__eq__, "bridges and SDN flood the log, which wears the disk", "0"
-    ),
-}
+
+
+@functools.cache
+def rules() -> dict[str, Rule]:
+    """By the keys of the core ``sysctl``."""
+    return {
+        "net.ipv4.ip_forward": Rule(FORWARDING, "0".__eq__, _ROUTED, "1"),
+        "net.ipv4.conf.*.forwarding": Rule(FORWARDING, "0".__eq__, _ROUTED, "1"),
+        "net.ipv6.conf.*.forwarding": Rule(FORWARDING, "0".__eq__, _ROUTED, "1"),
+        "net.bridge.bridge-nf-call-iptables": Rule(BRIDGE, "0".__eq__, _BRIDGED, "1"),
+        "net.bridge.bridge-nf-call-ip6tables": Rule(BRIDGE, "0".__eq__, _BRIDGED, "1"),
+        "net.ipv4.conf.*.rp_filter": Rule(
+            RP_FILTER, "1".__eq__, "asymmetric and multi-homed nodes and ring links lose packets", "2"
+        ),
+        "user.max_user_namespaces": Rule(USERNS, "0".__eq__, _NO_CONTAINERS, "100000"),
+        "kernel.unprivileged_userns_clone": Rule(
+            USERNS, "0".__eq__, "containers inside of containers do not start", "1"
+        ),
+        "kernel.modules_disabled": Rule(
+            MODULES_DISABLED, "1".__eq__, "DKMS modules, passthrough and new storage fail", ""
+        ),
+        "vm.overcommit_memory": Rule(
+            OVERCOMMIT, "2".__eq__, "guests fail to start although memory is free", "0"
+        ),
+        "vm.swappiness": Rule(SWAPPINESS, "0".__eq__, "guests are killed before anything is swapped", "10"),
+        "vm.max_map_count": Rule(
+            MAP_COUNT, _below(65530), "large guests and databases in containers fail", "65530"
+        ),
+        "net.ipv4.conf.*.log_martians": Rule(
+            MARTIANS, "1".__eq__, "bridges and SDN flood the log, which wears the disk", "0"
+        ),
+    }
+
+
 #: Switched off on a node as it is installed, so the running value alone says nothing.
-_OFF_BY_DEFAULT = (FORWARDING, BRIDGE)
+_OFF_BY_DEFAULT = (FORWARDING.id, BRIDGE.id)
 _BREAKS_MODULE = {
     "8021q": "VLANs",
     "br_netfilter": "the firewall of guests",
@@ -194,29 +204,29 @@ def _settings(facts: Mapping[str, Any]) -> list[Finding]:
     put: Iterable[Mapping[str, Any]] = facts.get("set") or []
     runtime: Mapping[str, str] = facts.get("runtime") or {}
     found = []
-    for each in dict.fromkeys(rule.check for rule in RULES.values()):
-        keys = {key: rule for key, rule in RULES.items() if rule.check is each}
+    for each in dict.fromkeys(rule.check for rule in rules().values()):
+        keys = {key: rule for key, rule in rules().items() if rule.check is each}
         files = [line for line in put if (rule := keys.get(watched(line["key"]))) and rule.bad(line["value"])]
         now = {
             key: value
             for key, value in runtime.items()
             if (rule := keys.get(watched(key))) and rule.bad(value)
         }
-        if each is RP_FILTER:
+        if each.id == RP_FILTER.id:
             strict = strict_interfaces(dict(runtime))
             now = {f"net.ipv4.conf.{name}.rp_filter": "1" for name in strict if name != "lo"}
             if now and runtime.get("net.ipv4.conf.all.rp_filter") == "1":
                 now = {"net.ipv4.conf.all.rp_filter": "1"}
-        if each in _OFF_BY_DEFAULT and not files and not (each is FORWARDING and facts.get("needs")):
+        if each.id in _OFF_BY_DEFAULT and not files and not (each.id == FORWARDING.id and facts.get("needs")):
             continue
-        if each is FORWARDING:
+        if each.id == FORWARDING.id:
             # An interface follows "all", and one of IPv6 alone is off on every node.
             now = {
                 key: value
                 for key, value in now.items()
                 if key == "net.ipv4.ip_forward" or _is_set(key, files)
             }
-        elif each is BRIDGE:
+        elif each.id == BRIDGE.id:
             now = {key: value for key, value in now.items() if _is_set(key, files)}
         if files or now:
             found.append(_told(each, keys, files, now, facts))
@@ -244,12 +254,12 @@ def _told(
     )
     severity = each.severities[0]
     needs = facts.get("needs") or []
-    if each is FORWARDING and needs:
+    if each.id == FORWARDING.id and needs:
         severity = PROBLEM
         breaks += f" (this node routes: {some([shown(path, 120) for path in needs])})"
-    elif each is BRIDGE and now:
+    elif each.id == BRIDGE.id and now:
         severity = PROBLEM
-    elif each is USERNS and {watched(key) for key in [*(line["key"] for line in files), *now]} == {
+    elif each.id == USERNS.id and {watched(key) for key in [*(line["key"] for line in files), *now]} == {
         "kernel.unprivileged_userns_clone"
     }:
         severity = WARNING
