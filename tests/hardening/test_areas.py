@@ -487,6 +487,12 @@ def test_tricks_of_bash_are_not_run_and_unknown(node: Node, tmp_path: Path, tric
     assert not mark.exists()
 
 
+def test_nothing_else_is_said_of_rules_that_are_not_understood(node: Node) -> None:
+    assert proxy(node, "ALLOW_FROM=10.0.0.11\nLISTEN_IP=10.0.0.11\nif true; then DENY_FROM=all; fi\n") == {
+        "hardening-pveproxy-not-understood"
+    }
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -595,6 +601,7 @@ def test_sources_in_one_line(node: Node) -> None:
     }
     assert "sed -i" in finding(node.found(), "hardening-updates-enterprise-without-key").code
     node.write("/etc/subscription", "x")
+    assert not [id for id in node.ids() if "updates" in id]
     assert source(node, "deb http://download.proxmox.com/debian/pve bookworm pvetest\n") == {
         "hardening-updates-test-repository"
     }
