@@ -20,6 +20,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "ha": ("base", "formats", "pmxcfs"),
     "corosync": ("base", "formats", "pmxcfs", "ha"),
     "state": ("base", "formats", "pmxcfs", "ha"),
+    # Its facts come by a module of their own, which assess asks.
+    "hardening": ("base", "formats"),
     # Its facts are part of node_info, so it lies below the cluster.
     "diet": ("base", "disk"),
     "writes": ("base", "formats", "pmxcfs", "disk", "corosync"),
@@ -28,7 +30,9 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "gates": ("base", "disk"),
     "report": ("base", "pmxcfs", "disk", "ha", "corosync", "state", "diet", "gates", "writes"),
     # On the controller only.
-    "filters": ("base", "formats", "pmxcfs", "ha", "corosync", "state", "diet", "cluster", "gates", "writes", "report"),
+    "filters": tuple(
+        "base formats pmxcfs ha corosync state hardening diet cluster gates writes report".split(),
+    ),
 }
 
 

@@ -1,0 +1,91 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
+"""How a node is hardened, and what on it breaks Proxmox VE, in one round trip and without changing it."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: hardening_info
+short_description: How a Proxmox VE node is hardened, and what others have set on it
+description:
+  - Looks at files and at the running kernel. Nothing is changed, no service is asked to reload, no file is run, also not those
+    that bash sources.
+  - An area that could not be read is RV(facts.AREA.known) false, with the reason in C(error); what of it could be read is there.
+  - No secret is returned, neither of users' second factors, nor of tokens, realms or the addresses of package sources.
+attributes:
+  check_mode:
+    support: full
+    description: It reads only, so it does the same in check mode.
+  diff_mode:
+    support: none
+    description: There is nothing to compare.
+options:
+  areas:
+    description: Which areas to look at; all of them when the list is empty.
+    type: list
+    elements: str
+    choices: [sysctl, accounts, pveproxy, auditd, updates, others]
+    default: []
+author:
+  - The pveguard authors
+"""
+
+EXAMPLES = r"""
+- name: Look at how the node is hardened
+  hardening_info:
+  register: pveguard_hardening
+
+- name: Look at kernel settings alone
+  hardening_info:
+    areas: [sysctl]
+"""
+
+RETURN = r"""
+facts:
+  description: The facts of each area that was asked for, by its name.
+  returned: success
+  type: dict
+  contains:
+    sysctl:
+      description: >-
+        Kernel settings that matter to Proxmox VE, in files (C(set)) and in the running kernel (C(runtime)), modules that are kept
+        from being loaded, lockdown of the kernel's command line.
+      type: dict
+    accounts:
+      description: >-
+        Users, groups, tokens, roles on paths, realms of Proxmox VE by name, and of second factors how many there are and what is
+        locked.
+      type: dict
+    pveproxy:
+      description: Access rules and TLS settings of /etc/default/pveproxy, and the members that they must let in.
+      type: dict
+    auditd: {description: What the audit daemon does with a full log and rules that meet /etc/pve., type: dict}
+    updates:
+      description: Sources of packages (of their addresses the host), unattended upgrades, a pending reboot.
+      type: dict
+    others:
+      description: fail2ban, watchdog, time, umask, mounts, faillock, hidepid and other firewalls.
+      type: dict
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.pveguard.hardening import hardening_info
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "areas": {
+                "type": "list",
+                "elements": "str",
+                "choices": list(hardening_info.AREAS),
+                "default": [],
+            },
+        },
+        supports_check_mode=True,
+    )
+    module.exit_json(changed=False, facts=hardening_info.collect(module.params["areas"]))
+
+
+if __name__ == "__main__":
+    main()

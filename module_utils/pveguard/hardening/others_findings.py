@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is judged about fail2ban, watchdog, time, umask, mounts, faillock, hidepid and other firewalls: told, never changed."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from ..base.findings import PROBLEM, UNKNOWN, WARNING, Finding, check, some
+from .looking import facts_of, proxmox, shown
+from .others import USUAL
+
+#: A cluster's clocks: beyond it tickets and two-factor codes fail, and logs of members no longer fit together.
+OFFSET_SECONDS = 0.5
+#: From this number of failures down a typo is enough.
+DENY_FEW = 4
+
+UNREAD = check(
+    "hardening-others-unread",
+    UNKNOWN,
+    "fail2ban, watchdog, time, umask, mounts, faillock, hidepid or other firewalls could not be read",
+    "Look at them by hand, as root.",
+    "findmnt; systemctl list-units; grep -r faillock /etc/pam.d",
+)
+BANS = check(
+    "hardening-others-fail2ban-bans-members",
+    PROBLEM,
+    "fail2ban may ban nodes of the cluster: a ban cuts the ring, migration or the proxy between nodes",
+    "Add all addresses of the nodes to ignoreip.",
+    "ignoreip in [DEFAULT] of /etc/fail2ban/jail.local",
+)
+BACKEND = check(
+    "hardening-others-fail2ban-backend",
+    WARNING,
+    "fail2ban reads /var/log/auth.log, which is not there: it sees no login",
+    "Let it read the journal.",
+    "backend = systemd, in [DEFAULT] of /etc/fail2ban/jail.local",
+)
+WATCHDOG = check(
+    "hardening-others-watchdog-conflict",
+    PROBLEM,
+    "Somebody else than watchdog-mux takes the watchdog (systemd's RuntimeWatchdogSec, the package watchdog): HA "
+    "cannot fence, or "
+    "the node is reset",
+    "Leave it to watchdog-mux.",
+    "apt-get purge watchdog",
+)
+NMI = check(
+    "hardening-others-watchdog-nmi",
+    WARNING,
+    "nmi_watchdog is on beside ipmi_watchdog: the two clash",
+    "Switch nmi_watchdog off.",
+    "sysctl -w kernel.nmi_watchdog=0",
+)
+DRIVER = check(
+    "hardening-others-watchdog-unknown",
+    UNKNOWN,
+    "/etc/default/pve-ha-manager is more than plain assignments: which watchdog is loaded is not known",
+    "Write a plain WATCHDOG_MODULE=NAME.",
+    "cat /etc/default/pve-ha-manager",
+)
+TIME = check(
+    "hardening-others-time",
+    (WARNING, PROBLEM),
+    f"Nothing keeps the clock (a problem), two services do (CIS Debian 12 2.3.1.1), or it is not synchronised or more than "
+    f"{OFFSET_SECONDS} s off: two-factor codes, tickets and logs of members no longer fit together",
+    "Let chrony alone keep it.",
+    "apt-get install chrony; chronyc sources",
+)
+UMASK = check(
+    "hardening-others-umask",
+    PROBLEM,
+    "A umask such as 027 (CIS Debian 12 5.4.3.3, PegaProx): containers created in such a session get /etc without "
+    "rights for others, so "
+    "neither DNS nor apt inside; unprivileged ones fail",
+    "Set 022 where root logs in.",
+    "umask 022",
+)
+NOEXEC = check(
+    "hardening-others-noexec",
+    WARNING,
+    "/tmp, /var or /var/tmp is mounted noexec (CIS Debian 12 1.1.2.1.4, 1.1.2.5.4): package scripts, vzdump's "
+    "temporary directory and "
+    "hook scripts fail",
+    "Mount it without.",
+    "mount -o remount,exec /tmp",
+)
+FAILLOCK = check(
+    "hardening-others-faillock-root",
+    (PROBLEM, WARNING),
+    "pam_faillock locks root (even_deny_root, CIS Debian 12 5.3.3.1.3), or is set up so and not in use (a warning): "
+    "anyone who can reach "
+    "the web interface locks root@pam out of it and of the console",
+    "Remove even_deny_root, and unlock it.",
+    "faillock --user root --reset",
+)
+DENY = check(
+    "hardening-others-faillock-few",
+    WARNING,
+    f"pam_faillock locks users after fewer than {DENY_FEW + 1} failures (CIS roles: 3): anyone locks users of the realm pam out",
+    "Allow more failures.",
+    "deny = 10, in /etc/security/faillock.conf",
+)
+HIDEPID = check(
+    "hardening-others-hidepid",
+    WARNING,
+    "/proc hides processes (hidepid, an option of dev-sec): lxc-attach and monitoring fail",
+    "Mount it without.",
+    "mount -o remount,hidepid=0 /proc",
+)
+FIREWALLS = check(
+    "hardening-others-second-firewall",
+    PROBLEM,
+    "Another firewall is on beside pve-firewall (a CIS role installs ufw, CIS Debian 12 4.1.1): they fight, and it "
+    "closes 8006 and the ring",
+    "Remove it.",
+    "systemctl disable --now ufw",
+)
+
+
+def of_node(node: Mapping[str, Any], plan: Mapping[str, Any]) -> list[Finding]:
+    """From the facts that ``hardening_info`` brought; nothing where it was not asked."""
+    facts = facts_of(node, "others")
+    return [] if facts is None else findings(facts, proxmox(node))
+
+
+def findings(facts: Mapping[str, Any], on_proxmox: bool = True) -> list[Finding]:
+    """``facts``: of the core ``others``."""
+    found = [] if facts["known"] else [UNREAD(f"not all of the node could be read: {facts['error']}")]
+    found += _time(facts.get("time") or {})
+    if not on_proxmox:
+        return found
+    found += _fail2ban(facts.get("fail2ban") or {})
+    found += _watchdog(facts.get("watchdog") or {})
+    found += _umask(facts.get("umask") or [])
+    found += _mounts(facts)
+    found += _faillock(facts.get("faillock") or {})
+    if units := facts.get("firewalls"):
+        undo = f"systemctl disable --now {' '.join(shlex.quote(each) for each in units)}"
+        found.append(
+            FIREWALLS(
+                f"beside pve-firewall there is {' and '.join(units)} (set by: usually {USUAL})",
+                means="they fight, and it closes 8006 and the ring",
+                code=undo,
+            )
+        )
+    return found
+
+
+def _time(facts: Mapping[str, Any]) -> list[Finding]:
+    if facts.get("services") is None:
+        return []
+    services = facts["services"]
+    if not services:
+        return [TIME("no service keeps the clock", severity=PROBLEM)]
+    if len(services) > 1:
+        others = [each for each in services if each != "chrony"] if "chrony" in services else services[1:]
+        undo = f"systemctl disable --now {' '.join(others)}"
+        return [
+            TIME(f"several services keep the clock: {', '.join(services)} (usually a CIS role)", code=undo)
+        ]
+    if facts["synchronised"] is False:
+        return [TIME(f"{services[0]} has not synchronised the clock", code="chronyc sources; timedatectl")]
+    if facts["offset"] is not None and abs(facts["offset"]) > OFFSET_SECONDS:
+        return [TIME(f"the clock is {facts['offset']:+.3f} s off", code="chronyc makestep")]
+    return []
+
+
+def _fail2ban(facts: Mapping[str, Any]) -> list[Finding]:
+    found = []
+    if unguarded := facts.get("unguarded"):
+        found.append(
+            BANS(
+                f"fail2ban may ban nodes of the cluster: {some(unguarded)} (ignoreip in /etc/fail2ban)",
+                means="a ban cuts the ring, migration or the proxy between nodes",
+                code=f"ignoreip = 127.0.0.1/8 ::1 {' '.join(unguarded)}, in [DEFAULT] of /etc/fail2ban/jail.local",
+            )
+        )
+    if old := facts.get("old_backend"):
+        found.append(
+            BACKEND(
+                f"fail2ban reads /var/log/auth.log, which is not there: jail {some([shown(each) for each in old])}"
+            )
+        )
+    return found
+
+
+def _watchdog(facts: Mapping[str, Any]) -> list[Finding]:
+    if not facts:
+        return []
+    found = []
+    undo = [f"sed -i '/^RuntimeWatchdogSec/d' {shlex.quote(shown(path, 200))}" for path in facts["systemd"]]
+    told = [f"RuntimeWatchdogSec in {shown(path, 120)}" for path in facts["systemd"]]
+    if facts["daemon"]:
+        told.append("the package watchdog")
+        undo.append("apt-get purge watchdog")
+    if told:
+        found.append(
+            WATCHDOG(
+                f"the watchdog is wanted by {' and '.join(told)}",
+                means="watchdog-mux cannot have it, so HA cannot fence, or the node is reset",
+                code="; ".join(undo),
+            )
+        )
+    if not facts["understood"]:
+        found.append(DRIVER("/etc/default/pve-ha-manager is more than plain assignments"))
+    elif facts["module"] == "ipmi_watchdog" and facts["nmi"]:
+        found.append(
+            NMI("kernel.nmi_watchdog = 1 beside WATCHDOG_MODULE=ipmi_watchdog", means="the two clash")
+        )
+    return found
+
+
+def _umask(places: list[Mapping[str, Any]]) -> list[Finding]:
+    if not places:
+        return []
+    told = some([f"umask {each['value']} in {shown(each['path'], 120)}" for each in places], 8)
+    by = sorted({str(each["by"]) for each in places})
+    undo = "; ".join(
+        f"sed -Ei 's/(umask[ =]+|UMASK[[:space:]]+){each['value']}/\\1022/' {shlex.quote(shown(each['path'], 200))}"
+        for each in places
+    )
+    breaks = "containers created in such a session get /etc without rights for others, so neither DNS nor apt inside"
+    return [UMASK(f"{told} (set by: {', '.join(by)})", means=breaks, code=undo)]
+
+
+def _mounts(facts: Mapping[str, Any]) -> list[Finding]:
+    found = []
+    if noexec := facts.get("mounts"):
+        points = list(dict.fromkeys(each["point"] for each in noexec if each["where"] == "running"))
+        files = list(dict.fromkeys(each["where"] for each in noexec if each["where"] != "running"))
+        undo = [f"sed -i 's/,noexec//; s/noexec,//' {shlex.quote(shown(path, 200))}" for path in files]
+        undo += [f"mount -o remount,exec {point}" for point in points]
+        found.append(
+            NOEXEC(
+                f"{_places(noexec)} (set by: usually {USUAL})",
+                means="package scripts, vzdump's temporary directory and hook scripts fail",
+                code="; ".join(undo),
+            )
+        )
+    if hidden := facts.get("hidepid"):
+        undo = (
+            ["sed -Ei 's/,?hidepid=[a-z0-9]+//' /etc/fstab"]
+            if any(each["where"] != "running" for each in hidden)
+            else []
+        )
+        undo += ["mount -o remount,hidepid=0 /proc"]
+        found.append(
+            HIDEPID(
+                f"{_places(hidden)} (set by: usually dev-sec)",
+                means="lxc-attach and monitoring fail",
+                code="; ".join(undo),
+            )
+        )
+    return found
+
+
+def _places(mounts: list[Mapping[str, str]]) -> str:
+    return some(
+        [
+            f"{each['point']} is mounted {shown(each['option'])}"
+            if each["where"] == "running"
+            else f"{each['point']} {shown(each['option'])} in {shown(each['where'], 120)}"
+            for each in mounts
+        ],
+        8,
+    )
+
+
+def _faillock(facts: Mapping[str, Any]) -> list[Finding]:
+    if not facts:
+        return []
+    found = []
+    active, root = facts["active"], facts["root"]
+    if root:
+        files = " ".join(shlex.quote(path) for path in root)
+        found.append(
+            FAILLOCK(
+                f"even_deny_root in {', '.join(root)}{'' if active else ', not in use by PAM'} (set by: {facts['by']})",
+                severity=PROBLEM if active else WARNING,
+                means="anyone who can reach the web interface locks root@pam out of it and of the console",
+                code=f"sed -Ei 's/ even_deny_root//; /^ *even_deny_root/d' {files}; faillock --user root --reset",
+            )
+        )
+    if active and facts["deny"] is not None and 0 < facts["deny"] <= DENY_FEW:
+        found.append(
+            DENY(
+                f"deny = {facts['deny']} in {facts['conf']} or {', '.join(active)} (set by: {facts['by']})",
+                means="anyone locks users of the realm pam out",
+            )
+        )
+    return found
