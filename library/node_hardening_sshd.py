@@ -1,0 +1,154 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
+"""The drop-in of sshd, kept only when a login over a new connection says so."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: node_hardening_sshd
+short_description: Harden sshd of a Proxmox VE node, and take it back when nobody proves that the node is still reached
+description:
+  - V(present) judges, with nothing changed, what sshd would do for root from every member and from the controller, arms a timer
+    on the node that takes the change back (also at boot), writes C(/etc/ssh/sshd_config.d/00-pveguard.conf) with the way back,
+    and has sshd read it. C(/etc/ssh/sshd_config) itself is never written.
+  - V(confirmed) keeps the change. It must come over an ssh connection that is younger than the change.
+  - V(undone) takes a change back that was not confirmed, at once. V(reverted) puts back what was there before the first one.
+attributes:
+  check_mode:
+    support: full
+    description: Judges as a run does, reports what would be done and changes nothing.
+  diff_mode:
+    support: full
+    description: Shows the file before and after.
+options:
+  state:
+    description: See above.
+    type: str
+    choices: [present, confirmed, undone, reverted]
+    default: present
+  keys_only:
+    description: Root logs in by key alone, and nobody by password.
+    type: bool
+    default: true
+  algorithms:
+    description: Takes weak algorithms off sshd's lists. RSA keys with SHA-2, which Proxmox VE needs, stay.
+    type: bool
+    default: true
+  seconds:
+    description: Until the change is taken back that nobody has confirmed.
+    type: int
+    default: 180
+  drift:
+    description: What V(reverted) does where somebody changed the file since.
+    type: str
+    choices: [refuse, overwrite]
+    default: refuse
+  lock:
+    description: Take the lock of this run first, as M(run_lock) does.
+    type: dict
+    suboptions:
+      holder:
+        description: Who takes the lock; an object with at least C(run_id), C(who) and C(since).
+        type: dict
+        required: true
+      takeover:
+        description: Run id of a holder that is known to be gone; its lock is replaced.
+        type: str
+      cluster:
+        description: Also takes the lock of the cluster.
+        type: bool
+        default: true
+author:
+  - The pveguard authors
+"""
+
+EXAMPLES = r"""
+- name: Harden sshd
+  node_hardening_sshd:
+  register: change
+
+- name: Keep it, over a new connection
+  node_hardening_sshd:
+    state: confirmed
+  when: change.unproved
+  vars:
+    ansible_ssh_extra_args: -o ControlPath=none
+"""
+
+RETURN = r"""
+unproved:
+  description: Whether a change counts now that V(confirmed) must keep.
+  returned: success
+  type: bool
+todo:
+  description: What was (in check mode would be) done, in sentences without a subject.
+  returned: success
+  type: list
+  elements: str
+sshd:
+  description: Facts of sshd afterwards, with C(node) and C(peers) as the cluster file system names them.
+  returned: with O(state=present)
+  type: dict
+"""
+
+from typing import Any
+
+from ansible.module_utils.pveguard.base import managed_file
+from ansible.module_utils.pveguard.base.errors import PveguardError
+from ansible.module_utils.pveguard.base.node_module import NodeModule
+from ansible.module_utils.pveguard.hardening import sshd_change
+from ansible.module_utils.pveguard.pmxcfs import run_lock
+from ansible.module_utils.pveguard.state import login
+from ansible.module_utils.pveguard.state.paths import Paths
+
+
+def main() -> None:
+    module = NodeModule(
+        argument_spec={
+            "state": {"type": "str", "choices": ["present", "confirmed", "undone", "reverted"], "default": "present"},
+            "keys_only": {"type": "bool", "default": True, "no_log": False},
+            "algorithms": {"type": "bool", "default": True},
+            "seconds": {"type": "int", "default": sshd_change.SECONDS},
+            "drift": {"type": "str", "choices": [managed_file.REFUSE, managed_file.OVERWRITE], "default": managed_file.REFUSE},
+            "lock": run_lock.OPTION,
+        },
+        supports_check_mode=True,
+    )
+    try:
+        result = _work(module)
+    except (PveguardError, OSError) as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(
+        changed=result.changed,
+        unproved=result.unproved,
+        todo=result.todo,
+        sshd=result.facts,
+        diff=[
+            {"before": each.before, "after": each.after, "before_header": each.path, "after_header": f"{each.path} ({each.what})"}
+            for each in result.files
+        ],
+    )
+
+
+def _work(module: NodeModule) -> sshd_change.Result:
+    params: dict[str, Any] = module.params
+    check = module.check_mode
+    if params["state"] in ("present", "reverted"):
+        run_lock.require(params["lock"], check)
+    if params["state"] == "reverted":
+        return sshd_change.revert(params["drift"], check)
+    if params["state"] == "confirmed":
+        return sshd_change.Result(not check and sshd_change.confirm())
+    if params["state"] == "undone":
+        return sshd_change.Result(not check and sshd_change.undo())
+    return sshd_change.present(
+        params["keys_only"],
+        params["algorithms"],
+        login.check_login(Paths()) if params["keys_only"] else {},
+        seconds=params["seconds"],
+        check=check,
+    )
+
+
+if __name__ == "__main__":
+    main()
