@@ -20,7 +20,7 @@ def sshd_node() -> Iterator[SshdNode]:
     root = Path(tempfile.mkdtemp(prefix="sshd-", dir="/tmp"))
     with own_mounts():
         node = SshdNode(root)
-        node.bind()
+        node.mount()
         node.start_sshd()
         try:
             yield node

@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node with Debian's real sshd on loopback, whose /etc/ssh, /root/.ssh and /etc/pve are folders of the test's own.
+"""A node with Debian's real sshd on loopback, whose /etc, /run and home of root are the test's own.
 
-They are bound over this machine's in a mount namespace of the test. systemd is the double of the rollback timer's test, with an
+They are mounted over this machine's in a mount namespace of the test, which changes nothing of it. systemd is the double of the rollback timer's test, with an
 ``ssh.service`` whose reload is what Debian's unit does: SIGHUP to the real process.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +41,8 @@ PrintMotd no
 AcceptEnv LANG LC_*
 Subsystem	sftp	/usr/lib/openssh/sftp-server
 """
-BOUND = ("etc/ssh", "root/.ssh", "etc/pve", "run/sshd")
+#: Of this machine's /etc, what programs need to find users, libraries and addresses.
+NEEDED = ("group", "hosts", "ld.so.cache", "nsswitch.conf", "passwd")
 
 
 class SshdNode(Systemd):
@@ -53,8 +56,15 @@ class SshdNode(Systemd):
         self.peer = Who("pve2", "127.0.0.2")
         self.controller = "127.0.0.3"
         self.login = {"independent": True, "file": "/root/.ssh/authorized_keys2", "how": "the key in use stands there"}
-        for folder in (*BOUND, "etc/ssh/sshd_config.d", "bin"):
-            (root / folder).mkdir(parents=True, exist_ok=True)
+        for folder in ("etc/ssh/sshd_config.d", "etc/pve", "root/.ssh", "bin", "run"):
+            (root / folder).mkdir(parents=True)
+        for name in NEEDED:
+            shutil.copy(f"/etc/{name}", root / "etc")
+        users = [line.split(":") for line in self.text("/etc/passwd").splitlines()]
+        homes = [[*user[:5], f"{root}/root", *user[6:]] if user[0] == "root" else user for user in users]
+        self.write("/etc/passwd", "".join(":".join(user) + "\n" for user in homes))
+        # A password that nothing matches; without any the account counts as locked.
+        self.write("/etc/shadow", "root:NP:20000:0:99999:7:::\n")
         (root / "root/.ssh").chmod(0o700)
         self._keys()
         self.write("/etc/ssh/sshd_config", MAIN.format(port=f"Port {self.port}\nListenAddress 127.0.0.1"))
@@ -63,11 +73,9 @@ class SshdNode(Systemd):
         self.reloads = 0
 
     def _keys(self) -> None:
-        for kind in ("rsa", "ed25519"):
-            more = ["-b", "2048"] if kind == "rsa" else []
-            _keygen("-t", kind, *more, "-f", str(self.root / f"etc/ssh/ssh_host_{kind}_key"))
-        _keygen("-t", "rsa", "-b", "2048", "-f", str(self.root / "root/.ssh/id_rsa"))
-        _keygen("-t", "ed25519", "-f", str(self.root / "bin/controller"))
+        for name, text in _keys().items():
+            self.write(name, text)
+            (self.root / name.lstrip("/")).chmod(0o600)
         rsa = self.text("/etc/ssh/ssh_host_rsa_key.pub").split()
         self.write(f"/etc/pve/nodes/{self.me.name}/ssh_known_hosts", f"{self.me.name} {rsa[0]} {rsa[1]}\n")
         self.write("/etc/pve/priv/authorized_keys", self.text("/root/.ssh/id_rsa.pub") + self.text("/bin/controller.pub"))
@@ -78,13 +86,14 @@ class SshdNode(Systemd):
         for path in (self.root / "etc/pve/priv/authorized_keys", self.root / "root/.ssh/authorized_keys2"):
             path.chmod(0o600)
 
-    def bind(self) -> None:
+    def mount(self) -> None:
         """In the namespace of the test alone."""
-        for folder in BOUND:
-            os.makedirs(f"/{folder}", exist_ok=True)
-            subprocess.run(["mount", "--bind", str(self.root / folder), f"/{folder}"], check=True)
-        # What the session of the other side makes in /run stays there.
-        os.chmod(self.root / "run/sshd", 0o755)
+        subprocess.run(["mount", "--bind", str(self.root / "etc"), "/etc"], check=True)
+        self._fresh_run()
+
+    def _fresh_run(self) -> None:
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/run"], check=True)
+        os.mkdir("/run/sshd", 0o755)
 
     def text(self, path: str) -> str:
         return (self.root / path.lstrip("/")).read_text()
@@ -127,8 +136,7 @@ class SshdNode(Systemd):
         self.stop_sshd()
         self.write("/bin/systemctl", "#!/bin/sh\nexit 0\n")
         self.reboot()
-        (self.root / "run/sshd").mkdir(parents=True, exist_ok=True)
-        subprocess.run(["mount", "--bind", str(self.root / "run/sshd"), "/run/sshd"], check=True)
+        self._fresh_run()
         self.start_sshd()
 
     def wait(self, condition: Callable[[], bool], what: str) -> None:
@@ -194,8 +202,21 @@ class SshdNode(Systemd):
         return next((line.rpartition(": ")[2] for line in done.stderr.splitlines() if "Authentications that can continue" in line), "")
 
 
-def _keygen(*options: str) -> None:
-    subprocess.run(["ssh-keygen", "-q", "-N", "", "-C", "test", *options], check=True)
+@functools.cache
+def _keys() -> dict[str, str]:
+    """Of hosts, root and the controller; made once, as RSA takes a while."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, kind in (
+            ("/etc/ssh/ssh_host_rsa_key", "rsa"),
+            ("/etc/ssh/ssh_host_ed25519_key", "ed25519"),
+            ("/root/.ssh/id_rsa", "rsa"),
+            ("/bin/controller", "ed25519"),
+        ):
+            file = f"{folder}/{os.path.basename(name)}"
+            subprocess.run(["ssh-keygen", "-q", "-N", "", "-C", "test", "-t", kind, "-f", file], check=True)
+            found |= {f"{name}{end}": Path(f"{file}{end}").read_text() for end in ("", ".pub")}
+    return found
 
 
 def _free_port() -> int:
