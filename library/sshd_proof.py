@@ -14,6 +14,10 @@ description:
 attributes:
   check_mode:
     support: full
+    description: It changes nothing, so it does the same in check mode.
+  diff_mode:
+    support: none
+    description: There is nothing to compare.
 options:
   targets:
     description: The members to go to.

@@ -127,6 +127,7 @@ def _look(root: Path, run: Run, peers: Sequence[Who] | None, controller: str | N
         "known": True,
         "installed": True,
         "node": own.name,
+        "address": own.address,
         "peers": [{"name": each.name, "address": each.address} for each in members],
         "controller": came,
         "include": leading_include(root, lines),

@@ -49,6 +49,7 @@ class Result:
     todo: list[str] = field(default_factory=list)
     files: list[managed_file.Change] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    hosts: dict[str, str] = field(default_factory=dict)
 
 
 def undo_command() -> list[str]:
@@ -64,11 +65,13 @@ def present(
     seconds: float = SECONDS,
     peers: Sequence[Who] | None = None,
     controller: str | None = None,
+    known: Mapping[str, str] | None = None,
     check: bool = False,
     root: Path = Path("/"),
     run: Run = real_run,
 ) -> Result:
     """Bring the drop-in to what is wanted. ``login``: what the check of the login in use says (``independent``, ``file``, ``how``).
+    ``known``: hosts that can prove something by the names and addresses of members; without it nobody is missed.
 
     Raises PveguardError, with nothing changed, where somebody would be locked out; and with the change taken back where sshd
     does not take it.
@@ -81,13 +84,19 @@ def present(
     if state == rollback_timer.ROLLING_BACK:
         raise PveguardError(f"a change of sshd is being taken back; look with 'journalctl -u {rollback_timer.PREFIX}{TIMER}'")
     todo = [f"harden sshd ({DROP_IN})"] if files else ["prove the change of sshd that nobody has confirmed"] if waits else []
+    hosts = _hosts(facts, known)
     if not todo:
-        return Result(facts=facts)
+        return Result(facts=facts, hosts=hosts)
+    if missing := [each["name"] for each in facts["peers"] if known is not None and each["name"] not in hosts]:
+        raise PveguardError(
+            f"{', '.join(missing)} of the cluster cannot prove that a login from there still works, as the inventory has no host "
+            "of that name or address; add it (--limit may leave it out), and nothing was changed"
+        )
     judge(text, keys_only, algorithms, login, facts, root, run)
     if check:
-        return Result(True, False, todo, files, facts)
+        return Result(True, False, todo, files, facts, hosts)
     _change(text, waits, seconds, root, run)
-    return Result(True, True, todo, files, _facts(root, run, peers, controller))
+    return Result(True, True, todo, files, _facts(root, run, peers, controller), hosts)
 
 
 def judge(
@@ -324,6 +333,11 @@ def _facts(root: Path, run: Run, peers: Sequence[Who] | None, controller: str | 
     if not facts["installed"]:
         raise PveguardError("there is no sshd on this node; switch node_hardening_sshd off for it")
     return facts
+
+
+def _hosts(facts: Mapping[str, Any], known: Mapping[str, str] | None) -> dict[str, str]:
+    found = {each["name"]: (known or {}).get(each["name"]) or (known or {}).get(each["address"]) for each in facts["peers"]}
+    return {name: host for name, host in found.items() if host}
 
 
 def _everybody(facts: Mapping[str, Any]) -> list[Who]:

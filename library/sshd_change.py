@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: node_hardening_sshd
+module: sshd_change
 short_description: Harden sshd of a Proxmox VE node, and take it back when nobody proves that the node is still reached
 description:
   - V(present) judges, with nothing changed, what sshd would do for root from every member and from the controller, arms a timer
@@ -38,6 +38,11 @@ options:
     description: Until the change is taken back that nobody has confirmed.
     type: int
     default: 180
+  peers_known:
+    description: >-
+      Hosts of the inventory by the names and addresses of members. Where it is given a member that is not among them is
+      refused, as nobody could prove that it still gets in.
+    type: dict
   drift:
     description: What V(reverted) does where somebody changed the file since.
     type: str
@@ -64,11 +69,11 @@ author:
 
 EXAMPLES = r"""
 - name: Harden sshd
-  node_hardening_sshd:
+  sshd_change:
   register: change
 
 - name: Keep it, over a new connection
-  node_hardening_sshd:
+  sshd_change:
     state: confirmed
   when: change.unproved
   vars:
@@ -85,8 +90,12 @@ todo:
   returned: success
   type: list
   elements: str
+hosts:
+  description: The host of the inventory of each member, by the member's name.
+  returned: with O(state=present)
+  type: dict
 sshd:
-  description: Facts of sshd afterwards, with C(node) and C(peers) as the cluster file system names them.
+  description: Facts of sshd afterwards, with C(node), C(address) and C(peers) as the cluster file system names them.
   returned: with O(state=present)
   type: dict
 """
@@ -109,6 +118,7 @@ def main() -> None:
             "keys_only": {"type": "bool", "default": True, "no_log": False},
             "algorithms": {"type": "bool", "default": True},
             "seconds": {"type": "int", "default": sshd_change.SECONDS},
+            "peers_known": {"type": "dict"},
             "drift": {"type": "str", "choices": [managed_file.REFUSE, managed_file.OVERWRITE], "default": managed_file.REFUSE},
             "lock": run_lock.OPTION,
         },
@@ -123,6 +133,7 @@ def main() -> None:
         unproved=result.unproved,
         todo=result.todo,
         sshd=result.facts,
+        hosts=result.hosts,
         diff=[
             {"before": each.before, "after": each.after, "before_header": each.path, "after_header": f"{each.path} ({each.what})"}
             for each in result.files
@@ -146,6 +157,7 @@ def _work(module: NodeModule) -> sshd_change.Result:
         params["algorithms"],
         login.check_login(Paths()) if params["keys_only"] else {},
         seconds=params["seconds"],
+        known=params["peers_known"],
         check=check,
     )
 
