@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A node with Debian's real sshd on loopback, whose /etc, /run and home of root are the test's own.
 
-They are mounted over this machine's in a mount namespace of the test, which changes nothing of it. systemd is the double of the rollback timer's test, with an
-``ssh.service`` whose reload is what Debian's unit does: SIGHUP to the real process.
+They are mounted over this machine's in a mount namespace of the test, which changes nothing of it. systemd is the double of the
+rollback timer's test, with an ``ssh.service`` whose reload is what Debian's unit does: SIGHUP to the real process.
 """
 
 from __future__ import annotations
@@ -113,15 +113,16 @@ class SshdNode(Systemd):
 
     def files(self) -> dict[str, tuple[bytes, int]]:
         folder = self.root / "etc/ssh"
-        return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mode) for path in folder.rglob("*") if path.is_file()}
+        found = (path for path in folder.rglob("*") if path.is_file())
+        return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mode) for path in found}
 
     # -- sshd
 
     def start_sshd(self) -> None:
         assert SSHD
-        self.process = subprocess.Popen(
-            [SSHD, "-D", "-E", str(self.root / "sshd.log")], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        quiet = subprocess.DEVNULL
+        argv = [SSHD, "-D", "-E", str(self.root / "sshd.log")]
+        self.process = subprocess.Popen(argv, stdin=quiet, stdout=quiet, stderr=quiet)
         self.write("/bin/systemctl.pid", f"{self.process.pid}\n")
         self.wait(lambda: bool(sshd_change.listening(self.process.pid if self.process else 0)), "sshd listens")
 
@@ -191,7 +192,8 @@ class SshdNode(Systemd):
 
     def ssh(self, *words: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
         """The controller's login, over a new connection unless ``options`` say something else."""
-        argv = ["ssh", *options, "-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-i", str(self.root / "bin/controller")]
+        argv = ["ssh", *options, "-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes"]
+        argv += ["-i", str(self.root / "bin/controller")]
         argv += ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "ControlPath=none"]
         argv += ["-b", self.controller, "-p", str(self.port), f"root@{self.me.address}", *words]
         return subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120)
@@ -199,7 +201,8 @@ class SshdNode(Systemd):
     def methods(self) -> str:
         """The ways to log in that sshd offers to root from the controller."""
         done = self.ssh("true", options=("-v", "-o", "PreferredAuthentications=none"))
-        return next((line.rpartition(": ")[2] for line in done.stderr.splitlines() if "Authentications that can continue" in line), "")
+        said = (line for line in done.stderr.splitlines() if "Authentications that can continue" in line)
+        return next((line.rpartition(": ")[2] for line in said), "")
 
 
 @functools.cache

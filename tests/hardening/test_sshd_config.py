@@ -23,8 +23,8 @@ def write(root: Path, **files: str) -> None:
 def test_lines_in_the_order_in_which_they_are_read(tmp_path: Path) -> None:
     write(
         tmp_path,
-        sshd_config='\n# no\nInclude sshd_config.d/*.conf\nPort=22\nAllowUsers "root" admin # why\nMatch User x\n X11Forwarding no\n'
-        "Match all\nUsePAM yes\n",
+        sshd_config='\n# no\nInclude sshd_config.d/*.conf\nPort=22\nAllowUsers "root" admin # why\nMatch User x\n'
+        " X11Forwarding no\nMatch all\nUsePAM yes\n",
         b="PermitRootLogin yes\nMatch Address 192.0.2.0/24\nMaxSessions 1\n",
         a="Port 22",
     )
@@ -108,7 +108,8 @@ def test_a_look_never_raises(tmp_path: Path) -> None:
     assert sshd.look(tmp_path, missing) == {"known": True, "installed": False}
     write(tmp_path, sshd_config="")
     assert sshd.look(tmp_path, missing)["known"] is False
-    broken = sshd.look(tmp_path, lambda argv, **_more: Result(255, "", "line 3: Bad configuration option: x"), controller="192.0.2.9")
+    refuses = Result(255, "", "line 3: Bad configuration option: x")
+    broken = sshd.look(tmp_path, lambda argv, **_more: refuses, controller="192.0.2.9")
     assert broken["known"] is False and "Bad configuration option: x" in broken["error"]
     (tmp_path / "etc/pve").mkdir()
     said = '{"nodename": "a", "cluster": {"quorate": 1}, "nodelist": {"zz": {"id": 2}}}'
@@ -119,7 +120,8 @@ def test_a_look_never_raises(tmp_path: Path) -> None:
 def test_the_proof_has_the_options_of_proxmox_ve() -> None:
     argv = sshd_proof.command(Who("pve2", "192.0.2.2"), forward="/a:/b")
     assert argv == [
-        *("ssh", "-o", "BatchMode=yes", "-o", "HostKeyAlias=pve2", "-o", "UserKnownHostsFile=/etc/pve/nodes/pve2/ssh_known_hosts"),
+        *("ssh", "-o", "BatchMode=yes", "-o", "HostKeyAlias=pve2"),
+        *("-o", "UserKnownHostsFile=/etc/pve/nodes/pve2/ssh_known_hosts"),
         *("-o", "GlobalKnownHostsFile=none", "-o", "ControlMaster=no", "-o", "ControlPath=none", "-o", "ConnectTimeout=20"),
         *("-L", "/a:/b", "-o", "ExitOnForwardFailure=yes", "root@192.0.2.2"),
     ]

@@ -70,7 +70,7 @@ def present(
     root: Path = Path("/"),
     run: Run = real_run,
 ) -> Result:
-    """Bring the drop-in to what is wanted. ``login``: what the check of the login in use says (``independent``, ``file``, ``how``).
+    """Bring the drop-in to what is wanted. ``login``: what the check of the login in use says (``independent``, ``file``, ...).
     ``known``: hosts that can prove something by the names and addresses of members; without it nobody is missed.
 
     Raises PveguardError, with nothing changed, where somebody would be locked out; and with the change taken back where sshd
@@ -167,7 +167,9 @@ def _judge_effective(
             other.update({key.lower(): f"{key} still has {', '.join(names)}" for key, names in sshd.weak(found).items()})
         if other:
             said = "; ".join(_with_place(lines, key, text) for key, text in other.items())
-            raise PveguardError(f"the drop-in does not count from {who.shown}: {said}. Another file is read first; take it out there")
+            raise PveguardError(
+                f"the drop-in does not count from {who.shown}: {said}. Another file is read first; take it out there"
+            )
 
 
 def confirm(
@@ -222,7 +224,8 @@ def revert(drift: str = managed_file.REFUSE, check: bool = False, *, root: Path 
         if not done.ok or wrong:
             raise PveguardError(
                 "the files are as they were, and sshd has not read them, as it would fail or lock somebody out: "
-                f"{' '.join(done.stderr.split())[-400:] if not done.ok else '; '.join(wrong)}. Mend that, then: systemctl reload ssh"
+                f"{'; '.join(wrong) if done.ok else ' '.join(done.stderr.split())[-400:]}. Mend that, then: "
+                "systemctl reload ssh"
             )
         _reload(root, run)
     return Result(bool(files), False, ["put sshd back as it was"] if files else [], files)

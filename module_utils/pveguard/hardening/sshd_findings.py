@@ -30,15 +30,15 @@ ROOT_OUT = check(
     "hardening-sshd-root-locked-out",
     PROBLEM,
     "sshd keeps root out from a member or from the controller (PermitRootLogin no as dev-sec sets it and CIS 5.1.20 has it, "
-    "AllowUsers and the like of CIS 5.1.4 without root, no key, a second factor, a forced command): no migration, no replication, "
-    "no join, no console of another node",
+    "AllowUsers and the like of CIS 5.1.4 without root, no key, a second factor, a forced command): no migration, no "
+    "replication, no join, no console of another node",
     "Take the line out, or let root in from the other members: root by key is what Proxmox VE needs.",
 )
 NO_RSA = check(
     "hardening-sshd-no-rsa",
     PROBLEM,
-    "The RSA host key, by which the members know the node, is missing or not used, or keys of RSA are not taken: no migration, no "
-    "replication, no console of another node",
+    "The RSA host key, by which the members know the node, is missing or not used, or keys of RSA are not taken: no "
+    "migration, no replication, no console of another node",
     "Have the host key again and let rsa-sha2-512 and rsa-sha2-256 count.",
     "ssh-keygen -A; pvecm updatecerts",
 )
@@ -71,8 +71,8 @@ FEW_TRIES = check(
 NO_INCLUDE = check(
     "hardening-sshd-no-include",
     WARNING,
-    "The main file of sshd does not begin with an Include of sshd_config.d, as on a node that was upgraded from Debian 10 or earlier: "
-    "what stands there does not count, or not first",
+    "The main file of sshd does not begin with an Include of sshd_config.d, as on a node that was upgraded from Debian 10 or "
+    "earlier: what stands there does not count, or not first",
     "Make the Include its first line, and look at what the files of that folder set.",
     sshd.INCLUDE_LINE,
 )
@@ -93,8 +93,8 @@ PASSWORDS = check(
 LOOSE = check(
     "hardening-sshd-loose",
     WARNING,
-    "Settings that nothing of Proxmox VE needs are on: empty passwords (CIS 5.1.19), environment of users (5.1.21), host-based logins "
-    "(5.1.10, 5.1.11), X11",
+    "Settings that nothing of Proxmox VE needs are on: empty passwords (CIS 5.1.19), environment of users (5.1.21), "
+    "host-based logins (5.1.10, 5.1.11), X11",
     "Switch them off.",
     SWITCH,
 )
@@ -171,7 +171,7 @@ def _open(facts: Mapping[str, Any]) -> list[Finding]:
     found = []
     if not facts["include"]["leading"]:
         before = facts["include"]["before"]
-        found.append(NO_INCLUDE(f"{before} stands before the Include" if before else "sshd_config does not include sshd_config.d"))
+        found.append(NO_INCLUDE(f"{before} stands before the Include" if before else "sshd_config includes no sshd_config.d"))
     effective = facts["effective"]
     passwords = _from(effective, "PasswordAuthentication", "yes") or _from(effective, "KbdInteractiveAuthentication", "yes")
     with_password = [who for who in _from(effective, "PermitRootLogin", "yes") if who in passwords]
