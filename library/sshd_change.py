@@ -100,12 +100,15 @@ sshd:
   type: dict
 """
 
+from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.pveguard.base import managed_file
+from ansible.module_utils.pveguard.base.atomic import read_or_none
 from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.base.node_module import NodeModule
-from ansible.module_utils.pveguard.hardening import sshd_change
+from ansible.module_utils.pveguard.base.run import run
+from ansible.module_utils.pveguard.hardening import sshd, sshd_change
 from ansible.module_utils.pveguard.pmxcfs import run_lock
 from ansible.module_utils.pveguard.state import login
 from ansible.module_utils.pveguard.state.paths import Paths
@@ -155,11 +158,31 @@ def _work(module: NodeModule) -> sshd_change.Result:
     return sshd_change.present(
         params["keys_only"],
         params["algorithms"],
-        login.check_login(Paths()) if params["keys_only"] else {},
+        _login() if params["keys_only"] else {},
         seconds=params["seconds"],
         known=params["peers_known"],
         check=check,
     )
+
+
+def _login() -> dict[str, Any]:
+    """What is known of the login in use: whether its key lies outside of /etc/pve, and where."""
+    paths = Paths()
+    found = login.check_login(paths)
+    if not found["independent"] or found["file"] or not found["connection"]:
+        return found
+    # Without /etc/pve any login will do for the check of ram_state; here it must be one by a key that is seen.
+    address, port = found["connection"].split()[:2]
+    accepted = login.accepted_login(address, port)
+    if accepted is None or accepted[0] != "publickey":
+        return {**found, "how": f"login by {accepted[0]}" if accepted else "the journal does not say how this login was accepted"}
+    _, user, fingerprint, _ = accepted
+    patterns = sshd.value(sshd.settings(sshd.Who("controller", address), run), "AuthorizedKeysFile")
+    for file in login.authorized_keys_files(paths, user, patterns):
+        lines = (read_or_none(file) or b"").decode("utf-8", "replace").splitlines()
+        if not sshd.on_pve(Path("/"), Path(file)) and fingerprint in [login.key_fingerprint(line) for line in lines]:
+            return {**found, "file": file, "how": f"the key in use stands in {file}"}
+    return {**found, "how": f"the key in use ({fingerprint}) stands in none of {patterns}"}
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import pwd
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -325,11 +326,13 @@ def who_sets(lines: Iterable[sshd_config.Line], keyword: str) -> str:
 def authorized_keys(root: Path, found: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
     """Where root's keys are: ``{path, on_pve, keys}`` for each file that sshd looks in."""
     files = []
+    home = pwd.getpwnam("root").pw_dir.removeprefix(str(root).rstrip("/"))
     for pattern in value(found, "AuthorizedKeysFile").split():
         if pattern == "none":
             continue
-        path = re.sub("%[%huU]", lambda part: {"%%": "%", "%h": "/root", "%u": "root", "%U": "0"}[part[0]], pattern)
-        path = path if path.startswith("/") else f"/root/{path}"
+        tokens = {"%%": "%", "%h": home, "%u": "root", "%U": "0"}
+        path = re.sub("%[%huU]", lambda part: tokens[part[0]], pattern)
+        path = path if path.startswith("/") else f"{home}/{path}"
         place = root / path.lstrip("/")
         try:
             text = place.read_text("utf-8", "replace")
