@@ -160,6 +160,8 @@ def _work(module: NodeModule) -> sshd_change.Result:
         params["algorithms"],
         _login() if params["keys_only"] else {},
         seconds=params["seconds"],
+        # sudo takes it out of the environment; it is that of a process above then.
+        controller=login.ssh_connection(None).partition(" ")[0],
         known=params["peers_known"],
         check=check,
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The role's sshd as it is run: Ansible over Debian's real sshd, with connections that are kept open, as the checkout has them."""
+"""The role's sshd as it is run: Ansible over Debian's real sshd, with connections kept open, as the checkout has them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def cluster(sshd_node: SshdNode) -> SshdNode:
     """A node and another member, which is the same machine seen from another address, and a controller."""
     node = sshd_node
     main = node.text("/etc/ssh/sshd_config")
-    node.write("/etc/ssh/sshd_config", main.replace("ListenAddress 127.0.0.1\n", "ListenAddress 127.0.0.1\nListenAddress 127.0.0.2\n"))
+    one = "ListenAddress 127.0.0.1\n"
+    node.write("/etc/ssh/sshd_config", main.replace(one, f"{one}ListenAddress 127.0.0.2\n"))
     node.stop_sshd()
     known = node.text(f"/etc/pve/nodes/{node.me.name}/ssh_known_hosts")
     node.write("/etc/pve/nodes/pve2/ssh_known_hosts", known.replace(node.me.name, "pve2"))
@@ -78,10 +79,9 @@ def cluster(sshd_node: SshdNode) -> SshdNode:
 
 def play(node: SshdNode, *options: str, name: str = "play.yml") -> tuple[int, str]:
     command = [Path(sys.executable).with_name("ansible-playbook"), "-i", node.root / "hosts.json", *options, node.root / name]
-    there = {"HOME": str(node.root / "root"), "ANSIBLE_ROLES_PATH": str(ROOT / "roles"), "ANSIBLE_LOCAL_TEMP": str(node.root / "tmp")}
-    done = subprocess.run(
-        [str(word) for word in command], cwd=ROOT, env=environment(**there), capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
+    here = environment(HOME=str(node.root / "root"), ANSIBLE_LOCAL_TEMP=str(node.root / "tmp"))
+    words = [str(word) for word in command]
+    done = subprocess.run(words, cwd=ROOT, env=here, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     return done.returncode, done.stdout + done.stderr
 
 
