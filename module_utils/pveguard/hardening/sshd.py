@@ -327,10 +327,10 @@ def authorized_keys(root: Path, found: Mapping[str, Sequence[str]]) -> list[dict
     """Where root's keys are: ``{path, on_pve, keys}`` for each file that sshd looks in."""
     files = []
     home = pwd.getpwnam("root").pw_dir.removeprefix(str(root).rstrip("/"))
+    tokens = {"%%": "%", "%h": home, "%u": "root", "%U": "0"}
     for pattern in value(found, "AuthorizedKeysFile").split():
         if pattern == "none":
             continue
-        tokens = {"%%": "%", "%h": home, "%u": "root", "%U": "0"}
         path = re.sub("%[%huU]", lambda part: tokens[part[0]], pattern)
         path = path if path.startswith("/") else f"{home}/{path}"
         place = root / path.lstrip("/")
