@@ -24,7 +24,7 @@ options:
     description: Which areas to look at; all of them when the list is empty.
     type: list
     elements: str
-    choices: [sysctl, accounts, pveproxy, auditd, updates, others]
+    choices: [sshd, sysctl, accounts, pveproxy, auditd, updates, others]
     default: []
 author:
   - The pveguard authors
@@ -46,6 +46,11 @@ facts:
   returned: success
   type: dict
   contains:
+    sshd:
+      description: >-
+        What counts for root from each member and from the controller, who sets it, what of it harms a cluster, and where root's
+        keys lie.
+      type: dict
     sysctl:
       description: >-
         Kernel settings that matter to Proxmox VE, in files (C(set)) and in the running kernel (C(runtime)), modules that are kept

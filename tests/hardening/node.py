@@ -28,11 +28,13 @@ from ansible.module_utils.pveguard.hardening import (
     hardening_info,
     others_findings,
     pveproxy_findings,
+    sshd_findings,
     sysctl_findings,
     updates_findings,
 )
 
 JUDGES = (
+    sshd_findings,
     sysctl_findings,
     accounts_findings,
     pveproxy_findings,

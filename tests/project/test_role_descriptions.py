@@ -35,9 +35,10 @@ def test_the_order_of_a_protected_node_and_back() -> None:
         "check": [("ha", "check.yml")],
         "prepare": [("ha", "main.yml")],
         "prepare_together": [("ha", "watchdog.yml")],
-        "change": [("ram_state", "main.yml"), ("write_diet", "main.yml")],
+        "change": [("ram_state", "main.yml"), ("write_diet", "main.yml"), ("node_hardening", "main.yml")],
         "change_together": [],
         "revert": [
+            ("node_hardening", "revert.yml"),
             ("write_diet", "revert.yml"),
             ("ram_state", "disable.yml"),
             ("ha", "restore.yml"),
@@ -48,7 +49,7 @@ def test_the_order_of_a_protected_node_and_back() -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in kinds.KINDS if kind != kinds.NODE])
 def test_state_in_ram_is_for_nodes_alone_and_taken_back_everywhere(kind: str) -> None:
-    assert done("change", kind) == []
+    assert done("change", kind) == ([("node_hardening", "main.yml")] if kind == kinds.PLAIN else [])
     assert done("revert", kind) == done("revert")
     assert done("check", kind) == done("check")
 

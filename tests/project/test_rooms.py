@@ -21,9 +21,10 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "corosync": ("base", "formats", "pmxcfs", "ha"),
     "state": ("base", "formats", "pmxcfs", "ha"),
     # Its facts come by a module of their own, which assess asks.
-    "hardening": ("base", "formats"),
     # Its facts are part of node_info, so it lies below the cluster.
     "diet": ("base", "disk"),
+    # What is set on a node, and what Proxmox VE needs of it.
+    "hardening": ("base", "formats", "pmxcfs"),
     "writes": ("base", "formats", "pmxcfs", "disk", "corosync"),
     # What a node writes is among its facts.
     "cluster": ("base", "formats", "pmxcfs", "ha", "corosync", "state", "writes", "diet"),
