@@ -139,7 +139,9 @@ class Compiler:
                 elif line.kind == kind:
                     found += self.one(line, kind, accept, guest, taps)
             except config.Wrong as error:
-                self.out.wrong.append(f"{file.name} (line {line.number}): {error}")
+                said = f"{file.name} (line {line.number}): {error}"
+                if said not in self.out.wrong:  # a group is used for both directions
+                    self.out.wrong.append(said)
         return found
 
     def one(
