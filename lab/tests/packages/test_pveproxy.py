@@ -119,7 +119,10 @@ def refused(port: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize("defaults", [None, "", "# nothing\n", 'ALLOW_FROM="192.0.2.0/24"\n', "POLICY=allow\nDENY_FROM=192.0.2.1\n"])
+NOBODY_REFUSED = [None, "", "# nothing\n", 'ALLOW_FROM="192.0.2.0/24"\n', "POLICY=allow\nDENY_FROM=192.0.2.1\n"]
+
+
+@pytest.mark.parametrize("defaults", NOBODY_REFUSED)
 def test_lets_in_whom_no_list_names(start: Start, defaults: str | None) -> None:
     """ALLOW_FROM alone protects nothing."""
     assert ask(start(defaults))[2] == "HTTP/1.1 200 OK"
