@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ansible.module_utils.pveguard.formats import firewall_config
 
 from lab.packages.build import HERE
 from lab.tests.doubles.harness import SECONDS, wait_for
@@ -115,6 +117,20 @@ def test_a_rule_that_means_nothing_is_said_and_left_out(line: str, message: str)
     assert len(found.wrong) == 1 and found.wrong[0].startswith("cluster.fw (line 4): ")
     with pytest.raises(AssertionError, match=message):
         assert not found.wrong, found.wrong
+
+
+def test_the_product_reads_the_files_as_the_double_does() -> None:
+    """They share no code, so what both say alike is no mistake of one."""
+    lines = ["IN SSH(ACCEPT) -source +management", "|IN DROP", "OUT DROP -p tcp -dport 1:2 # x", "GROUP g -i net0", "IN NO"]
+    lines.append("[x]")
+    for first, second, third in itertools.permutations(lines, 3):
+        text = f"[OPTIONS]\nenable: 1\n[IPSET Two]\n!10.0.0.1\n[RULES]\n{first}\n{second}\n[group g]\n{third}\n"
+        ours, theirs = config.parse("cluster.fw", text), firewall_config.parse(text)
+        assert ours.options == theirs.options and len(ours.wrong) == len(theirs.strange) - (third == "GROUP g -i net0")
+        assert ours.sets == {name: [f"{'!' * each.but}{each.value}" for each in found] for name, found in theirs.sets.items()}
+        assert [(each.kind, each.action, each.macro, each.values) for each in ours.rules] == [
+            (each.kind, each.action, each.macro, dict(each.params)) for each in theirs.rules if each.enabled
+        ]
 
 
 # --- what is made of it -------------------------------------------------------------------------------------
