@@ -278,6 +278,21 @@ def test_without_the_clusters_file_system_there_is_no_answer(root: Path) -> None
     assert done.returncode == 255 and "/etc/pve is not there" in done.stderr
 
 
+def test_files_that_vanish_while_they_are_read_are_no_empty_ones(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node, "ROOT", str(root))
+    monkeypatch.setattr(node, "PVE", str(root / "etc/pve"))
+    (root / "etc/pve/firewall/cluster.fw").write_text(ON)
+    assert node.load([]).enabled
+
+    def unmounted() -> dict[str, str]:
+        (root / "etc/pve").rename(root / "etc/away")
+        return {}
+
+    monkeypatch.setattr(node, "hosts", unmounted)
+    with pytest.raises(node.Unready):
+        node.load([])
+
+
 @pytest.mark.parametrize("words", [(), ("open",), ("stop", "now"), ("simulate", "--from", "vm100")])
 def test_other_arguments_are_refused(root: Path, words: tuple[str, ...]) -> None:
     done = call(root, *words)

@@ -155,10 +155,15 @@ def guests() -> list[Guest]:
     return found
 
 
-def load(listed: list[str] | None = None) -> Node:
+def must_be_there() -> None:
     """Raises Unready."""
     if not os.path.isdir(f"{PVE}/local") or (not ROOT and not os.path.ismount(PVE)):
         raise Unready("/etc/pve is not there: the rules stay as they are")
+
+
+def load(listed: list[str] | None = None) -> Node:
+    """Raises Unready."""
+    must_be_there()
     node = Node(host_name())
     names = hosts()
     node.address = names.get(node.name, "")
@@ -167,4 +172,6 @@ def load(listed: list[str] | None = None) -> Node:
     node.cluster = config.parse("cluster.fw", read(f"{PVE}/firewall/cluster.fw") or "")
     node.host = config.parse("host.fw", read(f"{PVE}/local/host.fw") or "")
     node.guests = guests()
+    # A file that is missing counts as an empty one, and all are missing once the file system has gone.
+    must_be_there()
     return node
