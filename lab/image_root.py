@@ -131,9 +131,9 @@ def install(root: Path, spec: dict[str, Any]) -> None:
 def switch_off(root: Path) -> None:
     """By hand: systemctl refuses a unit that a release does not have."""
     units = root / "etc/systemd/system"
-    for unit in OFF:
-        for link in (units / unit, *units.glob(f"*.wants/{unit}"), *units.glob(f"*.requires/{unit}")):
-            link.unlink(missing_ok=True)
+    for folder in (units, *units.glob("*.wants"), *units.glob("*.requires")):
+        for unit in OFF:  # not by glob: it passes over links that lead nowhere, as these do outside the tree
+            (folder / unit).unlink(missing_ok=True)
 
 
 def settle(root: Path, spec: dict[str, Any]) -> None:
