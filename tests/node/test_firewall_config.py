@@ -197,6 +197,7 @@ def test_sections_are_made_where_there_are_none() -> None:
     assert text == "[IPSET management]\n\n!10.0.0.0/8 # x\n"
     assert fw.add_rules("", [RING], group="Ring") == f"[group ring]\n\n{RING.text()}\n"
     assert fw.set_option("", "enable", "1") == "[OPTIONS]\n\nenable: 1\n"
+    assert fw.add_rules("[RULES]\n\n[group x]\n", [RING]) == f"[RULES]\n\n{RING.text()}\n[group x]\n"
     assert fw.add_rules("[RULES]", [RING]) == f"[RULES]\n{RING.text()}\n"
 
 

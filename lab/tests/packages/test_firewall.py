@@ -194,9 +194,11 @@ def test_one_of_both_firewalls_has_rules() -> None:
     assert nftables.compile_rules(new).chains and not iptables.compile_rules(new).chains
 
 
-@pytest.mark.parametrize(("cluster", "guest", "awake"), [(1, 1, True), (1, 0, False), (0, 1, False)])
-def test_rules_of_guests_sleep_until_both_switches_are_on(cluster: int, guest: int, awake: bool) -> None:
-    file = config.parse("100.fw", f"[OPTIONS]\nenable: {guest}\n[RULES]\nIN SSH(ACCEPT) -i net0\n")
+@pytest.mark.parametrize(
+    ("cluster", "guest", "awake"), [(1, "enable: 1", True), (1, "enable: 0", False), (0, "enable: 1", False), (1, "", False)]
+)
+def test_rules_of_guests_sleep_until_both_switches_are_on(cluster: int, guest: str, awake: bool) -> None:
+    file = config.parse("100.fw", f"[OPTIONS]\n{guest}\n[RULES]\nIN SSH(ACCEPT) -i net0\n")
     found = a_node(f"[OPTIONS]\nenable: {cluster}\n", guests=(node.Guest(100, [0], file),))
     chains = iptables.compile_rules(found).chains
     assert ("tap100i0-IN" in chains) is awake
@@ -448,7 +450,7 @@ def test_the_daemon_sets_rules_follows_the_files_and_takes_all_back(network: Net
         assert process.stderr.readline() == "status update error: /etc/pve is not there: the rules stay as they are\n"
         assert "--dport 7788 -j RETURN" in saved()
         (root / "etc/away").rename(root / "etc/pve")
-        assert call(root, "stop", prefix=here).returncode == 0
+        process.terminate()
         assert process.wait(timeout=SECONDS) == 0
     finally:
         process.kill()
@@ -460,16 +462,25 @@ def test_the_daemon_sets_rules_follows_the_files_and_takes_all_back(network: Net
 @pytest.mark.root
 def test_stop_clears_what_a_killed_daemon_left(network: Network, root: Path) -> None:
     (root / "etc/pve/firewall/cluster.fw").write_text(ON)
-    # The daemon keeps its standard error, as under systemd.
-    with (root / "log").open("w") as log:
-        argv = [*network.inside(0), str(root / "usr/sbin/pve-firewall"), "start"]
-        assert subprocess.run(argv, env=environment(root), stdout=log, stderr=log, timeout=SECONDS).returncode == 0
+
+    def start() -> None:
+        # The daemon keeps its standard error, as under systemd.
+        with (root / "log").open("w") as log:
+            argv = [*network.inside(0), str(root / "usr/sbin/pve-firewall"), "start"]
+            assert subprocess.run(argv, env=environment(root), stdout=log, stderr=log, timeout=SECONDS).returncode == 0
+
+    start()
     assert call(root, "status").stdout == "Status: enabled/running\n"
     wait_for("the rules", lambda: "PVEFW-HOST-IN" in network.on(0, "iptables-legacy-save"))
     os.kill(int((root / "run/pve-firewall.pid").read_text()), 9)
     wait_for("its end", lambda: call(root, "status").stdout == "Status: enabled/stopped\n")
     assert "PVEFW-HOST-IN" in network.on(0, "iptables-legacy-save"), "rules outlive their daemon"
     assert call(root, "stop", prefix=network.inside(0)).returncode == 0
+    assert "PVEFW" not in network.on(0, "iptables-legacy-save")
+    start()
+    wait_for("the rules", lambda: "PVEFW-HOST-IN" in network.on(0, "iptables-legacy-save"))
+    assert call(root, "stop", prefix=network.inside(0)).returncode == 0
+    assert call(root, "status").stdout == "Status: enabled/stopped\n"
     assert "PVEFW" not in network.on(0, "iptables-legacy-save")
 
 
