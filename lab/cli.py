@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from . import image, progress
+from . import image, progress, services
 from .errors import LabError
 from .labs import Lab, all_labs
 from .system import in_parallel, require_tools
@@ -176,6 +176,10 @@ def _faults(add: Add) -> None:
     throttle = add("throttle", "limit the write operations per second of a node's /var/lib disk")
     throttle.add_argument("node")
     throttle.add_argument("iops", type=number_or_off, metavar="IOPS|off")
+    services_ = add("services", "switch services on or off that an idle lab is spared")
+    services_.add_argument("switch", choices=("on", "off"))
+    services_.add_argument("services", help=f"some of {', '.join(services.SERVICES)}, with commas, or 'all'")
+    services_.add_argument("nodes", nargs="*", metavar="NODE", help="default: all that run")
     delay = add("delay", "delay what a node sends on the ring network")
     delay.add_argument("node")
     delay.add_argument("milliseconds", type=float_or_off, metavar="MS|off")
@@ -306,6 +310,9 @@ def run(args: argparse.Namespace) -> int:
             lab.set_ring(args.nodes, args.command == "heal")
         case "throttle":
             lab.throttle(args.node, args.iops)
+        case "services":
+            names = list(services.SERVICES) if args.services == "all" else args.services.split(",")
+            lab.services(names, args.switch == "on", args.nodes)
         case "delay":
             lab.delay(args.node, args.milliseconds, args.loss)
         case "logs":

@@ -35,9 +35,10 @@ PACKAGES = (
     "openssh-server", "iproute2", "iputils-ping", "procps", "less", "e2fsprogs", "util-linux-extra", "dmsetup",
     "python3", "python3-fusepy", "fuse3", "sqlite3", "openssl", "ca-certificates", "gpgv",
     "corosync", "libcpg4", "libquorum5", "libcmap4", "libcfg7", "smartmontools", "nvme-cli", "rrdcached", "logrotate",
+    "iptables", "ipset", "nftables", "conntrack", "auditd", "chrony",
 )  # fmt: skip
 EXTRA_PACKAGES = {"trixie": ("libfuse2t64",), "bookworm": ("libfuse2",)}
-DOUBLES = ("pve-cluster", "pve-ha-manager", "pve-manager")
+DOUBLES = ("pve-cluster", "pve-ha-manager", "pve-manager", "pve-firewall", "proxmox-firewall", "libpve-access-control")
 
 
 @dataclass(frozen=True)

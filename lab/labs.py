@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from . import bringup, guests, guestssh, identity, layout, snapshots, statistics, store
+from . import bringup, guests, guestssh, identity, layout, services, snapshots, statistics, store
 from .errors import LabError
 from .machine import Machine
 from .progress import say, step
@@ -238,6 +238,23 @@ class Lab(Store):
                 self.state.nodes[machine.name]["throttle"] = iops
                 say(f"{machine.name}: {'no limit' if iops is None else f'{iops} writes a second at most'}")
             self.save()
+
+    def services(self, names: Sequence[str], on: bool, nodes: Sequence[str] = ()) -> None:
+        """Switch services that an idle lab is spared on or off on nodes (default: all that run)."""
+        with self.changing("services"):
+            unknown = sorted(set(names) - set(services.SERVICES))
+            if unknown:
+                raise LabError(f"no service {', '.join(unknown)}: there are {', '.join(services.SERVICES)}")
+
+            def tell(machine: Machine) -> None:
+                status, output = machine.console.run(services.script(names, on), 600)
+                if status != 0:
+                    raise LabError(f"{machine.name}: {', '.join(names)}: {output.strip()}")
+
+            machines = self.select(nodes, running=True) if nodes else self.running()
+            in_parallel(tell, machines)
+            for machine in machines:
+                say(f"{machine.name}: {', '.join(names)} {'on' if on else 'off'}")
 
     def delay(self, node: str, milliseconds: float | None, loss: float = 0) -> None:
         """Delay what a node sends on the ring, and lose ``loss`` percent of it (netem in the guest, until its next boot);

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from product_files import ROOT, python_files
 
 DOUBLE = "lab/packages/pve-cluster/root/usr/lib/pve-cluster-lab"
+FIREWALL = "lab/packages/pve-firewall/root/usr/lib/pve-firewall-lab"
 CORES = "module_utils"
 
 
@@ -31,8 +32,10 @@ GROUPS = {
     "cores": Group(("module_utils/", "typings/"), (CORES,)),
     "modules": Group(("library/",), ()),
     "filters": Group(("filter_plugins/",), ("filter_plugins",)),
-    "doubles": Group(("lab/packages/pve-", "lab/guest/"), (DOUBLE,)),
-    "lab": Group(("lab/", "inventory/"), (".", DOUBLE)),
+    "doubles": Group(
+        ("lab/packages/pve-", "lab/packages/proxmox-", "lab/packages/libpve-", "lab/guest/"), (DOUBLE, FIREWALL)
+    ),
+    "lab": Group(("lab/", "inventory/"), (".", DOUBLE, FIREWALL)),
     "bench": Group(("bench/",), ("bench", ".", CORES, DOUBLE)),
     "scripts": Group(("scripts/",), ("scripts", CORES)),
     "molecule": Group(("molecule/",), ("molecule/shared", ".", "bench", CORES, f"{CORES}/pveguard")),

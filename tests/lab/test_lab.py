@@ -33,6 +33,7 @@ from lab import (
     layout,
     machine,
     net,
+    services,
     snapshots,
     statistics,
     system,
@@ -573,6 +574,61 @@ def test_the_script_of_statistics_changes_nothing_the_second_time(tmp_path: Path
     assert f"--quiet --now mask {' '.join(statistics.WRITERS)}" in run(statistics.off())
     assert not (tmp_path / "_etc_pvestatd-lab.conf").exists()
     assert set(statistics.WRITERS) <= set(image_root.MASKED)
+
+
+def test_what_the_image_has_switched_off(tmp_path: Path) -> None:
+    """The links of a tree lead nowhere outside it."""
+    units = tmp_path / "etc/systemd/system"
+    for link in ("multi-user.target.wants/auditd.service", "chronyd.service", "sysinit.target.requires/audit-rules.service"):
+        (units / link).parent.mkdir(parents=True, exist_ok=True)
+        (units / link).symlink_to("/usr/lib/systemd/system/nothing-of-this-machine.service")
+    kept = units / "multi-user.target.wants/ssh.service"
+    kept.symlink_to("/nowhere")
+    image_root.switch_off(tmp_path)
+    assert [path for path in units.rglob("*") if path.is_symlink()] == [kept]
+    assert {unit for each in services.SERVICES.values() if each.enabled for unit in each.units} <= set(image_root.OFF)
+
+
+def test_services_are_switched_on_and_off(tmp_path: Path) -> None:
+    """With a systemctl that only writes down how it was called; there is no proxmox-firewall here."""
+    calls = tmp_path / "calls"
+    stand_in = tmp_path / "systemctl"
+    stand_in.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n[ "$*" != "cat proxmox-firewall.service" ]\n')
+    stand_in.chmod(0o755)
+    marks = [tmp_path / f"_etc_{name}-lab.conf" for name in ("pve-firewall", "pveproxy")]
+
+    def run(on: bool) -> list[str]:
+        calls.write_text("")
+        script = services.script(list(services.SERVICES), on)
+        for name in ("pve-firewall", "pveproxy"):
+            script = script.replace(f"/etc/{name}-lab.conf", f"{tmp_path}/_etc_{name}-lab.conf")
+        subprocess.run(["sh", "-c", script], check=True, env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"})
+        return [line for line in calls.read_text().splitlines() if not line.startswith("cat ")]
+
+    expected = ["restart pve-firewall.service", "restart pveproxy.service", "restart spiceproxy.service"]
+    expected += ["--quiet enable --now auditd.service", "--quiet enable --now chrony.service"]
+    assert run(True) == expected and all(mark.exists() for mark in marks)
+    marks[0].write_text("seconds=1\n")
+    assert run(True) == expected and marks[0].read_text() == "seconds=1\n", "settings stay"
+    assert run(False) == [
+        "stop pve-firewall.service",
+        "restart pveproxy.service",
+        "restart spiceproxy.service",
+        "--quiet disable --now auditd.service",
+        "--quiet disable --now chrony.service",
+    ]
+    assert not any(mark.exists() for mark in marks)
+
+
+def test_services_by_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    scripts = told(monkeypatch)
+    make_lab(nodes=1)
+    assert lab_cli(capsys, "services", "on", "firewall,auditd")[0] == 0
+    assert lab_cli(capsys, "services", "off", "all", "pve1")[0] == 0
+    assert scripts == [services.script(["firewall", "auditd"], True), services.script(list(services.SERVICES), False)]
+    status, _, err = lab_cli(capsys, "services", "on", "fail2ban")
+    assert status == 2 and "no service fail2ban: there are firewall, pveproxy, auditd, chrony" in err
+    assert len(scripts) == 2
 
 
 def test_status_of_no_lab_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:
