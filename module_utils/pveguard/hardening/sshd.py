@@ -23,6 +23,7 @@ from ..base.run import CommandMissing, Run
 from ..base.run import run as real_run
 from ..formats import sshd_config
 from ..pmxcfs import daemon_mode
+from .looking import writer
 
 ROLE = "node_hardening"
 AREA = "sshd"
@@ -64,6 +65,13 @@ OF_ROOT = frozenset(
     + ["authorizedkeysfile", "authorizedkeyscommand", "chrootdirectory", "disableforwarding", "allowstreamlocalforwarding"]
     + ["forcecommand", "maxauthtries", "maxsessions", "refuseconnection"]
 )
+#: Whose lines go on, in sshd's own reading.
+LISTS = frozenset(["allowusers", "denyusers", "allowgroups", "denygroups"])
+#: Of what harms, and goes when the line goes.
+SHOWN_SETTERS = LISTS | {
+    "permitrootlogin", "pubkeyauthentication", "authenticationmethods", "disableforwarding", "allowstreamlocalforwarding",
+    "forcecommand", "chrootdirectory", "maxsessions", "maxauthtries", "hostkeyalgorithms", "pubkeyacceptedalgorithms",
+}  # fmt: skip
 #: Keys offered before the right one: those of an agent, and root's own.
 FEW_TRIES = 3
 
@@ -112,6 +120,9 @@ def look(
         return {"known": False, "error": "sshd is configured, and its program is not installed"}
     except (PveguardError, OSError, ValueError) as error:
         return {"known": False, "error": str(error)}
+    # Whatever a file holds, the other areas are told.
+    except Exception as error:
+        return {"known": False, "error": f"not understood ({type(error).__name__})"}
 
 
 def _look(root: Path, run: Run, peers: Sequence[Who] | None, controller: str | None) -> dict[str, Any]:
@@ -136,6 +147,7 @@ def _look(root: Path, run: Run, peers: Sequence[Who] | None, controller: str | N
         "match": match_blocks(lines),
         "effective": {name: _shown(found) for name, found in effective.items()},
         "problems": {each.shown: problems(effective[each.name], each, keys, host_keys) for each in everybody},
+        "set_by": setters(root, lines),
         "weak": weak(one),
         "host_keys": host_keys,
         "known_host_key": _known_host_key(root, own.name, host_keys),
@@ -316,6 +328,23 @@ def _before(lines: Sequence[sshd_config.Line]) -> list[sshd_config.Line]:
     folder = os.path.dirname(DROP_IN)
     files = {line.file: line for line in reversed(lines) if os.path.dirname(line.file) == folder and line.file < DROP_IN}
     return [files[name] for name in sorted(files)]
+
+
+def setters(root: Path, lines: Sequence[sshd_config.Line]) -> dict[str, list[dict[str, str]]]:
+    """``{keyword: lines}`` of what a finding may be about: the line that counts, and those of Match blocks about root.
+
+    ``place`` is FILE:NUMBER, ``by`` who wrote the file.
+    """
+    found: dict[str, list[dict[str, str]]] = {}
+    for line in lines:
+        if line.keyword not in SHOWN_SETTERS or (line.match and not _may_be_root(line.match)):
+            continue
+        counts = found.setdefault(line.keyword, [])
+        # Lists of users go on in every line; of the rest the first one counts.
+        if line.match or line.keyword in LISTS or not counts:
+            text = (read_or_none(root / line.file.lstrip("/")) or b"").decode("utf-8", "replace")
+            counts.append({"place": line.place, "by": writer(line.file, text, "dev-sec or a CIS role")})
+    return found
 
 
 def who_sets(lines: Iterable[sshd_config.Line], keyword: str) -> str:
