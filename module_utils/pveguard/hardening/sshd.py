@@ -23,7 +23,7 @@ from ..base.run import CommandMissing, Run
 from ..base.run import run as real_run
 from ..formats import sshd_config
 from ..pmxcfs import daemon_mode
-from .looking import writer
+from .looking import silent, writer
 
 ROLE = "node_hardening"
 AREA = "sshd"
@@ -126,6 +126,9 @@ def look(
 
 
 def _look(root: Path, run: Run, peers: Sequence[Who] | None, controller: str | None) -> dict[str, Any]:
+    if silent():
+        # Who has to get in is not known, nor what root's keys are, which lie there.
+        raise PveguardError(f"{PVE}: {silent()}")
     own, members = members_of(root, run) if peers is None else (Who(node_name.own(), ""), list(peers))
     came = controller_address() if controller is None else controller
     everybody = [*members, *([Who("controller", came)] if came else [])]
