@@ -33,7 +33,8 @@ def test_the_kernel_of_this_machine_answers_with_its_own_clock() -> None:
 
 
 def answer(identifier: int, sequence: int, theirs: int, kind: int = 14, header: int = 20) -> bytes:
-    return bytes([0x40 | header // 4]) + bytes(header - 1) + struct.pack("!BBHHHIII", kind, 0, 0, identifier, sequence, 0, theirs, theirs)
+    body = struct.pack("!BBHHHIII", kind, 0, 0, identifier, sequence, 0, theirs, theirs)
+    return bytes([0x40 | header // 4]) + bytes(header - 1) + body
 
 
 @pytest.mark.parametrize("ahead", [0, 2.5, -2.5, 30, -40000, 40000])

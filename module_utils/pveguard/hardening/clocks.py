@@ -54,7 +54,7 @@ def offset_of(data: bytes, identifier: int, sent: Mapping[int, float], received:
 
 
 def ask(addresses: Collection[str], seconds: float = ANSWER_S) -> dict[str, tuple[float, float]]:
-    """``{address: (offset, uncertainty)}`` in seconds of those that answer; never raises. Of several answers the closest counts."""
+    """``{address: (offset, uncertainty)}`` in seconds of those that answer, of several answers the closest; never raises."""
     try:
         wire = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
     except OSError:

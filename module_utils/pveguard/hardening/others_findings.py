@@ -73,8 +73,8 @@ TIME = check(
 APART = check(
     "hardening-others-clocks-apart",
     (WARNING, PROBLEM),
-    f"The clocks of two members differ by more than {APART_SECONDS} s, with Ceph by more than the {CEPH_SECONDS} s that its monitors "
-    f"allow: logs of members no longer fit together. By more than {STEP_SECONDS:g} s, the step of a two-factor code: a problem",
+    f"The clocks of two members differ by more than {APART_SECONDS} s, with Ceph by more than the {CEPH_SECONDS} s that its "
+    f"monitors allow: logs of members no longer fit together. A problem beyond {STEP_SECONDS:g} s, the step of a two-factor code",
     "Let both follow the same time servers.",
     "chronyc sources; chronyc makestep",
 )
@@ -188,7 +188,8 @@ def _time(facts: Mapping[str, Any]) -> list[Finding]:
 def _clocks(facts: Mapping[str, Any], own: Mapping[str, Any]) -> list[Finding]:
     """What is within the uncertainty of the comparison is not told."""
     limit = CEPH_SECONDS if facts.get("ceph") else APART_SECONDS
-    certain = {name: (offset, give) for name, (offset, give) in (facts.get("measured") or {}).items() if abs(offset) - give > limit}
+    measured = (facts.get("measured") or {}).items()
+    certain = {name: (offset, give) for name, (offset, give) in measured if abs(offset) - give > limit}
     found = []
     if certain:
         worst = sorted(certain, key=lambda name: (-abs(certain[name][0]), name))
