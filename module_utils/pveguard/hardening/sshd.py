@@ -22,7 +22,7 @@ from ..base.errors import PveguardError
 from ..base.run import CommandMissing, Run
 from ..base.run import run as real_run
 from ..formats import sshd_config
-from ..pmxcfs import daemon_mode
+from ..pmxcfs import members as members_file
 from .looking import silent, writer
 
 ROLE = "node_hardening"
@@ -166,9 +166,10 @@ def members_of(root: Path, run: Run) -> tuple[Who, list[Who]]:
     name = node_name.own()
     if not os.path.isdir(root / PVE.lstrip("/")):
         return Who(name, ""), []
-    said, error = daemon_mode.members(root, run)
-    if error:
-        raise PveguardError(f"the other members are not known: {error}")
+    try:
+        said = members_file.read(str(root / PVE.lstrip("/")), run)
+    except PveguardError as error:
+        raise PveguardError(f"the other members are not known: {error}") from error
     found = [Who(str(each), str(node.get("ip") or "")) for each, node in sorted((said.get("nodelist") or {}).items())]
     if without := [each.name for each in found if not each.address and each.name != name]:
         raise PveguardError(f"the addresses of {', '.join(without)} are not known: /etc/pve/.members has none")
