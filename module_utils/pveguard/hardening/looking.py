@@ -186,10 +186,12 @@ def area(look: Callable[[Looking], Facts]) -> Callable[[Path, Run], Facts]:
 
 def facts_of(node: Mapping[str, Any], area: str) -> Mapping[str, Any] | None:
     """The facts of an area among those of a node; None where nobody asked for them. What was asked for and is not there is not
-    known.
+    known; ``asked`` among the facts: for which areas, else for all.
     """
     asked = node.get(FACTS)
     if asked is None:
+        return None
+    if isinstance(asked, Mapping) and isinstance(asked.get("asked"), list) and area not in asked["asked"]:
         return None
     found = asked.get(area) if isinstance(asked, Mapping) else None
     if isinstance(found, Mapping) and isinstance(found.get("known"), bool):
