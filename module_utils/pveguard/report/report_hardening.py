@@ -15,7 +15,8 @@ from .report_summary import names_text
 PREFIX = "hardening-"
 #: Names in a row.
 _MAX_NAMES = 6
-_WORDS = ((PROBLEM, "problem"), (WARNING, "warning"), (UNKNOWN, "unknown"))
+#: The scale is made of words that a reader understands.
+_TOLD = (PROBLEM, WARNING, UNKNOWN)
 
 
 def is_one(id: str) -> bool:
@@ -40,7 +41,7 @@ def _tiles(
     nodes: Mapping[str, Any], asked: Mapping[str, Mapping[str, bool]], found: Sequence[Mapping[str, Any]]
 ) -> list[Figure]:
     every = list(dict.fromkeys(area for its in asked.values() for area in its))
-    counts = {severity: sum(each["severity"] == severity for each in found) for severity, _ in _WORDS}
+    counts = {severity: sum(each["severity"] == severity for each in found) for severity in _TOLD}
     return [
         Figure("Nodes looked at", f"{len(asked)} of {len(nodes)}", ", ".join(every)),
         Figure("Problems", str(counts[PROBLEM]), "what breaks Proxmox VE, or leaves a door open"),
@@ -67,11 +68,11 @@ def lines(report: Mapping[str, Any]) -> dict[tuple[str, str], list[str]]:
             if is_one(each.id):
                 found.setdefault(each.severity, {}).setdefault(each.id, set()).add(name)
     said = {}
-    for severity, word in _WORDS:
+    for severity in _TOLD:
         ids = found.get(severity) or {}
         names = set().union(*ids.values()) if ids else set()
         if ids:
-            kinds = f"{len(ids)} kind{'' if len(ids) == 1 else 's'} of {word}"
+            kinds = f"{len(ids)} kind{'' if len(ids) == 1 else 's'} of {severity}"
             text = f"{'something is not known' if severity == UNKNOWN else kinds} in how the node is hardened, told below"
             said[(VERDICTS[severity], text)] = [name for name in report["nodes"] if name in names]
     return said
@@ -98,8 +99,8 @@ def _table(told: Sequence[tuple[str, Mapping[str, Any]]]) -> LongTable | None:
 def summary(found: Sequence[Mapping[str, Any]]) -> str:
     """``hardening: 2 problems, 1 unknown`` of findings of an assessment, empty without any."""
     levels = [each["level"] for each in found if is_one(each.get("id", ""))]
-    counts = [(levels.count(level), word) for level, word in _WORDS if level in levels]
-    parts = [f"{count} {word}{'' if count == 1 or word == 'unknown' else 's'}" for count, word in counts]
+    counts = [(levels.count(level), level) for level in _TOLD if level in levels]
+    parts = [f"{count} {level}{'' if count == 1 or level == UNKNOWN else 's'}" for count, level in counts]
     return f"hardening: {', '.join(parts)}" if parts else ""
 
 
