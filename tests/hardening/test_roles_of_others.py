@@ -105,8 +105,17 @@ def test_settings_of_dev_sec(tmp_path: Path) -> None:
         )
         told(found, "hardening-sshd-few-tries", WARNING, "MaxAuthTries is 2", undo="systemctl reload ssh")
         finding(found, "hardening-sshd-no-include")
+        told(
+            found,
+            "hardening-sshd-no-socket-forwarding",
+            PROBLEM,
+            "AllowTcpForwarding no: sshd then forwards no UNIX socket either",
+            f"{from_all}23, set by: dev-sec)",
+            undo="sed -i '23s/^[[:space:]]*allowtcpforwarding/#&/I' /etc/ssh/sshd_config",
+        )
+    of_sshd = ("root-locked-out", "few-tries", "no-include", "no-socket-forwarding")
     assert {each.id for each in found} - MISSING == {
-        *(["hardening-sshd-root-locked-out", "hardening-sshd-few-tries", "hardening-sshd-no-include"] if SSHD else []),
+        *(f"hardening-sshd-{each}" for each in of_sshd if SSHD),
         "hardening-sysctl-forwarding-off",
         "hardening-sysctl-rp-filter-strict",
         "hardening-sysctl-log-martians",

@@ -63,14 +63,15 @@ OF_ROOT = frozenset(
     [key.lower() for key in (*KEYS_ONLY, *PLAIN, *WEAK)]
     + ["challengeresponseauthentication", "allowusers", "denyusers", "allowgroups", "denygroups", "authenticationmethods"]
     + ["authorizedkeysfile", "authorizedkeyscommand", "chrootdirectory", "disableforwarding", "allowstreamlocalforwarding"]
-    + ["forcecommand", "maxauthtries", "maxsessions", "refuseconnection"]
+    + ["allowtcpforwarding", "permitopen", "forcecommand", "maxauthtries", "maxsessions", "refuseconnection"]
 )
 #: Whose lines go on, in sshd's own reading.
 LISTS = frozenset(["allowusers", "denyusers", "allowgroups", "denygroups"])
 #: Of what harms, and goes when the line goes.
 SHOWN_SETTERS = LISTS | {
     "permitrootlogin", "pubkeyauthentication", "authenticationmethods", "disableforwarding", "allowstreamlocalforwarding",
-    "forcecommand", "chrootdirectory", "maxsessions", "maxauthtries", "hostkeyalgorithms", "pubkeyacceptedalgorithms",
+    "allowtcpforwarding", "permitopen", "forcecommand", "chrootdirectory", "maxsessions", "maxauthtries",
+    "hostkeyalgorithms", "pubkeyacceptedalgorithms",
 }  # fmt: skip
 #: Keys offered before the right one: those of an agent, and root's own.
 FEW_TRIES = 3
@@ -223,9 +224,16 @@ def problems(
     wrong.update(_users(found, who))
     if value(found, "DisableForwarding", "no") != "no":
         wrong["disableforwarding"] = "DisableForwarding yes: a migration forwards a UNIX socket"
-    elif value(found, "AllowStreamLocalForwarding", "yes") not in ("yes", "all", "local"):
+    if value(found, "AllowStreamLocalForwarding", "yes") not in ("yes", "all", "local"):
         said = value(found, "AllowStreamLocalForwarding")
         wrong["allowstreamlocalforwarding"] = f"AllowStreamLocalForwarding {said}: a migration forwards a UNIX socket"
+    # Both also decide about UNIX sockets, whatever sshd_config(5) says of them; seen with OpenSSH 9.2.
+    if value(found, "AllowTcpForwarding", "yes") not in ("yes", "all", "local"):
+        said = value(found, "AllowTcpForwarding")
+        wrong["allowtcpforwarding"] = f"AllowTcpForwarding {said}: sshd then forwards no UNIX socket either, as a migration does"
+    if value(found, "PermitOpen", "any") != "any":
+        said = value(found, "PermitOpen")
+        wrong["permitopen"] = f"PermitOpen {said}: sshd then forwards no UNIX socket, as a migration does"
     for key in ("ForceCommand", "ChrootDirectory"):
         if value(found, key, "none") != "none":
             wrong[key.lower()] = f"{key} {value(found, key)}: root's commands do not run"

@@ -54,7 +54,8 @@ ANOTHER_KEY = check(
 NO_FORWARDING = check(
     "hardening-sshd-no-socket-forwarding",
     PROBLEM,
-    "sshd does not forward UNIX sockets (DisableForwarding of CIS 5.1.8, AllowStreamLocalForwarding): no migration",
+    "sshd does not forward UNIX sockets (DisableForwarding of CIS 5.1.8, AllowTcpForwarding no as dev-sec sets it, PermitOpen, "
+    "AllowStreamLocalForwarding): no migration",
     "Take the line out.",
 )
 MATCH = check(
@@ -122,7 +123,7 @@ DRIFTED = check(
     "make site",
 )
 _RSA = ("hostkey", "hostkeyalgorithms", "pubkeyacceptedalgorithms")
-_FORWARDING = ("disableforwarding", "allowstreamlocalforwarding")
+_FORWARDING = ("disableforwarding", "allowstreamlocalforwarding", "allowtcpforwarding", "permitopen")
 
 
 def of_node(node: Mapping[str, Any], plan: Mapping[str, Any]) -> list[Finding]:
