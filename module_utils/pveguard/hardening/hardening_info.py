@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..base.run import Run
 from ..base.run import run as real_run
-from . import accounts, auditd, others, pveproxy, sshd, sysctl, updates
+from . import accounts, auditd, concerns, others, pveproxy, sshd, sysctl, updates
 from .looking import Facts
 
 AREAS: dict[str, Callable[[Path, Run], Facts]] = {
@@ -23,5 +23,9 @@ AREAS: dict[str, Callable[[Path, Run], Facts]] = {
 
 
 def collect(areas: Iterable[str] = (), root: Path = Path("/"), run: Run = real_run) -> dict[str, Facts]:
-    """``{area: facts}``; all of AREAS where none is named."""
-    return {name: AREAS[name](root, run) for name in list(areas) or AREAS}
+    """``{area: facts}``; all of AREAS where none is named. ``ours`` of an area: the facts that its concern decides by."""
+    found = {name: AREAS[name](root, run) for name in list(areas) or AREAS}
+    for name in concerns.CONCERNS:
+        if name in found:
+            found[name]["ours"] = concerns.collect(name, root, run)
+    return found
