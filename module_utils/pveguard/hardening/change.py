@@ -147,7 +147,7 @@ def _change(
 ) -> None:
     name = core.NAME
     live = core.live(facts) if hasattr(core, "live") else None
-    note = {"new": not facts["kept"], "live": live, "files": [_state(each.path, root) for each in result.files]}
+    note: dict[str, Any] = {"new": not facts["kept"], "live": live, "files": [_state(each.path, root) for each in result.files]}
     former = root / REMEMBERED / f"{name}.former"
     try:
         _note(name, root)

@@ -92,8 +92,13 @@ def _others(looking: Looking) -> tuple[list[str], list[dict[str, str]]]:
         for path in looking.names(folder, ".conf"):
             # What cannot be read is not known, and told by this.
             looking.text(path)
-    set_by = [line for line in sysctl_files.in_order(looking.root) if line.path != FILE]
     main = looking.text("/etc/sysctl.conf")
+    set_by = [
+        line
+        for line in sysctl_files.in_order(looking.root)
+        # Debian 12 has a link to the main file there, which is told by its own name.
+        if line.path != FILE and (main is None or looking.at(line.path).resolve() != looking.at("/etc/sysctl.conf").resolve())
+    ]
     if main is not None:
         # Debian 13 does not read it at boot any more; `sysctl -p` and what Ansible writes still mean it.
         set_by += [sysctl_files.Line("/etc/sysctl.conf", *pair) for pair in sysctl_files.parse(main).items()]

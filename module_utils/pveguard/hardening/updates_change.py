@@ -80,7 +80,7 @@ def _ids(looking: Looking) -> tuple[int, int, str]:
     if text is None:
         return 1, 1, ""
     try:
-        nodes = corosync_conf.parse(text, COROSYNC).nodes
+        nodes = corosync_conf.parse(text, COROSYNC).nodes()
     except PveguardError as error:
         return 0, 0, str(error)
     ids = [node.node_id for node in nodes if node.node_id]
@@ -121,6 +121,18 @@ def calendar(own: int, highest: int, minutes: int) -> str:
     return f"{day}*-*-* {minute // 60:02d}:{minute % 60:02d}:00 UTC"
 
 
+def _minutes(options: Options) -> int:
+    return int(options.get("slot_minutes") or 30)
+
+
+def _odd(options: Options, facts: Facts) -> str:
+    """Why the turn of the node is not known."""
+    try:
+        return str(facts["odd"]) or ("" if calendar(facts["id"], facts["highest"], _minutes(options)) else "")
+    except PveguardError as error:
+        return str(error)
+
+
 def owned(options: Options, facts: Facts, root: Path) -> list[FileSpec]:
     values = "".join(f'{name} "{value}";\n' for name, value in VALUES.items())
     never = "".join(f'  "^{each}";\n' for each in NEVER)
@@ -130,7 +142,7 @@ def owned(options: Options, facts: Facts, root: Path) -> list[FileSpec]:
         f'{_LISTS[0]} {{\n  "{ORIGIN}";\n}};\n'
         f"Unattended-Upgrade::Package-Blacklist {{\n{never}}};\n{values}"
     )
-    when = calendar(facts["id"], facts["highest"], int(options.get("slot_minutes") or 30))
+    when = calendar(facts["id"], facts["highest"], _minutes(options))
     timer = (
         "# Managed by pveguard (node_hardening_updates): the turn of this node, by its node id.\n[Timer]\nOnCalendar=\n"
         f"OnCalendar={when}\nRandomizedDelaySec=0\n"
@@ -142,7 +154,7 @@ def owned(options: Options, facts: Facts, root: Path) -> list[FileSpec]:
 def differs(options: Options, facts: Facts) -> list[str]:
     if not facts.get("installed"):
         return ["install unattended-upgrades, and limit it"] if is_on(options.get("install")) else []
-    if facts["odd"]:
+    if _odd(options, facts):
         return ["have unattended upgrades at the turn of this node, once its node id is known"]
     if not same(facts["files"], owned(options, facts, Path("/"))):
         return [f"limit unattended upgrades to Debian's security origin, at the turn of node id {facts['id']}"]
@@ -169,13 +181,12 @@ def refuse(options: Options, facts: Facts, around: Around) -> None:
         raise PveguardError("; ".join(each.sentence for each in told))
     if not facts.get("installed"):
         return
-    if facts["odd"]:
-        raise PveguardError(f"the turn of this node is not known: {facts['odd']}")
+    if odd := _odd(options, facts):
+        raise PveguardError(f"the turn of this node is not known: {odd}")
     if facts["later"]:
         raise PveguardError(
             f"{', '.join(facts['later'])} is read after {DROP_IN}, and may set another time: give it a name that sorts before"
         )
-    calendar(facts["id"], facts["highest"], int(options.get("slot_minutes") or 30))
 
 
 def prepare(options: Options, facts: Facts, around: Around) -> None:
