@@ -18,7 +18,7 @@ from typing import Any
 from ..base import node_name
 from ..base.errors import PveguardError
 from ..base.managed_file import FileSpec
-from ..base.systemd import properties_of
+from ..base.systemd import properties, properties_of
 from ..pmxcfs import daemon_mode
 from . import pveproxy_proof
 from .change_parts import Around, Facts, Options, Work, is_on, text
@@ -60,7 +60,9 @@ def _split(content: str) -> tuple[list[str], list[str] | None, bool]:
     inside: list[str] | None = None
     last = False
     for line in content.splitlines(keepends=True):
-        if line.strip() == BEGIN and inside is None:
+        if line.strip() == BEGIN:
+            # One without its end may be somebody's.
+            others += inside or []
             inside = [line]
         elif inside is not None and line.strip() == END:
             block, inside, last = [each.rstrip("\n") for each in inside[1:]], None, True
@@ -69,7 +71,6 @@ def _split(content: str) -> tuple[list[str], list[str] | None, bool]:
         else:
             others.append(line)
             last = False
-    # What follows a begin without an end may be somebody's.
     return [*others, *(inside or [])], block, last and inside is None
 
 
@@ -257,7 +258,7 @@ def activate(work: Work) -> None:
 def _prove(work: Work) -> None:
     """That it answers on the node itself, and that what is to be off is off."""
     address, number = _listens(work.facts.get("values") or {}), pveproxy_proof.PORT
-    found = pveproxy_proof.until(address, number)
+    found = pveproxy_proof.until(address, number, alive=lambda: _is_alive(work))
     if work.options is None:
         # As it was before, which may not have let this node in either.
         return
@@ -272,6 +273,10 @@ def _prove(work: Work) -> None:
     left = _not_in(new["CIPHERS"]) if "CIPHERS" in new else ""
     if left and pveproxy_proof.takes(address, number, left):
         raise PveguardError("pveproxy still takes ciphers that node_hardening_pveproxy_ciphers leaves out")
+
+
+def _is_alive(work: Work) -> bool:
+    return properties(UNITS[0], ["ActiveState"], work.run).get("ActiveState") in ("active", "activating")
 
 
 def _not_in(ciphers: str) -> str:

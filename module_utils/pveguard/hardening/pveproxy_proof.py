@@ -7,6 +7,7 @@ import socket
 import ssl
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 PORT = 8006
@@ -43,10 +44,12 @@ def ask(address: str, port: int, ciphers: str = "", highest: str = "", seconds: 
     return found
 
 
-def until(address: str, port: int, seconds: float = 120.0) -> dict[str, Any]:
-    """The same once something listens; after ``seconds`` what was said last."""
+def until(
+    address: str, port: int, seconds: float = 120.0, alive: Callable[[], bool] = lambda: True
+) -> dict[str, Any]:
+    """The same once something listens; after ``seconds``, or once it is not ``alive`` any more, what was said last."""
     deadline = time.monotonic() + seconds
-    while (found := ask(address, port))["absent"] and time.monotonic() < deadline:
+    while (found := ask(address, port))["absent"] and time.monotonic() < deadline and alive():
         time.sleep(0.2)
     return found
 
