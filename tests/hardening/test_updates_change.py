@@ -122,8 +122,12 @@ def test_a_node_id_that_is_not_known_is_refused(node: ChangingNode, text: str, s
     assert node.others() == before and not node.kept()
 
 
-def test_a_node_by_itself_has_the_first_turn(node: ChangingNode) -> None:
+@pytest.mark.parametrize("text", [None, corosync(1).replace("  config_version: 3\n", "")])
+def test_a_node_by_itself_has_the_first_turn(node: ChangingNode, text: str | None) -> None:
     node.remove(COROSYNC)
+    if text is not None:
+        # As Debian's package ships it.
+        node.write(COROSYNC, text)
     node.apply("updates")
     assert "OnCalendar=*-*-* 01:00:00 UTC" in node.text(DROP_IN)
 

@@ -80,7 +80,11 @@ def _ids(looking: Looking) -> tuple[int, int, str]:
     if text is None:
         return 1, 1, ""
     try:
-        nodes = corosync_conf.parse(text, COROSYNC).nodes()
+        conf = corosync_conf.parse(text, COROSYNC)
+        if not conf.config_version:
+            # Debian's example.
+            return 1, 1, ""
+        nodes = conf.nodes()
     except PveguardError as error:
         return 0, 0, str(error)
     ids = [node.node_id for node in nodes if node.node_id]
