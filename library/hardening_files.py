@@ -9,10 +9,10 @@ module: hardening_files
 short_description: Bring a concern of node hardening to what is wanted, or put everything back
 description:
   - Looks at the node, refuses what would break Proxmox VE (with nothing changed), writes its files with the way back (as
-    M(managed_file) does with C(kept_for)), makes them count, and looks again. Where what is there then is not what was wanted, files
-    and running values are as they were before the call, and the module fails.
-  - V(sysctl) are kernel settings and modules, V(auditd) audit rules of /etc/pve, V(updates) unattended upgrades, V(pveproxy) access
-    rules and TLS of the web interface.
+    M(managed_file) does with C(kept_for)), makes them count, and looks again. Where what is there then is not what was wanted,
+    files and running values are as they were before the call, and the module fails.
+  - V(sysctl) are kernel settings and modules, V(auditd) audit rules of /etc/pve, V(updates) unattended upgrades, V(pveproxy)
+    access rules and TLS of the web interface.
   - What a concern is about and is not there is no failure; that is told as a warning.
   - What V(pveproxy) changes waits for the proof of others (RV(unproved)), and V(confirmed) keeps it. V(undone) takes it back.
 attributes:
@@ -117,11 +117,19 @@ from ansible.module_utils.pveguard.state import login
 def main() -> None:
     module = NodeModule(
         argument_spec={
-            "state": {"type": "str", "choices": ["present", "confirmed", "undone", "reverted"], "default": "present"},
+            "state": {
+                "type": "str",
+                "choices": ["present", "confirmed", "undone", "reverted"],
+                "default": "present",
+            },
             "concern": {"type": "str", "choices": list(concerns.CONCERNS)},
             "options": {"type": "dict", "default": {}},
             "peers_known": {"type": "dict", "default": {}},
-            "drift": {"type": "str", "choices": [managed_file.REFUSE, managed_file.OVERWRITE], "default": managed_file.REFUSE},
+            "drift": {
+                "type": "str",
+                "choices": [managed_file.REFUSE, managed_file.OVERWRITE],
+                "default": managed_file.REFUSE,
+            },
             "lock": run_lock.OPTION,
         },
         required_if=[("state", each, ("concern",)) for each in ("present", "confirmed", "undone")],
@@ -135,7 +143,9 @@ def main() -> None:
         module.warn(said)
     for each in result.files:
         if each.drift:
-            module.warn(f"{each.path}: somebody changed it after pveguard wrote it ({each.drift}); what was there is kept")
+            module.warn(
+                f"{each.path}: somebody changed it after pveguard wrote it ({each.drift}); what was there is kept"
+            )
     known = module.params["peers_known"]
     peers = [
         {**each, "host": host}
@@ -150,7 +160,12 @@ def main() -> None:
         unproved=result.unproved,
         proof={"address": result.proof.get("address", ""), "peers": peers},
         diff=[
-            {"before": each.before, "after": each.after, "before_header": each.path, "after_header": f"{each.path} ({each.what})"}
+            {
+                "before": each.before,
+                "after": each.after,
+                "before_header": each.path,
+                "after_header": f"{each.path} ({each.what})",
+            }
             for each in result.files
         ],
     )

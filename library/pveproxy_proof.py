@@ -66,7 +66,8 @@ def main() -> None:
     found = pveproxy_proof.until(address, port, 30.0)
     if found["error"]:
         module.fail_json(
-            msg=f"pveproxy of {module.params['name']} ({address} port {port}) does not take a connection from {own()}: {found['error']}"
+            msg=f"pveproxy of {module.params['name']} ({address} port {port}) "
+            f"does not take a connection from {own()}: {found['error']}"
         )
     module.exit_json(changed=False, proof={key: found[key] for key in ("address", "version", "cipher")})
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node whose concerns are changed: files under a root, with a systemctl, an auditctl and an apt-get that keep what they are told.
+"""A node whose concerns are changed: files under a root, with a systemctl, auditctl and apt-get that keep what they are told.
 
-apt-config is the real one where the machine has it, on the files of the root. ``hook`` is asked before each command and may fail it.
+apt-config is the real one where the machine has it, on the files of the root. ``hook`` is asked before each command and may
+fail it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.pveguard.base.run import CommandMissing, Result
+from ansible.module_utils.pveguard.base.run import Result
 from ansible.module_utils.pveguard.hardening import change, sysctl_change
 
 from tests.hardening.node import Node, clean
@@ -124,7 +125,10 @@ class ChangingNode(Node):
         main = self.root.parent / f"{self.root.name}.apt"
         main.write_text(f'Dir::Etc "{self.root}/etc/apt";\n')
         done = subprocess.run(
-            ["apt-config", "dump"], capture_output=True, text=True, env={**os.environ, "APT_CONFIG": str(main)}
+            ["apt-config", "dump"],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "APT_CONFIG": str(main)},
         )
         return Result(done.returncode, done.stdout, done.stderr)
 
@@ -137,7 +141,13 @@ class ChangingNode(Node):
         found: dict[str, Any] = {}
         for path in sorted(self.root.rglob("*")):
             name = str(path.relative_to(self.root))
-            if f"{name}/".startswith(STATE) or name in ("var", "var/lib", "run", "var/lib/pveguard", "run/pveguard"):
+            if f"{name}/".startswith(STATE) or name in (
+                "var",
+                "var/lib",
+                "run",
+                "var/lib/pveguard",
+                "run/pveguard",
+            ):
                 continue
             if path.is_symlink():
                 found[name] = os.readlink(path)
@@ -147,7 +157,9 @@ class ChangingNode(Node):
                 found[name] = "folder"
         return found
 
-    def apply(self, name: str, check: bool = False, controller: str = "10.0.0.200", **options: Any) -> change.Result:
+    def apply(
+        self, name: str, check: bool = False, controller: str = "10.0.0.200", **options: Any
+    ) -> change.Result:
         return change.apply(name, {"enabled": True, **options}, check, controller, self.run, self.root)
 
     def revert(self, check: bool = False, drift: str = "refuse") -> change.Result:
@@ -155,7 +167,11 @@ class ChangingNode(Node):
 
     def kept(self) -> list[str]:
         """What pveguard still keeps."""
-        return [str(path) for path in self.root.rglob("*") if str(path.relative_to(self.root)).startswith(STATE) and path.is_file()]
+        return [
+            str(path)
+            for path in self.root.rglob("*")
+            if str(path.relative_to(self.root)).startswith(STATE) and path.is_file()
+        ]
 
 
 def changing(root: Path, release: int = 9) -> ChangingNode:
@@ -164,12 +180,16 @@ def changing(root: Path, release: int = 9) -> ChangingNode:
     node = ChangingNode(root)
     plain = clean(root, release)
     node.mounts = plain.mounts
-    loose = {"kernel.dmesg_restrict": 1, "kernel.randomize_va_space": 2, "fs.protected_hardlinks": 1, "fs.protected_symlinks": 1}
+    loose = {
+        "kernel.dmesg_restrict": 1,
+        "kernel.randomize_va_space": 2,
+        "fs.protected_hardlinks": 1,
+        "fs.protected_symlinks": 1,
+    }
     for key in sysctl_change.KEYS:
         on = loose.get(key, 1 if key in (*sysctl_change.ANSWERS, *sysctl_change.REDIRECTS) else 0)
         node.kernel({key.replace(".", "/"): str(on)})
-    node.write("/proc/modules", "bridge 311296 1 br_netfilter, Live 0x0000000000000000\nsctp 1 0 - Live 0x0\n")
+    node.write(
+        "/proc/modules", "bridge 311296 1 br_netfilter, Live 0x0000000000000000\nsctp 1 0 - Live 0x0\n"
+    )
     return node
-
-
-

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Audit rules of /etc/pve: loaded after its mount by a unit that systemd takes, and what is in their way. auditctl is a double."""
+"""Audit rules of /etc/pve: loaded after its mount by a unit that systemd takes, and what is in their way. auditctl is a
+double.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +32,19 @@ def test_check_run_second_run_and_back(node: ChangingNode) -> None:
     assert planned.changed and node.others() == before and node.audit == rules and not node.kept()
     assert node.apply("auditd").todo == planned.todo
     assert node.audit[0] == rules[0] and "-w /etc/pve/user.cfg -p wa -k pveguard" in node.audit
-    assert "-w /etc/pve/firewall -p wa -k pveguard" in node.audit and "-w /etc/pve/priv -p wa -k pveguard" in node.audit
+    assert (
+        "-w /etc/pve/firewall -p wa -k pveguard" in node.audit
+        and "-w /etc/pve/priv -p wa -k pveguard" in node.audit
+    )
     assert (node.root / WANTS.lstrip("/")).readlink() == Path(UNIT_FILE) and node.restarts == [UNIT]
     assert not node.apply("auditd").changed and node.restarts == [UNIT]
     assert node.revert().changed and node.others() == before and node.audit == rules and not node.kept()
     assert not node.revert().changed
 
 
-def test_the_beat_of_the_lrm_and_the_locks_are_left_out_before_anything_is_watched(node: ChangingNode) -> None:
+def test_the_beat_of_the_lrm_and_the_locks_are_left_out_before_anything_is_watched(
+    node: ChangingNode,
+) -> None:
     node.apply("auditd")
     lines = [line for line in node.text(RULES).splitlines() if line.startswith("-")]
     assert lines[:2] == ["-i", "-a never,exit -F dir=/etc/pve/priv/lock -F perm=wa -F key=pveguard"]
@@ -49,7 +56,11 @@ def test_rules_that_somebody_flushed_are_loaded_again(node: ChangingNode) -> Non
     node.apply("auditd")
     node.audit = []
     again = node.apply("auditd")
-    assert again.todo == ["load the audit rules, which the kernel does not have"] and not again.files and len(node.audit) > 5
+    assert (
+        again.todo == ["load the audit rules, which the kernel does not have"]
+        and not again.files
+        and len(node.audit) > 5
+    )
     # While the file system is not mounted there is nothing to load, and no reason to fail.
     node.audit = []
     node.mounts.pop(2)
@@ -60,10 +71,22 @@ def test_rules_that_somebody_flushed_are_loaded_again(node: ChangingNode) -> Non
 @pytest.mark.parametrize(
     ("path", "text", "said"),
     [
-        ("/etc/audit/rules.d/99-finalize.rules", "-e 2\n", "immutable: '-e 2' in /etc/audit/rules.d/99-finalize.rules.*reboot"),
+        (
+            "/etc/audit/rules.d/99-finalize.rules",
+            "-e 2\n",
+            "immutable: '-e 2' in /etc/audit/rules.d/99-finalize.rules.*reboot",
+        ),
         ("/etc/audit/rules.d/99-finalize.rules", "-f 2\n", "panic"),
-        ("/etc/audit/rules.d/50-pve.rules", "-w /etc/pve -p wa -k pve\n", "50,000 records a day.*augenrules --load"),
-        ("/etc/audit/rules.d/50-pve.rules", "-a always,exit -F dir=/etc/pve/nodes -F perm=wa\n", "50,000 records a day"),
+        (
+            "/etc/audit/rules.d/50-pve.rules",
+            "-w /etc/pve -p wa -k pve\n",
+            "50,000 records a day.*augenrules --load",
+        ),
+        (
+            "/etc/audit/rules.d/50-pve.rules",
+            "-a always,exit -F dir=/etc/pve/nodes -F perm=wa\n",
+            "50,000 records a day",
+        ),
         ("/etc/audit/auditd.conf", "disk_full_action = HALT\n", "DISK_FULL_ACTION = HALT.*drop-ins.*SYSLOG"),
         ("/etc/audit/auditd.conf", "admin_space_left_action = single\n", "stops the node"),
     ],
@@ -115,7 +138,9 @@ def test_a_node_without_the_package_is_passed_over_or_gets_it(tmp_path: Path) ->
     node = changing(tmp_path / "node")
     before = node.others()
     passed = node.apply("auditd")
-    assert not passed.changed and "node_hardening_auditd_install" in passed.advice[0] and node.others() == before
+    assert (
+        not passed.changed and "node_hardening_auditd_install" in passed.advice[0] and node.others() == before
+    )
     assert node.apply("auditd", check=True, install=True).changed and node.others() == before
     assert node.apply("auditd", install=True).changed and node.text(RULES)
 
@@ -149,6 +174,8 @@ def test_systemd_takes_the_unit(node: ChangingNode, tmp_path: Path) -> None:
     unit = tmp_path / UNIT
     # The program is not here; a unit that it would start instead is.
     unit.write_text(node.text(UNIT_FILE).replace(auditd_change._AUDITCTL, "/bin/true"))
-    done = subprocess.run(["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True
+    )
     told = [line for line in done.stderr.splitlines() if UNIT in line]
     assert not told, done.stderr

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The role's concerns that write files, as they are run: Ansible in a copy of this machine that is thrown away.
 
-The copy has its own network (port 8006, kernel settings of the network), and doubles of systemctl, auditctl and pveproxy; bash, apt
-and sysctl's files are real. Kernel settings that are not the network's are a copy, as they would be the machine's.
+The copy has its own network (port 8006, kernel settings of the network), and doubles of systemctl, auditctl and pveproxy; bash,
+apt and sysctl's files are real. Kernel settings that are not the network's are a copy, as they would be the machine's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ pytestmark = [
     pytest.mark.root,
     pytest.mark.slow,
     pytest.mark.skipif(
-        not all(map(shutil.which, ("openssl", "bash", "apt-config", "unshare"))) or not Path("/usr/bin/python3").exists(),
+        not all(map(shutil.which, ("openssl", "bash", "apt-config", "unshare")))
+        or not Path("/usr/bin/python3").exists(),
         reason="needs openssl, bash, apt and unshare",
     ),
 ]
@@ -109,7 +110,19 @@ class Machine:
 
     def start(self) -> None:
         env = {**os.environ, "CHECKOUT": str(ROOT), "VENV": sys.prefix, "PYTHON": sys.base_prefix}
-        command = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", BEGIN, "begin", str(self.folder)]
+        command = [
+            "unshare",
+            "--net",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "sh",
+            "-c",
+            BEGIN,
+            "begin",
+            str(self.folder),
+        ]
         self.process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
         while not (self.folder / "ready").exists():
             if self.process.poll() is not None:
@@ -119,8 +132,25 @@ class Machine:
     def run(self, *command: str | Path, ok: bool = True) -> str:
         assert self.process is not None
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        inside = ["nsenter", "-t", children[0], "-n", "-m", "-p", "chroot", str(self.folder / "root"), "env", "-C", str(ROOT)]
-        here = environment(HOME="/tmp", ANSIBLE_LOCAL_TEMP="/tmp/a", ANSIBLE_HOME="/tmp/h", SSH_CONNECTION=f"{CONTROLLER} 1 {OWN} 22")
+        inside = [
+            "nsenter",
+            "-t",
+            children[0],
+            "-n",
+            "-m",
+            "-p",
+            "chroot",
+            str(self.folder / "root"),
+            "env",
+            "-C",
+            str(ROOT),
+        ]
+        here = environment(
+            HOME="/tmp",
+            ANSIBLE_LOCAL_TEMP="/tmp/a",
+            ANSIBLE_HOME="/tmp/h",
+            SSH_CONNECTION=f"{CONTROLLER} 1 {OWN} 22",
+        )
         words = [*inside, *(str(word) for word in command)]
         done = subprocess.run(words, env=here, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         assert (done.returncode == 0) is ok, done.stdout + done.stderr
@@ -163,9 +193,13 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     values = {f"node_hardening_{name}": True for name in ("sysctl", "auditd", "updates", "pveproxy")}
     values["node_hardening_pveproxy_allow_from"] = ["127.0.1.0/24", CONTROLLER]  # type: ignore[assignment]
     role = {"role": "node_hardening", **values}
-    machine.write("files/test/play.json", json.dumps([{"hosts": "pve1", "gather_facts": False, "roles": [role]}]))
+    machine.write(
+        "files/test/play.json", json.dumps([{"hosts": "pve1", "gather_facts": False, "roles": [role]}])
+    )
     revert = {"import_role": {"name": "node_hardening", "tasks_from": "revert.yml"}}
-    machine.write("files/test/revert.json", json.dumps([{"hosts": "pve1", "gather_facts": False, "tasks": [revert]}]))
+    machine.write(
+        "files/test/revert.json", json.dumps([{"hosts": "pve1", "gather_facts": False, "tasks": [revert]}])
+    )
     yield machine
     if machine.process is not None:
         machine.process.kill()
@@ -175,7 +209,9 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 def started(machine: Machine, own: str = OWN) -> Machine:
     listed = {"pve1": {"id": 1, "online": 1, "ip": own}, "pve2": {"id": 2, "online": 1, "ip": PEER}}
     cluster = {"name": "c", "version": 3, "nodes": 2, "quorate": 1}
-    machine.write("pve/.members", json.dumps({"nodename": "pve1", "version": 5, "cluster": cluster, "nodelist": listed}))
+    machine.write(
+        "pve/.members", json.dumps({"nodename": "pve1", "version": 5, "cluster": cluster, "nodelist": listed})
+    )
     machine.start()
     machine.run("systemctl", "restart", "pveproxy.service")
     machine.run("sh", "-c", "until grep -q listens /run/pveproxy.log; do sleep 0.1; done; rm /run/restarts")
@@ -186,28 +222,47 @@ def test_check_run_second_run_and_back(machine: Machine) -> None:
     started(machine)
     before = machine.picture()
     said = machine.play("--check", "--diff")
-    assert "changed=4 " in said and "+net.ipv4.conf.all.send_redirects = 0" in said and "+DENY_FROM=" in said, said
+    assert (
+        "changed=4 " in said and "+net.ipv4.conf.all.send_redirects = 0" in said and "+DENY_FROM=" in said
+    ), said
     assert machine.picture() == before
     machine.run("test", "!", "-e", "/run/restarts")
     said = machine.play()
     assert "changed=4 " in said and "failed=0" in said, said
     after = machine.picture()
     assert "send_redirects:0" in after and "kptr_restrict:1" in after and "path=/etc/pve/user.cfg" in after
-    assert machine.run("sh", "-c", ". /etc/default/pveproxy; echo $ALLOW_FROM $DENY_FROM $MAX_WORKERS").endswith("all 4")
+    assert machine.run(
+        "sh", "-c", ". /etc/default/pveproxy; echo $ALLOW_FROM $DENY_FROM $MAX_WORKERS"
+    ).endswith("all 4")
     said = machine.play("--diff")
     assert "changed=0 " in said and machine.picture() == after, said
     said = machine.play(name="revert")
     assert "changed=1 " in said and machine.picture() == before, said
-    assert machine.run("find", "/var/lib/pveguard/managed", "/var/lib/pveguard/node_hardening", ok=False).count("No such file") == 2
+    assert (
+        machine.run("find", "/var/lib/pveguard/managed", "/var/lib/pveguard/node_hardening", ok=False).count(
+            "No such file"
+        )
+        == 2
+    )
     assert "changed=0 " in machine.play(name="revert")
 
 
 def test_a_member_that_does_not_get_in_has_it_taken_back_with_the_reason(machine: Machine) -> None:
     # pve1 is not where the others look for it.
     started(machine, "127.0.1.99")
-    machine.run("sh", "-c", "echo LISTEN_IP=127.0.0.1 >> /etc/default/pveproxy; systemctl restart pveproxy.service; rm /run/restarts")
+    machine.run(
+        "sh",
+        "-c",
+        "echo LISTEN_IP=127.0.0.1 >> /etc/default/pveproxy; systemctl restart pveproxy.service; rm /run/restarts",
+    )
     machine.run("sh", "-c", "until grep -q listens /run/pveproxy.log; do sleep 0.1; done")
     before = machine.picture()
     said = machine.play("--tags", "pveproxy", ok=False)
-    assert "the change of /etc/default/pveproxy was not proved, and was taken back: pve2: pveproxy of pve1 (127.0.1.99 port 8006)" in said
-    assert machine.picture() == before and machine.run("cat", "/run/restarts").count("pveproxy.service spiceproxy.service") == 2
+    assert (
+        "the change of /etc/default/pveproxy was not proved, and was taken back: pve2: pveproxy of pve1 (127.0.1.99 port 8006)"
+        in said
+    )
+    assert (
+        machine.picture() == before
+        and machine.run("cat", "/run/restarts").count("pveproxy.service spiceproxy.service") == 2
+    )

@@ -25,9 +25,12 @@ from ansible.module_utils.pveguard.hardening.pveproxy import DEFAULTS
 
 from tests.hardening.changing import ChangingNode, changing
 
-LISTENER = Path(__file__).resolve().parents[2] / "lab/packages/pve-manager/root/usr/lib/pve-manager-lab/listener"
+LISTENER = (
+    Path(__file__).resolve().parents[2] / "lab/packages/pve-manager/root/usr/lib/pve-manager-lab/listener"
+)
 pytestmark = pytest.mark.skipif(
-    not all(map(shutil.which, ("openssl", "bash"))) or not Path("/usr/bin/python3").exists(), reason="needs openssl, bash, python3"
+    not all(map(shutil.which, ("openssl", "bash"))) or not Path("/usr/bin/python3").exists(),
+    reason="needs openssl, bash, python3",
 )
 OWN, PEERS, CONTROLLER, STRANGER = "127.0.1.1", ("127.0.1.2", "127.0.1.3"), "127.0.2.1", "127.0.9.9"
 ALLOWED = ["127.0.1.0/24", CONTROLLER]
@@ -67,7 +70,9 @@ class ProxyNode(ChangingNode):
         return self.root / DEFAULTS.lstrip("/")
 
     def proxy(self, check: bool = False, controller: str = CONTROLLER, **options: Any) -> change.Result:
-        return self.apply("pveproxy", check, controller, **{"allow_from": ALLOWED, "ciphers": GOOD, **options})
+        return self.apply(
+            "pveproxy", check, controller, **{"allow_from": ALLOWED, "ciphers": GOOD, **options}
+        )
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +93,14 @@ def node(tmp_path: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     node.write("/usr/bin/pveproxy", "")
     node.write("/run/x", "")
     addresses = dict(zip(("pve1", "pve2", "pve3"), (OWN, *PEERS), strict=True))
-    listed = {name: {"id": number, "online": 1, "ip": ip} for number, (name, ip) in enumerate(addresses.items(), 1)}
+    listed = {
+        name: {"id": number, "online": 1, "ip": ip} for number, (name, ip) in enumerate(addresses.items(), 1)
+    }
     cluster = {"name": "c", "version": 3, "nodes": 3, "quorate": 1}
-    node.write("/etc/pve/.members", json.dumps({"nodename": "pve1", "version": 5, "cluster": cluster, "nodelist": listed}))
+    node.write(
+        "/etc/pve/.members",
+        json.dumps({"nodename": "pve1", "version": 5, "cluster": cluster, "nodelist": listed}),
+    )
     node.units.update({"pveproxy.service": "active", "spiceproxy.service": "active"})
     assert node.start()
     monkeypatch.setattr(pveproxy_proof, "PORT", node.port)
@@ -107,7 +117,10 @@ def gets_in(node: ProxyNode, source: str, ciphers: str = "", highest: ssl.TLSVer
     if highest is not None:
         context.maximum_version = highest
     try:
-        with socket.create_connection(("127.0.0.1", node.port), 60, (source, 0)) as plain, context.wrap_socket(plain) as client:
+        with (
+            socket.create_connection(("127.0.0.1", node.port), 60, (source, 0)) as plain,
+            context.wrap_socket(plain) as client,
+        ):
             client.sendall(b"GET / HTTP/1.0\r\n\r\n")
             return client.recv(64).startswith(b"HTTP/1.1 200")
     except (ssl.SSLError, ConnectionError):
@@ -135,14 +148,27 @@ def test_check_run_second_run_and_back_with_every_other_line(node: ProxyNode) ->
     before = node.others()
     node.restarts.clear()
     planned = node.proxy(check=True)
-    assert planned.changed and not planned.unproved and node.others() == before and not node.restarts and not node.kept()
+    assert (
+        planned.changed
+        and not planned.unproved
+        and node.others() == before
+        and not node.restarts
+        and not node.kept()
+    )
     done = node.proxy()
-    assert done.todo == planned.todo and done.unproved and node.restarts == ["pveproxy.service", "spiceproxy.service"]
+    assert (
+        done.todo == planned.todo
+        and done.unproved
+        and node.restarts == ["pveproxy.service", "spiceproxy.service"]
+    )
     assert done.proof == {
         "address": OWN,
         "peers": [{"name": "pve2", "address": PEERS[0]}, {"name": "pve3", "address": PEERS[1]}],
     }
-    assert node.defaults.read_bytes().startswith(THEIRS + b"\n") and node.defaults.stat().st_mode & 0o777 == 0o640
+    assert (
+        node.defaults.read_bytes().startswith(THEIRS + b"\n")
+        and node.defaults.stat().st_mode & 0o777 == 0o640
+    )
     assert not gets_in(node, STRANGER) and not weak(node)
     assert all(gets_in(node, each) for each in (OWN, *PEERS, CONTROLLER, "127.0.0.1"))
     said = assignments(node.defaults.read_bytes().decode("latin-1")).values
@@ -167,7 +193,9 @@ def test_lines_that_are_added_later_stay_and_ours_comes_last_again(node: ProxyNo
     change.confirm("pveproxy", node.root)
     node.append(DEFAULTS, 'POLICY="deny"\nMAX_WORKERS=4\n')
     assert node.proxy().changed and bash(node, "POLICY") == "allow" and bash(node, "MAX_WORKERS") == "4"
-    assert node.text(DEFAULTS).startswith('POLICY="deny"\nMAX_WORKERS=4\n# pveguard') and not node.proxy().files
+    assert (
+        node.text(DEFAULTS).startswith('POLICY="deny"\nMAX_WORKERS=4\n# pveguard') and not node.proxy().files
+    )
 
 
 def test_tls_alone_leaves_access_as_it_is(node: ProxyNode) -> None:
@@ -184,7 +212,10 @@ def test_tls_alone_leaves_access_as_it_is(node: ProxyNode) -> None:
 @pytest.mark.parametrize(
     ("listed", "said"),
     [
-        (["127.0.1.1-127.0.1.2", CONTROLLER], "would not let in pve3 .127.0.1.3.*node_hardening_pveproxy_allow_from"),
+        (
+            ["127.0.1.1-127.0.1.2", CONTROLLER],
+            "would not let in pve3 .127.0.1.3.*node_hardening_pveproxy_allow_from",
+        ),
         (["127.0.1.0/24"], "would not let in the controller .127.0.2.1"),
         (["127.0.1.2/31", CONTROLLER], "would not let in this node .127.0.1.1"),
         ([*ALLOWED, "office"], "'office' in node_hardening_pveproxy_allow_from is no address"),
@@ -192,7 +223,9 @@ def test_tls_alone_leaves_access_as_it_is(node: ProxyNode) -> None:
         ([*ALLOWED, "10.0.0.9-10::1"], "is no address"),
     ],
 )
-def test_a_list_that_lacks_somebody_is_refused(node: ProxyNode, listed: list[str], said: str, check: bool) -> None:
+def test_a_list_that_lacks_somebody_is_refused(
+    node: ProxyNode, listed: list[str], said: str, check: bool
+) -> None:
     before = node.others()
     with pytest.raises(PveguardError, match=f"nothing was changed: .*{said}"):
         node.proxy(check, allow_from=listed)
@@ -224,7 +257,9 @@ def test_a_list_that_lacks_somebody_is_refused(node: ProxyNode, listed: list[str
 def test_bash_tricks_are_refused_and_never_run(node: ProxyNode, text: str) -> None:
     node.write(DEFAULTS, f"# first\n{text}")
     before = node.others()
-    with pytest.raises(PveguardError, match=f"nothing was changed: {DEFAULTS} is more than plain assignments .line 2"):
+    with pytest.raises(
+        PveguardError, match=f"nothing was changed: {DEFAULTS} is more than plain assignments .line 2"
+    ):
         node.proxy()
     assert node.others() == before and not node.restarts and not node.kept()
 
@@ -235,10 +270,16 @@ def test_bash_tricks_are_refused_and_never_run(node: ProxyNode, text: str) -> No
         ('DENY_FROM="127.0.1.66"\n', {}, 'DENY_FROM="127.0.1.66", which would not count any more'),
         ("DISABLE_TLS_1_3=1\n", {"tls_1_2": False}, "DISABLE_TLS_1_3, and with TLS 1.2 off nobody"),
         ("", {"ciphers": "NO-SUCH"}, "OpenSSL knows none of the ciphers 'NO-SUCH'"),
-        ("", {"ciphersuites": 'x" $(reboot)'}, "is no value for CIPHERSUITES .node_hardening_pveproxy_ciphersuites"),
+        (
+            "",
+            {"ciphersuites": 'x" $(reboot)'},
+            "is no value for CIPHERSUITES .node_hardening_pveproxy_ciphersuites",
+        ),
     ],
 )
-def test_what_would_not_count_is_refused(node: ProxyNode, text: str, options: dict[str, Any], said: str) -> None:
+def test_what_would_not_count_is_refused(
+    node: ProxyNode, text: str, options: dict[str, Any], said: str
+) -> None:
     node.write(DEFAULTS, text)
     before = node.others()
     with pytest.raises(PveguardError, match=said):
@@ -246,7 +287,9 @@ def test_what_would_not_count_is_refused(node: ProxyNode, text: str, options: di
     assert node.others() == before and not node.restarts and not node.kept()
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"nodename": "pve1", "version": 5, "cluster": {"name": "c"}}', None])
+@pytest.mark.parametrize(
+    "text", ["", "{", '{"nodename": "pve1", "version": 5, "cluster": {"name": "c"}}', None]
+)
 def test_members_that_are_not_known_are_refused(node: ProxyNode, text: str | None) -> None:
     node.write("/etc/pve/.members", text or "")
     if text is None:
@@ -289,14 +332,20 @@ def test_a_run_that_died_before_its_proof_leaves_it_to_the_next(node: ProxyNode)
     before = node.others()
     node.proxy()
     again = node.proxy()
-    assert again.unproved and again.todo == ["prove the change of pveproxy that nobody has confirmed"] and len(node.restarts) == 2
+    assert (
+        again.unproved
+        and again.todo == ["prove the change of pveproxy that nobody has confirmed"]
+        and len(node.restarts) == 2
+    )
     # What follows has no better place to go back to.
     assert node.proxy(ciphers="").unproved
     change.undo("pveproxy", node.run, node.root)
     assert node.others() == before and not node.kept()
 
 
-def test_a_service_that_does_not_start_with_it_is_taken_back(node: ProxyNode, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_that_does_not_start_with_it_is_taken_back(
+    node: ProxyNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
     node.write(DEFAULTS, "# mine\n")
     before = node.others()
     real = node.start
@@ -306,7 +355,9 @@ def test_a_service_that_does_not_start_with_it_is_taken_back(node: ProxyNode, mo
     assert node.others() == before and not node.kept() and gets_in(node, STRANGER)
 
 
-def test_a_service_that_goes_on_with_the_old_ciphers_is_taken_back(node: ProxyNode, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_that_goes_on_with_the_old_ciphers_is_taken_back(
+    node: ProxyNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = node.others()
     monkeypatch.setattr(node, "unit", lambda verb, unit: Result(0))
     with pytest.raises(PveguardError, match="still takes ciphers"):
@@ -323,7 +374,11 @@ def test_a_host_without_pveproxy_is_passed_over(node: ProxyNode) -> None:
 
 
 def test_assess_tells_what_a_run_would_do(node: ProxyNode) -> None:
-    values = {"node_hardening_pveproxy": True, "node_hardening_pveproxy_allow_from": ALLOWED, "node_hardening_pveproxy_ciphers": GOOD}
+    values = {
+        "node_hardening_pveproxy": True,
+        "node_hardening_pveproxy_allow_from": ALLOWED,
+        "node_hardening_pveproxy_ciphers": GOOD,
+    }
     wanted = {"node_hardening": {**values, "node_hardening_pveproxy_tls_1_2": True}}
     (said,) = hardening_changes.changes(node.facts(), {}, wanted)
     assert said.startswith("set access rules and TLS of pveproxy")
@@ -337,4 +392,6 @@ def test_a_block_without_its_end_is_somebody_s_and_stays(node: ProxyNode) -> Non
     text = f"A=1\n{pveproxy_change.BEGIN}\nB=2\n"
     node.write(DEFAULTS, text)
     node.proxy()
-    assert node.text(DEFAULTS).startswith(text) and bash(node, "B") == "2" and bash(node, "DENY_FROM") == "all"
+    assert (
+        node.text(DEFAULTS).startswith(text) and bash(node, "B") == "2" and bash(node, "DENY_FROM") == "all"
+    )

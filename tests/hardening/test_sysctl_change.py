@@ -30,7 +30,18 @@ def runtime(node: ChangingNode, key: str) -> str:
 
 def test_nothing_that_guests_need_is_set_and_nothing_that_cannot_be_taken_back() -> None:
     assert not [key for key in KEYS if sysctl.watched(key)]
-    for_good = ("kexec", "bpf", "modules_disabled", "forward", "rp_filter", "namespaces", "userns", "bridge", "overcommit", "vm.")
+    for_good = (
+        "kexec",
+        "bpf",
+        "modules_disabled",
+        "forward",
+        "rp_filter",
+        "namespaces",
+        "userns",
+        "bridge",
+        "overcommit",
+        "vm.",
+    )
     assert not [key for key in KEYS if any(word in key for word in for_good)]
     assert not {"sctp", *sysctl.MODULES} & set(sysctl_change.MODULES)
 
@@ -41,7 +52,9 @@ def test_check_run_second_run_and_back(node: ChangingNode) -> None:
     assert planned.changed and node.others() == before and not node.kept()
     assert "set kernel.kptr_restrict from 0 to 1" in planned.todo
     done = node.apply("sysctl")
-    assert done.todo == planned.todo and [each.path for each in done.files] == [FILE, MODPROBE] == [each.path for each in planned.files]
+    assert done.todo == planned.todo and [each.path for each in done.files] == [FILE, MODPROBE] == [
+        each.path for each in planned.files
+    ]
     assert sysctl_files.parse(node.text(FILE)) == {key: str(value) for key, value in KEYS.items()}
     assert all(runtime(node, key) == str(value) for key, value in KEYS.items())
     assert "install dccp /bin/false" in node.text(MODPROBE)
@@ -52,14 +65,23 @@ def test_check_run_second_run_and_back(node: ChangingNode) -> None:
 
 
 def test_what_runs_or_is_set_stricter_stays(node: ChangingNode) -> None:
-    node.kernel({"kernel/kptr_restrict": "2", "kernel/yama/ptrace_scope": "3", "net/ipv6/conf/all/accept_source_route": "-1"})
+    node.kernel(
+        {
+            "kernel/kptr_restrict": "2",
+            "kernel/yama/ptrace_scope": "3",
+            "net/ipv6/conf/all/accept_source_route": "-1",
+        }
+    )
     node.write("/usr/lib/sysctl.d/99-protect-links.conf", "fs.protected_regular = 2\n")
     node.kernel({"fs/protected_regular": "2"})
     before = node.others()
     node.apply("sysctl")
     assert (runtime(node, "kernel.kptr_restrict"), runtime(node, "kernel.yama.ptrace_scope")) == ("2", "3")
     assert runtime(node, "net.ipv6.conf.all.accept_source_route") == "-1"
-    assert "fs.protected_regular" not in sysctl_files.parse(node.text(FILE)) and runtime(node, "fs.protected_regular") == "2"
+    assert (
+        "fs.protected_regular" not in sysctl_files.parse(node.text(FILE))
+        and runtime(node, "fs.protected_regular") == "2"
+    )
     assert not node.apply("sysctl").changed
     node.revert()
     assert node.others() == before
@@ -84,7 +106,9 @@ def test_what_somebody_has_set_since_is_not_put_back(node: ChangingNode) -> None
         ("/run/sysctl.d/x.conf", "kernel.kptr_restrict = rubbish"),
     ],
 )
-def test_a_file_that_sets_it_looser_is_named_and_nothing_changes(node: ChangingNode, path: str, line: str, check: bool) -> None:
+def test_a_file_that_sets_it_looser_is_named_and_nothing_changes(
+    node: ChangingNode, path: str, line: str, check: bool
+) -> None:
     node.write(path, f"{line}\n")
     before = node.others()
     with pytest.raises(PveguardError, match=f"nothing was changed: {path}.*looser.*node_hardening_sysctl"):
@@ -95,10 +119,17 @@ def test_a_file_that_sets_it_looser_is_named_and_nothing_changes(node: ChangingN
 def test_redirects_and_modules_have_their_own_switches(node: ChangingNode) -> None:
     node.write("/etc/sysctl.d/10-mine.conf", "net.ipv4.conf.all.accept_redirects=1\n")
     node.apply("sysctl", redirects=False, modules="false")
-    assert runtime(node, "net.ipv4.conf.all.accept_redirects") == "1" and runtime(node, "kernel.kptr_restrict") == "1"
+    assert (
+        runtime(node, "net.ipv4.conf.all.accept_redirects") == "1"
+        and runtime(node, "kernel.kptr_restrict") == "1"
+    )
     assert "redirects" not in node.text(FILE) and not node.text(MODPROBE)
     node.remove("/etc/sysctl.d/10-mine.conf")
-    assert node.apply("sysctl").changed and node.text(MODPROBE) and runtime(node, "net.ipv4.conf.all.accept_redirects") == "0"
+    assert (
+        node.apply("sysctl").changed
+        and node.text(MODPROBE)
+        and runtime(node, "net.ipv4.conf.all.accept_redirects") == "0"
+    )
     # Taken back by a later run, with the file that is not wanted any more.
     assert node.apply("sysctl", modules=False).changed and not node.text(MODPROBE)
 
@@ -141,7 +172,9 @@ def test_a_value_that_the_kernel_does_not_take_brings_everything_back(
     assert node.others() == before and not node.kept()
 
 
-def test_a_later_failure_goes_back_to_the_run_before(node: ChangingNode, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_later_failure_goes_back_to_the_run_before(
+    node: ChangingNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
     node.apply("sysctl", redirects=False)
     before = node.others()
 
@@ -174,7 +207,9 @@ def test_a_file_system_that_takes_no_writes_leaves_everything(tmp_path: Path) ->
         assert node.others() == before and not node.kept()
 
 
-def test_a_run_that_died_between_file_and_kernel_is_finished(node: ChangingNode, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_died_between_file_and_kernel_is_finished(
+    node: ChangingNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Killed(BaseException):
         pass
 
@@ -216,7 +251,10 @@ def test_assess_tells_what_a_run_would_do(node: ChangingNode) -> None:
         return hardening_changes.changes(node.facts(), {}, wanted)
 
     assert "set kernel.kptr_restrict from 0 to 1 (node hardening)" in told()
-    assert hardening_changes.changes(node.facts(), {}, {"node_hardening": {"node_hardening_sysctl": False}}) == []
+    assert (
+        hardening_changes.changes(node.facts(), {}, {"node_hardening": {"node_hardening_sysctl": False}})
+        == []
+    )
     assert hardening_changes.changes({}, {}, wanted) == []
     node.apply("sysctl", redirects=False)
     assert told() == [] and concerns.collect("sysctl", node.root, node.run)["kept"]
@@ -227,8 +265,17 @@ def test_the_real_sysctl_takes_the_file_and_a_later_one_wins(node: ChangingNode)
     """Of the network, which has a kernel's values of its own here."""
     node.apply("sysctl")
     files = node.root / "etc/sysctl.d"
-    script = "mount --bind $0 /etc/sysctl.d && sysctl --system --pattern '^net[.]' && cat /proc/sys/net/ipv4/conf/all/send_redirects"
-    command = ["unshare", "--net", "--mount", "sh", "-c", script, str(files)]
+    script = "mount --bind $0 /etc/sysctl.d && sysctl --system --pattern '^net[.]' && cat $1"
+    command = [
+        "unshare",
+        "--net",
+        "--mount",
+        "sh",
+        "-c",
+        script,
+        str(files),
+        "/proc/sys/net/ipv4/conf/all/send_redirects",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
     said = done.stdout.splitlines()
     if done.returncode and "unshare" in done.stderr:

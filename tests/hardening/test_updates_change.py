@@ -38,7 +38,9 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ChangingNode:
 
 
 def origins(node: ChangingNode) -> list[str]:
-    return re.findall(r'(?m)^Unattended-Upgrade::(?:Origins-Pattern|Allowed-Origins):: "(.*)";$', node.apt_config([]).stdout)
+    return re.findall(
+        r'(?m)^Unattended-Upgrade::(?:Origins-Pattern|Allowed-Origins):: "(.*)";$', node.apt_config([]).stdout
+    )
 
 
 def test_check_run_second_run_and_back(node: ChangingNode) -> None:
@@ -49,13 +51,26 @@ def test_check_run_second_run_and_back(node: ChangingNode) -> None:
     assert node.apply("updates").todo == planned.todo
     said = node.apt_config([]).stdout
     assert origins(node) == [ORIGIN]
-    assert 'Unattended-Upgrade::Automatic-Reboot "false";' in said and 'APT::Periodic::Unattended-Upgrade "1";' in said
+    assert (
+        'Unattended-Upgrade::Automatic-Reboot "false";' in said
+        and 'APT::Periodic::Unattended-Upgrade "1";' in said
+    )
     never = re.findall(r'(?m)^Unattended-Upgrade::Package-Blacklist:: "(.*)";$', said)
     assert "mine$" in never, "what an operator has named stays"
     # unattended-upgrades matches them at the beginning of a name.
-    names = ("pve-manager", "proxmox-kernel-6.14", "linux-image-amd64", "corosync", "libknet1t64", "lxc-pve", "openvswitch-switch")
+    names = (
+        "pve-manager",
+        "proxmox-kernel-6.14",
+        "linux-image-amd64",
+        "corosync",
+        "libknet1t64",
+        "lxc-pve",
+        "openvswitch-switch",
+    )
     assert all(any(re.match(each, name) for each in never) for name in names)
-    assert not any(re.match(each, name) for each in never for name in ("openssl", "libssl3", "sudo", "libpam0g"))
+    assert not any(
+        re.match(each, name) for each in never for name in ("openssl", "libssl3", "sudo", "libpam0g")
+    )
     assert node.restarts == ["apt-daily-upgrade.timer"]
     assert not node.apply("updates").changed and node.restarts == ["apt-daily-upgrade.timer"]
     assert node.revert().changed and node.others() == before and not node.kept() and not node.revert().changed
@@ -63,14 +78,25 @@ def test_check_run_second_run_and_back(node: ChangingNode) -> None:
 
 
 def test_no_two_members_share_a_turn_and_systemd_takes_each() -> None:
-    for highest, minutes in ((3, 30), (48, 30), (49, 30), (336, 30), (96, 15), (672, 15), (7, 240), (42, 240)):
+    for highest, minutes in (
+        (3, 30),
+        (48, 30),
+        (49, 30),
+        (336, 30),
+        (96, 15),
+        (672, 15),
+        (7, 240),
+        (42, 240),
+    ):
         turns = [calendar(each, highest, minutes) for each in range(1, highest + 1)]
         assert len(set(turns)) == highest
         weekly = highest > 1440 // minutes
         assert all(turn.startswith("*") is not weekly for turn in turns)
     assert calendar(1, 3, 30) == "*-*-* 01:00:00 UTC" and calendar(3, 3, 30) == "*-*-* 02:00:00 UTC"
     assert calendar(48, 48, 30) == "*-*-* 00:30:00 UTC"
-    assert calendar(49, 49, 30) == "Tue *-*-* 01:00:00 UTC" and calendar(1, 49, 30) == "Mon *-*-* 01:00:00 UTC"
+    assert (
+        calendar(49, 49, 30) == "Tue *-*-* 01:00:00 UTC" and calendar(1, 49, 30) == "Mon *-*-* 01:00:00 UTC"
+    )
     with pytest.raises(PveguardError, match="node_hardening_updates_slot_minutes"):
         calendar(1, 337, 30)
     if shutil.which("systemd-analyze"):
@@ -80,7 +106,9 @@ def test_no_two_members_share_a_turn_and_systemd_takes_each() -> None:
 
 
 def test_the_drop_in_has_the_last_word_beside_that_of_the_write_diet(node: ChangingNode) -> None:
-    node.write("/etc/systemd/system/apt-daily-upgrade.timer.d/pveguard.conf", "[Timer]\nRandomizedDelaySec=43200\n")
+    node.write(
+        "/etc/systemd/system/apt-daily-upgrade.timer.d/pveguard.conf", "[Timer]\nRandomizedDelaySec=43200\n"
+    )
     node.apply("updates")
     assert sorted(["pveguard.conf", DROP_IN.rpartition("/")[2]])[-1] == DROP_IN.rpartition("/")[2]
     lines = node.text(DROP_IN).splitlines()
@@ -97,7 +125,9 @@ def test_a_later_drop_in_is_refused_by_name(node: ChangingNode) -> None:
 
 
 def test_a_later_file_of_apt_that_adds_an_origin_brings_everything_back(node: ChangingNode) -> None:
-    node.write("/etc/apt/apt.conf.d/99zz-mine", 'Unattended-Upgrade::Origins-Pattern { "origin=Proxmox"; };\n')
+    node.write(
+        "/etc/apt/apt.conf.d/99zz-mine", 'Unattended-Upgrade::Origins-Pattern { "origin=Proxmox"; };\n'
+    )
     before = node.others()
     with pytest.raises(PveguardError, match="have apt follow .*as it was before this run"):
         node.apply("updates")
@@ -146,7 +176,9 @@ def test_a_cluster_that_grows_beyond_a_day_moves_everybody(node: ChangingNode) -
         ("deb http://", "not understood"),
     ],
 )
-def test_sources_that_mix_releases_or_are_not_understood_are_refused(node: ChangingNode, line: str, said: str) -> None:
+def test_sources_that_mix_releases_or_are_not_understood_are_refused(
+    node: ChangingNode, line: str, said: str
+) -> None:
     node.write("/etc/apt/sources.list.d/x.list", f"{line}\n")
     before = node.others()
     with pytest.raises(PveguardError, match=f"nothing was changed: .*{said}"):
@@ -159,8 +191,14 @@ def test_a_node_without_the_package_is_passed_over_or_gets_it(node: ChangingNode
     node.remove("/etc/apt/apt.conf.d/50unattended-upgrades")
     before = node.others()
     passed = node.apply("updates")
-    assert not passed.changed and "node_hardening_updates_install" in passed.advice[0] and node.others() == before
-    assert node.apply("updates", check=True, install=True).todo == ["install unattended-upgrades, and limit it"]
+    assert (
+        not passed.changed
+        and "node_hardening_updates_install" in passed.advice[0]
+        and node.others() == before
+    )
+    assert node.apply("updates", check=True, install=True).todo == [
+        "install unattended-upgrades, and limit it"
+    ]
     assert node.others() == before
     assert node.apply("updates", install=True).changed and origins(node) == [ORIGIN]
     assert not node.apply("updates", install=True).changed

@@ -41,7 +41,15 @@ UNIT_FILE = f"/etc/systemd/system/{UNIT}"
 WANTS = f"/etc/systemd/system/pve-cluster.service.wants/{UNIT}"
 KEY = "pveguard"
 _AUDITCTL = "/usr/sbin/auditctl"
-FILES = ("corosync.conf", "datacenter.cfg", "domains.cfg", "jobs.cfg", "storage.cfg", "user.cfg", "vzdump.cron")
+FILES = (
+    "corosync.conf",
+    "datacenter.cfg",
+    "domains.cfg",
+    "jobs.cfg",
+    "storage.cfg",
+    "user.cfg",
+    "vzdump.cron",
+)
 #: With what is below them.
 FOLDERS = ("firewall", "mapping", "priv", "sdn")
 #: Not so: the locks of HA and of pvestatd, every few seconds.
@@ -133,27 +141,45 @@ def owned(options: Options, facts: Facts, root: Path) -> list[FileSpec]:
 
 def differs(options: Options, facts: Facts) -> list[str]:
     if not facts.get("installed"):
-        return ["install auditd, and watch the configuration of the cluster"] if is_on(options.get("install")) else []
+        return (
+            ["install auditd, and watch the configuration of the cluster"]
+            if is_on(options.get("install"))
+            else []
+        )
     if not facts["pmxcfs"]:
         return []
     if not same(facts["files"], owned(options, facts, Path("/"))):
         return [f"watch the configuration of the cluster ({RULES})"]
-    return ["load the audit rules, which the kernel does not have"] if facts["mounted"] and not facts["loaded"] else []
+    return (
+        ["load the audit rules, which the kernel does not have"]
+        if facts["mounted"] and not facts["loaded"]
+        else []
+    )
 
 
 def advice(options: Options, facts: Facts) -> list[str]:
     if not facts.get("installed"):
-        return [] if is_on(options.get("install")) else [
-            "auditd is not installed, so its concern is passed over (node_hardening_auditd_install: true installs it)"
-        ]
-    return [] if facts["pmxcfs"] else ["there is no cluster file system on this host, so there is nothing to watch"]
+        return (
+            []
+            if is_on(options.get("install"))
+            else [
+                "auditd is not installed, so its concern is passed over (node_hardening_auditd_install: true installs it)"
+            ]
+        )
+    return (
+        []
+        if facts["pmxcfs"]
+        else ["there is no cluster file system on this host, so there is nothing to watch"]
+    )
 
 
 def refuse(options: Options, facts: Facts, around: Around) -> None:
     if not facts.get("installed"):
         return
     if not facts["mounted"]:
-        raise PveguardError("/etc/pve is not mounted, so no rule can be loaded for it: systemctl start pve-cluster")
+        raise PveguardError(
+            "/etc/pve is not mounted, so no rule can be loaded for it: systemctl start pve-cluster"
+        )
     rules = facts["rules"]
     immutable = [rule for rule in rules if rule["what"] == "immutable"]
     if immutable or facts["enabled"] == 2:

@@ -49,7 +49,12 @@ class Result:
 
 
 def apply(
-    name: str, options: Options, check: bool = False, controller: str = "", run: Run = real_run, root: Path = _ROOT
+    name: str,
+    options: Options,
+    check: bool = False,
+    controller: str = "",
+    run: Run = real_run,
+    root: Path = _ROOT,
 ) -> Result:
     """Bring a concern to what is wanted. Raises PveguardError for a refusal, with nothing changed, or for a failure, with
     everything as it was before this run.
@@ -57,7 +62,9 @@ def apply(
     core = concerns.concern(name)
     facts = concerns.collect(name, root, run)
     if not facts["known"]:
-        raise PveguardError(_said(name, f"the node could not be looked at, and nothing was changed: {facts['error']}"))
+        raise PveguardError(
+            _said(name, f"the node could not be looked at, and nothing was changed: {facts['error']}")
+        )
     result = Result(advice=core.advice(options, facts) if hasattr(core, "advice") else [])
     result.todo = concerns.todo(name, options, facts)
     if not result.todo:
@@ -109,7 +116,9 @@ def undo(name: str, run: Run = real_run, root: Path = _ROOT) -> bool:
     return True
 
 
-def revert(check: bool = False, drift: str = managed_file.REFUSE, run: Run = real_run, root: Path = _ROOT) -> Result:
+def revert(
+    check: bool = False, drift: str = managed_file.REFUSE, run: Run = real_run, root: Path = _ROOT
+) -> Result:
     """Put back what was before the first change of every concern; a second time changes nothing. Raises PveguardError, before
     anything is changed, where somebody changed a file since.
     """
@@ -128,7 +137,10 @@ def revert(check: bool = False, drift: str = managed_file.REFUSE, run: Run = rea
             core.activate(work)
         except (PveguardError, OSError) as error:
             raise PveguardError(
-                _said(name, f"its files are as they were before, and do not count yet: {error}. Mend that and run again")
+                _said(
+                    name,
+                    f"its files are as they were before, and do not count yet: {error}. Mend that and run again",
+                )
             ) from error
         result.done += work.done
         _forget(name, root)
@@ -147,7 +159,11 @@ def _change(
 ) -> None:
     name = core.NAME
     live = core.live(facts) if hasattr(core, "live") else None
-    note: dict[str, Any] = {"new": not facts["kept"], "live": live, "files": [_state(each.path, root) for each in result.files]}
+    note: dict[str, Any] = {
+        "new": not facts["kept"],
+        "live": live,
+        "files": [_state(each.path, root) for each in result.files],
+    }
     former = root / REMEMBERED / f"{name}.former"
     try:
         _note(name, root)
@@ -176,9 +192,14 @@ def _change(
             _back(core, note, run, root)
         except (PveguardError, OSError) as other:
             raise PveguardError(
-                _said(name, f"{error}. It could not be taken back either: {other}. Run again, or playbooks/revert.yml")
+                _said(
+                    name,
+                    f"{error}. It could not be taken back either: {other}. Run again, or playbooks/revert.yml",
+                )
             ) from other
-        raise PveguardError(_said(name, f"{error}. It was taken back, the node is as it was before this run")) from error
+        raise PveguardError(
+            _said(name, f"{error}. It was taken back, the node is as it was before this run")
+        ) from error
     result.done += work.done
     (root / PENDING / name).unlink(missing_ok=True)
 
@@ -202,7 +223,13 @@ def _state(path: str, root: Path) -> dict[str, Any]:
         return {"path": path}
     found = place.stat()
     data = base64.b64encode(place.read_bytes()).decode()
-    return {"path": path, "data": data, "mode": found.st_mode & 0o7777, "uid": found.st_uid, "gid": found.st_gid}
+    return {
+        "path": path,
+        "data": data,
+        "mode": found.st_mode & 0o7777,
+        "uid": found.st_uid,
+        "gid": found.st_gid,
+    }
 
 
 def _restore(was: dict[str, Any], root: Path) -> None:

@@ -76,7 +76,9 @@ def _short(state: Mapping[str, Any]) -> str:
 def same(states: Mapping[str, str], specs: Sequence[FileSpec]) -> bool:
     """Whether every file is there as it is to be, and none that is not, by :func:`file_states`."""
     wanted = {spec.path: spec for spec in specs}
-    return all(state == (_wanted(wanted[path]) if path in wanted else "absent") for path, state in states.items())
+    return all(
+        state == (_wanted(wanted[path]) if path in wanted else "absent") for path, state in states.items()
+    )
 
 
 def _wanted(spec: FileSpec) -> str:

@@ -65,7 +65,9 @@ def collect(name: str, root: Path = Path("/"), run: Run = real_run) -> dict[str,
 def options(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The options of one, of the role's variables."""
     switch = f"{ROLE}_{name}"
-    own = {key.removeprefix(f"{switch}_"): value for key, value in values.items() if key.startswith(f"{switch}_")}
+    own = {
+        key.removeprefix(f"{switch}_"): value for key, value in values.items() if key.startswith(f"{switch}_")
+    }
     return {**own, "enabled": bool(values.get(switch))}
 
 

@@ -48,7 +48,9 @@ def look(looking: Looking) -> dict[str, Any]:
         "installed": True,
         "block": block,
         "last": last,
-        "values": {name: value for name, value in assignments("".join(others)).values.items() if name in NAMES},
+        "values": {
+            name: value for name, value in assignments("".join(others)).values.items() if name in NAMES
+        },
         "strange": found.strange[:20],
     }
 
@@ -90,7 +92,9 @@ def wanted(options: Options) -> dict[str, str]:
 
 def _allowed(options: Options) -> list[str]:
     listed = options.get("allow_from") or []
-    return [str(each).strip() for each in ([listed] if isinstance(listed, str) else listed) if str(each).strip()]
+    return [
+        str(each).strip() for each in ([listed] if isinstance(listed, str) else listed) if str(each).strip()
+    ]
 
 
 def _lines(options: Options) -> list[str]:
@@ -99,7 +103,11 @@ def _lines(options: Options) -> list[str]:
 
 def differs(options: Options, facts: Facts) -> list[str]:
     lines = _lines(options)
-    if not facts.get("installed") or (facts["block"] == lines and facts["last"]) or (not lines and facts["block"] is None):
+    if (
+        not facts.get("installed")
+        or (facts["block"] == lines and facts["last"])
+        or (not lines and facts["block"] is None)
+    ):
         return []
     what = ["access rules"] if "ALLOW_FROM" in wanted(options) else []
     what += ["TLS"] if set(wanted(options)) - {"ALLOW_FROM", "DENY_FROM", "POLICY"} else []
@@ -109,7 +117,11 @@ def differs(options: Options, facts: Facts) -> list[str]:
 def advice(options: Options, facts: Facts) -> list[str]:
     if not facts.get("installed"):
         return ["there is no pveproxy on this host, so its concern is passed over"]
-    return [] if wanted(options) else ["neither access rules nor TLS of pveproxy are asked for, so nothing is done"]
+    return (
+        []
+        if wanted(options)
+        else ["neither access rules nor TLS of pveproxy are asked for, so nothing is done"]
+    )
 
 
 def owned(options: Options, facts: Facts, root: Path) -> list[FileSpec]:
@@ -137,7 +149,9 @@ def refuse(options: Options, facts: Facts, around: Around) -> None:
     new = wanted(options)
     for name, value in new.items():
         if not value.isascii() or any(char in '"$`\\\n' or not char.isprintable() for char in value):
-            raise PveguardError(f"{shown(value)!r} is no value for {name} (node_hardening_pveproxy_{_OPTIONS[name]})")
+            raise PveguardError(
+                f"{shown(value)!r} is no value for {name} (node_hardening_pveproxy_{_OPTIONS[name]})"
+            )
     _refuse_tls(new, facts["values"])
     if "ALLOW_FROM" in new:
         _refuse_access(options, new, facts["values"], around)
@@ -171,7 +185,9 @@ def _refuse_tls(new: Mapping[str, str], theirs: Mapping[str, str]) -> None:
             ) from error
 
 
-def _refuse_access(options: Options, new: Mapping[str, str], theirs: Mapping[str, str], around: Around) -> None:
+def _refuse_access(
+    options: Options, new: Mapping[str, str], theirs: Mapping[str, str], around: Around
+) -> None:
     switch = "node_hardening_pveproxy_allow_from"
     odd = [each for each in _allowed(options) if "," in each or networks(each) is None]
     if odd:
@@ -214,8 +230,12 @@ def members(around: Around) -> tuple[tuple[str, str], dict[str, str]]:
         except ValueError:
             without.append(name)
     if without:
-        raise PveguardError(f"the addresses of {', '.join(sorted(without))} are not known: /etc/pve/.members has none")
-    return (own, found.get(own, "")), {name: address for name, address in sorted(found.items()) if name != own}
+        raise PveguardError(
+            f"the addresses of {', '.join(sorted(without))} are not known: /etc/pve/.members has none"
+        )
+    return (own, found.get(own, "")), {
+        name: address for name, address in sorted(found.items()) if name != own
+    }
 
 
 def _listens(theirs: Mapping[str, str]) -> str:
@@ -228,10 +248,14 @@ def _refuse_dead(theirs: Mapping[str, str], around: Around) -> None:
     states = properties_of(UNITS, ["ActiveState"], around.run)
     state = states[UNITS[0]].get("ActiveState")
     if state != "active":
-        raise PveguardError(f"{UNITS[0]} is {state or 'not known'}: mend that first, look with 'systemctl status pveproxy'")
+        raise PveguardError(
+            f"{UNITS[0]} is {state or 'not known'}: mend that first, look with 'systemctl status pveproxy'"
+        )
     found = pveproxy_proof.ask(_listens(theirs), pveproxy_proof.PORT)
     if found["absent"]:
-        raise PveguardError(f"nothing answers on port {pveproxy_proof.PORT} of {_listens(theirs)}: {found['error']}")
+        raise PveguardError(
+            f"nothing answers on port {pveproxy_proof.PORT} of {_listens(theirs)}: {found['error']}"
+        )
 
 
 def proof(options: Options, facts: Facts, around: Around) -> dict[str, Any]:
@@ -240,12 +264,17 @@ def proof(options: Options, facts: Facts, around: Around) -> dict[str, Any]:
         own, peers = members(around)
     except PveguardError:
         return {"address": "", "peers": []}
-    return {"address": own[1], "peers": [{"name": name, "address": address} for name, address in peers.items()]}
+    return {
+        "address": own[1],
+        "peers": [{"name": name, "address": address} for name, address in peers.items()],
+    }
 
 
 def activate(work: Work) -> None:
     units = properties_of(UNITS, ["ActiveState"], work.run)
-    active: Sequence[str] = [name for name in UNITS if units[name].get("ActiveState") in ("active", "activating", "failed")]
+    active: Sequence[str] = [
+        name for name in UNITS if units[name].get("ActiveState") in ("active", "activating", "failed")
+    ]
     if not active:
         return
     work.command("systemctl", "reset-failed", *active)

@@ -15,7 +15,9 @@ PORT = 8006
 SECONDS = 10.0
 
 
-def ask(address: str, port: int, ciphers: str = "", highest: str = "", seconds: float = SECONDS) -> dict[str, Any]:
+def ask(
+    address: str, port: int, ciphers: str = "", highest: str = "", seconds: float = SECONDS
+) -> dict[str, Any]:
     """``{address, version, cipher, error, absent}`` of one handshake and a word of HTTP; ``absent``: nothing listens there.
     ``ciphers`` (of TLS 1.2) and ``highest`` (a version of TLS) are what is offered; the certificate is not judged.
     """
@@ -29,7 +31,9 @@ def ask(address: str, port: int, ciphers: str = "", highest: str = "", seconds: 
             if ciphers:
                 context.set_ciphers(ciphers)
             if highest:
-                context.maximum_version = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}[highest]
+                context.maximum_version = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}[
+                    highest
+                ]
         with socket.create_connection((address, port), timeout=seconds) as plain:
             with context.wrap_socket(plain) as client:
                 found["version"], found["cipher"] = str(client.version()), str((client.cipher() or ("",))[0])

@@ -97,7 +97,8 @@ def _others(looking: Looking) -> tuple[list[str], list[dict[str, str]]]:
         line
         for line in sysctl_files.in_order(looking.root)
         # Debian 12 has a link to the main file there, which is told by its own name.
-        if line.path != FILE and (main is None or looking.at(line.path).resolve() != looking.at("/etc/sysctl.conf").resolve())
+        if line.path != FILE
+        and (main is None or looking.at(line.path).resolve() != looking.at("/etc/sysctl.conf").resolve())
     ]
     if main is not None:
         # Debian 13 does not read it at boot any more; `sysctl -p` and what Ansible writes still mean it.
@@ -116,7 +117,12 @@ def _others(looking: Looking) -> tuple[list[str], list[dict[str, str]]]:
 def _loaded(looking: Looking) -> list[str]:
     loaded = {line.split()[0] for line in (looking.text("/proc/modules") or "").split("\n") if line.strip()}
     wanted: set[str] = set()
-    folders = ("/etc/modules-load.d", "/run/modules-load.d", "/usr/local/lib/modules-load.d", "/usr/lib/modules-load.d")
+    folders = (
+        "/etc/modules-load.d",
+        "/run/modules-load.d",
+        "/usr/local/lib/modules-load.d",
+        "/usr/lib/modules-load.d",
+    )
     for _, text in [*looking.texts(folders, ".conf"), ("/etc/modules", looking.text("/etc/modules") or "")]:
         wanted.update(line.split()[0] for line in lines(text, "#;"))
     return [
@@ -135,9 +141,16 @@ def wanted(options: Options, facts: Facts) -> dict[str, int]:
 
 
 def owned(options: Options, facts: Facts, root: Path) -> list[FileSpec]:
-    text = "".join(f"{line}\n" for line in [_HEAD, *(f"{key} = {value}" for key, value in wanted(options, facts).items())])
+    text = "".join(
+        f"{line}\n"
+        for line in [_HEAD, *(f"{key} = {value}" for key, value in wanted(options, facts).items())]
+    )
     specs = [FileSpec(FILE, text)]
-    modules = [name for name in MODULES if name not in facts["loaded"]] if is_on(options.get("modules", True)) else []
+    modules = (
+        [name for name in MODULES if name not in facts["loaded"]]
+        if is_on(options.get("modules", True))
+        else []
+    )
     if modules:
         off = "".join(f"install {name} /bin/false\n" for name in modules)
         specs.append(FileSpec(MODPROBE, f"# Managed by pveguard (node_hardening_sysctl_modules).\n{off}"))
@@ -147,7 +160,9 @@ def owned(options: Options, facts: Facts, root: Path) -> list[FileSpec]:
 def differs(options: Options, facts: Facts) -> list[str]:
     now = {key: facts["runtime"][key] for key in wanted(options, facts)}
     found = [
-        f"set {key} from {value} to {KEYS[key]}" for key, value in now.items() if not is_stricter(key, value, KEYS[key])
+        f"set {key} from {value} to {KEYS[key]}"
+        for key, value in now.items()
+        if not is_stricter(key, value, KEYS[key])
     ]
     if not same(facts["files"], owned(options, facts, Path("/"))):
         found.append("keep kernel settings over a boot" if not found else "and over a boot")
@@ -178,11 +193,22 @@ def live(facts: Facts) -> dict[str, int]:
 def activate(work: Work) -> None:
     if work.options is None:
         # What somebody has set since stays.
-        was = {key: value for key, value in (work.was or {}).items() if work.facts["runtime"].get(key) == KEYS.get(key)}
+        was = {
+            key: value
+            for key, value in (work.was or {}).items()
+            if work.facts["runtime"].get(key) == KEYS.get(key)
+        }
         _set(work, was)
         return
     now = work.facts["runtime"]
-    _set(work, {key: value for key, value in wanted(work.options, work.facts).items() if not is_stricter(key, now[key], value)})
+    _set(
+        work,
+        {
+            key: value
+            for key, value in wanted(work.options, work.facts).items()
+            if not is_stricter(key, now[key], value)
+        },
+    )
 
 
 def _set(work: Work, values: dict[str, int]) -> None:

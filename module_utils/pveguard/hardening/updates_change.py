@@ -62,7 +62,10 @@ def look(looking: Looking) -> dict[str, Any]:
     if said is None and not looking.unread:
         looking.cannot("apt-config", "not there")
     own, highest, odd = _ids(looking)
-    folders = [f"{folder}/{TIMER}.d" for folder in ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system")]
+    folders = [
+        f"{folder}/{TIMER}.d"
+        for folder in ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system")
+    ]
     drop_ins = [path for folder in folders for path in looking.names(folder, ".conf")]
     return {
         "installed": True,
@@ -161,9 +164,15 @@ def differs(options: Options, facts: Facts) -> list[str]:
     if _odd(options, facts):
         return ["have unattended upgrades at the turn of this node, once its node id is known"]
     if not same(facts["files"], owned(options, facts, Path("/"))):
-        return [f"limit unattended upgrades to Debian's security origin, at the turn of node id {facts['id']}"]
+        return [
+            f"limit unattended upgrades to Debian's security origin, at the turn of node id {facts['id']}"
+        ]
     apt = facts["apt"]
-    if apt["origins"] != [ORIGIN] or apt["values"] != VALUES or not {f"^{each}" for each in NEVER} <= set(apt["never"]):
+    if (
+        apt["origins"] != [ORIGIN]
+        or apt["values"] != VALUES
+        or not {f"^{each}" for each in NEVER} <= set(apt["never"])
+    ):
         return [f"have apt follow {CONF}"]
     return []
 
