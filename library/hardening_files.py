@@ -109,7 +109,7 @@ from typing import Any
 from ansible.module_utils.pveguard.base import managed_file
 from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.base.node_module import NodeModule
-from ansible.module_utils.pveguard.hardening import change, concerns
+from ansible.module_utils.pveguard.hardening import concerns, hardening_files
 from ansible.module_utils.pveguard.pmxcfs import run_lock
 from ansible.module_utils.pveguard.state import login
 
@@ -171,19 +171,19 @@ def main() -> None:
     )
 
 
-def _work(module: NodeModule) -> change.Result:
+def _work(module: NodeModule) -> hardening_files.Result:
     params: dict[str, Any] = module.params
     check, name = module.check_mode, params["concern"]
     if params["state"] in ("present", "reverted"):
         run_lock.require(params["lock"], check)
     if params["state"] == "reverted":
-        return change.revert(check, params["drift"])
+        return hardening_files.revert(check, params["drift"])
     if params["state"] == "confirmed":
-        return change.Result(["keep what was proved"] if not check and change.confirm(name) else [])
+        return hardening_files.Result(["keep what was proved"] if not check and hardening_files.confirm(name) else [])
     if params["state"] == "undone":
-        return change.Result(["put back what was not proved"] if not check and change.undo(name) else [])
+        return hardening_files.Result(["put back what was not proved"] if not check and hardening_files.undo(name) else [])
     # sudo takes it out of the environment; it is that of a process above then.
-    return change.apply(name, params["options"], check, login.ssh_connection(None).partition(" ")[0])
+    return hardening_files.apply(name, params["options"], check, login.ssh_connection(None).partition(" ")[0])
 
 
 if __name__ == "__main__":

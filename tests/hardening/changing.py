@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.pveguard.base.run import Result
-from ansible.module_utils.pveguard.hardening import change, sysctl_change
+from ansible.module_utils.pveguard.hardening import hardening_files, sysctl_change
 
 from tests.hardening.node import Node, clean
 
@@ -159,11 +159,11 @@ class ChangingNode(Node):
 
     def apply(
         self, name: str, check: bool = False, controller: str = "10.0.0.200", **options: Any
-    ) -> change.Result:
-        return change.apply(name, {"enabled": True, **options}, check, controller, self.run, self.root)
+    ) -> hardening_files.Result:
+        return hardening_files.apply(name, {"enabled": True, **options}, check, controller, self.run, self.root)
 
-    def revert(self, check: bool = False, drift: str = "refuse") -> change.Result:
-        return change.revert(check, drift, self.run, self.root)
+    def revert(self, check: bool = False, drift: str = "refuse") -> hardening_files.Result:
+        return hardening_files.revert(check, drift, self.run, self.root)
 
     def kept(self) -> list[str]:
         """What pveguard still keeps."""

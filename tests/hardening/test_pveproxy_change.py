@@ -19,7 +19,12 @@ from typing import Any
 import pytest
 from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.base.run import Result
-from ansible.module_utils.pveguard.hardening import change, hardening_changes, pveproxy_change, pveproxy_proof
+from ansible.module_utils.pveguard.hardening import (
+    hardening_changes,
+    hardening_files,
+    pveproxy_change,
+    pveproxy_proof,
+)
 from ansible.module_utils.pveguard.hardening.looking import assignments
 from ansible.module_utils.pveguard.hardening.pveproxy import DEFAULTS
 
@@ -69,7 +74,7 @@ class ProxyNode(ChangingNode):
     def defaults(self) -> Path:
         return self.root / DEFAULTS.lstrip("/")
 
-    def proxy(self, check: bool = False, controller: str = CONTROLLER, **options: Any) -> change.Result:
+    def proxy(self, check: bool = False, controller: str = CONTROLLER, **options: Any) -> hardening_files.Result:
         return self.apply(
             "pveproxy", check, controller, **{"allow_from": ALLOWED, "ciphers": GOOD, **options}
         )
@@ -173,7 +178,7 @@ def test_check_run_second_run_and_back_with_every_other_line(node: ProxyNode) ->
     assert all(gets_in(node, each) for each in (OWN, *PEERS, CONTROLLER, "127.0.0.1"))
     said = assignments(node.defaults.read_bytes().decode("latin-1")).values
     assert {name: bash(node, name) for name in said} == said and bash(node, "DENY_FROM") == "all"
-    assert change.confirm("pveproxy", node.root) and not change.confirm("pveproxy", node.root)
+    assert hardening_files.confirm("pveproxy", node.root) and not hardening_files.confirm("pveproxy", node.root)
     again = node.proxy()
     assert not again.changed and not again.unproved and len(node.restarts) == 2
     assert node.revert().changed and node.others() == before and not node.kept() and not node.revert().changed
@@ -183,14 +188,14 @@ def test_check_run_second_run_and_back_with_every_other_line(node: ProxyNode) ->
 def test_a_file_that_was_not_there_goes_again(node: ProxyNode) -> None:
     before = node.others()
     node.proxy()
-    change.confirm("pveproxy", node.root)
+    hardening_files.confirm("pveproxy", node.root)
     node.revert()
     assert node.others() == before and not node.defaults.exists() and not node.kept()
 
 
 def test_lines_that_are_added_later_stay_and_ours_comes_last_again(node: ProxyNode) -> None:
     node.proxy()
-    change.confirm("pveproxy", node.root)
+    hardening_files.confirm("pveproxy", node.root)
     node.append(DEFAULTS, 'POLICY="deny"\nMAX_WORKERS=4\n')
     assert node.proxy().changed and bash(node, "POLICY") == "allow" and bash(node, "MAX_WORKERS") == "4"
     assert (
@@ -324,8 +329,8 @@ def test_a_proof_that_fails_brings_the_file_back_and_restarts(node: ProxyNode) -
     before = node.others()
     node.proxy()
     assert not gets_in(node, STRANGER)
-    assert change.undo("pveproxy", node.run, node.root) and node.others() == before and not node.kept()
-    assert gets_in(node, STRANGER) and not change.undo("pveproxy", node.run, node.root)
+    assert hardening_files.undo("pveproxy", node.run, node.root) and node.others() == before and not node.kept()
+    assert gets_in(node, STRANGER) and not hardening_files.undo("pveproxy", node.run, node.root)
 
 
 def test_a_run_that_died_before_its_proof_leaves_it_to_the_next(node: ProxyNode) -> None:
@@ -339,7 +344,7 @@ def test_a_run_that_died_before_its_proof_leaves_it_to_the_next(node: ProxyNode)
     )
     # What follows has no better place to go back to.
     assert node.proxy(ciphers="").unproved
-    change.undo("pveproxy", node.run, node.root)
+    hardening_files.undo("pveproxy", node.run, node.root)
     assert node.others() == before and not node.kept()
 
 
@@ -383,7 +388,7 @@ def test_assess_tells_what_a_run_would_do(node: ProxyNode) -> None:
     (said,) = hardening_changes.changes(node.facts(), {}, wanted)
     assert said.startswith("set access rules and TLS of pveproxy")
     node.proxy(tls_1_2=True)
-    change.confirm("pveproxy", node.root)
+    hardening_files.confirm("pveproxy", node.root)
     assert hardening_changes.changes(node.facts(), {}, wanted) == []
     assert not {each for each in node.ids() if each.startswith("hardening-pveproxy")}
 

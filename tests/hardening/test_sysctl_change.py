@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 from ansible.module_utils.pveguard.base import sysctl_files
 from ansible.module_utils.pveguard.base.errors import PveguardError
-from ansible.module_utils.pveguard.hardening import change, concerns, hardening_changes, sysctl, sysctl_change
+from ansible.module_utils.pveguard.hardening import (
+    concerns,
+    hardening_changes,
+    hardening_files,
+    sysctl,
+    sysctl_change,
+)
 from ansible.module_utils.pveguard.hardening.sysctl_change import FILE, KEYS, MODPROBE
 
 from tests.hardening.changing import ChangingNode, changing
@@ -178,7 +184,7 @@ def test_a_later_failure_goes_back_to_the_run_before(
     node.apply("sysctl", redirects=False)
     before = node.others()
 
-    def fails(work: change.Work) -> None:
+    def fails(work: hardening_files.Work) -> None:
         real(work)
         if work.options is not None:
             raise PveguardError("planted")
@@ -213,7 +219,7 @@ def test_a_run_that_died_between_file_and_kernel_is_finished(
     class Killed(BaseException):
         pass
 
-    def dies(work: change.Work) -> None:
+    def dies(work: hardening_files.Work) -> None:
         raise Killed
 
     before = node.others()
