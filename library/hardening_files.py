@@ -174,10 +174,14 @@ def main() -> None:
 def _work(module: NodeModule) -> hardening_files.Result:
     params: dict[str, Any] = module.params
     check, name = module.check_mode, params["concern"]
-    if params["state"] in ("present", "reverted"):
-        run_lock.require(params["lock"], check)
     if params["state"] == "reverted":
+        planned = hardening_files.revert(True, params["drift"])
+        if check or not planned.changed:
+            return planned
+        run_lock.require(params["lock"], check)
         return hardening_files.revert(check, params["drift"])
+    if params["state"] == "present":
+        run_lock.require(params["lock"], check)
     if params["state"] == "confirmed":
         return hardening_files.Result(["keep what was proved"] if not check and hardening_files.confirm(name) else [])
     if params["state"] == "undone":

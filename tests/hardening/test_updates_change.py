@@ -171,7 +171,7 @@ def test_a_cluster_that_grows_beyond_a_day_moves_everybody(node: ChangingNode) -
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("deb http://debian.example.net/debian buster main", "the node is"),
+        ("deb http://ftp.debian.org/debian buster main", "the node is"),
         ("deb [trusted=yes] http://x.example/debian x main", "without a valid signature"),
         ("deb http://", "not understood"),
     ],
