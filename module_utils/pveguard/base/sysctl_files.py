@@ -72,6 +72,7 @@ def refuse(what: str, switch: str, files: Mapping[str, str], root: Path) -> None
 
 def _text(path: Path) -> str:
     try:
-        return (read_or_none(path) or b"").decode("utf-8", "replace")
+        # A FIFO in the place of a file would block.
+        return (read_or_none(path) or b"").decode("utf-8", "replace") if path.is_file() else ""
     except OSError:
         return ""
