@@ -247,6 +247,7 @@ def test_check_run_second_run_and_back(machine: Machine) -> None:
     assert "changed=0 " in machine.play(name="revert")
 
 
+@pytest.mark.campaign
 def test_a_member_that_does_not_get_in_has_it_taken_back_with_the_reason(machine: Machine) -> None:
     # pve1 is not where the others look for it.
     started(machine, "127.0.1.99")

@@ -333,6 +333,17 @@ def test_a_proof_that_fails_brings_the_file_back_and_restarts(node: ProxyNode) -
     assert gets_in(node, STRANGER) and not hardening_files.undo("pveproxy", node.run, node.root)
 
 
+def test_a_proof_that_fails_later_goes_back_to_what_was_proved(node: ProxyNode) -> None:
+    node.proxy()
+    hardening_files.confirm("pveproxy", node.root)
+    before = node.others()
+    assert node.proxy(allow_from=[*ALLOWED, STRANGER]).unproved and gets_in(node, STRANGER)
+    assert hardening_files.undo("pveproxy", node.run, node.root) and node.others() == before
+    assert not gets_in(node, STRANGER) and not node.proxy().changed
+    node.revert()
+    assert not node.defaults.exists() and not node.kept()
+
+
 def test_a_run_that_died_before_its_proof_leaves_it_to_the_next(node: ProxyNode) -> None:
     before = node.others()
     node.proxy()
@@ -399,4 +410,6 @@ def test_a_block_without_its_end_is_somebody_s_and_stays(node: ProxyNode) -> Non
     node.proxy()
     assert (
         node.text(DEFAULTS).startswith(text) and bash(node, "B") == "2" and bash(node, "DENY_FROM") == "all"
+    # Also where ours is written again.
+    assert node.proxy(ciphers="").files and node.text(DEFAULTS).startswith(text)
     )
