@@ -74,7 +74,9 @@ class ProxyNode(ChangingNode):
     def defaults(self) -> Path:
         return self.root / DEFAULTS.lstrip("/")
 
-    def proxy(self, check: bool = False, controller: str = CONTROLLER, **options: Any) -> hardening_files.Result:
+    def proxy(
+        self, check: bool = False, controller: str = CONTROLLER, **options: Any
+    ) -> hardening_files.Result:
         return self.apply(
             "pveproxy", check, controller, **{"allow_from": ALLOWED, "ciphers": GOOD, **options}
         )
@@ -178,7 +180,9 @@ def test_check_run_second_run_and_back_with_every_other_line(node: ProxyNode) ->
     assert all(gets_in(node, each) for each in (OWN, *PEERS, CONTROLLER, "127.0.0.1"))
     said = assignments(node.defaults.read_bytes().decode("latin-1")).values
     assert {name: bash(node, name) for name in said} == said and bash(node, "DENY_FROM") == "all"
-    assert hardening_files.confirm("pveproxy", node.root) and not hardening_files.confirm("pveproxy", node.root)
+    assert hardening_files.confirm("pveproxy", node.root) and not hardening_files.confirm(
+        "pveproxy", node.root
+    )
     again = node.proxy()
     assert not again.changed and not again.unproved and len(node.restarts) == 2
     assert node.revert().changed and node.others() == before and not node.kept() and not node.revert().changed
@@ -329,7 +333,9 @@ def test_a_proof_that_fails_brings_the_file_back_and_restarts(node: ProxyNode) -
     before = node.others()
     node.proxy()
     assert not gets_in(node, STRANGER)
-    assert hardening_files.undo("pveproxy", node.run, node.root) and node.others() == before and not node.kept()
+    assert (
+        hardening_files.undo("pveproxy", node.run, node.root) and node.others() == before and not node.kept()
+    )
     assert gets_in(node, STRANGER) and not hardening_files.undo("pveproxy", node.run, node.root)
 
 
@@ -408,8 +414,7 @@ def test_a_block_without_its_end_is_somebody_s_and_stays(node: ProxyNode) -> Non
     text = f"A=1\n{pveproxy_change.BEGIN}\nB=2\n"
     node.write(DEFAULTS, text)
     node.proxy()
-    assert (
-        node.text(DEFAULTS).startswith(text) and bash(node, "B") == "2" and bash(node, "DENY_FROM") == "all"
+    assert node.text(DEFAULTS).startswith(text)
+    assert bash(node, "B") == "2" and bash(node, "DENY_FROM") == "all"
     # Also where ours is written again.
     assert node.proxy(ciphers="").files and node.text(DEFAULTS).startswith(text)
-    )
