@@ -26,6 +26,8 @@ COMMON_FOLDERS = {
 }
 #: Servers that the product itself names; the mirrors of a machine are never among them.
 PUBLIC_HOSTS = {
+    "debian.example.net",
+    "security.debian.org",
     "download.proxmox.com",
     "enterprise.proxmox.com",
     "github.com",
