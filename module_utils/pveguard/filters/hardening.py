@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..base.host_variables import rendered
@@ -39,7 +39,86 @@ def _failed(result: Mapping[str, Any]) -> bool:
     return bool(result.get("unreachable") or result.get("failed") or result.get("msg") or result.get("exception"))
 
 
+#: What the tasks of the firewall register on each host.
+LOOK, ARMED, MADE, PROOF, WEB, KEPT = (f"__node_hardening_firewall{end}" for end in ("_look", "", "_made", "_proof", "_web", "_kept"))
+
+
+def firewall_facts(hostvars: Any, host: str) -> dict[str, Any]:
+    """The facts of a host's firewall, with what concerns the one cluster.fw of all members and not each of them can see: where
+    the controller comes from, and DRBD's resources. So all members come to the same rules.
+    """
+    everybody = rendered(hostvars)
+    own = _looked(everybody.get(host))
+    known = hosts(hostvars, host)
+    others = [each for each in (own.get("members") or []) if not each.get("own")]
+    looks = [own, *(_looked(everybody.get(_host_of(each, known))) for each in others)]
+    drbd = {repr(sorted(each.items())): each for look in looks for each in look.get("drbd") or []}
+    controllers = sorted({str(look["controller"]) for look in looks if look.get("controller")})
+    return {**own, "drbd": [drbd[key] for key in sorted(drbd)], "controllers": controllers}
+
+
+def firewall_together(hostvars: Any, host: str, play_hosts: Sequence[str]) -> dict[str, Any]:
+    """What the members of a host's cluster have come to: ``{hosts, writer, todo, problems}``. ``writer`` changes the file for all;
+    ``problems`` says why nobody may.
+    """
+    everybody = rendered(hostvars)
+    own = _result(everybody, host, ARMED)
+    if _failed(own) or "digest" not in own:
+        return {"hosts": [host], "writer": "", "todo": False, "problems": [_why(own)]}
+    known, found, problems, todo = hosts(hostvars, host), [host], [], bool(own.get("todo"))
+    for member in own.get("members") or []:
+        name = _host_of(member, known)
+        result = _result(everybody, name, ARMED)
+        if not name:
+            problems.append(f"{member['name']} of the cluster is not in the inventory under its name or address")
+        elif name not in play_hosts:
+            problems.append(f"{member['name']} of the cluster is not reached by this run; run it without --limit, for all members")
+        elif _failed(result) or "digest" not in result:
+            problems.append(f"{member['name']}: {_why(result)}")
+        elif result["digest"] != own["digest"]:
+            problems.append(f"{member['name']} sees another cluster.fw, or has another wish in the inventory; run again")
+        found += [name] if name else []
+        todo = todo or bool(result.get("todo"))
+    # Where nothing is to be done nobody needs to be there.
+    return {"hosts": sorted(found), "writer": min(found), "todo": todo, "problems": problems if todo else []}
+
+
+def firewall_failures(hostvars: Any, members: Sequence[str], *, kept: bool = False) -> list[str]:
+    """Why a change is not proved, from what all members have registered; ``kept``: also from their confirmations."""
+    everybody = rendered(hostvars)
+    names = [(MADE, ""), (PROOF, ""), (WEB, "from the controller: "), *([(KEPT, "the confirmation: ")] if kept else [])]
+    found = []
+    for variable, what in names:
+        for host in members:
+            result = _result(everybody, host, variable)
+            if not result:
+                found.append(f"{host}: {what}no answer")
+            elif _failed(result):
+                found.append(f"{host}: {what}{_why(result)}")
+    return list(dict.fromkeys(found))
+
+
+def _looked(variables: Any) -> dict[str, Any]:
+    facts = ((variables or {}).get(LOOK) or {}).get("hardening") or {}
+    return dict(facts.get("firewall") or {"known": False, "error": "it was not looked at"})
+
+
+def _result(everybody: Mapping[str, Any], host: str, variable: str) -> dict[str, Any]:
+    return dict((everybody.get(host) or {}).get(variable) or {}) if host else {}
+
+
+def _host_of(member: Mapping[str, Any], known: Mapping[str, str]) -> str:
+    return known.get(str(member.get("name"))) or known.get(str(member.get("address"))) or ""
+
+
+def _why(result: Mapping[str, Any]) -> str:
+    return str(result.get("msg") or "no answer")
+
+
 FILTERS: dict[str, Callable[..., Any]] = {
+    "pveguard_firewall_facts": firewall_facts,
+    "pveguard_firewall_failures": firewall_failures,
+    "pveguard_firewall_together": firewall_together,
     "pveguard_hardening_failures": failures,
     "pveguard_hardening_hosts": hosts,
 }
