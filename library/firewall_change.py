@@ -40,6 +40,11 @@ options:
   cluster_name:
     description: The cluster's name, typed for O(mode=enforce), as that wakes the rules of guests.
     type: str
+  facts:
+    description: >-
+      Of the node's firewall, as M(hardening_info) has them, with what other members know of DRBD and the controller (filter
+      pveguard_firewall_facts). Without it the node alone is looked at.
+    type: dict
   seconds:
     description: Until the change is taken back that nobody has confirmed.
     type: int
@@ -160,6 +165,7 @@ def main() -> None:
             "mode": {"type": "str", "choices": ["rules", "enforce"], "default": "rules"},
             "management": {"type": "list", "elements": "str"},
             "cluster_name": {"type": "str"},
+            "facts": {"type": "dict"},
             "seconds": {"type": "int", "default": firewall_change.SECONDS},
             "digest": {"type": "str"},
             "write": {"type": "bool", "default": False},
@@ -214,25 +220,20 @@ def _work(module: NodeModule) -> firewall_change.Result:
 
 
 def _arm(params: dict[str, Any], check: bool) -> firewall_change.Result:
-    # A daemon that never answers would hang the look at its files.
-    if Path("/usr/bin/pmxcfs").exists() and (problem := firewall_change.supervised_reason(firewall_change.require_answer)):
-        raise PveguardError(f"nothing was changed: {problem}")
     options = Options.of(
         {
             "node_hardening_firewall": params["mode"],
             "node_hardening_firewall_management": params["management"],
-            "node_hardening_firewall_confirm": params["cluster_name"],
+            "node_hardening_firewall_cluster_name": params["cluster_name"],
         }
     )
-    facts = firewall.look(Path("/"), run)
-    # sudo takes it out of the environment; it is that of a process above then.
-    controller = facts.get("controller") or login.ssh_connection(None).partition(" ")[0]
+    facts = params["facts"]
+    if facts is None:
+        facts = firewall.look(Path("/"), run)
+        # sudo takes it out of the environment; it is that of a process above then.
+        facts["controller"] = facts.get("controller") or login.ssh_connection(None).partition(" ")[0]
     return firewall_change.arm(
-        options,
-        {**facts, "controller": controller},
-        seconds=params["seconds"],
-        ring=firewall_proof.ring(corosync_info.collect()),
-        check=check,
+        options, facts, seconds=params["seconds"], ring=firewall_proof.ring(corosync_info.collect()), check=check
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..base.host_variables import rendered
+from ..hardening import firewall_rules
 
 
 def hosts(hostvars: Any, host: str) -> dict[str, str]:
@@ -50,11 +51,8 @@ def firewall_facts(hostvars: Any, host: str) -> dict[str, Any]:
     everybody = rendered(hostvars)
     own = _looked(everybody.get(host))
     known = hosts(hostvars, host)
-    others = [each for each in (own.get("members") or []) if not each.get("own")]
-    looks = [own, *(_looked(everybody.get(_host_of(each, known))) for each in others)]
-    drbd = {repr(sorted(each.items())): each for look in looks for each in look.get("drbd") or []}
-    controllers = sorted({str(look["controller"]) for look in looks if look.get("controller")})
-    return {**own, "drbd": [drbd[key] for key in sorted(drbd)], "controllers": controllers}
+    others = [_host_of(each, known) for each in own.get("members") or [] if not each.get("own")]
+    return firewall_rules.together([own, *(_looked(everybody.get(each)) for each in others if each)])
 
 
 def firewall_together(hostvars: Any, host: str, play_hosts: Sequence[str]) -> dict[str, Any]:
@@ -99,7 +97,7 @@ def firewall_failures(hostvars: Any, members: Sequence[str], *, kept: bool = Fal
 
 
 def _looked(variables: Any) -> dict[str, Any]:
-    facts = ((variables or {}).get(LOOK) or {}).get("hardening") or {}
+    facts = ((variables or {}).get(LOOK) or {}).get("facts") or {}
     return dict(facts.get("firewall") or {"known": False, "error": "it was not looked at"})
 
 

@@ -298,12 +298,6 @@ def supervised_reason(action: Callable[[], None]) -> str:
         return f"/etc/pve does not answer within {ANSWER_S:g} s: see 'journalctl -u pve-cluster'"
 
 
-def require_answer(root: Path = Path("/")) -> None:
-    """For :func:`supervised_reason`: raises PveguardError where /etc/pve is not mounted, and may never come back."""
-    if not pve_file.is_mounted(root):
-        raise PveguardError("/etc/pve is not mounted: start it with 'systemctl start pve-cluster'")
-
-
 def _todo(before: str, after: str, options: Options, held: bool) -> list[str]:
     found = []
     was, will = firewall_config.parse(before), firewall_config.parse(after)

@@ -67,6 +67,7 @@ within() {{
     shift
     "$@" </dev/null &
     child=$!
+    sleep 0.01
     while kill -0 $child 2>/dev/null; do
         [ $left -gt 0 ] || {{ kill -9 $child; return 124; }}
         left=$((left - 1))
