@@ -10,8 +10,8 @@ short_description: Change the firewall of a Proxmox VE cluster, and take it back
 description:
   - C(/etc/pve/firewall/cluster.fw) is one file for all members, so each step is done on all of them before the next one.
   - V(armed) judges, with nothing changed, and arms a timer on the node which opens its own firewall and takes the change back, for
-    which it needs neither C(/etc/pve) nor quorum; also at boot. V(present) has one member write the file, if it is still the one
-    that was judged, and waits on each until its firewall has loaded it.
+    which it needs neither C(/etc/pve) nor quorum; also at boot. V(written) on one member writes the file, if it is still the one
+    that was judged; V(present) waits on each until its firewall has loaded it.
   - V(confirmed) keeps the change. It must come over an ssh connection that is younger than the change.
   - V(undone) takes a change back that was not confirmed, at once. V(reverted) puts back what was there before the first one.
   - On a host without Proxmox's firewall it is a table of nftables of its own, C(inet pveguard).
@@ -26,7 +26,7 @@ options:
   state:
     description: See above.
     type: str
-    choices: [armed, present, confirmed, undone, reverted]
+    choices: [armed, written, present, confirmed, undone, reverted]
     required: true
   mode:
     description: Rules alone, or the firewall switched on with policy DROP as well.
@@ -50,12 +50,8 @@ options:
     type: int
     default: 300
   digest:
-    description: With V(present), RV(digest) of V(armed), which is the same on all members.
+    description: With V(written) and V(present), RV(digest) of V(armed), which is the same on all members.
     type: str
-  write:
-    description: With V(present), whether this member writes the file for all.
-    type: bool
-    default: false
   made:
     description: With V(undone), whether a member may have written the file. Without, only the timer is taken away.
     type: bool
@@ -93,15 +89,18 @@ EXAMPLES = r"""
     cluster_name: mycluster
   register: armed
 
-- name: Make it
+- name: Make it, on one member for all
   firewall_change:
-    state: present
+    state: written
     digest: "{{ armed.digest }}"
-    write: "{{ inventory_hostname == ansible_play_hosts[0] }}"
-  when: armed.todo
+  when: armed.todo and inventory_hostname == ansible_play_hosts[0]
 """
 
 RETURN = r"""
+untouched:
+  description: With V(written), that it failed before anything was written.
+  returned: where that is so
+  type: bool
 unproved:
   description: Whether a change is armed that V(confirmed) must keep.
   returned: success
@@ -161,14 +160,13 @@ from ansible.module_utils.pveguard.state import login
 def main() -> None:
     module = NodeModule(
         argument_spec={
-            "state": {"type": "str", "choices": ["armed", "present", "confirmed", "undone", "reverted"], "required": True},
+            "state": {"type": "str", "choices": ["armed", "written", "present", "confirmed", "undone", "reverted"], "required": True},
             "mode": {"type": "str", "choices": ["rules", "enforce"], "default": "rules"},
             "management": {"type": "list", "elements": "str"},
             "cluster_name": {"type": "str"},
             "facts": {"type": "dict"},
             "seconds": {"type": "int", "default": firewall_change.SECONDS},
             "digest": {"type": "str"},
-            "write": {"type": "bool", "default": False},
             "made": {"type": "bool", "default": True},
             "drift": {"type": "str", "choices": [managed_file.REFUSE, managed_file.OVERWRITE], "default": managed_file.REFUSE},
             "lock": run_lock.OPTION,
@@ -181,6 +179,8 @@ def main() -> None:
         if module.params["state"] == "armed" and result.unproved:
             web = firewall_proof.answering([Who(each["name"], each["address"]) for each in result.members])
         timer = str(rollback_timer.status(firewall_change.TIMER)["state"])
+    except firewall_change.Untouched as error:
+        module.fail_json(msg=str(error), untouched=True)
     except (PveguardError, OSError) as error:
         module.fail_json(msg=str(error))
     diff = {"before": result.before, "after": result.after, "before_header": result.path, "after_header": result.path}
@@ -212,8 +212,10 @@ def _work(module: NodeModule) -> firewall_change.Result:
         return firewall_change.revert(check)
     if check:
         return firewall_change.Result()
+    if params["state"] == "written":
+        return firewall_change.write(params["digest"] or "")
     if params["state"] == "present":
-        return firewall_change.present(params["digest"] or "", write=params["write"])
+        return firewall_change.present(params["digest"] or "")
     if params["state"] == "confirmed":
         return firewall_change.Result(firewall_change.confirm())
     return firewall_change.Result(firewall_change.undo(made=params["made"]))

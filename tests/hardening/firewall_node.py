@@ -182,10 +182,15 @@ class FirewallNode(Systemd):
         facts = {**self.facts(), **more.pop("facts", {})}
         return firewall_change.arm(options, facts, **{"seconds": 300, **more}, root=self.root, run=self)
 
+    def write(self, digest: str) -> firewall_change.Result:
+        return firewall_change.write(digest, root=self.root)
+
     def present(self, digest: str, write: bool = True, **more: Any) -> firewall_change.Result:
+        done = self.write(digest) if write else None
         time = iter(range(10**6))
         more = {"sleep": lambda _seconds: None, "clock": lambda: float(next(time)), **more}
-        return firewall_change.present(digest, write=write, root=self.root, run=self, **more)
+        seen = firewall_change.present(digest, root=self.root, run=self, **more)
+        return done or seen
 
     def undo(self, **more: Any) -> bool:
         return firewall_change.undo(root=self.root, run=self, **more)

@@ -287,14 +287,13 @@ def test_an_earlier_change_that_waits(node: FirewallNode) -> None:
     assert node.timer() == "armed"
 
 
-def test_an_edit_between_the_look_and_the_write_stays(node: FirewallNode) -> None:
+def test_an_edit_between_the_look_and_the_write_stays_and_opens_nothing(node: FirewallNode) -> None:
     seen = node.arm()
     node.shared.write(f"{BEFORE}IN DROP\n")
-    with pytest.raises(PveguardError, match="somebody has edited /etc/pve/firewall/cluster.fw since it was looked at"):
+    with pytest.raises(firewall_change.Untouched, match="somebody has edited /etc/pve/firewall/cluster.fw since it was looked at"):
         node.present(seen.digest)
-    assert node.shared.text == f"{BEFORE}IN DROP\n"
-    node.undo()
-    assert node.shared.text == f"{BEFORE}IN DROP\n"
+    assert node.undo(made=False)
+    assert node.shared.text == f"{BEFORE}IN DROP\n" and node.runs and not node.held and node.timer() == "none"
 
 
 def test_nothing_is_written_after_the_undo_or_for_another_change(node: FirewallNode) -> None:
@@ -302,7 +301,7 @@ def test_nothing_is_written_after_the_undo_or_for_another_change(node: FirewallN
     with pytest.raises(PveguardError, match="or another one"):
         node.present("x")
     node.elapse(300)
-    with pytest.raises(PveguardError, match="no change of the firewall was armed here"):
+    with pytest.raises(PveguardError, match="no change of the firewall is armed here"):
         node.present(seen.digest)
     assert node.shared.bytes == FORMER
 

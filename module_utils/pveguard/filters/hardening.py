@@ -41,7 +41,9 @@ def _failed(result: Mapping[str, Any]) -> bool:
 
 
 #: What the tasks of the firewall register on each host.
-LOOK, ARMED, MADE, PROOF, WEB, KEPT = (f"__node_hardening_firewall{end}" for end in ("_look", "", "_made", "_proof", "_web", "_kept"))
+LOOK, ARMED, WRITTEN, MADE, PROOF, WEB, KEPT = (
+    f"__node_hardening_firewall{end}" for end in ("_look", "", "_written", "_made", "_proof", "_web", "_kept")
+)
 
 
 def firewall_facts(hostvars: Any, host: str) -> dict[str, Any]:
@@ -81,18 +83,12 @@ def firewall_together(hostvars: Any, host: str, play_hosts: Sequence[str]) -> di
     return {"hosts": sorted(found), "writer": min(found), "todo": todo, "problems": problems if todo else []}
 
 
-def firewall_failures(hostvars: Any, members: Sequence[str], *, kept: bool = False) -> list[str]:
-    """Why a change is not proved, from what all members have registered; ``kept``: also from their confirmations."""
+def firewall_failures(hostvars: Any, members: Sequence[str]) -> list[str]:
+    """Why a change is not proved, from what all members have registered so far."""
     everybody = rendered(hostvars)
-    names = [(MADE, ""), (PROOF, ""), (WEB, "from the controller: "), *([(KEPT, "the confirmation: ")] if kept else [])]
-    found = []
-    for variable, what in names:
-        for host in members:
-            result = _result(everybody, host, variable)
-            if not result:
-                found.append(f"{host}: {what}no answer")
-            elif _failed(result):
-                found.append(f"{host}: {what}{_why(result)}")
+    names = [(WRITTEN, ""), (MADE, ""), (PROOF, ""), (WEB, "the controller: "), (KEPT, "the confirmation: ")]
+    results = [(host, what, _result(everybody, host, name)) for name, what in names for host in members]
+    found = [f"{host}: {what}{_why(result)}" for host, what, result in results if _failed(result)]
     return list(dict.fromkeys(found))
 
 

@@ -135,33 +135,36 @@ def wanted(before: str | None, facts: Mapping[str, Any], options: Options) -> st
     return firewall_rules.enforced(text) if options.mode == ENFORCE else text
 
 
+class Untouched(PveguardError):
+    """Nothing was written, so there is nothing but timers to take away."""
+
+
+def write(digest: str, *, root: Path = Path("/")) -> Result:
+    """On one member for all: the file as it is to be. ``digest``: of :func:`arm`, the same on all members. Raises Untouched where
+    somebody has edited the file since, and where the change is not armed.
+    """
+    pending = _armed(digest, root)
+    before, after = pending["before"], pending["after"]
+    _write(before, after, root)
+    return Result(before != after, pending["live"], ["write cluster.fw"], before or "", after, digest)
+
+
 def present(
     digest: str,
     *,
-    write: bool,
     load_s: float = LOAD_S,
     root: Path = Path("/"),
     run: Run = real_run,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Result:
-    """Make it count. ``digest``: of :func:`arm`, the same on all members; ``write``: this member writes the file for all.
-
-    Raises PveguardError where somebody has edited the file since, and where it does not count in time.
-    """
-    pending = _pending(root)
-    if pending is None or pending["digest"] != digest:
-        raise PveguardError("no change of the firewall was armed here, or another one; nothing was changed: run again")
+    """Wait until this node's firewall has loaded what one member has written. Raises PveguardError where it has not in time."""
+    pending = _armed(digest, root)
     before, after, live = pending["before"], pending["after"], pending["live"]
-    if live and rollback_timer.status(TIMER, root=root)["state"] != rollback_timer.ARMED:
-        raise PveguardError("the change of the firewall was taken back before it was made; nothing was changed: run again")
     result = Result(unproved=live, before=before or "", after=after, digest=digest)
-    if write and before != after:
-        _write(before, after, root)
-        result.changed = True
-        result.todo = ["write cluster.fw"]
     if not live:
         shutil.rmtree(_at(_PENDING, root))
+        _at(firewall_undo.PROGRAM, root).unlink(missing_ok=True)
         return result
     deadline = clock() + load_s
     _until(lambda: _read(root) == after, deadline, f"{CLUSTER_FW} is not what was written", sleep, clock)
@@ -172,6 +175,15 @@ def present(
     note.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(note, f"{sshd_change.now():.2f}\n".encode())
     return result
+
+
+def _armed(digest: str, root: Path) -> dict[str, Any]:
+    pending = _pending(root)
+    if pending is None or pending["digest"] != digest:
+        raise Untouched("no change of the firewall is armed here, or another one; nothing was changed: run again")
+    if pending["live"] and rollback_timer.status(TIMER, root=root)["state"] != rollback_timer.ARMED:
+        raise Untouched("the change of the firewall was taken back before it was made; nothing was changed: run again")
+    return pending
 
 
 def require_new_login(root: Path = Path("/"), pid: int | None = None) -> None:
@@ -344,7 +356,7 @@ def _write(before: str | None, after: str | None, root: Path) -> None:
     if now == after:
         return
     if now != before:
-        raise PveguardError(f"somebody has edited {CLUSTER_FW} since it was looked at: it stays as it is; run again")
+        raise Untouched(f"somebody has edited {CLUSTER_FW} since it was looked at: it stays as it is; run again")
     pve_file.apply(CLUSTER_FW, None if after is None else _data(after), root)
 
 
