@@ -2,8 +2,8 @@
 """The firewall's rules that a node needs, as text of cluster.fw and as a table of nftables. Pure: facts and texts go in, and
 texts come out.
 
-``facts`` are those of the core ``firewall``, through JSON or not. Own rules are known by their comment, which begins with ``MARK``;
-so they are found again after somebody has saved the file in the web interface.
+``facts`` are those of the core ``firewall``, through JSON or not. Own rules are known by their comment, which begins with
+``MARK``; so they are found again after somebody has saved the file in the web interface.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ def together(nodes: Sequence[Facts]) -> dict[str, Any]:
         raise ValueError("no facts of any node")
     found = dict(nodes[0])
     found["controllers"] = sorted({each for node in nodes for each in _controllers(node)})
+    found["ssh_ports"] = sorted({int(node.get("ssh_port") or 22) for node in nodes})
     drbd = {}
     for node in nodes:
         for each in node.get("drbd") or []:
@@ -120,7 +121,7 @@ def wanted(facts: Facts, options: Options) -> list[Rule]:
         found += _among(ring, "udp", str(COROSYNC_PORT + int(link)), f"corosync link {link}")
     managers, peers = management(facts, options), _networks([each.get("address") or "" for each in members])
     for sources in lists(managers):
-        found.append(_rule("IN", "management", source=sources, proto="tcp", dport=MANAGEMENT_PORTS))
+        found.append(_rule("IN", "management", source=sources, proto="tcp", dport=_management_ports(facts)))
     network = (facts.get("migration") or {}).get("network") or ""
     for dests in lists(_networks([*peers, network])):
         found.append(_rule("OUT", "to other members", dest=dests, proto="tcp", dport=MANAGEMENT_PORTS))
@@ -229,7 +230,7 @@ def _malformed(path: str, strange: Sequence[Mapping[str, Any]]) -> str:
 def needs(facts: Facts) -> list[Packet]:
     """What this node must get and send, one packet each: the ring, ssh and 8006 of members and controller, DRBD, QDevice."""
     members = facts.get("members") or []
-    own = next((each for each in members if each.get("own")), {})
+    own: Mapping[str, Any] = next((each for each in members if each.get("own")), {})
     address = facts.get("address") or own.get("address") or ""
     found = []
     for each in members:
@@ -246,7 +247,7 @@ def needs(facts: Facts) -> list[Packet]:
                 found.append(Packet(f"{what} from {name}", "IN", "tcp", each["address"], address, port))
                 found.append(Packet(f"{what} to {name}", "OUT", "tcp", address, each["address"], port))
     for controller in _controllers(facts):
-        for port, what in ((22, "ssh"), (8006, "port 8006")):
+        for port, what in ((int(facts.get("ssh_port") or 22), "ssh"), (8006, "port 8006")):
             found.append(Packet(f"{what} from the controller", "IN", "tcp", controller, address, port))
     own_addresses = {each.partition("/")[0] for each in facts.get("addresses") or []} | {address}
     for each in facts.get("drbd") or []:
@@ -361,8 +362,8 @@ def _guests(facts: Facts, options: Options) -> list[str]:
         told = ", ".join(shown_guest(each) for each in guests)
         given = f"{options.confirm!r} was typed" if options.confirm else "it was not typed"
         found.append(
-            f"the sleeping rules of {len(guests)} guest{'s' if len(guests) > 1 else ''} would wake: {told}: look at their files in "
-            f"/etc/pve/firewall, then set node_hardening_firewall_cluster_name to the cluster's name ({given})"
+            f"the sleeping rules of {len(guests)} guest{'s' if len(guests) > 1 else ''} would wake: {told}: look at their "
+            f"files in /etc/pve/firewall, then set node_hardening_firewall_cluster_name to the cluster's name ({given})"
         )
     return found
 
@@ -468,6 +469,12 @@ def _ports(ports: set[int]) -> list[str]:
             found[-1] += f",{text}"
             room -= size
     return found
+
+
+def _management_ports(facts: Facts) -> str:
+    """With the port that the controller's login has come to."""
+    others = {*(facts.get("ssh_ports") or []), int(facts.get("ssh_port") or 22)} - {22}
+    return ",".join([MANAGEMENT_PORTS, *(str(port) for port in sorted(others))])
 
 
 def _controllers(facts: Facts) -> list[str]:
