@@ -9,9 +9,9 @@ module: firewall_change
 short_description: Change the firewall of a Proxmox VE cluster, and take it back when nobody proves that it still works
 description:
   - C(/etc/pve/firewall/cluster.fw) is one file for all members, so each step is done on all of them before the next one.
-  - V(armed) judges, with nothing changed, and arms a timer on the node which opens its own firewall and takes the change back, for
-    which it needs neither C(/etc/pve) nor quorum; also at boot. V(written) on one member writes the file, if it is still the one
-    that was judged; V(present) waits on each until its firewall has loaded it.
+  - V(armed) judges, with nothing changed, and arms a timer on the node which opens its own firewall and takes the change back. It
+    needs neither C(/etc/pve) nor quorum for that, and does it at boot too. V(written) on one member writes the file, if it is
+    still the one that was judged; V(present) waits on each until its firewall has loaded it.
   - V(confirmed) keeps the change. It must come over an ssh connection that is younger than the change.
   - V(undone) takes a change back that was not confirmed, at once. V(reverted) puts back what was there before the first one.
   - On a host without Proxmox's firewall it is a table of nftables of its own, C(inet pveguard).
@@ -156,11 +156,13 @@ from ansible.module_utils.pveguard.hardening.sshd import Who
 from ansible.module_utils.pveguard.pmxcfs import run_lock
 from ansible.module_utils.pveguard.state import login
 
+STATES = ["armed", "written", "present", "confirmed", "undone", "reverted"]
+
 
 def main() -> None:
     module = NodeModule(
         argument_spec={
-            "state": {"type": "str", "choices": ["armed", "written", "present", "confirmed", "undone", "reverted"], "required": True},
+            "state": {"type": "str", "choices": STATES, "required": True},
             "mode": {"type": "str", "choices": ["rules", "enforce"], "default": "rules"},
             "management": {"type": "list", "elements": "str"},
             "cluster_name": {"type": "str"},

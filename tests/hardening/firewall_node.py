@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Members of a cluster whose /etc/pve is one file system, each with a firewall that is a double: it has loaded what cluster.fw says
-while it runs, its unit's conditions hold, and nothing disables it. The undo is the real program, run by the double of systemd of the
-rollback timer's test.
+"""Members of a cluster whose /etc/pve is one file system. The firewall of each is a double: while it runs, it has loaded what
+cluster.fw says. The undo is the real program, run by the double of systemd of the rollback timer's test.
 """
 
 from __future__ import annotations

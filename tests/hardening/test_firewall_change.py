@@ -79,7 +79,7 @@ def test_rules_of_a_firewall_that_is_off_need_no_proof_and_no_timer(node: Firewa
     assert seen.todo and not seen.unproved and node.timer() == "none"
     assert node.present(seen.digest).changed and not node.closed
     assert "pveguard: corosync link 1" in node.shared.text
-    assert not node.arm(RULES).todo and not node.revert(check=True).before == BEFORE
+    assert not node.arm(RULES).todo and node.revert(check=True).before != BEFORE
     assert node.revert().changed and node.shared.bytes == FORMER
 
 
@@ -290,7 +290,7 @@ def test_an_earlier_change_that_waits(node: FirewallNode) -> None:
 def test_an_edit_between_the_look_and_the_write_stays_and_opens_nothing(node: FirewallNode) -> None:
     seen = node.arm()
     node.shared.write(f"{BEFORE}IN DROP\n")
-    with pytest.raises(firewall_change.Untouched, match="somebody has edited /etc/pve/firewall/cluster.fw since it was looked at"):
+    with pytest.raises(firewall_change.Untouched, match="somebody has edited .*cluster.fw since it was looked at"):
         node.present(seen.digest)
     assert node.undo(made=False)
     assert node.shared.text == f"{BEFORE}IN DROP\n" and node.runs and not node.held and node.timer() == "none"

@@ -58,8 +58,8 @@ def firewall_facts(hostvars: Any, host: str) -> dict[str, Any]:
 
 
 def firewall_together(hostvars: Any, host: str, play_hosts: Sequence[str]) -> dict[str, Any]:
-    """What the members of a host's cluster have come to: ``{hosts, writer, todo, problems}``. ``writer`` changes the file for all;
-    ``problems`` says why nobody may.
+    """What the members of a host's cluster have come to: ``{hosts, writer, todo, problems}``. ``writer`` changes the file for
+    all; ``problems`` says why nobody may.
     """
     everybody = rendered(hostvars)
     own = _result(everybody, host, ARMED)
@@ -72,7 +72,7 @@ def firewall_together(hostvars: Any, host: str, play_hosts: Sequence[str]) -> di
         if not name:
             problems.append(f"{member['name']} of the cluster is not in the inventory under its name or address")
         elif name not in play_hosts:
-            problems.append(f"{member['name']} of the cluster is not reached by this run; run it without --limit, for all members")
+            problems.append(f"this run does not reach {member['name']} of the cluster; run it for all members, without --limit")
         elif _failed(result) or "digest" not in result:
             problems.append(f"{member['name']}: {_why(result)}")
         elif result["digest"] != own["digest"]:

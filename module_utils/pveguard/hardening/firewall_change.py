@@ -3,9 +3,9 @@
 each other.
 
 In this order, each step on all members before the next one: :func:`arm` judges, with nothing changed, and arms a timer that opens
-the node and takes the change back (core ``firewall_undo``), also at boot; :func:`present` on one member writes cluster.fw if it is
-still the file that was judged, and on all waits until the node's firewall has loaded it; others prove (core ``firewall_proof``);
-:func:`confirm` keeps it. What fails is taken back at once by :func:`undo`, on every member.
+the node and takes the change back (core ``firewall_undo``), also at boot; :func:`write` on one member changes cluster.fw, if it
+is still the file that was judged; :func:`present` waits until the node's firewall has loaded it; all prove that they get through
+(core ``firewall_proof``); :func:`confirm` keeps it. What fails is taken back at once by :func:`undo`, on every member.
 
 Rules in a firewall that is off do nothing: they are written without a timer.
 """
@@ -74,7 +74,8 @@ def arm(
     run: Run = real_run,
 ) -> Result:
     """Judge what is wanted, and have this node take it back by itself; nothing else is changed yet. ``facts``: of the core
-    ``firewall``; ``ring``: what is wrong with it already, which nobody could prove afterwards. Raises PveguardError, with nothing changed or armed, where it is refused.
+    ``firewall``; ``ring``: what is wrong with it already, which nobody could prove afterwards. Raises PveguardError, with nothing
+    changed or armed, where it is refused.
     """
     if not facts.get("known", True):
         raise PveguardError(f"the firewall cannot be judged, and nothing is changed: {facts.get('error')}")
@@ -129,7 +130,7 @@ def wanted(before: str | None, facts: Mapping[str, Any], options: Options) -> st
     if strange:
         shown = "; ".join(f"line {each.number}: {each.why}" for each in strange[:5])
         raise PveguardError(
-            f"{CLUSTER_FW} has lines that Proxmox passes over, and nothing was changed: {shown}. Mend or remove them, and run again"
+            f"{CLUSTER_FW} has lines that Proxmox passes over, and nothing was changed: {shown}. Mend or remove them first"
         )
     text = firewall_rules.merged(before or "", firewall_rules.wanted(facts, options))
     return firewall_rules.enforced(text) if options.mode == ENFORCE else text
@@ -271,8 +272,8 @@ def _refuse_waiting(root: Path) -> None:
     if now["state"] == rollback_timer.ARMED:
         left = "" if now["left_seconds"] is None else f" in {now['left_seconds']:.0f} s"
         raise PveguardError(
-            f"an earlier change of the firewall waits for its proof, and is taken back{left}; 'systemctl start {unit}' does it now. "
-            "Run again after that"
+            f"an earlier change of the firewall waits for its proof, and is taken back{left}; 'systemctl start {unit}' does it "
+            "now. Run again after that"
         )
 
 

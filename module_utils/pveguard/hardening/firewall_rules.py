@@ -63,8 +63,8 @@ class Options:
 
     @classmethod
     def of(cls, variables: Mapping[str, Any]) -> Options:
-        """From the role's variables ``node_hardening_firewall``, ``_management`` and ``_cluster_name``. Raises PveguardError for what
-        is no mode and no network.
+        """From the role's variables ``node_hardening_firewall``, ``_management`` and ``_cluster_name``. Raises PveguardError for
+        what is no mode and no network.
         """
         mode = str(variables.get("node_hardening_firewall") or AUDIT)
         if mode not in MODES:

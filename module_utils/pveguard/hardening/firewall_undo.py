@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What takes an unproved change of the firewall back on a node, whoever else is gone: a shell program that the rollback timer runs.
+"""What takes an unproved change of the firewall back on a node, whoever else is gone: a shell program for the rollback timer.
 
-First the node's own firewall is opened, for which neither /etc/pve nor quorum is needed: ``pve-firewall`` is stopped and kept from
+First the node's own firewall is opened, for which neither /etc/pve nor quorum is needed: pve-firewall is stopped and kept from
 starting by a condition in its unit (so also at the next boot), proxmox-firewall gets the file that disables it. Then the former
 cluster.fw is put back, as soon as /etc/pve takes writes again: the program fails until then, and the timer tries it again. Every
 member does so, the first one wins, and the others find it done. A cluster.fw that somebody has edited since is left alone.
@@ -154,7 +154,7 @@ undo_cluster() {{
         ;;
     4)
         if [ -e "$here/pending/woke" ]; then
-            echo "somebody has edited cluster.fw since: it stays, and the firewall of this node stays open. Look at the file, then:" \\
+            echo "somebody has edited cluster.fw since: it stays, and this node stays open. Look at the file, then:" \\
                 "rm -f {HELD} {FORCE_DISABLE} && systemctl start {LEGACY_UNIT}"
             close_up hold
         else
@@ -163,7 +163,7 @@ undo_cluster() {{
         fi
         ;;
     *)
-        echo "the former cluster.fw cannot be put back yet, as /etc/pve takes no writes; the firewall of this node is open until then"
+        echo "the former cluster.fw cannot be put back yet, as /etc/pve takes no writes; this node is open until then"
         return 1
         ;;
     esac
