@@ -38,7 +38,11 @@ def test_members_have_their_addresses_on_each_link(node: Node) -> None:
         ("pve3", False, {"0": "10.0.0.13", "1": "10.1.0.13"}),
     ]
     assert found["members"][0]["written"]["0"] == "pve1", "a name of /etc/hosts"
-    assert (found["address"], found["local_network"], found["management"]) == ("10.0.0.11", "10.0.0.0/24", ["10.0.0.0/24"])
+    assert (found["address"], found["local_network"], found["management"]) == (
+        "10.0.0.11",
+        "10.0.0.0/24",
+        ["10.0.0.0/24"],
+    )
 
 
 def test_a_name_that_nobody_resolves_is_no_address(node: Node) -> None:
@@ -65,11 +69,20 @@ def test_files_and_switches(node: Node) -> None:
     node.write("/etc/pve/nodes/pve2/host.fw", "[OPTIONS]\nnftables: 1\n")
     found = look(node)
     cluster = found["cluster"]
-    assert (cluster["present"], cluster["enable"], cluster["policy_in"], cluster["policy_out"]) == (True, True, "DROP", "DROP")
-    assert cluster["rules"] == ["|IN SSH(ACCEPT)", "IN DROP -p udp # x"] and cluster["groups"] == {"g": ["IN DROP"]}
+    assert (cluster["present"], cluster["enable"], cluster["policy_in"], cluster["policy_out"]) == (
+        True,
+        True,
+        "DROP",
+        "DROP",
+    )
+    assert cluster["rules"] == ["|IN SSH(ACCEPT)", "IN DROP -p udp # x"] and cluster["groups"] == {
+        "g": ["IN DROP"]
+    }
     assert cluster["strange"] == [{"line": 13, "why": "a rule is TYPE ACTION [OPTIONS]"}]
     assert found["host"]["enable"] is False and found["host"]["path"] == "/etc/pve/nodes/pve1/host.fw"
-    assert found["management"] == ["10.0.0.0/16", "192.0.2.7", "!10.0.0.66"], "the alias takes the detected network's place"
+    assert found["management"] == ["10.0.0.0/16", "192.0.2.7", "!10.0.0.66"], (
+        "the alias takes the detected network's place"
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,7 +108,10 @@ def test_links_above_0_depend_on_tracked_connections_with_the_legacy_firewall_al
     on = "[OPTIONS]\nenable: 1\n[RULES]\n"
     node.write("/etc/pve/firewall/cluster.fw", on)
     assert look(node)["conntrack_links"] == [1, 2]
-    node.write("/etc/pve/firewall/cluster.fw", f"{on}IN ACCEPT -p udp -dport 5406 -source 10.1.0.0/24 -dest 10.1.0.0/24\n")
+    node.write(
+        "/etc/pve/firewall/cluster.fw",
+        f"{on}IN ACCEPT -p udp -dport 5406 -source 10.1.0.0/24 -dest 10.1.0.0/24\n",
+    )
     assert look(node)["conntrack_links"] == [2]
     node.write("/usr/libexec/proxmox/proxmox-firewall", "")
     node.write("/etc/pve/nodes/pve1/host.fw", "[OPTIONS]\nnftables: 1\n")
@@ -105,22 +121,44 @@ def test_links_above_0_depend_on_tracked_connections_with_the_legacy_firewall_al
 
 def test_guests_whose_rules_sleep(node: Node) -> None:
     guests = {
-        100: ("enable: 1", "net0: virtio=A,bridge=vmbr0,firewall=1\nname: web\n[snap]\nnet1: virtio=A,firewall=1\n"),
+        100: (
+            "enable: 1",
+            "net0: virtio=A,bridge=vmbr0,firewall=1\nname: web\n[snap]\nnet1: virtio=A,firewall=1\n",
+        ),
         101: ("enable: 0", "net0: virtio=A,bridge=vmbr0,firewall=1\n"),
         102: ("enable: 1", "net0: virtio=A,bridge=vmbr0,firewall=0\n"),
         103: ("enable: 1", "net0: name=eth0,bridge=vmbr0,firewall=1,type=veth\r\nhostname: db\n"),
         104: ("enable: 1", None),
     }
     for number, (option, config) in guests.items():
-        node.write(f"/etc/pve/firewall/{number}.fw", f"[OPTIONS]\n{option}\npolicy_in: ACCEPT\n[RULES]\nIN DROP\n|IN DROP\n")
+        node.write(
+            f"/etc/pve/firewall/{number}.fw",
+            f"[OPTIONS]\n{option}\npolicy_in: ACCEPT\n[RULES]\nIN DROP\n|IN DROP\n",
+        )
         kind, on = ("lxc", "pve3") if number == 103 else ("qemu-server", "pve1")
         if config is not None:
             node.write(f"/etc/pve/nodes/{on}/{kind}/{number}.conf", config)
     node.append("/etc/pve/firewall/103.fw", "IN WHAT\n")
     found = look(node)
     assert found["guests"] == [
-        {"id": 100, "node": "pve1", "kind": "qemu-server", "name": "web", "cards": ["net0"], "rules": 1, "policy_in": "ACCEPT"},
-        {"id": 103, "node": "pve3", "kind": "lxc", "name": "db", "cards": ["net0"], "rules": 1, "policy_in": "ACCEPT"},
+        {
+            "id": 100,
+            "node": "pve1",
+            "kind": "qemu-server",
+            "name": "web",
+            "cards": ["net0"],
+            "rules": 1,
+            "policy_in": "ACCEPT",
+        },
+        {
+            "id": 103,
+            "node": "pve3",
+            "kind": "lxc",
+            "name": "db",
+            "cards": ["net0"],
+            "rules": 1,
+            "policy_in": "ACCEPT",
+        },
     ]
     (strange,) = found["guests_strange"]
     assert (strange["path"], strange["line"]) == ("/etc/pve/firewall/103.fw", 7)
@@ -132,13 +170,19 @@ def test_what_needs_a_port(node: Node) -> None:
     node.write(
         "/etc/drbd.d/r0.res",
         "# resource old { address 10.9.9.9:1; }\nresource r0 {\n  on pve1 { device /dev/drbd0; address 10.1.0.11:7790; }\n"
-        "  on pve2 {\n    address   ipv4 10.1.0.12:7790;\n  }\n}\nresource \"r1\" {\n  on pve1 { address ipv6 [fd00::1]:7000; }\n"
+        '  on pve2 {\n    address   ipv4 10.1.0.12:7790;\n  }\n}\nresource "r1" {\n  on pve1 { address ipv6 [fd00::1]:7000; }\n'
         "  on pve3 { address ipv6 [fd00:0::3]:7000; }\n}\n",
     )
-    node.write("/var/lib/linstor.d/x.res", "resource x\n{\n  connection {\n host a address 10.1.0.11:7001;\n host b address 10.1.0.13:7002; }\n}\n")
+    node.write(
+        "/var/lib/linstor.d/x.res",
+        "resource x\n{\n  connection {\n host a address 10.1.0.11:7001;\n host b address 10.1.0.13:7002; }\n}\n",
+    )
     node.write("/lib/systemd/system/linstor-satellite.service", "")
     node.write("/var/lib/ceph/mon/ceph-pve1/done", "")
-    node.write("/etc/pve/storage.cfg", "pbs: backup\n\tserver 10.0.0.7\n\tusername secret@pbs\n\nnfs: iso\n\tserver nas\n\texport /x\n\ndir: local\n\tpath /x\n")
+    node.write(
+        "/etc/pve/storage.cfg",
+        "pbs: backup\n\tserver 10.0.0.7\n\tusername secret@pbs\n\nnfs: iso\n\tserver nas\n\texport /x\n\ndir: local\n\tpath /x\n",
+    )
     node.write("/etc/pve/datacenter.cfg", "keyboard: de\nmigration: type=insecure,network=10.2.0.1/24\n")
     found = look(node)
     assert found["known"], found["error"]
@@ -177,10 +221,15 @@ def test_the_way_of_migration(node: Node, line: str, expected: tuple[str, str]) 
     assert tuple(look(node)["migration"].values()) == expected
 
 
-@pytest.mark.parametrize("text", ["resource r0 {\n  on pve1 { address 10.1.0.11:7790; }\n}\n", "resource r0 {\n address $HOST:1;\n}\n"])
+@pytest.mark.parametrize(
+    "text",
+    ["resource r0 {\n  on pve1 { address 10.1.0.11:7790; }\n}\n", "resource r0 {\n address $HOST:1;\n}\n"],
+)
 def test_a_resource_of_drbd_that_is_not_understood(node: Node, text: str) -> None:
     node.write("/etc/drbd.d/r0.res", text)
-    assert look(node)["drbd_strange"] == [{"path": "/etc/drbd.d/r0.res", "why": "the addresses of resource r0 are not understood"}]
+    assert look(node)["drbd_strange"] == [
+        {"path": "/etc/drbd.d/r0.res", "why": "the addresses of resource r0 are not understood"}
+    ]
 
 
 def test_the_login_in_use(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +245,9 @@ def nft(*items: dict[str, Any]) -> str:
     return json.dumps({"nftables": [{"metainfo": {"json_schema_version": 1}}, *items]})
 
 
-def chain(table: str, name: str, hook: str = "", policy: str = "accept", family: str = "inet") -> dict[str, Any]:
+def chain(
+    table: str, name: str, hook: str = "", policy: str = "accept", family: str = "inet"
+) -> dict[str, Any]:
     more = {"type": "filter", "hook": hook, "prio": 0, "policy": policy} if hook else {}
     return {"chain": {"family": family, "table": table, "name": name, **more}}
 
@@ -234,12 +285,22 @@ def test_rules_of_others_in_iptables(node: Node) -> None:
         "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD DROP [0:0]\n:PVEFW-INPUT - [0:0]\n-A INPUT -j PVEFW-INPUT\n-A INPUT -p tcp -j f2b-ssh\n"
         "-A PVEFW-INPUT -j DROP\n-A tap100i0-IN -j DROP\n-A f2b-ssh -j REJECT\n{}COMMIT\n"
     )
-    node.answers["iptables-legacy-save"] = lambda argv: Result(0, saved.format("-A INPUT -s 1.2.3.4 -j DROP\n"))
+    node.answers["iptables-legacy-save"] = lambda argv: Result(
+        0, saved.format("-A INPUT -s 1.2.3.4 -j DROP\n")
+    )
     assert look(node)["others"] == [], "its module is not loaded, and a look does not load it"
     node.write("/proc/net/ip_tables_names", "nat\nfilter\n")
     (found,) = look(node)["others"]
-    assert found == {"where": "iptables-legacy ip filter", "hooks": ["input", "forward"], "policy": "drop", "rules": 1, "drops": 1}
-    node.answers["iptables-legacy-save"] = lambda argv: Result(0, saved.replace("FORWARD DROP", "FORWARD ACCEPT").format(""))
+    assert found == {
+        "where": "iptables-legacy ip filter",
+        "hooks": ["input", "forward"],
+        "policy": "drop",
+        "rules": 1,
+        "drops": 1,
+    }
+    node.answers["iptables-legacy-save"] = lambda argv: Result(
+        0, saved.replace("FORWARD DROP", "FORWARD ACCEPT").format("")
+    )
     assert look(node)["others"] == []
 
 
@@ -247,7 +308,16 @@ def test_rules_of_others_in_iptables(node: Node) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["corosync.conf", "firewall/cluster.fw", "nodes/pve1/host.fw", "storage.cfg", "datacenter.cfg", "firewall/100.fw", ".members"]
+    "path",
+    [
+        "corosync.conf",
+        "firewall/cluster.fw",
+        "nodes/pve1/host.fw",
+        "storage.cfg",
+        "datacenter.cfg",
+        "firewall/100.fw",
+        ".members",
+    ],
 )
 @pytest.mark.parametrize("how", ["folder", "large"])
 def test_a_file_that_cannot_be_read(node: Node, path: str, how: str) -> None:
@@ -263,14 +333,18 @@ def test_a_file_that_cannot_be_read(node: Node, path: str, how: str) -> None:
     assert not found["known"] and f"/etc/pve/{path}" in found["error"]
 
 
-@pytest.mark.parametrize("text", ["nodelist {\n", "nodelist {\n  node {\n    name: other\n    ring0_addr: 10.0.0.1\n  }\n}\n"])
+@pytest.mark.parametrize(
+    "text", ["nodelist {\n", "nodelist {\n  node {\n    name: other\n    ring0_addr: 10.0.0.1\n  }\n}\n"]
+)
 def test_a_corosync_conf_that_is_broken_or_of_others(node: Node, text: str) -> None:
     node.write("/etc/pve/corosync.conf", text)
     found = look(node)
     assert not found["known"] and "corosync.conf" in found["error"]
 
 
-def test_a_cluster_file_system_that_never_answers_is_unknown(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_file_system_that_never_answers_is_unknown(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def never(self: looking.Looking) -> bool:
         while True:
             signal.pause()
@@ -282,7 +356,9 @@ def test_a_cluster_file_system_that_never_answers_is_unknown(node: Node, monkeyp
     assert found["services"]["pve-firewall"]["active"], "the rest is told"
 
 
-def test_a_mistake_while_the_cluster_file_system_is_read_is_unknown(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mistake_while_the_cluster_file_system_is_read_is_unknown(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(firewall, "_guests", lambda looking: 1 / 0)
     found = look(node)
     assert not found["known"] and "/etc/pve: not understood" in found["error"]
@@ -294,18 +370,28 @@ def test_a_cluster_file_system_that_is_not_mounted(node: Node) -> None:
     node.write("/etc/corosync/corosync.conf", corosync().replace("pve1", "pve1"))
     found = look(node)
     assert "/etc/pve: not mounted" in found["error"]
-    assert [each["links"]["1"] for each in found["members"]] == ["10.1.0.11", "10.1.0.12", "10.1.0.13"], "of the host's own file"
+    assert [each["links"]["1"] for each in found["members"]] == ["10.1.0.11", "10.1.0.12", "10.1.0.13"], (
+        "of the host's own file"
+    )
 
 
 def test_a_plain_host_has_nothing_of_proxmox(node: Node) -> None:
-    for path in ("/etc/pve/.version", "/etc/pve/.members", "/etc/pve/corosync.conf", "/usr/bin/pmxcfs", "/usr/sbin/pve-firewall"):
+    for path in (
+        "/etc/pve/.version",
+        "/etc/pve/.members",
+        "/etc/pve/corosync.conf",
+        "/usr/bin/pmxcfs",
+        "/usr/sbin/pve-firewall",
+    ):
         node.remove(path)
     found = look(node)
     assert found["known"], found["error"]
     assert (found["implementation"], found["members"], found["links"]) == ("none", [], [])
 
 
-@pytest.mark.parametrize("answer", ["", "no JSON", '[{"addr_info": [{"local": "x", "prefixlen": 1}]}]', "[1]"])
+@pytest.mark.parametrize(
+    "answer", ["", "no JSON", '[{"addr_info": [{"local": "x", "prefixlen": 1}]}]', "[1]"]
+)
 def test_own_addresses_that_are_not_understood(node: Node, answer: str) -> None:
     node.answers["ip"] = lambda argv: Result(0, answer)
     found = look(node)
