@@ -63,6 +63,7 @@ def facts(cluster: str = MANAGED, host: str = "", **more: Any) -> dict[str, Any]
         "members": members,
         "links": [0, 1],
         "addresses": ["10.0.0.11/24", "10.1.0.11/24"],
+        "cards": {"10.0.0.11": "vmbr0", "10.1.0.11": "eno2"},
         "address": "10.0.0.11",
         "local_network": "10.0.0.0/24",
         "controller": "192.0.2.9",

@@ -219,7 +219,8 @@ def corosync(links: int = 2, more: str = "") -> str:
         if number == 1:
             rings[0] = "    ring0_addr: pve1\n"
         nodes += f"  node {{\n    name: pve{number}\n    nodeid: {number}\n{''.join(rings)}  }}\n"
-    return f"nodelist {{\n{nodes}}}\nquorum {{\n  provider: corosync_votequorum\n{more}}}\ntotem {{\n  cluster_name: blue\n  version: 2\n}}\n"
+    totem = "totem {\n  cluster_name: blue\n  version: 2\n}\n"
+    return f"nodelist {{\n{nodes}}}\nquorum {{\n  provider: corosync_votequorum\n{more}}}\n{totem}"
 
 
 def _pve(node: Node) -> None:

@@ -62,8 +62,8 @@ def test_a_member_without_an_address_on_a_link_is_told(node: Node) -> None:
 def test_files_and_switches(node: Node) -> None:
     node.write(
         "/etc/pve/firewall/cluster.fw",
-        "[OPTIONS]\nenable: 1\npolicy_out: drop\n[ALIASES]\nlocal_network 10.0.0.0/16\nAdmin 192.0.2.7\n[IPSET management]\nadmin\n"
-        "!10.0.0.66 # not this one\n[RULES]\n|IN SSH(ACCEPT)\nIN DROP -p udp # x\nnonsense\n[group g]\nIN DROP\n",
+        "[OPTIONS]\nenable: 1\npolicy_out: drop\n[ALIASES]\nlocal_network 10.0.0.0/16\nAdmin 192.0.2.7\n[IPSET management]\n"
+        "admin\n!10.0.0.66 # not this one\n[RULES]\n|IN SSH(ACCEPT)\nIN DROP -p udp # x\nnonsense\n[group g]\nIN DROP\n",
     )
     node.write("/etc/pve/nodes/pve1/host.fw", "[OPTIONS]\nenable: 0\n")
     node.write("/etc/pve/nodes/pve2/host.fw", "[OPTIONS]\nnftables: 1\n")
@@ -282,7 +282,8 @@ def test_rules_of_others_in_nftables(node: Node) -> None:
 
 def test_rules_of_others_in_iptables(node: Node) -> None:
     saved = (
-        "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD DROP [0:0]\n:PVEFW-INPUT - [0:0]\n-A INPUT -j PVEFW-INPUT\n-A INPUT -p tcp -j f2b-ssh\n"
+        "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD DROP [0:0]\n:PVEFW-INPUT - [0:0]\n-A INPUT -j PVEFW-INPUT\n"
+        "-A INPUT -p tcp -j f2b-ssh\n"
         "-A PVEFW-INPUT -j DROP\n-A tap100i0-IN -j DROP\n-A f2b-ssh -j REJECT\n{}COMMIT\n"
     )
     node.answers["iptables-legacy-save"] = lambda argv: Result(

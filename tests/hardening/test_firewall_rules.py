@@ -414,6 +414,14 @@ def test_a_rule_of_the_host_that_cuts_the_ring_is_refused(planted: str) -> None:
     )
 
 
+def test_a_rule_of_another_network_card_is_none_of_the_ring() -> None:
+    rule = "[RULES]\nIN DROP -i vmbr9\nIN ACCEPT -i vmbr9\n"
+    assert refused(facts(host=rule)) == ""
+    assert "would not pass (host.fw: IN DROP -i vmbr9)" in refused(facts(host=rule, cards={})), (
+        "cards are not known"
+    )
+
+
 def test_a_ring_without_its_rule_is_refused() -> None:
     rules = [rule for rule in WANTED if "link 1" not in rule.comment]
     (first, *_) = fw.refusals(facts(), fw.ENFORCE, ENFORCE, rules)

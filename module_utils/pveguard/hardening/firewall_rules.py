@@ -508,7 +508,11 @@ def _networks(texts: Sequence[str]) -> list[str]:
     kept: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = []
     for net in sorted(found, key=lambda net: (net.version, int(net.network_address), net.prefixlen)):
         # A network comes before what is in it.
-        if not kept or kept[-1].version != net.version or int(net.network_address) > int(kept[-1].broadcast_address):
+        if (
+            not kept
+            or kept[-1].version != net.version
+            or int(net.network_address) > int(kept[-1].broadcast_address)
+        ):
             kept.append(net)
     return [_plain(net) for net in kept]
 
