@@ -403,7 +403,7 @@ def test_a_member_that_is_not_in_the_management_set_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "planted", ["IN DROP -p udp", "IN REJECT -source 10.1.0.0/24", "IN DROP", "IN DROP -i vmbr1"]
+    "planted", ["IN DROP -p udp", "IN REJECT -source 10.1.0.0/24", "IN DROP", "IN DROP -i eno2"]
 )
 def test_a_rule_of_the_host_that_cuts_the_ring_is_refused(planted: str) -> None:
     """host.fw comes before cluster.fw, so own rules do not help."""
