@@ -8,6 +8,7 @@ packet is taken to come by the card that has its address.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -217,6 +218,7 @@ def _rules(texts: Iterable[str]) -> list[Rule]:
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
+@functools.lru_cache(4096)
 def _range(text: str) -> tuple[_Address, _Address] | None:
     try:
         first, dash, last = text.partition("-")
