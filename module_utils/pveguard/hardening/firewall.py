@@ -320,14 +320,17 @@ def _addresses(looking: Looking) -> Facts:
     if text is None:
         looking.cannot("ip", "the own addresses are not known")
     found: list[str] = []
+    cards: dict[str, str] = {}
     try:
         for card in json.loads(text or "[]"):
             for each in card.get("addr_info") or []:
                 if each.get("scope") != "link" and card.get("ifname") != "lo" and "local" in each:
-                    found.append(str(ipaddress.ip_interface(f"{each['local']}/{each['prefixlen']}")))
+                    own = ipaddress.ip_interface(f"{each['local']}/{each['prefixlen']}")
+                    found.append(str(own))
+                    cards[str(own.ip)] = str(card.get("ifname"))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         looking.cannot("ip", "its answer is not understood")
-    return {"addresses": found}
+    return {"addresses": found, "cards": cards}
 
 
 def _network(facts: Facts) -> str:

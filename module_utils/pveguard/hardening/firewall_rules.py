@@ -498,17 +498,23 @@ def lists(networks: Sequence[str]) -> list[str]:
 
 
 def _networks(texts: Sequence[str]) -> list[str]:
-    """Those that are networks or addresses, each once, sorted."""
+    """Those that are networks or addresses, sorted; none that is in another, which a set of nftables would not take."""
     found = set()
     for each in texts:
         try:
             found.add(ipaddress.ip_network(each, strict=False))
         except ValueError:
             continue
-    return [
-        _plain(each)
-        for each in sorted(found, key=lambda net: (net.version, int(net.network_address), net.prefixlen))
-    ]
+    kept: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = []
+    for net in sorted(found, key=lambda net: (net.version, int(net.network_address), net.prefixlen)):
+        # A network comes before what is in it.
+        if (
+            not kept
+            or kept[-1].version != net.version
+            or int(net.network_address) > int(kept[-1].broadcast_address)
+        ):
+            kept.append(net)
+    return [_plain(net) for net in kept]
 
 
 def _plain(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> str:

@@ -2,12 +2,13 @@
 """What Proxmox's firewall makes of one packet, by its files and by what it lets pass by itself. Pure; no connection is known, as
 if the table of connections had just been flushed.
 
-What cannot be told lets nothing pass: a rule with an interface or a macro that is not known accepts nothing, and one with an
-interface drops whatever else it fits.
+What cannot be told lets nothing pass: a rule with source ports, a macro or a network card that is not known accepts nothing. A
+packet is taken to come by the card that has its address.
 """
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -56,6 +57,7 @@ class Filter:
     def __init__(self, facts: Mapping[str, Any], first: Sequence[Rule] = (), enforced: bool = False) -> None:
         self.cluster, self.host = facts.get("cluster") or {}, facts.get("host") or {}
         self.local, self.members = facts.get("local_network") or "", facts.get("members") or []
+        self.cards = facts.get("cards") or {}
         self.implementation = facts.get("implementation") or "none"
         self.files = [
             ("host.fw", _rules(self.host.get("rules") or [])),
@@ -99,8 +101,12 @@ class Filter:
 
     def _fits(self, rule: Rule, packet: Packet) -> bool:
         params = rule.params
-        if rule.action == ACCEPT and ("iface" in params or "sport" in params):
+        if rule.action == ACCEPT and "sport" in params:
             return False
+        if "iface" in params:
+            card = self.cards.get(packet.dest if packet.kind == "IN" else packet.source)
+            if card != params["iface"] and (card is not None or rule.action == ACCEPT):
+                return False
         for key, address in (("source", packet.source), ("dest", packet.dest)):
             if key in params and not any(self._in(part, address) for part in params[key].split(",")):
                 return False
@@ -212,6 +218,7 @@ def _rules(texts: Iterable[str]) -> list[Rule]:
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
+@functools.lru_cache(4096)
 def _range(text: str) -> tuple[_Address, _Address] | None:
     try:
         first, dash, last = text.partition("-")
