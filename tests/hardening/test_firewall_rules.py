@@ -295,6 +295,13 @@ def test_what_somebody_has_set_since_stays() -> None:
     assert "policy_in:  REJECT" in back and "enable: 0" in back and back.endswith("IN HTTPS(ACCEPT)\n")
 
 
+def test_the_first_note_of_what_was_before_counts() -> None:
+    """Somebody switches it off after a run, and the next run on again."""
+    after = fw.enforced(fw.merged(FILE.replace("enable: 0", "enable: 2"), WANTED))
+    again = fw.enforced(firewall_config.set_option(after, "policy_in", "ACCEPT"))
+    assert again == after and fw.reverted(again) == FILE.replace("enable: 0", "enable: 2")
+
+
 def test_rules_that_are_no_longer_wanted_go() -> None:
     more = fw.wanted(facts(qdevice={"host": "q", "address": "10.0.0.5"}), RULES)
     after = fw.merged(FILE, more)
@@ -432,6 +439,29 @@ def test_a_ring_without_its_rule_is_refused() -> None:
     out = facts(f"[OPTIONS]\npolicy_out: DROP\n{MANAGED}")
     assert refused(out) == "", "the own rules let it out"
     assert "corosync link 1 to pve2" in "\n".join(fw.refusals(out, fw.ENFORCE, ENFORCE, rules))
+
+
+@pytest.mark.parametrize("planted", ["IN DROP", "GROUP closed"])
+def test_own_rules_stand_before_those_of_the_cluster(planted: str) -> None:
+    assert refused(facts(f"{MANAGED}[group closed]\nIN DROP\n[RULES]\n{planted}\n")) == ""
+
+
+def test_what_goes_out_to_members_needs_a_rule_where_proxmox_has_none() -> None:
+    found = facts(f"[OPTIONS]\npolicy_out: DROP\n{MANAGED}")
+    ring = [rule for rule in WANTED if "members" not in rule.comment]
+    said = fw.refusals(found, fw.ENFORCE, ENFORCE, ring)
+    assert [each.partition(" (")[0] for each in said] == ["migration to pve2", "migration to pve3"], (
+        "ssh and 8006 it lets out itself"
+    )
+    found["local_network"] = "10.0.0.11/32"
+    options = fw.Options(fw.ENFORCE, ("10.0.0.0/24",))
+    assert "ssh to pve2" in "\n".join(fw.refusals(found, fw.ENFORCE, options, ring))
+    assert "ssh from pve2" not in "\n".join(fw.refusals(found, fw.ENFORCE, options, ring))
+
+
+def test_a_blacklisted_controller_is_refused() -> None:
+    said = refused(facts(f"{MANAGED}[IPSET blacklist]\n192.0.2.9\n"))
+    assert "ssh from the controller (tcp 22, 192.0.2.9 to 10.0.0.11) would not pass (ipset blacklist)" in said
 
 
 def test_what_nobody_has_a_rule_for_is_refused() -> None:
