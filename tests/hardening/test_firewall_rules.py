@@ -144,7 +144,7 @@ def test_variables() -> None:
         "node_hardening_firewall": "rules",
         "node_hardening_firewall_management": ["10.0.0.7/24", "fd00::1"],
     }
-    assert fw.Options.of({**given, "node_hardening_firewall_confirm": "blue"}) == fw.Options(
+    assert fw.Options.of({**given, "node_hardening_firewall_cluster_name": "blue"}) == fw.Options(
         "rules", ("10.0.0.0/24", "fd00::1"), "blue"
     )
 
@@ -477,7 +477,7 @@ def test_guests_that_would_wake_are_named_until_the_clusters_name_is_typed() -> 
     found = facts(guests=[GUEST])
     said = refused(found)
     assert "the sleeping rules of 1 guest would wake: 100 web on pve2 (net0, 2 rules, policy_in DROP)" in said
-    assert "node_hardening_firewall_confirm" in said and "it was not typed" in said
+    assert "node_hardening_firewall_cluster_name" in said and "it was not typed" in said
     assert "'Blue' was typed" in refused(found, fw.Options(fw.ENFORCE, ENFORCE.management, "Blue"))
     assert refused(found, fw.Options(fw.ENFORCE, ENFORCE.management, "blue")) == ""
     assert refused(found, RULES) == "", "rules alone wake nobody"

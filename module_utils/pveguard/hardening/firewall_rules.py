@@ -63,8 +63,8 @@ class Options:
 
     @classmethod
     def of(cls, variables: Mapping[str, Any]) -> Options:
-        """From the role's variables ``node_hardening_firewall``, ``_management`` and ``_confirm``. Raises PveguardError for what
-        is no mode and no network.
+        """From the role's variables ``node_hardening_firewall``, ``_management`` and ``_cluster_name``. Raises
+        PveguardError for what is no mode and no network.
         """
         mode = str(variables.get("node_hardening_firewall") or AUDIT)
         if mode not in MODES:
@@ -78,7 +78,7 @@ class Options:
                 raise PveguardError(
                     f"node_hardening_firewall_management: {str(each)!r} is neither an address nor a network"
                 ) from None
-        return cls(mode, tuple(found), str(variables.get("node_hardening_firewall_confirm") or ""))
+        return cls(mode, tuple(found), str(variables.get("node_hardening_firewall_cluster_name") or ""))
 
 
 def together(nodes: Sequence[Facts]) -> dict[str, Any]:
@@ -363,7 +363,7 @@ def _guests(facts: Facts, options: Options) -> list[str]:
         given = f"{options.confirm!r} was typed" if options.confirm else "it was not typed"
         found.append(
             f"the sleeping rules of {len(guests)} guest{'s' if len(guests) > 1 else ''} would wake: {told}: look at their "
-            f"files in /etc/pve/firewall, then set node_hardening_firewall_confirm to the cluster's name ({given})"
+            f"files in /etc/pve/firewall, then set node_hardening_firewall_cluster_name to the cluster's name ({given})"
         )
     return found
 
