@@ -300,6 +300,9 @@ def test_the_first_note_of_what_was_before_counts() -> None:
     after = fw.enforced(fw.merged(FILE.replace("enable: 0", "enable: 2"), WANTED))
     again = fw.enforced(firewall_config.set_option(after, "policy_in", "ACCEPT"))
     assert again == after and fw.reverted(again) == FILE.replace("enable: 0", "enable: 2")
+    dropping = "[OPTIONS]\nenable: 0\npolicy_in: DROP\n"
+    accepting = firewall_config.set_option(fw.enforced(dropping), "policy_in", "ACCEPT")
+    assert fw.reverted(fw.enforced(accepting)) == dropping
 
 
 def test_rules_that_are_no_longer_wanted_go() -> None:
