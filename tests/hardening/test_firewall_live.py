@@ -75,6 +75,7 @@ class Firewalled(Node):
         self.sh("rm -f /usr/sbin/systemctl; mkdir /run/bin; mount --bind /run/bin /usr/local/sbin")
         self.program("systemctl", SYSTEMCTL.replace("HELD", firewall_undo.HELD), "run/bin")
         (self.root / "etc/pve-firewall-lab.conf").write_text("seconds=0.5\n")
+        (self.pve / "nodes/pve1").mkdir(parents=True, exist_ok=True)
         self.file = self.pve / "firewall/cluster.fw"
         self.file.parent.mkdir()
         self.file.write_text(BEFORE)
@@ -157,6 +158,7 @@ def node(tmp_path: Path) -> Iterator[Firewalled]:
         made.close()
 
 
+@pytest.mark.campaign
 def test_check_run_second_run_and_back(node: Firewalled) -> None:
     code, said = node.play("enforce", "--check", "--diff")
     assert code == 0 and "changed=1 " in said and "+policy_in: DROP" in said, said
