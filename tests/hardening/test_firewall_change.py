@@ -243,15 +243,16 @@ def test_what_disables_the_other_firewall_and_is_somebodys_stays(node: FirewallN
 
 def test_a_firewall_that_does_not_stop_is_killed_and_its_rules_are_cut_off(node: FirewallNode) -> None:
     enforced(node)
-    for name, text in {"pve-firewall": "exec sleep 600", "iptables-legacy": 'echo "iptables-legacy $*" >>"$here/calls"; exit 1'}.items():
+    noted = 'echo "iptables-legacy $*" >>"$here/calls"; exit 1'
+    for name, text in {"pve-firewall": "exec sleep 600", "iptables-legacy": noted}.items():
         (node.bin / name).write_text(f"#!/bin/sh\nhere={node.bin}\n{text}\n")
     program = node.root / firewall_undo.PROGRAM.lstrip("/")
     program.write_text(program.read_text().replace("within 60 ", "within 1 "))
     node.elapse(300)
     calls = (node.bin / "calls").read_text().splitlines()
     assert calls[0] == "systemctl kill --signal=KILL pve-firewall.service"
-    chains = ("INPUT", "OUTPUT", "FORWARD")
-    assert [each for each in calls if each.startswith("iptables")] == [f"iptables-legacy -w 10 -D {c} -j PVEFW-{c}" for c in chains]
+    cut = [f"iptables-legacy -w 10 -D {chain} -j PVEFW-{chain}" for chain in ("INPUT", "OUTPUT", "FORWARD")]
+    assert [each for each in calls if each.startswith("iptables")] == cut
     assert node.shared.bytes == FORMER and node.timer() == "rolled_back"
 
 

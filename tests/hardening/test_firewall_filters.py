@@ -6,6 +6,7 @@ from __future__ import annotations
 import socket
 from typing import Any
 
+from ansible.module_utils.pveguard.corosync import probe_members
 from ansible.module_utils.pveguard.filters import hardening
 from ansible.module_utils.pveguard.hardening import firewall_proof, firewall_rules, hardening_changes
 from ansible.module_utils.pveguard.hardening.firewall_rules import Options
@@ -32,6 +33,19 @@ def test_members_come_to_the_same_rules_whatever_each_of_them_sees() -> None:
     assert [each["node"] for each in found] == ["pve1", "pve2"], "the rest is the node's own"
     rules = [[rule.text() for rule in firewall_rules.wanted(each, Options("rules"))] for each in found]
     assert rules[0] == rules[1] and any("7789" in each for each in rules[0]) and any("7790" in each for each in rules[0])
+
+
+def test_a_probe_has_no_part_in_it() -> None:
+    armed = {"digest": "d", "todo": ["set rules"], "members": [{"name": "pve2", "address": ""}, {"name": "watch", "address": ""}]}
+    everybody: dict[str, Any] = {
+        "pve1": {"__node_hardening_firewall": armed},
+        "pve2": {"__node_hardening_firewall": {**armed, "members": []}},
+        "watch": {"group_names": [probe_members.GROUP]},
+    }
+    found = hardening.firewall_together(everybody, "pve1", ["pve1", "pve2", "watch"])
+    assert found["problems"] == [] and [each["name"] for each in found["peers"]] == ["pve2"]
+    everybody["watch"] = {}
+    assert hardening.firewall_together(everybody, "pve1", list(everybody))["problems"] == ["watch: no answer"]
 
 
 def test_a_host_that_was_not_looked_at_is_not_judged() -> None:
@@ -61,7 +75,7 @@ def test_what_a_run_would_change() -> None:
 def ring(**more: Any) -> dict[str, Any]:
     return {
         "running": True, "quorate": True, "node_id": 1, "live_member_ids": [1, 2],
-        "members": [{"id": 1, "name": "pve1"}, {"id": 2, "name": "pve2"}],
+        "members": [{"id": each, "name": f"pve{each}", "addresses": ["a", "b"]} for each in (1, 2)],
         "links": [{"link": each, "peers": {"1": "localhost", "2": "connected"}} for each in (0, 1)], **more,
     }  # fmt: skip
 
@@ -72,6 +86,10 @@ def test_a_ring_is_whole_when_all_links_to_all_members_are_there() -> None:
     assert firewall_proof.ring(ring(links=cut)) == ["link 1 to pve2: disconnected"]
     assert firewall_proof.ring(ring(quorate=False, live_member_ids=[1])) == ["no quorum", "pve2 is not in the membership"]
     assert firewall_proof.ring(ring(running=False)) == ["corosync does not run"]
+    unknown = [{"link": 0, "peers": {"2": "connected"}}, {"link": 1, "peers": {}}]
+    assert firewall_proof.ring(ring(links=unknown)) == ["link 1 to pve2: not known"]
+    watch = {"id": 9, "name": "watch", "addresses": ["c"], "probe": True}
+    assert firewall_proof.ring(ring(members=[*ring()["members"], watch])) == [], "a probe may be off"
     assert firewall_proof.ring(ring(links=[])) == ["corosync does not say how its links are"]
 
 
