@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,48 @@ def test_a_request_has_the_checksum_that_makes_the_sum_of_its_words_full() -> No
         while words >> 16:
             words = (words & 0xFFFF) + (words >> 16)
         assert words == 0xFFFF
+
+
+class Wire:
+    """A socket that brings what ``answer`` makes of each request, as (data, address)."""
+
+    def __init__(self, answer: Callable[[int, int, str], list[tuple[bytes, str]]]) -> None:
+        self.answer, self.asked = answer, []  # type: ignore[var-annotated]
+        self.waiting: list[tuple[bytes, str]] = []
+        self.reader, self.writer = os.pipe()
+
+    def fileno(self) -> int:
+        return self.reader
+
+    def sendto(self, data: bytes, address: tuple[str, int]) -> None:
+        identifier, sequence, _, _, _ = struct.unpack("!HHIII", data[4:])
+        self.asked.append(address[0])
+        for each in self.answer(identifier, sequence, address[0]):
+            self.waiting.append(each)
+            os.write(self.writer, b".")
+
+    def recvfrom(self, size: int) -> tuple[bytes, tuple[str, int]]:
+        os.read(self.reader, 1)
+        data, address = self.waiting.pop(0)
+        return data, (address, 0)
+
+
+def now_plus(seconds: float) -> int:
+    return int((time.time() + seconds) * 1000) % DAY
+
+
+def test_only_who_was_asked_answers() -> None:
+    """Of somebody else's answer nothing is taken, even with the right numbers."""
+    wire = Wire(lambda identifier, sequence, address: [(answer(identifier, sequence, now_plus(99)), "10.0.0.66")])
+    assert clocks._ask(wire, ["10.0.0.12"], 0.03) == {}  # type: ignore[arg-type]
+    assert wire.asked == ["10.0.0.12"] * clocks.TRIES, "who is silent is asked again"
+
+
+def test_who_has_answered_is_not_asked_again() -> None:
+    wire = Wire(lambda identifier, sequence, address: [(answer(identifier, sequence, now_plus(5)), address)])
+    found = clocks._ask(wire, ["10.0.0.12", "10.0.0.13"], 60.0)  # type: ignore[arg-type]
+    assert found.keys() == {"10.0.0.12", "10.0.0.13"} and wire.asked == ["10.0.0.12", "10.0.0.13"]
+    assert all(abs(offset - 5) <= give + 0.01 for offset, give in found.values())
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,12 +36,23 @@ def report(facts: dict[str, Any]) -> dict[str, Any]:
     return report_table.build(nodes, sample.NOW)
 
 
-@pytest.fixture(scope="module")
-def looks(tmp_path_factory: pytest.TempPathFactory) -> list[Facts]:
-    """Of a clean node, one with the settings of dev-sec, one with those of a CIS role and user.cfg broken."""
-    nodes = [apply(clean(tmp_path_factory.mktemp("node"))) for apply in (lambda node: node, dev_sec, cis)]
+def looked_at(folder: Path) -> list[Facts]:
+    """A clean node, one with the settings of dev-sec, one with those of a CIS role and user.cfg broken."""
+    nodes = [apply(clean(folder / name)) for name, apply in (("a", lambda node: node), ("b", dev_sec), ("c", cis))]
     nodes[2].write("/etc/pve/user.cfg", "nonsense\n")
     return [json.loads(json.dumps(node.look())) for node in nodes]
+
+
+@pytest.fixture(scope="module")
+def looks(tmp_path_factory: pytest.TempPathFactory) -> list[Facts]:
+    return looked_at(tmp_path_factory.mktemp("nodes"))
+
+
+def fifty() -> dict[str, Any]:
+    """A report of as many nodes, for those who look at its page."""
+    with tempfile.TemporaryDirectory() as folder:
+        its = looked_at(Path(folder))
+    return report({f"n{number:02}": its[number % 3] for number in range(50)})
 
 
 def rows(view: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -127,5 +140,6 @@ def test_areas_of_an_answer() -> None:
     answer = {"facts": {"auditd": {"known": True}}, "areas": ["auditd", "sysctl"]}
     node = asked.with_answer({}, {"pveguard_hardening": answer})
     assert asked.known_areas(node) == {"sysctl": False, "auditd": True}
-    assert not any(asked.known_areas(asked.with_answer({}, {"pveguard_hardening": {"msg": "planted"}})).values())  # type: ignore[union-attr]
+    failed = asked.with_answer({}, {"pveguard_hardening": {"msg": "planted"}})
+    assert asked.known_areas(failed) == dict.fromkeys(hardening_info.AREAS, False)
     assert asked.with_answer({}, {"pveguard_hardening": {"skipped": True}}) == asked.with_answer({}, {}) == {}

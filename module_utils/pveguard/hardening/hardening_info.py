@@ -51,13 +51,18 @@ def collect(
     for name in list(areas) or AREAS:
         try:
             with without_pve(reason):
-                found[name] = ask(functools.partial(AREAS[name], root, run), area_s) or _unknown("what looked at it was ended")
+                found[name] = ask(functools.partial(_look, name, root, run), area_s) or _unknown("what looked at it was ended")
         except supervised.Stalled:
             found[name] = _unknown(f"no answer within {area_s:g} s")
             reason = reason or _why_silent(root, run, ask, answer_s)
         except OSError as error:
             found[name] = _unknown(error.strerror or type(error).__name__)
     return found
+
+
+def _look(name: str, root: Path, run: Run) -> Facts:
+    """All of an area; what may hang is asked in here."""
+    return AREAS[name](root, run)
 
 
 def _unknown(error: str) -> Facts:
