@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.module_utils.pveguard.base import sysctl_files
 from ansible.module_utils.pveguard.base.findings import PROBLEM, UNKNOWN, WARNING
 from ansible.module_utils.pveguard.base.run import CommandMissing, Result
 from ansible.module_utils.pveguard.hardening import (
@@ -16,7 +17,6 @@ from ansible.module_utils.pveguard.hardening import (
     hardening_info,
     looking,
     pveproxy,
-    sysctl,
     updates,
 )
 
@@ -161,7 +161,7 @@ def test_an_empty_machine_raises_nothing(tmp_path: Path) -> None:
 
 def test_keys_of_sysctl_in_both_notations() -> None:
     text = " - net/ipv4/conf/eno1.30/rp_filter = 1\n-net.ipv4.ip_forward=0\n; no\n# no\nbroken line\nvm.swappiness = 0 \n=\n"
-    found = sysctl.parse(text.replace(" - ", "-"))
+    found = sysctl_files.parse(text.replace(" - ", "-"))
     assert found == {
         "net.ipv4.conf.eno1/30.rp_filter": "1",
         "net.ipv4.ip_forward": "0",

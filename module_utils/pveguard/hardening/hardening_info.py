@@ -14,7 +14,7 @@ from pathlib import Path
 from ..base import supervised
 from ..base.run import Run
 from ..base.run import run as real_run
-from . import accounts, auditd, firewall, others, pveproxy, sshd, sysctl, updates
+from . import accounts, auditd, concerns, firewall, others, pveproxy, sshd, sysctl, updates
 from .looking import PVE, Facts, Looking, without_pve
 
 AREAS: dict[str, Callable[[Path, Run], Facts]] = {
@@ -61,8 +61,11 @@ def collect(
 
 
 def _look(name: str, root: Path, run: Run) -> Facts:
-    """All of an area; what may hang is asked in here."""
-    return AREAS[name](root, run)
+    """All of an area; what may hang is asked in here. ``ours``: the facts that its concern of the role decides by."""
+    found = AREAS[name](root, run)
+    if name in concerns.CONCERNS:
+        found["ours"] = concerns.collect(name, root, run)
+    return found
 
 
 def _unknown(error: str) -> Facts:
