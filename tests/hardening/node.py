@@ -143,8 +143,8 @@ class Node:
             "systemctl": self.systemctl,
             "apt-config": lambda argv: Result(0, APT_DUMP),
             "chronyc": lambda argv: Result(0, CHRONY),
-            "cat": self.cat,
             "ip": lambda argv: Result(0, json.dumps(ADDRESSES)),
+            "cat": self.cat,
         }
         if real_sshd.SSHD:
             self.answers["sshd"] = self.sshd
@@ -282,6 +282,18 @@ def clean(root: Path, release: int = 8) -> Node:
     return node
 
 
+def corosync(links: int = 2, more: str = "") -> str:
+    """The cluster "blue" of pve1, pve2 and pve3; the address of pve1 on link 0 is its name."""
+    nodes = ""
+    for number in (1, 2, 3):
+        rings = [f"    ring{link}_addr: 10.{link}.0.1{number}\n" for link in range(links)]
+        if number == 1:
+            rings[0] = "    ring0_addr: pve1\n"
+        nodes += f"  node {{\n    name: pve{number}\n    nodeid: {number}\n{''.join(rings)}  }}\n"
+    totem = "totem {\n  cluster_name: blue\n  version: 2\n}\n"
+    return f"nodelist {{\n{nodes}}}\nquorum {{\n  provider: corosync_votequorum\n{more}}}\n{totem}"
+
+
 def _sshd(node: Node) -> None:
     """Logins as installed: root's keys are on /etc/pve, and nowhere else."""
     node.write("/etc/ssh/sshd_config", SSHD_CONFIG)
@@ -297,17 +309,6 @@ def _sshd(node: Node) -> None:
     there = node.write("/etc/pve/priv/authorized_keys", keys["/root/.ssh/id_rsa.pub"])
     (node.root / "root/.ssh").mkdir(parents=True)
     (node.root / "root/.ssh/authorized_keys").symlink_to(there)
-
-def corosync(links: int = 2, more: str = "") -> str:
-    """The cluster "blue" of pve1, pve2 and pve3; the address of pve1 on link 0 is its name."""
-    nodes = ""
-    for number in (1, 2, 3):
-        rings = [f"    ring{link}_addr: 10.{link}.0.1{number}\n" for link in range(links)]
-        if number == 1:
-            rings[0] = "    ring0_addr: pve1\n"
-        nodes += f"  node {{\n    name: pve{number}\n    nodeid: {number}\n{''.join(rings)}  }}\n"
-    totem = "totem {\n  cluster_name: blue\n  version: 2\n}\n"
-    return f"nodelist {{\n{nodes}}}\nquorum {{\n  provider: corosync_votequorum\n{more}}}\n{totem}"
 
 
 def _pve(node: Node) -> None:

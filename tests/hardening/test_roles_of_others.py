@@ -29,14 +29,14 @@ def test_a_clean_node_has_nothing_harmful(tmp_path: Path, release: int) -> None:
     assert {each.id: each.text for each in node.found()}.keys() == MISSING
     assert {each.severity for each in node.found()} == {WARNING}
     assert {argv[0] for argv in node.calls} == {"systemctl", "apt-config", "chronyc", "ip", *(("sshd", "cat") if SSHD else ())}
-    # With a second factor for root and the firewall on there is nothing to say but how open sshd is.
     node.write("/etc/pve/firewall/cluster.fw", "[OPTIONS]\nenable: 1\n")
+    # With a second factor for root and the firewall on there is nothing to say but how open sshd is.
     node.write(
         "/etc/pve/priv/tfa.cfg",
         '{"users": {"root@pam": {"totp": [{"info": {"enable": true}, "entry": "x"}], "recovery": '
         '{"secret": "s", "entries": ["h1", null]}}}}',
     )
-    assert node.ids() == MISSING - {"hardening-accounts-root-without-factor"}
+    assert node.ids() == MISSING - {"hardening-accounts-root-without-factor", "hardening-firewall-off"}
 
 
 @pytest.mark.parametrize("release", [8, 9])
