@@ -42,7 +42,8 @@ EXAMPLES = r"""
 
 RETURN = r"""
 facts:
-  description: The facts of each area that was asked for, by its name.
+  description: >-
+    The facts of each area that was asked for, by its name. C(ours) of an area are those that M(hardening_files) decides by.
   returned: success
   type: dict
   contains:

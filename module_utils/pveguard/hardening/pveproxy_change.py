@@ -153,8 +153,14 @@ def refuse(options: Options, facts: Facts, around: Around) -> None:
                 f"{shown(value)!r} is no value for {name} (node_hardening_pveproxy_{_OPTIONS[name]})"
             )
     _refuse_tls(new, facts["values"])
+    # Also for TLS alone: without its certificates on /etc/pve pveproxy does not come back from a restart.
+    own, peers = members(around)
     if "ALLOW_FROM" in new:
-        _refuse_access(options, new, facts["values"], around)
+        asking = {f"this node ({own[1]})": own[1]} if own[1] else {}
+        asking.update({f"{name} ({address})": address for name, address in peers.items()})
+        if around.controller:
+            asking[f"the controller ({around.controller})"] = around.controller
+        _refuse_access(options, new, facts["values"], asking)
     _refuse_dead(facts["values"], around)
 
 
@@ -186,7 +192,7 @@ def _refuse_tls(new: Mapping[str, str], theirs: Mapping[str, str]) -> None:
 
 
 def _refuse_access(
-    options: Options, new: Mapping[str, str], theirs: Mapping[str, str], around: Around
+    options: Options, new: Mapping[str, str], theirs: Mapping[str, str], asking: Mapping[str, str]
 ) -> None:
     switch = "node_hardening_pveproxy_allow_from"
     odd = [each for each in _allowed(options) if "," in each or networks(each) is None]
@@ -198,11 +204,6 @@ def _refuse_access(
             f'{DEFAULTS} has DENY_FROM="{shown(denied)}", which would not count any more beside an access list: leave these '
             f"addresses out of {switch}, and take the line out"
         )
-    own, peers = members(around)
-    asking = {f"this node ({own[1]})": own[1]} if own[1] else {}
-    asking.update({f"{name} ({address})": address for name, address in peers.items()})
-    if around.controller:
-        asking[f"the controller ({around.controller})"] = around.controller
     taken = lets_in(dict(new), asking.values())
     missing = [who for who, address in asking.items() if taken is None or not taken[address]]
     if missing:
@@ -220,6 +221,12 @@ def members(around: Around) -> tuple[tuple[str, str], dict[str, str]]:
     if error:
         raise PveguardError(
             f"which members must be let in is not known: {error}. Look with 'systemctl status pve-cluster', and run again"
+        )
+    cluster = said.get("cluster")
+    if isinstance(cluster, Mapping) and not cluster.get("quorate"):
+        raise PveguardError(
+            "the cluster is not quorate, so the other members cannot prove that they get in: bring it to quorum "
+            "first (pvecm status)"
         )
     found = {str(name): str(node.get("ip") or "") for name, node in (said.get("nodelist") or {}).items()}
     own = str(said.get("nodename") or node_name.own())
