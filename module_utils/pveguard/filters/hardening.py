@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..base.host_variables import rendered
+from ..hardening import asked
 
 
 def hosts(hostvars: Any, host: str) -> dict[str, str]:
@@ -22,6 +23,11 @@ def hosts(hostvars: Any, host: str) -> dict[str, str]:
             if key:
                 found.setdefault(str(key), str(name))
     return found
+
+
+def areas(hostvars: Any, host: str) -> list[str]:
+    """The areas of hardening whose concern is switched on for a host."""
+    return asked.switched_on(rendered(hostvars)[host])
 
 
 def failures(came_in: Mapping[str, Any], went_out: Mapping[str, Any], kept: Mapping[str, Any] | None = None) -> list[str]:
@@ -40,6 +46,7 @@ def _failed(result: Mapping[str, Any]) -> bool:
 
 
 FILTERS: dict[str, Callable[..., Any]] = {
+    "pveguard_hardening_areas": areas,
     "pveguard_hardening_failures": failures,
     "pveguard_hardening_hosts": hosts,
 }
