@@ -24,7 +24,7 @@ options:
     description: Which areas to look at; all of them when the list is empty.
     type: list
     elements: str
-    choices: [sshd, sysctl, accounts, pveproxy, auditd, updates, others]
+    choices: [sshd, firewall, sysctl, accounts, pveproxy, auditd, updates, others]
     default: []
 author:
   - The pveguard authors
@@ -47,7 +47,8 @@ areas:
   type: list
   elements: str
 facts:
-  description: The facts of each area that was asked for, by its name.
+  description: >-
+    The facts of each area that was asked for, by its name. C(ours) of an area are those that M(hardening_files) decides by.
   returned: success
   type: dict
   contains:
@@ -55,6 +56,11 @@ facts:
       description: >-
         What counts for root from each member and from the controller, who sets it, what of it harms a cluster, and where root's
         keys lie.
+      type: dict
+    firewall:
+      description: >-
+        Which firewall is in use, what C(cluster.fw) and C(host.fw) say, the members with their addresses on each link of
+        Corosync, who may manage the node, what needs a port, guests whose rules sleep, rules of others.
       type: dict
     sysctl:
       description: >-
@@ -74,7 +80,7 @@ facts:
       description: Sources of packages (of their addresses the host), unattended upgrades, a pending reboot.
       type: dict
     others:
-      description: fail2ban, watchdog, time, umask, mounts, faillock, hidepid and other firewalls.
+      description: fail2ban, watchdog, time, umask, mounts, faillock and hidepid.
       type: dict
 """
 

@@ -23,7 +23,7 @@ from tests.hardening.real_sshd import SSHD
 from tests.mounts import own_mounts
 
 #: sysctl looks for zones of SDN, others for members that fail2ban must not ban.
-PVE_AREAS = {"accounts", "pveproxy", "others", "sysctl", *(("sshd",) if SSHD else ())}
+PVE_AREAS = {"accounts", "firewall", "pveproxy", "others", "sysctl", *(("sshd",) if SSHD else ())}
 _INIT = 26
 
 

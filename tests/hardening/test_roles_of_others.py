@@ -18,7 +18,7 @@ from tests.hardening.real_sshd import SSHD
 
 #: A clean node lacks this; nobody has set it, and it breaks nothing.
 OPEN_SSHD = {f"hardening-sshd-{each}" for each in ("root-password", "passwords", "loose", "weak-algorithms", "keys-only-on-pve")}
-MISSING = {"hardening-accounts-root-without-factor", *(OPEN_SSHD if SSHD else ())}
+MISSING = {"hardening-accounts-root-without-factor", "hardening-firewall-off", *(OPEN_SSHD if SSHD else ())}
 
 
 @pytest.mark.parametrize("release", [8, 9])
@@ -28,14 +28,15 @@ def test_a_clean_node_has_nothing_harmful(tmp_path: Path, release: int) -> None:
     assert {area: each["error"] for area, each in facts.items() if not each["known"]} == {}
     assert {each.id: each.text for each in node.found()}.keys() == MISSING
     assert {each.severity for each in node.found()} == {WARNING}
-    assert {argv[0] for argv in node.calls} == {"systemctl", "apt-config", "chronyc", *(("sshd", "cat") if SSHD else ())}
-    # With a second factor for root there is nothing to say but how open sshd is.
+    assert {argv[0] for argv in node.calls} == {"systemctl", "apt-config", "chronyc", "ip", *(("sshd", "cat") if SSHD else ())}
+    node.write("/etc/pve/firewall/cluster.fw", "[OPTIONS]\nenable: 1\n")
+    # With a second factor for root and the firewall on there is nothing to say but how open sshd is.
     node.write(
         "/etc/pve/priv/tfa.cfg",
         '{"users": {"root@pam": {"totp": [{"info": {"enable": true}, "entry": "x"}], "recovery": '
         '{"secret": "s", "entries": ["h1", null]}}}}',
     )
-    assert node.ids() == MISSING - {"hardening-accounts-root-without-factor"}
+    assert node.ids() == MISSING - {"hardening-accounts-root-without-factor", "hardening-firewall-off"}
 
 
 @pytest.mark.parametrize("release", [8, 9])
@@ -162,7 +163,7 @@ def test_settings_of_a_cis_role(tmp_path: Path) -> None:
     noexec = finding(found, "hardening-others-noexec")
     assert "/tmp is mounted noexec" in noexec.text and "/var/tmp noexec in /etc/fstab" in noexec.text
     assert "mount -o remount,exec /tmp" in noexec.code and "/etc/systemd/system/tmp.mount" in noexec.code
-    assert "systemctl disable --now ufw" in finding(found, "hardening-others-second-firewall").code
+    assert "systemctl disable --now ufw" in finding(found, "hardening-firewall-second").code
     assert "systemctl disable --now systemd-timesyncd" in finding(found, "hardening-others-time").code
     full = finding(found, "hardening-auditd-full-stops")
     assert (

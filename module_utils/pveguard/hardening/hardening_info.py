@@ -14,11 +14,12 @@ from pathlib import Path
 from ..base import supervised
 from ..base.run import Run
 from ..base.run import run as real_run
-from . import accounts, auditd, concerns, others, pveproxy, sshd, sysctl, updates
+from . import accounts, auditd, concerns, firewall, others, pveproxy, sshd, sysctl, updates
 from .looking import PVE, Facts, Looking, without_pve
 
 AREAS: dict[str, Callable[[Path, Run], Facts]] = {
     "sshd": sshd.look,
+    "firewall": firewall.look,
     "sysctl": sysctl.look,
     "accounts": accounts.look,
     "pveproxy": pveproxy.look,
