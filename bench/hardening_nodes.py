@@ -25,6 +25,8 @@ from lab.errors import LabError  # noqa: E402
 from lab.labs import Lab  # noqa: E402
 
 T = TypeVar("T")
+#: What LOOK says of each node.
+Seen = dict[str, dict[str, Any]]
 #: From a node, or from the controller, to a node.
 Way = tuple[str | None, str]
 #: An emulated node from power-on until all of it answers; a login over ssh.
@@ -187,7 +189,7 @@ class Nodes:
             time.sleep(0.5)
         raise CannotTest(f"{node}: not up within {UP_SECONDS:.0f} s: {said}")
 
-    def look(self) -> dict[str, dict[str, Any]]:
+    def look(self) -> Seen:
         return self.everywhere(self.look_at)
 
     # -- who gets in
