@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plant bad changes in the hardening of lab nodes, interrupt it, and see that nobody is ever locked out.
 
-Each round, drawn from a seed, on one of the members of a cluster:
+Each round, drawn from a seed, on one of the members of a cluster on two rings:
 
 1. Something bad is planted. ``seen``: somebody else's setting, which the role has to refuse. ``blind``: in the role's own
    change, its judgement switched off in a copy of the product, so that only the proofs and the timer are left. Or nothing: a
@@ -233,7 +233,8 @@ class Campaign:
     def begin(self, prove: bool) -> None:
         self.nodes.keys_of_root()
         self.nodes.second_key()
-        if wrong := [*self.nodes.not_in_order(links=self.links()), *self.nodes.locked_out()]:
+        self.nodes.add_second_ring()
+        if wrong := [*self.nodes.not_in_order(links=2), *self.nodes.locked_out()]:
             raise CannotTest(f"the nodes are not in order to begin with: {'; '.join(wrong)}")
         self.before = self.nodes.look()
         if busy := [f"{node}: {each['timers']}" for node, each in self.before.items() if self._at_work(each)]:
@@ -241,9 +242,6 @@ class Campaign:
         if prove:
             self.prove()
         self.nodes.lab.snapshot(SNAPSHOT)
-
-    def links(self) -> int:
-        return 1 + ("ring1_addr" in self.nodes.console(self.nodes.names[0], "cat /etc/pve/corosync.conf"))
 
     def prove(self) -> None:
         """A node is locked out for real, and the console still gets in: what says "nobody is locked out" can fail."""
