@@ -24,7 +24,7 @@ options:
     description: Which areas to look at; all of them when the list is empty.
     type: list
     elements: str
-    choices: [sshd, sysctl, accounts, pveproxy, auditd, updates, others]
+    choices: [sshd, firewall, sysctl, accounts, pveproxy, auditd, updates, others]
     default: []
 author:
   - The pveguard authors
@@ -51,6 +51,11 @@ facts:
         What counts for root from each member and from the controller, who sets it, what of it harms a cluster, and where root's
         keys lie.
       type: dict
+    firewall:
+      description: >-
+        Which firewall is in use, what C(cluster.fw) and C(host.fw) say, the members with their addresses on each link of
+        Corosync, who may manage the node, what needs a port, guests whose rules sleep, rules of others.
+      type: dict
     sysctl:
       description: >-
         Kernel settings that matter to Proxmox VE, in files (C(set)) and in the running kernel (C(runtime)), modules that are kept
@@ -69,7 +74,7 @@ facts:
       description: Sources of packages (of their addresses the host), unattended upgrades, a pending reboot.
       type: dict
     others:
-      description: fail2ban, watchdog, time, umask, mounts, faillock, hidepid and other firewalls.
+      description: fail2ban, watchdog, time, umask, mounts, faillock and hidepid.
       type: dict
 """
 

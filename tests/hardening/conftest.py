@@ -14,6 +14,12 @@ from tests.hardening.real_sshd import SshdNode
 from tests.mounts import own_mounts
 
 
+@pytest.fixture(autouse=True)
+def no_login(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The controller of these tests is none that this machine may have."""
+    monkeypatch.delenv("SSH_CONNECTION", raising=False)
+
+
 @pytest.fixture
 def sshd_node() -> Iterator[SshdNode]:
     # Of root alone, and with a short name, as sshd asks for.

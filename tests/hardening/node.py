@@ -25,6 +25,7 @@ from ansible.module_utils.pveguard.base.run import CommandMissing, Result
 from ansible.module_utils.pveguard.hardening import (
     accounts_findings,
     auditd_findings,
+    firewall_findings,
     hardening_info,
     others_findings,
     pveproxy_findings,
@@ -35,6 +36,7 @@ from ansible.module_utils.pveguard.hardening import (
 
 JUDGES = (
     sshd_findings,
+    firewall_findings,
     sysctl_findings,
     accounts_findings,
     pveproxy_findings,
@@ -64,6 +66,13 @@ RUNTIME = {
 }
 INTERFACES = ("all", "default", "lo", "eno1", "vmbr0", "fwbr100i0", "eno1.30")
 APT_DUMP = 'APT::Architecture "amd64";\nAPT::NeverAutoRemove:: "^firmware-linux.*";\n'
+#: As ``ip -json address`` tells it, in short.
+ADDRESSES = [
+    {"ifname": "lo", "addr_info": [{"family": "inet", "local": "127.0.0.1", "prefixlen": 8, "scope": "host"}]},
+    {"ifname": "vmbr0", "addr_info": [{"family": "inet", "local": "10.0.0.11", "prefixlen": 24, "scope": "global"}]},
+    {"ifname": "eno2", "addr_info": [{"family": "inet", "local": "10.1.0.11", "prefixlen": 24, "scope": "global"}]},
+    {"ifname": "eno1", "addr_info": [{"family": "inet6", "local": "fe80::1", "prefixlen": 64, "scope": "link"}]},
+]
 CHRONY = "A29FC87B,162.159.200.123,4,1764525000.1,0.000012,-0.00001,0.00005,-3.1,0.001,0.02,0.02,0.001,64.2,Normal\n"
 
 
@@ -73,12 +82,13 @@ class Node:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.calls: list[list[str]] = []
-        self.active = ["chrony.service"]
+        self.active = ["chrony.service", "pve-firewall.service"]
         self.mounts = list(MOUNTS)
         self.answers: dict[str, Callable[[Sequence[str]], Result]] = {
             "systemctl": self.systemctl,
             "apt-config": lambda argv: Result(0, APT_DUMP),
             "chronyc": lambda argv: Result(0, CHRONY),
+            "ip": lambda argv: Result(0, json.dumps(ADDRESSES)),
         }
 
     def write(self, path: str, text: str) -> Path:
@@ -201,12 +211,26 @@ def clean(root: Path, release: int = 8) -> Node:
     return node
 
 
+def corosync(links: int = 2, more: str = "") -> str:
+    """The cluster "blue" of pve1, pve2 and pve3; the address of pve1 on link 0 is its name."""
+    nodes = ""
+    for number in (1, 2, 3):
+        rings = [f"    ring{link}_addr: 10.{link}.0.1{number}\n" for link in range(links)]
+        if number == 1:
+            rings[0] = "    ring0_addr: pve1\n"
+        nodes += f"  node {{\n    name: pve{number}\n    nodeid: {number}\n{''.join(rings)}  }}\n"
+    totem = "totem {\n  cluster_name: blue\n  version: 2\n}\n"
+    return f"nodelist {{\n{nodes}}}\nquorum {{\n  provider: corosync_votequorum\n{more}}}\n{totem}"
+
+
 def _pve(node: Node) -> None:
     node.write("/usr/bin/pmxcfs", "")
     node.write("/etc/pve/.version", "{}")
     members = {f"pve{number}": {"id": number, "online": 1, "ip": f"10.0.0.1{number}"} for number in (1, 2, 3)}
     node.write("/etc/pve/.members", json.dumps({"nodename": "pve1", "version": 5, "nodelist": members}))
-    node.write("/etc/pve/corosync.conf", "totem {\n  version: 2\n}\n")
+    node.write("/etc/pve/corosync.conf", corosync(links=1))
+    node.write("/etc/hosts", "127.0.0.1 localhost\n10.0.0.11 pve1.example.net pve1\n")
+    node.write("/usr/sbin/pve-firewall", "")
     node.write("/etc/pve/user.cfg", "user:root@pam:1:0:::root@example.net:::\n")
     node.write(
         "/etc/pve/domains.cfg",

@@ -16,7 +16,7 @@ from tests.findings import finding, well_said
 from tests.hardening.node import JUDGES, Node, cis, clean, dev_sec
 
 #: A clean node lacks this; nobody has set it, and it breaks nothing.
-MISSING = {"hardening-accounts-root-without-factor"}
+MISSING = {"hardening-accounts-root-without-factor", "hardening-firewall-off"}
 
 
 @pytest.mark.parametrize("release", [8, 9])
@@ -25,8 +25,9 @@ def test_a_clean_node_has_nothing_harmful(tmp_path: Path, release: int) -> None:
     facts = node.facts()["hardening"]
     assert {area: each["error"] for area, each in facts.items() if not each["known"]} == {}
     assert {each.id: each.text for each in node.found()}.keys() == MISSING
-    assert {argv[0] for argv in node.calls} == {"systemctl", "apt-config", "chronyc"}
-    # With a second factor for root there is nothing at all to say.
+    assert {argv[0] for argv in node.calls} == {"systemctl", "apt-config", "chronyc", "ip"}
+    # With a second factor for root and the firewall on there is nothing at all to say.
+    node.write("/etc/pve/firewall/cluster.fw", "[OPTIONS]\nenable: 1\n")
     node.write(
         "/etc/pve/priv/tfa.cfg",
         '{"users": {"root@pam": {"totp": [{"info": {"enable": true}, "entry": "x"}], "recovery": '
@@ -130,7 +131,7 @@ def test_settings_of_a_cis_role(tmp_path: Path) -> None:
     noexec = finding(found, "hardening-others-noexec")
     assert "/tmp is mounted noexec" in noexec.text and "/var/tmp noexec in /etc/fstab" in noexec.text
     assert "mount -o remount,exec /tmp" in noexec.code and "/etc/systemd/system/tmp.mount" in noexec.code
-    assert "systemctl disable --now ufw" in finding(found, "hardening-others-second-firewall").code
+    assert "systemctl disable --now ufw" in finding(found, "hardening-firewall-second").code
     assert "systemctl disable --now systemd-timesyncd" in finding(found, "hardening-others-time").code
     full = finding(found, "hardening-auditd-full-stops")
     assert (

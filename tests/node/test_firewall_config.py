@@ -223,7 +223,7 @@ def test_options(name: str) -> None:
 def test_of_an_option_that_is_there_twice_the_last_one_counts_and_is_changed() -> None:
     text = "[OPTIONS]\nenable: 0\nEnable: 1\n"
     assert fw.parse(text).options["enable"] == "1"
-    assert fw.set_option(text, "enable", "0") == "[OPTIONS]\nenable: 0\nenable: 0\n"
+    assert fw.set_option(text, "enable", "0") == "[OPTIONS]\nenable: 0\nEnable: 0\n", "the way it is written stays"
     assert fw.set_option(text, "enable", None) == "[OPTIONS]\n"
 
 

@@ -36,7 +36,7 @@ def test_the_order_of_a_protected_node_and_back() -> None:
         "prepare": [("ha", "main.yml")],
         "prepare_together": [("ha", "watchdog.yml")],
         "change": [("ram_state", "main.yml"), ("write_diet", "main.yml"), ("node_hardening", "main.yml")],
-        "change_together": [],
+        "change_together": [("node_hardening", "together.yml")],
         "revert": [
             ("node_hardening", "revert.yml"),
             ("write_diet", "revert.yml"),

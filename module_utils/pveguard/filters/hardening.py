@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..base.host_variables import rendered
+from ..hardening import firewall_rules
 
 
 def hosts(hostvars: Any, host: str) -> dict[str, str]:
@@ -39,7 +40,79 @@ def _failed(result: Mapping[str, Any]) -> bool:
     return bool(result.get("unreachable") or result.get("failed") or result.get("msg") or result.get("exception"))
 
 
+#: What the tasks of the firewall register on each host.
+LOOK, ARMED, WRITTEN, MADE, PROOF, WEB, KEPT = (
+    f"__node_hardening_firewall{end}" for end in ("_look", "", "_written", "_made", "_proof", "_web", "_kept")
+)
+
+
+def firewall_facts(hostvars: Any, host: str) -> dict[str, Any]:
+    """The facts of a host's firewall, with what concerns the one cluster.fw of all members and not each of them can see: where
+    the controller comes from, and DRBD's resources. So all members come to the same rules.
+    """
+    everybody = rendered(hostvars)
+    own = _looked(everybody.get(host))
+    known = hosts(hostvars, host)
+    others = [_host_of(each, known) for each in own.get("members") or [] if not each.get("own")]
+    return firewall_rules.together([own, *(_looked(everybody.get(each)) for each in others if each)])
+
+
+def firewall_together(hostvars: Any, host: str, play_hosts: Sequence[str]) -> dict[str, Any]:
+    """What the members of a host's cluster have come to: ``{hosts, writer, todo, problems}``. ``writer`` changes the file for
+    all; ``problems`` says why nobody may.
+    """
+    everybody = rendered(hostvars)
+    own = _result(everybody, host, ARMED)
+    if _failed(own) or "digest" not in own:
+        return {"hosts": [host], "writer": "", "todo": False, "problems": [_why(own)]}
+    known, found, problems, todo = hosts(hostvars, host), [host], [], bool(own.get("todo"))
+    for member in own.get("members") or []:
+        name = _host_of(member, known)
+        result = _result(everybody, name, ARMED)
+        if not name:
+            problems.append(f"{member['name']} of the cluster is not in the inventory under its name or address")
+        elif name not in play_hosts:
+            problems.append(f"this run does not reach {member['name']} of the cluster; run it for all members, without --limit")
+        elif _failed(result) or "digest" not in result:
+            problems.append(f"{member['name']}: {_why(result)}")
+        elif result["digest"] != own["digest"]:
+            problems.append(f"{member['name']} sees another cluster.fw, or has another wish in the inventory; run again")
+        found += [name] if name else []
+        todo = todo or bool(result.get("todo"))
+    # Where nothing is to be done nobody needs to be there.
+    return {"hosts": sorted(found), "writer": min(found), "todo": todo, "problems": problems if todo else []}
+
+
+def firewall_failures(hostvars: Any, members: Sequence[str]) -> list[str]:
+    """Why a change is not proved, from what all members have registered so far."""
+    everybody = rendered(hostvars)
+    names = [(WRITTEN, ""), (MADE, ""), (PROOF, ""), (WEB, "the controller: "), (KEPT, "the confirmation: ")]
+    results = [(host, what, _result(everybody, host, name)) for name, what in names for host in members]
+    found = [f"{host}: {what}{_why(result)}" for host, what, result in results if _failed(result)]
+    return list(dict.fromkeys(found))
+
+
+def _looked(variables: Any) -> dict[str, Any]:
+    facts = ((variables or {}).get(LOOK) or {}).get("facts") or {}
+    return dict(facts.get("firewall") or {"known": False, "error": "it was not looked at"})
+
+
+def _result(everybody: Mapping[str, Any], host: str, variable: str) -> dict[str, Any]:
+    return dict((everybody.get(host) or {}).get(variable) or {}) if host else {}
+
+
+def _host_of(member: Mapping[str, Any], known: Mapping[str, str]) -> str:
+    return known.get(str(member.get("name"))) or known.get(str(member.get("address"))) or ""
+
+
+def _why(result: Mapping[str, Any]) -> str:
+    return str(result.get("msg") or "no answer")
+
+
 FILTERS: dict[str, Callable[..., Any]] = {
+    "pveguard_firewall_facts": firewall_facts,
+    "pveguard_firewall_failures": firewall_failures,
+    "pveguard_firewall_together": firewall_together,
     "pveguard_hardening_failures": failures,
     "pveguard_hardening_hosts": hosts,
 }

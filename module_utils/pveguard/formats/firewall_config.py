@@ -29,7 +29,8 @@ _ALIAS = re.compile(r"([A-Za-z][\w-]*)[ \t]+(\S+)\Z")
 _MEMBER = re.compile(r"(!?)[ \t]*(\S+)\Z")
 _ACTION = re.compile(r"(?:(\w+)\((ACCEPT|DROP|REJECT)\)|(ACCEPT|DROP|REJECT))\Z", re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z][\w-]*\Z")
-_ENDING = re.compile(r"\r?\n\Z")
+#: What stands around the value of an option.
+_VALUE = re.compile(r"(\s*\w+:[ \t]*)(.*?)(\s*)\Z")
 _TYPES = ("IN", "OUT", "FORWARD", "GROUP")
 #: Both ways of writing a parameter.
 _PARAMETERS = {
@@ -38,6 +39,8 @@ _PARAMETERS = {
 }  # fmt: skip
 _WRITTEN = {"iface": "-i", "proto": "-p"}
 _PLAIN_SECTIONS = ("options", "aliases", "rules")
+#: Said where the line above had no end.
+_CLOSED = ", and the end of the line above"
 
 
 class Rule(NamedTuple):
@@ -173,7 +176,7 @@ def parse_rule(text: str) -> Rule:
 
 
 def set_option(text: str, key: str, value: str | None) -> str:
-    """The text with this option; None takes it out. Raises Refused."""
+    """The text with this option; None takes it out. Of a line that is there only the value changes. Raises Refused."""
     if value is not None and (not _OPTION.match(f"{key}: {value}") or value != value.strip() or not value):
         raise Refused(f"{key}: {value!r} is no option of the firewall")
     return _replace(
@@ -206,6 +209,56 @@ def remove_rules(text: str, mark: str, *, group: str = "") -> str:
     """The text without rules whose comment begins with ``mark``."""
     section = ("group", group.lower()) if group else ("rules", "")
     return _replace(text, section, lambda entry: isinstance(entry, Rule) and _marked(entry.comment, mark), None)
+
+
+def put_rules(text: str, rules: Sequence[Rule], mark: str) -> str:
+    """The text with exactly ``rules`` under this mark, before all others; the same text where they are there already and none
+    that could drop stands before them. Raises Refused, also for a rule without the mark.
+    """
+    for rule in rules:
+        if not _marked(rule.comment, mark) or parse_rule(rule.text()) != rule:
+            raise Refused(f"{rule.text()!r} cannot be written as a rule with the mark {mark!r}")
+    there = [entry for entry in _entries(text, ("rules", "")) if isinstance(entry, Rule)]
+    own = [place for place, rule in enumerate(there) if _marked(rule.comment, mark)]
+    if [there[place].text() for place in own] == [rule.text() for rule in rules]:
+        ahead = there[: own[-1]] if own else []
+        if all((rule.kind != "GROUP" and rule.action == "ACCEPT") or not rule.enabled for rule in ahead):
+            return text
+    return _insert(remove_rules(text, mark), ("rules", ""), [rule.text() for rule in rules], first=True)
+
+
+def with_section(text: str, kind: str, note: str) -> str:
+    """The text with a section [OPTIONS], [ALIASES] or [RULES]. One that was not there is added at the end, below the comment
+    ``note``, by which :func:`without_section` knows it."""
+    title = f"[{kind.upper()}]"
+    _one_line_each([note])
+    if any(line.what == "header" and line.section == (kind.lower(), "") for line in _lines(text)):
+        return text
+    raw = _split(text)
+    ending = "\r\n" if raw and raw[0].endswith("\r\n") else "\n"
+    closed = _closed(raw, ending)
+    said = f"# {note}{'' if closed == raw else _CLOSED}"
+    return "".join([*closed, f"{said}{ending}", f"{title}{ending}", ending])
+
+
+def without_section(text: str, note: str) -> str:
+    """The text without the comment of :func:`with_section`, and without the section below it unless something stands in it."""
+    raw, lines = _split(text), _lines(text)
+    for place in reversed(range(len(raw))):
+        said = raw[place].strip()
+        if lines[place].what != "blank" or said not in (f"# {note}", f"# {note}{_CLOSED}"):
+            continue
+        end = next((other for other in range(place + 2, len(raw)) if lines[other].what == "header"), len(raw))
+        inside = raw[place + 2 : end]
+        gone = 1
+        if place + 1 < len(raw) and lines[place + 1].what == "header" and not any(line.strip() for line in inside):
+            # The blank line behind it was added with it.
+            gone = 3 if inside else 2
+        before = raw[:place]
+        if said.endswith(_CLOSED) and place + gone >= len(raw) and before:
+            before = [*before[:-1], before[-1].removesuffix("\r\n" if raw[place].endswith("\r\n") else "\n")]
+        raw, lines = [*before, *raw[place + gone :]], [*lines[:place], *lines[place + gone :]]
+    return "".join(raw)
 
 
 def add_members(text: str, name: str, members: Iterable[Member]) -> str:
@@ -310,9 +363,8 @@ def _replace(text: str, section: tuple[str, str], fits: object, wanted: str | No
     if not places:
         return _insert(text, section, [wanted], first=False)
     last = places[-1]
-    if raw[last].strip() != wanted:
-        ending = _ENDING.search(raw[last])
-        raw[last] = wanted + (ending[0] if ending else "")
+    if match := _VALUE.match(raw[last]):
+        raw[last] = f"{match[1]}{wanted.partition(': ')[2]}{match[3]}"
     return "".join(raw)
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from ..base.run import Run
 from ..base.run import run as real_run
-from . import accounts, auditd, others, pveproxy, sshd, sysctl, updates
+from . import accounts, auditd, firewall, others, pveproxy, sshd, sysctl, updates
 from .looking import Facts
 
 AREAS: dict[str, Callable[[Path, Run], Facts]] = {
     "sshd": sshd.look,
+    "firewall": firewall.look,
     "sysctl": sysctl.look,
     "accounts": accounts.look,
     "pveproxy": pveproxy.look,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is looked at and never changed: fail2ban, watchdog, time, umask, mounts, faillock, hidepid, other firewalls."""
+"""What is looked at and never changed: fail2ban, watchdog, time, umask, mounts, faillock, hidepid."""
 
 from __future__ import annotations
 
@@ -44,13 +44,12 @@ TIME_UNITS = (
     "ntpsec.service",
     "openntpd.service",
 )
-FIREWALL_UNITS = ("ufw.service", "nftables.service", "firewalld.service", "netfilter-persistent.service")
 MEMBERS = "/etc/pve/.members"
 
 
 @area
 def look(looking: Looking) -> Facts:
-    """A key each: ``fail2ban``, ``watchdog``, ``time``, ``umask``, ``mounts``, ``faillock``, ``hidepid``, ``firewalls``."""
+    """A key each: ``fail2ban``, ``watchdog``, ``time``, ``umask``, ``mounts``, ``faillock``, ``hidepid``."""
     units = _units(looking)
     return {
         "fail2ban": _fail2ban(looking),
@@ -59,24 +58,18 @@ def look(looking: Looking) -> Facts:
         "umask": _umask(looking),
         **_mounts(looking),
         "faillock": _faillock(looking),
-        "firewalls": sorted(name.removesuffix(".service") for name in FIREWALL_UNITS if _on(units, name)),
     }
 
 
 def _units(looking: Looking) -> dict[str, dict[str, str]]:
     try:
-        told = properties_of([*TIME_UNITS, *FIREWALL_UNITS], ["ActiveState", "UnitFileState"], looking.run)
+        told = properties_of(TIME_UNITS, ["ActiveState", "UnitFileState"], looking.run)
     except OSError:
         told = {}
     found = {unit: values for unit, values in told.items() if values.get("ActiveState")}
     if not found:
         looking.cannot("systemctl", "tells of no unit")
     return found
-
-
-def _on(units: dict[str, dict[str, str]], name: str) -> bool:
-    its = units.get(name, {})
-    return its.get("ActiveState") == "active" or its.get("UnitFileState") in ("enabled", "enabled-runtime")
 
 
 # fail2ban

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is judged about fail2ban, watchdog, time, umask, mounts, faillock, hidepid and other firewalls: told, never changed."""
+"""What is judged about fail2ban, watchdog, time, umask, mounts, faillock and hidepid: told, never changed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DENY_FEW = 4
 UNREAD = check(
     "hardening-others-unread",
     UNKNOWN,
-    "fail2ban, watchdog, time, umask, mounts, faillock, hidepid or other firewalls could not be read",
+    "fail2ban, watchdog, time, umask, mounts, faillock or hidepid could not be read",
     "Look at them by hand, as root.",
     "findmnt; systemctl list-units; grep -r faillock /etc/pam.d",
 )
@@ -109,14 +109,6 @@ HIDEPID = check(
     "Mount it without.",
     "mount -o remount,hidepid=0 /proc",
 )
-FIREWALLS = check(
-    "hardening-others-second-firewall",
-    PROBLEM,
-    "Another firewall is on beside pve-firewall (a CIS role installs ufw, CIS Debian 12 4.1.1): they fight, and it "
-    "closes 8006 and the ring",
-    "Remove it.",
-    "systemctl disable --now ufw",
-)
 
 
 def of_node(node: Mapping[str, Any], plan: Mapping[str, Any]) -> list[Finding]:
@@ -136,15 +128,6 @@ def findings(facts: Mapping[str, Any], on_proxmox: bool = True) -> list[Finding]
     found += _umask(facts.get("umask") or [])
     found += _mounts(facts)
     found += _faillock(facts.get("faillock") or {})
-    if units := facts.get("firewalls"):
-        undo = f"systemctl disable --now {' '.join(shlex.quote(each) for each in units)}"
-        found.append(
-            FIREWALLS(
-                f"beside pve-firewall there is {' and '.join(units)} (set by: usually {USUAL})",
-                means="they fight, and it closes 8006 and the ring",
-                code=undo,
-            )
-        )
     return found
 
 

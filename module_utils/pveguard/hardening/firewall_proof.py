@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What must still answer after a change of the firewall: the ring on all links, quorum, the web interface, and logins (core
+``sshd_proof``). Each proof makes a new connection; what is open already passes any firewall.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from . import sshd_proof
+from .sshd import Who
+
+WEB_PORT = 8006
+#: A packet that is dropped is not answered; one that gets lost is sent again after 1, 3 and 7 s.
+WEB_S = 10.0
+#: For a ring that forms anew.
+RING_S = 30.0
+
+
+def web(address: str, port: int = WEB_PORT, seconds: float = WEB_S) -> str:
+    """Why nothing answers there; empty where something does."""
+    try:
+        socket.create_connection((address, port), seconds).close()
+    except OSError as error:
+        return f"TCP {port}: {error.strerror or f'no answer within {seconds:g} s'}"
+    return ""
+
+
+def answering(targets: Sequence[Who], port: int = WEB_PORT, seconds: float = WEB_S) -> list[str]:
+    """Names of those whose web interface answers now: they must do so after the change as well."""
+    return [each.name for each in targets if not web(each.address, port, seconds)]
+
+
+def ring(corosync: Mapping[str, Any]) -> list[str]:
+    """What is wrong with it, by the facts of Corosync (core ``corosync_info``); empty on a node without a cluster."""
+    if not corosync.get("members"):
+        return []
+    if not corosync.get("running"):
+        return ["corosync does not run"]
+    found = [] if corosync.get("quorate") else ["no quorum"]
+    names = {str(each.get("id")): str(each.get("name")) for each in corosync["members"]}
+    own = str(corosync.get("node_id"))
+    links = corosync.get("links") or []
+    if len(names) > 1 and not links:
+        found.append("corosync does not say how its links are")
+    for link in links:
+        states = {str(node): str(state) for node, state in (link.get("peers") or {}).items()}
+        for node, name in names.items():
+            state = states.get(node)
+            if node != own and state is not None and state != "connected":
+                found.append(f"link {link.get('link')} to {name}: {state}")
+    absent = sorted(set(names) - {own} - {str(each) for each in corosync.get("live_member_ids") or []})
+    found += [f"{names[node]} is not in the membership" for node in absent]
+    return found
+
+
+def prove(
+    targets: Sequence[Who],
+    web_names: Sequence[str],
+    corosync: Callable[[], Mapping[str, Any]],
+    *,
+    logins: bool = True,
+    ssh_port: int = 22,
+    web_port: int = WEB_PORT,
+    seconds: float = sshd_proof.SECONDS,
+    ring_s: float = RING_S,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> list[str]:
+    """What does not answer, in words; empty when all does."""
+    found = []
+    for each in targets:
+        if each.name in web_names and (why := web(each.address, web_port)):
+            found.append(f"{each.shown}: {why}")
+        if logins and (why := sshd_proof.prove(each, port=ssh_port, seconds=seconds)["error"]):
+            found.append(f"ssh to {each.shown}: {why}")
+    deadline = clock() + ring_s
+    while (wrong := ring(corosync())) and clock() < deadline:
+        sleep(1)
+    return found + wrong

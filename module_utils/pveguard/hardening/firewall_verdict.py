@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Proxmox's firewall makes of one packet, by its files and by what it lets pass by itself. Pure; no connection is known, as
+if the table of connections had just been flushed.
+
+What cannot be told lets nothing pass: a rule with source ports, a macro or a network card that is not known accepts nothing. A
+packet is taken to come by the card that has its address.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ..base.errors import PveguardError
+from ..formats.firewall_config import Parsed, Rule, parse_rule
+
+ACCEPT, DROP, REJECT = "ACCEPT", "DROP", "REJECT"
+#: What Proxmox opens to the set "management": the web interface, VNC, SPICE, ssh, migration.
+MANAGEMENT_PORTS = ((8006, 8006), (5900, 5999), (3128, 3128), (22, 22), (60000, 60050))
+#: What it opens of Corosync between ring addresses: the legacy one link 0 alone, the one with nftables all links.
+COROSYNC_PORTS = {"legacy": (5404, 5405), "nftables": (5405, 5412)}
+#: Macros that may be about what a node needs; others fit nothing here.
+MACROS = {
+    "ssh": (("tcp", "22"),),
+    "vnc": (("tcp", "5900:5999"),),
+    "spiceproxy": (("tcp", "3128"),),
+    "pmg": (("tcp", "8006"),),
+    "ceph": (("tcp", "6789"), ("tcp", "3300"), ("tcp", "6800:7300")),
+}
+
+
+class Packet(NamedTuple):
+    """``kind``: IN or OUT. ``what``: for which it is, for a sentence."""
+
+    what: str
+    kind: str
+    proto: str
+    source: str
+    dest: str
+    port: int
+
+
+class Verdict(NamedTuple):
+    """``by``: what decided, as ``cluster.fw: IN DROP -p tcp``, ``policy_in`` or ``management``."""
+
+    action: str
+    by: str
+
+
+class Filter:
+    """The firewall of a node as its facts tell it. ``first``: rules that stand before all others of cluster.fw; ``enforced``:
+    whether it is on with policy DROP for what comes in."""
+
+    def __init__(self, facts: Mapping[str, Any], first: Sequence[Rule] = (), enforced: bool = False) -> None:
+        self.cluster, self.host = facts.get("cluster") or {}, facts.get("host") or {}
+        self.local, self.members = facts.get("local_network") or "", facts.get("members") or []
+        self.cards = facts.get("cards") or {}
+        self.implementation = facts.get("implementation") or "none"
+        self.files = [
+            ("host.fw", _rules(self.host.get("rules") or [])),
+            ("cluster.fw", [*first, *_rules(self.cluster.get("rules") or [])]),
+        ]
+        self.on = enforced or bool(self.cluster.get("enable"))
+        self.on = self.on and self.host.get("enable") is not False
+        self.policies = {
+            "IN": DROP if enforced else self.cluster.get("policy_in") or DROP,
+            "OUT": self.cluster.get("policy_out") or ACCEPT,
+        }
+
+    def verdict(self, packet: Packet) -> Verdict:
+        if not self.on:
+            return Verdict(ACCEPT, "the firewall is off")
+        if (
+            packet.kind == "IN"
+            and "blacklist" in (self.cluster.get("sets") or {})
+            and self._in("+blacklist", packet.source)
+        ):
+            return Verdict(DROP, "ipset blacklist")
+        for name, rules in self.files:
+            for rule in rules:
+                for each in self._written_out(rule):
+                    if each.enabled and each.kind == packet.kind and self._fits(each, packet):
+                        return Verdict(each.action, f"{name}: {each.text()}")
+        if self._by_itself(packet):
+            return Verdict(ACCEPT, "management" if packet.proto == "tcp" else "ring")
+        policy = self.policies[packet.kind]
+        return Verdict(policy, f"policy_{packet.kind.lower()} {policy}")
+
+    def _written_out(self, rule: Rule) -> list[Rule]:
+        """A rule, or those of its group."""
+        if rule.kind != "GROUP":
+            return [rule]
+        if not rule.enabled:
+            return []
+        iface = {"iface": rule.params["iface"]} if "iface" in rule.params else {}
+        texts = (self.cluster.get("groups") or {}).get(rule.action.lower()) or []
+        return [each._replace(params={**each.params, **iface}) for each in _rules(texts)]
+
+    def _fits(self, rule: Rule, packet: Packet) -> bool:
+        params = rule.params
+        if rule.action == ACCEPT and "sport" in params:
+            return False
+        if "iface" in params:
+            card = self.cards.get(packet.dest if packet.kind == "IN" else packet.source)
+            if card != params["iface"] and (card is not None or rule.action == ACCEPT):
+                return False
+        for key, address in (("source", packet.source), ("dest", packet.dest)):
+            if key in params and not any(self._in(part, address) for part in params[key].split(",")):
+                return False
+        if rule.macro:
+            known = MACROS.get(rule.macro.lower(), ())
+            return any(proto == packet.proto and _has(ports, packet.port) for proto, ports in known)
+        proto = params.get("proto", "").lower()
+        if proto and proto != packet.proto:
+            return False
+        return "dport" not in params or _has(params["dport"], packet.port)
+
+    def _in(self, text: str, address: str) -> bool:
+        return within(address, self.networks(text))
+
+    def networks(self, text: str) -> list[str]:
+        """What an entry stands for, with "!" before what is left out: of a set its entries, of an alias its network."""
+        if text.startswith("+"):
+            name = text[1:].lower().removeprefix("dc/")
+            entries = list((self.cluster.get("sets") or {}).get(name) or [])
+            if name == "management" and self.local:
+                entries.insert(0, "local_network")
+            return [net for entry in entries for net in self._entry(entry)]
+        return self._entry(text)
+
+    def _entry(self, entry: str) -> list[str]:
+        sign, text = ("!", entry[1:].strip()) if entry.startswith("!") else ("", entry)
+        name = text.lower().removeprefix("dc/")
+        aliases = self.cluster.get("aliases") or {}
+        text = aliases.get(name) or (self.local if name == "local_network" else text)
+        return [f"{sign}{text}"] if _range(text) is not None else []
+
+    def _by_itself(self, packet: Packet) -> bool:
+        if packet.proto == "udp":
+            low, high = COROSYNC_PORTS.get(self.implementation, (1, 0))
+            source, dest = (
+                (packet.source, packet.dest) if packet.kind == "IN" else (packet.dest, packet.source)
+            )
+            return low <= packet.port <= high and self._of_one_link(source, dest)
+        if not any(low <= packet.port <= high for low, high in MANAGEMENT_PORTS):
+            return False
+        if packet.kind == "IN":
+            return self._in("+management", packet.source)
+        # Migration is not among what it lets out.
+        return packet.port < 60000 and bool(self.local) and self._in("local_network", packet.dest)
+
+    def _of_one_link(self, theirs: str, ours: str) -> bool:
+        own = [
+            (link, each)
+            for member in self.members
+            if member.get("own")
+            for link, each in (member.get("links") or {}).items()
+        ]
+        others = [
+            (link, each)
+            for member in self.members
+            if not member.get("own")
+            for link, each in (member.get("links") or {}).items()
+        ]
+        return any(here == ours and (link, theirs) in others for link, here in own)
+
+
+def management_of(facts: Mapping[str, Any]) -> list[str]:
+    """The networks that Proxmox lets in to ssh and 8006, with "!" those left out."""
+    return Filter(facts).networks("+management")
+
+
+def within(address: str, networks: Iterable[str]) -> bool:
+    """Whether an address is in one of the networks or ranges, and in none with "!"."""
+    try:
+        own = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    found = False
+    for each in networks:
+        ends = _range(each.removeprefix("!"))
+        if ends is None or ends[0].version != own.version or not int(ends[0]) <= int(own) <= int(ends[1]):
+            continue
+        if each.startswith("!"):
+            return False
+        found = True
+    return found
+
+
+def said(parsed: Parsed) -> dict[str, Any]:
+    """A file as facts tell it."""
+    return {
+        "options": dict(parsed.options),
+        "aliases": dict(parsed.aliases),
+        "sets": {
+            name: [f"{'!' * each.but}{each.value}" for each in entries]
+            for name, entries in parsed.sets.items()
+        },
+        "groups": {name: [each.text() for each in rules] for name, rules in parsed.groups.items()},
+        "rules": [each.text() for each in parsed.rules],
+        "strange": [{"line": each.number, "why": each.why} for each in parsed.strange],
+    }
+
+
+def _rules(texts: Iterable[str]) -> list[Rule]:
+    found = []
+    for text in texts:
+        try:
+            found.append(parse_rule(text))
+        except PveguardError:
+            continue  # facts have none of these
+    return found
+
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+@functools.lru_cache(4096)
+def _range(text: str) -> tuple[_Address, _Address] | None:
+    try:
+        first, dash, last = text.partition("-")
+        if dash:
+            return ipaddress.ip_address(first), ipaddress.ip_address(last)
+        net = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return None
+    return net[0], net[-1]
+
+
+def _has(ports: str, port: int) -> bool:
+    for part in ports.split(","):
+        low, _, high = part.partition(":")
+        if (
+            re.fullmatch("[0-9]{1,5}", low)
+            and re.fullmatch("[0-9]{1,5}", high or low)
+            and int(low) <= port <= int(high or low)
+        ):
+            return True
+        if {"ssh": 22, "corosync": 5405}.get(part) == port:
+            return True
+    return False
