@@ -368,7 +368,9 @@ def test_a_mistake_while_the_cluster_file_system_is_read_is_unknown(
 def test_a_cluster_file_system_that_is_not_mounted(node: Node) -> None:
     for path in (".version", ".members", "corosync.conf"):
         node.remove(f"/etc/pve/{path}")
-    node.write("/etc/corosync/corosync.conf", corosync().replace("pve1", "pve1"))
+    node.write(
+        "/etc/corosync/corosync.conf", corosync().replace("  version: 2", "  version: 2\n  config_version: 3")
+    )
     found = look(node)
     assert "/etc/pve: not mounted" in found["error"]
     assert [each["links"]["1"] for each in found["members"]] == ["10.1.0.11", "10.1.0.12", "10.1.0.13"], (
@@ -388,6 +390,13 @@ def test_a_plain_host_has_nothing_of_proxmox(node: Node) -> None:
     found = look(node)
     assert found["known"], found["error"]
     assert (found["implementation"], found["members"], found["links"]) == ("none", [], [])
+    # Debian's package brings an example, which has no config_version.
+    node.write(
+        "/etc/corosync/corosync.conf",
+        "totem {\n}\nnodelist {\n  node {\n    name: node1\n    ring0_addr: 127.0.0.1\n  }\n}\n",
+    )
+    found = look(node)
+    assert found["known"] and found["members"] == []
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the role leads three members through a change of the firewall. The modules are doubles, which say what a test lets them say:
-what they do on a node has its own tests.
+"""How the role leads three members through a change of the firewall. The modules are doubles, which say what a test lets them
+say: what they do on a node has its own tests.
 """
 
 from __future__ import annotations

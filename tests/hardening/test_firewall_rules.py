@@ -144,7 +144,7 @@ def test_variables() -> None:
         "node_hardening_firewall": "rules",
         "node_hardening_firewall_management": ["10.0.0.7/24", "fd00::1"],
     }
-    assert fw.Options.of({**given, "node_hardening_firewall_confirm": "blue"}) == fw.Options(
+    assert fw.Options.of({**given, "node_hardening_firewall_cluster_name": "blue"}) == fw.Options(
         "rules", ("10.0.0.0/24", "fd00::1"), "blue"
     )
 
@@ -242,6 +242,8 @@ def test_a_revert_gives_back_each_byte(text: str, enforce: bool) -> None:
     back = fw.reverted(after)
     # The last line of a section that was there may have been given its end.
     assert back == text or back == ended(text)
+    if "[RULES]" not in text and not enforce:
+        assert back == text, "of one that was not there it is known"
     assert fw.reverted(back) == back
 
 
@@ -293,6 +295,16 @@ def test_what_somebody_has_set_since_stays() -> None:
     mended = firewall_config.set_option(after, "policy_in", "REJECT") + "IN HTTPS(ACCEPT)\n"
     back = fw.reverted(mended)
     assert "policy_in:  REJECT" in back and "enable: 0" in back and back.endswith("IN HTTPS(ACCEPT)\n")
+
+
+def test_the_first_note_of_what_was_before_counts() -> None:
+    """Somebody switches it off after a run, and the next run on again."""
+    after = fw.enforced(fw.merged(FILE.replace("enable: 0", "enable: 2"), WANTED))
+    again = fw.enforced(firewall_config.set_option(after, "policy_in", "ACCEPT"))
+    assert again == after and fw.reverted(again) == FILE.replace("enable: 0", "enable: 2")
+    dropping = "[OPTIONS]\nenable: 0\npolicy_in: DROP\n"
+    accepting = firewall_config.set_option(fw.enforced(dropping), "policy_in", "ACCEPT")
+    assert fw.reverted(fw.enforced(accepting)) == dropping
 
 
 def test_rules_that_are_no_longer_wanted_go() -> None:
@@ -434,6 +446,29 @@ def test_a_ring_without_its_rule_is_refused() -> None:
     assert "corosync link 1 to pve2" in "\n".join(fw.refusals(out, fw.ENFORCE, ENFORCE, rules))
 
 
+@pytest.mark.parametrize("planted", ["IN DROP", "GROUP closed"])
+def test_own_rules_stand_before_those_of_the_cluster(planted: str) -> None:
+    assert refused(facts(f"{MANAGED}[group closed]\nIN DROP\n[RULES]\n{planted}\n")) == ""
+
+
+def test_what_goes_out_to_members_needs_a_rule_where_proxmox_has_none() -> None:
+    found = facts(f"[OPTIONS]\npolicy_out: DROP\n{MANAGED}")
+    ring = [rule for rule in WANTED if "members" not in rule.comment]
+    said = fw.refusals(found, fw.ENFORCE, ENFORCE, ring)
+    assert [each.partition(" (")[0] for each in said] == ["migration to pve2", "migration to pve3"], (
+        "ssh and 8006 it lets out itself"
+    )
+    found["local_network"] = "10.0.0.11/32"
+    options = fw.Options(fw.ENFORCE, ("10.0.0.0/24",))
+    assert "ssh to pve2" in "\n".join(fw.refusals(found, fw.ENFORCE, options, ring))
+    assert "ssh from pve2" not in "\n".join(fw.refusals(found, fw.ENFORCE, options, ring))
+
+
+def test_a_blacklisted_controller_is_refused() -> None:
+    said = refused(facts(f"{MANAGED}[IPSET blacklist]\n192.0.2.9\n"))
+    assert "ssh from the controller (tcp 22, 192.0.2.9 to 10.0.0.11) would not pass (ipset blacklist)" in said
+
+
 def test_what_nobody_has_a_rule_for_is_refused() -> None:
     found = facts(inbound=[{"what": "LINSTOR satellite", "port": 3366}])
     assert "LINSTOR satellite (tcp 3366, 10.0.0.12 to 10.0.0.11) would not pass" in refused(found)
@@ -447,7 +482,7 @@ def test_guests_that_would_wake_are_named_until_the_clusters_name_is_typed() -> 
     found = facts(guests=[GUEST])
     said = refused(found)
     assert "the sleeping rules of 1 guest would wake: 100 web on pve2 (net0, 2 rules, policy_in DROP)" in said
-    assert "node_hardening_firewall_confirm" in said and "it was not typed" in said
+    assert "node_hardening_firewall_cluster_name" in said and "it was not typed" in said
     assert "'Blue' was typed" in refused(found, fw.Options(fw.ENFORCE, ENFORCE.management, "Blue"))
     assert refused(found, fw.Options(fw.ENFORCE, ENFORCE.management, "blue")) == ""
     assert refused(found, RULES) == "", "rules alone wake nobody"

@@ -252,6 +252,8 @@ def _members_of(looking: Looking, texts: Mapping[str, str], said: Mapping[str, A
     except PveguardError as error:
         looking.unread.append(str(error))
         return alone
+    if places.CLUSTER_CONF not in texts and not doc.config_version:
+        return alone  # the example of Debian's package
     names = _hosts(looking)
     found: list[Facts] = []
     for node in doc.nodes():

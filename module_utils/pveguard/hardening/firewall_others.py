@@ -19,7 +19,6 @@ UNITS = ("ufw", "nftables", "firewalld", "netfilter-persistent")
 KNOWN = ("inet pveguard", "inet proxmox-firewall", "bridge proxmox-firewall-guests")
 #: Chains of Proxmox's legacy firewall, and those of fail2ban, which bans single addresses.
 _CHAINS = re.compile(r"PVEFW-|(tap|veth|fwbr|GROUP-)\S*|f2b-")
-_FAIL2BAN = "f2b-table"
 
 
 def rules(looking: Looking) -> list[Facts]:
@@ -51,7 +50,7 @@ def _nftables(looking: Looking) -> list[Facts]:
                 if kind not in ("chain", "rule"):
                     continue
                 name = f"{said['family']} {said['table']}"
-                if name in KNOWN or said["table"] == _FAIL2BAN:
+                if name in KNOWN:
                     continue
                 table = tables.setdefault(
                     name,

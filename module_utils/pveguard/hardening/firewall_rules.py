@@ -63,8 +63,8 @@ class Options:
 
     @classmethod
     def of(cls, variables: Mapping[str, Any]) -> Options:
-        """From the role's variables ``node_hardening_firewall``, ``_management`` and ``_cluster_name``. Raises PveguardError for
-        what is no mode and no network.
+        """From the role's variables ``node_hardening_firewall``, ``_management`` and ``_cluster_name``. Raises
+        PveguardError for what is no mode and no network.
         """
         mode = str(variables.get("node_hardening_firewall") or AUDIT)
         if mode not in MODES:
@@ -171,8 +171,9 @@ def enforced(cluster_fw_text: str) -> str:
     text = cluster_fw_text
     if not changes:
         return text
+    # Of an earlier run: what counts is what was before that.
     if not _memory(parsed):
-        before = " ".join(f"{key}={parsed.options.get(key, '-')}" for key in changes)
+        before = " ".join(f"{key}={parsed.options.get(key, '-')}" for key in _ENFORCED)
         params = {"source": "127.0.0.1", "dest": "127.0.0.1"}
         note = Rule("IN", "ACCEPT", "", params, False, f"{_BEFORE}: {before}")
         text = firewall_config.add_rules(
