@@ -55,6 +55,8 @@ for top in ("/etc", "/root/.ssh"):
             elif stat.S_ISREG(what):
                 inside = hashlib.sha256(open(path, "rb").read()).hexdigest()
             files[path] = f"{stat.filemode(seen.st_mode)} {seen.st_uid}:{seen.st_gid} {inside}"
+for path in glob.glob("/etc/pve/firewall/*") + glob.glob("/etc/pve/nodes/*/host.fw"):
+    files[path] = hashlib.sha256(open(path, "rb").read()).hexdigest()
 def out(*argv):
     return subprocess.run(argv, capture_output=True, text=True).stdout
 timers = {}
@@ -121,7 +123,8 @@ except OSError as error:
 print(json.dumps({
     "quorate": bool(re.search(r"^Quorate:\s+Yes", quorum, re.M)),
     "members": len(re.findall(r"^ +[0-9]+ +[0-9]+ ", quorum.partition("Membership information")[2], re.M)),
-    "links_down": re.findall(r"^.*(?:disabled|disconnected).*$", links, re.M),
+    # A link that is down lacks the word.
+    "links_down": [line for line in links.splitlines() if "LINK: " in line and not re.search(r"\bconnected\b", line)],
     "links": len(re.findall(r"LINK: [0-9]+", links)),
     "written": written,
 }))

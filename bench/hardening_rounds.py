@@ -52,20 +52,22 @@ from totals import show  # noqa: E402
 from lab.errors import LabError  # noqa: E402
 from lab.labs import Lab  # noqa: E402
 
-#: A play on an emulated node of a busy machine; how long a node has for its undo where the play is gone, and what the look costs.
+#: A play on an emulated node of a busy machine; what the look at an undo costs.
 RUN_SECONDS = 900.0
-DEADLINE_SECONDS = 60
 SLACK_SECONDS = 90.0
 SNAPSHOT = "hardening-rounds"
 FAULTS = ("none", "kill", "reboot", "power")
 OTHER = "/etc/ssh/sshd_config.d/50-other.conf"
-ARMED, NOTE = "/var/lib/pveguard/rollback/hardening-sshd/armed.json", "/run/pveguard/hardening-sshd"
+SSHD, FIREWALL = "hardening-sshd", "hardening-firewall"
+#: Seconds until a node takes the change back, by its timer; not shorter than the role allows.
+DEADLINES = {SSHD: 60, FIREWALL: 120}
 
 
 @dataclass(frozen=True)
 class Plant:
     """``seen``: shell script that plants it as somebody else's, ``clear`` takes it out again; ``refused``: what the role says
-    then. ``blind``: lines for the role's own drop-in; ``unproved``: what the proofs say then.
+    then. ``blind``: lines for the role's own file; ``unproved``: what the proofs say then. ``variables`` of the role. The
+    ``timer`` says what it is about: sshd of one node, or the firewall of all.
     """
 
     seen: str = ""
@@ -73,6 +75,20 @@ class Plant:
     refused: str = ""
     blind: str = ""
     unproved: str = ""
+    timer: str = SSHD
+    variables: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def good(self) -> bool:
+        return not self.seen and not self.blind
+
+
+def firewall(**more: Any) -> dict[str, Any]:
+    return {"node_hardening_firewall": "enforce", "node_hardening_firewall_cluster_name": "pvelab", **more}
+
+
+#: Where QEMU's user network has the controller come from.
+CONTROLLER = "10.0.2.2"
 
 
 def other(line: str) -> tuple[str, str]:
@@ -112,6 +128,25 @@ PLANTS = {
         "mv /root/sshd_config.rounds /etc/ssh/sshd_config",
         r"so a drop-in does not come first",
     ),
+    "firewall_good": Plant(
+        timer=FIREWALL, variables=firewall(node_hardening_firewall_management=[CONTROLLER])
+    ),
+    "firewall_no_controller": Plant(
+        "true",
+        "true",
+        r"the controller \(10\.0\.2\.2\) is not in the management set",
+        "[OPTIONS]\n\nenable: 1\npolicy_in: DROP\n",
+        r"was not proved: .*(UNREACHABLE|unreachable|Failed to connect|no answer|timed out)",
+        FIREWALL,
+        firewall(),
+    ),
+    "firewall_no_ring": Plant(
+        "printf '[RULES]\n\nIN DROP -p udp -dport 5406\n' > /etc/pve/local/host.fw",
+        "rm /etc/pve/local/host.fw",
+        r"corosync link 1 .*would not pass",
+        timer=FIREWALL,
+        variables=firewall(node_hardening_firewall_management=[CONTROLLER]),
+    ),
 }
 Kind = tuple[str, str, str]
 
@@ -121,7 +156,7 @@ def kinds(plants: Sequence[str], depths: Sequence[str], faults: Sequence[str]) -
     found: list[Kind] = []
     for name in plants:
         plant = PLANTS[name]
-        if name == "good":
+        if plant.good:
             found += [(name, "good", fault) for fault in faults]
         if plant.seen and "seen" in depths and "none" in faults:
             found.append((name, "seen", "none"))
@@ -163,13 +198,17 @@ class Play:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(
-        self, node: str, variables: Mapping[str, Any], *, utils: str = "", revert: bool = False
+        self, hosts: str, variables: Mapping[str, Any], *, utils: str = "", tasks: str = "main.yml"
     ) -> None:
-        task = {
-            "import_role": {"name": "node_hardening", "tasks_from": "revert.yml" if revert else "main.yml"}
+        task = {"import_role": {"name": "node_hardening", "tasks_from": tasks}}
+        play = {
+            "hosts": hosts,
+            "gather_facts": False,
+            "serial": 0 if tasks == "together.yml" else 1,
+            "tasks": [task],
         }
         book = self.work / "play.yml"
-        book.write_text(json.dumps([{"hosts": node, "gather_facts": False, "tasks": [task]}]))
+        book.write_text(json.dumps([play]))
         more = {"ANSIBLE_SSH_CONTROL_PATH_DIR": self.connections, "ANSIBLE_ROLES_PATH": str(ROOT / "roles")}
         if utils:
             more["ANSIBLE_MODULE_UTILS"] = utils
@@ -231,6 +270,8 @@ class Campaign:
         work.mkdir(parents=True, exist_ok=True)
 
     def begin(self, prove: bool) -> None:
+        if any(PLANTS[name].timer == FIREWALL for name, _, _ in self.chosen):
+            self.nodes.lab.services(["firewall", "pveproxy"], True)
         self.nodes.keys_of_root()
         self.nodes.second_key()
         self.nodes.add_second_ring()
@@ -312,14 +353,17 @@ class Campaign:
     def _interrupted(
         self, play: Play, plant: Plant, depth: str, fault: str, node: str, after: float
     ) -> list[str]:
-        utils = blind(self.work, plant.blind) if depth == "blind" else ""
-        seconds = DEADLINE_SECONDS if fault != "none" else 3 * DEADLINE_SECONDS
-        play.start(
-            node, {"node_hardening_sshd": True, "node_hardening_sshd_confirm_seconds": seconds}, utils=utils
-        )
+        utils = blind(self.work, plant) if depth == "blind" else ""
+        seconds = DEADLINES[plant.timer] * (3 if fault == "none" else 1)
+        if plant.timer == SSHD:
+            variables = {"node_hardening_sshd": True, "node_hardening_sshd_confirm_seconds": seconds}
+            play.start(node, variables, utils=utils)
+        else:
+            variables = {**plant.variables, "node_hardening_firewall_confirm_seconds": seconds}
+            play.start("all", variables, utils=utils, tasks="together.yml")
         if fault == "none":
             return self._let_alone(play, plant, depth, node)
-        changed = self._changed(play, node)
+        changed = self._changed(play, plant.timer, node)
         if isinstance(changed, str):
             return [changed]
         time.sleep(after)
@@ -334,47 +378,55 @@ class Campaign:
             play.wait(60)
             play.kill()
             self._booted(node)
-        seen = self._at_rest(node, changed + seconds + SLACK_SECONDS)
+        taken = [node] if plant.timer == SSHD else self.nodes.names
+        seen = self.nodes.everywhere(
+            lambda each: self._at_rest(each, changed + seconds + SLACK_SECONDS), taken
+        )
         if fault == "kill":
             self.totals.longest_undo_seconds = max(
                 self.totals.longest_undo_seconds, round(time.monotonic() - changed, 1)
             )
-        if "confirmed" in seen["timers"].get("hardening-sshd", []):
+        states = {each: found["timers"].get(plant.timer, []) for each, found in seen.items()}
+        if any("confirmed" in found for found in states.values()):
             # The play was quicker than the interruption; what it has kept is good, or it would not have been.
             self.totals.too_late += 1
-            return [*(["a bad change was kept"] if depth == "blind" else []), *self._revert(node)]
+            return [*(["a bad change was kept"] if depth == "blind" else []), *self._revert(taken)]
         self.totals.taken_back += 1
-        wrong = (
-            [] if seen["timers"].get("hardening-sshd") == ["rolled_back"] else [f"timers: {seen['timers']}"]
-        )
-        unit = "pveguard-rollback-hardening-sshd.service"
-        said = self.nodes.console(node, f"journalctl -q --no-pager -o cat -u {unit} | tail -n 20")
-        return wrong + (
-            [] if "which was not confirmed" in said else [f"the journal does not say why: {said[-300:]!r}"]
-        )
+        wrong = [
+            f"{each}: its timer is {found}" for each, found in states.items() if found != ["rolled_back"]
+        ]
+        unit = f"pveguard-rollback-{plant.timer}.service"
+        for each in taken:
+            said = self.nodes.console(each, f"journalctl -q --no-pager -o cat -u {unit} | tail -n 30")
+            if "which was not confirmed" not in said:
+                wrong.append(f"{each}: the journal does not say why: {said[-300:]!r}")
+        return wrong
 
     def _let_alone(self, play: Play, plant: Plant, depth: str, node: str) -> list[str]:
         code = play.wait()
         said = play.said()
+        taken = [node] if plant.timer == SSHD else self.nodes.names
         if depth == "good":
-            if code or "changed=2 " not in said:
+            if code or "changed=0 " in said:
                 return [f"the run ended with {code}: {said[-600:]}"]
             locked = self.nodes.locked_out()
             self.totals.lock_outs += len(locked)
             self.totals.kept_and_reverted += 1
-            return [*(f"LOCKED OUT once it was kept: {line}" for line in locked), *self._revert(node)]
+            return [*(f"LOCKED OUT once it was kept: {line}" for line in locked), *self._revert(taken)]
         wanted = plant.refused if depth == "seen" else plant.unproved
         self.totals.refused += depth == "seen"
         self.totals.taken_back += depth == "blind"
-        self._at_rest(node, time.monotonic() + 3 * DEADLINE_SECONDS + SLACK_SECONDS)
+        deadline = time.monotonic() + 3 * DEADLINES[plant.timer] + SLACK_SECONDS
+        self.nodes.everywhere(lambda each: self._at_rest(each, deadline), taken)
         wrong = [] if code == 2 else [f"the run ended with {code}"]
         return wrong + ([] if re.search(wanted, said) else [f"it does not say {wanted!r}: {said[-600:]}"])
 
-    def _changed(self, play: Play, node: str) -> float | str:
+    def _changed(self, play: Play, timer: str, node: str) -> float | str:
         """When the change counted and was not yet confirmed; or why it never did."""
+        armed, note = f"/var/lib/pveguard/rollback/{timer}/armed.json", f"/run/pveguard/{timer}"
         deadline = time.monotonic() + RUN_SECONDS
         while time.monotonic() < deadline:
-            if self.nodes.console(node, f"[ -e {ARMED} ] && [ -e {NOTE} ] && echo yes; true").strip():
+            if self.nodes.console(node, f"[ -e {armed} ] && [ -e {note} ] && echo yes; true").strip():
                 return time.monotonic()
             if play.ended:
                 return f"the play ended before its change: {play.said()[-600:]}"
@@ -406,10 +458,10 @@ class Campaign:
                 return seen
             time.sleep(0.5)
 
-    def _revert(self, node: str) -> list[str]:
+    def _revert(self, nodes: Sequence[str]) -> list[str]:
         play = Play(self.inventory, self.work, "revert")
         try:
-            play.start(node, {}, revert=True)
+            play.start(":".join(nodes), {}, tasks="revert.yml")
             code = play.wait()
             return [] if code == 0 else [f"the revert ended with {code}: {play.said()[-600:]}"]
         finally:
@@ -431,18 +483,29 @@ class Campaign:
         self.totals.longest_round_seconds = max(self.totals.longest_round_seconds, round(seconds, 1))
 
 
-def blind(work: Path, lines: str) -> str:
-    """A copy of the product's cores that judges nothing beforehand and has these lines in its drop-in."""
+def blind(work: Path, plant: Plant) -> str:
+    """A copy of the product's cores that judges nothing beforehand and writes the plant's lines: into its drop-in of sshd, or as
+    cluster.fw.
+    """
     folder = work / "blind"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(ROOT / "module_utils", folder, ignore=shutil.ignore_patterns("__pycache__"))
-    core = folder / "pveguard/hardening/sshd_change.py"
+    if plant.timer == SSHD:
+        made = "    text = sshd.drop_in(keys_only, algorithms)"
+        judged = "    judge(text, keys_only, algorithms, login, facts, root, run)\n"
+        swap = {judged: "", f"{made}\n": f"{made} + {plant.blind + chr(10)!r}\n"}
+        core = folder / "pveguard/hardening/sshd_change.py"
+    else:
+        made = "    after = wanted(before, facts, options)\n"
+        swap = {
+            made: f"    after = {plant.blind!r}\n",
+            "    if why:\n        raise": "    if False:\n        raise",
+        }
+        core = folder / "pveguard/hardening/firewall_change.py"
     text = core.read_text()
-    made = "    text = sshd.drop_in(keys_only, algorithms)"
-    judged = "    judge(text, keys_only, algorithms, login, facts, root, run)\n"
-    for old, new in ((judged, ""), (f"{made}\n", f"{made} + {lines + chr(10)!r}\n")):
+    for old, new in swap.items():
         if text.count(old) != 1:
-            raise CannotTest(f"{core.name} has no longer one line {old.strip()!r}, which is to be taken out")
+            raise CannotTest(f"{core.name} has no longer one line {old.strip()!r}, which is to be replaced")
         text = text.replace(old, new)
     core.write_text(text)
     return str(folder)

@@ -29,11 +29,20 @@ def test_where_the_role_refuses_nothing_is_interrupted() -> None:
     assert bench.kinds(["no_key"], ["blind"], ["kill"]) == [("no_key", "blind", "kill")]
 
 
-def test_the_blind_copy_has_the_lines_and_no_judgement(tmp_path: Path) -> None:
-    folder = bench.blind(tmp_path, "AllowUsers nobody")
-    text = Path(folder, "pveguard/hardening/sshd_change.py").read_text()
-    assert "'AllowUsers nobody\\n'" in text and "    judge(text" not in text
-    compile(text, "sshd_change.py", "exec")
+@pytest.mark.parametrize(
+    ("name", "core", "has", "has_not"),
+    [
+        ("allow_users", "sshd_change", "'AllowUsers nobody\\n'", "    judge(text"),
+        ("firewall_no_controller", "firewall_change", "policy_in: DROP", "    if why:\n        raise"),
+    ],
+)
+def test_the_blind_copy_has_the_lines_and_no_judgement(
+    tmp_path: Path, name: str, core: str, has: str, has_not: str
+) -> None:
+    file = Path(bench.blind(tmp_path, bench.PLANTS[name]), f"pveguard/hardening/{core}.py")
+    text = file.read_text()
+    assert has in text and has_not not in text
+    compile(text, file, "exec")
 
 
 def test_any_change_of_a_file_is_seen() -> None:
