@@ -226,7 +226,7 @@ class Nodes:
         sshd that has just been told to read its files
         answers nobody for a moment, and one with penalties not a source that has failed: who gets in soon is not locked out.
         """
-        ways = [(None, node) for node in self.names]
+        ways: list[Way] = [(None, node) for node in self.names]
         ways += [(node, each) for node in self.names for each in self.names if each != node]
         deadline = time.monotonic() + patience
         while True:
@@ -303,22 +303,26 @@ class Nodes:
 
     def keys_of_root(self) -> None:
         """What an installation and pvecm make and the lab does not: RSA keys of hosts and root, known to all members."""
+        has = self.everywhere(
+            lambda node: self.console(node, "[ -e /root/.ssh/id_rsa ] && echo has; true").strip()
+        )
+        without = [node for node in self.names if not has[node]]
+        if not without:
+            return
         with tempfile.TemporaryDirectory() as folder:
 
             def keys(node: str) -> dict[str, str]:
-                found = {}
+                found: dict[str, str] = {}
                 for path in ("/etc/ssh/ssh_host_rsa_key", "/root/.ssh/id_rsa"):
                     file = Path(folder, f"{node}-{os.path.basename(path)}")
-                    argv = ["ssh-keygen", "-q", "-N", "", "-C", f"root@{node}", "-t", "rsa", "-f", file]
+                    argv = ["ssh-keygen", "-q", "-N", "", "-C", f"root@{node}", "-t", "rsa", "-f", str(file)]
                     subprocess.run(argv, check=True, stdin=subprocess.DEVNULL)
                     found |= {f"{path}{end}": Path(f"{file}{end}").read_text() for end in ("", ".pub")}
                 return found
 
-            made = self.everywhere(keys)
+            made = self.everywhere(keys, without)
         shared = ""
-        for node in self.names:
-            if self.console(node, "[ -e /root/.ssh/id_rsa ] && echo has; true").strip():
-                continue
+        for node in without:
             script = "set -e; umask 077; pvecm updatecerts --silent; "
             for path, text in made[node].items():
                 script += f"printf %s {shlex.quote(text)} > {path}; "
@@ -328,8 +332,7 @@ class Nodes:
             )
             self.console(node, script)
             shared += made[node]["/root/.ssh/id_rsa.pub"]
-        if shared:
-            self.console(self.names[0], f"printf %s {shlex.quote(shared)} >> /etc/pve/priv/authorized_keys")
+        self.console(self.names[0], f"printf %s {shlex.quote(shared)} >> /etc/pve/priv/authorized_keys")
 
     def second_key(self) -> None:
         """The controller's key beside /etc/pve, as an administrator puts it there before passwords go off."""

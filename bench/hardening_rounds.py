@@ -513,7 +513,7 @@ def blind(work: Path, plant: Plant) -> str:
 
 def table(totals: Totals) -> str:
     """What was done and what was violated, a kind a line."""
-    rows = [("plant", "depth", "interruption", "rounds", "violations")]
+    rows: list[tuple[str, ...]] = [("plant", "depth", "interruption", "rounds", "violations")]
     for kind, count in sorted(totals.kinds.items()):
         bad = sum(f"({kind} on " in line for line in totals.violations)
         rows.append((*kind.split(", "), str(count), str(bad)))
