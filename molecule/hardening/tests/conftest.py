@@ -23,12 +23,19 @@ from lab.labs import Lab  # noqa: E402
 
 ephemeral = shared.ephemeral
 #: What is switched on here, and what the lab needs of it.
-SWITCHES = {"node_hardening_sshd": True}
+#: The firewall is in `make campaign`: it takes minutes.
+SWITCHES = {
+    "node_hardening_sshd": True,
+    "node_hardening_firewall": "enforce",
+    # Where QEMU's user network has the controller come from.
+    "node_hardening_firewall_management": ["10.0.2.2"],
+    "node_hardening_firewall_cluster_name": "pvelab",
+}
 Harden = Callable[..., tuple[int, dict[str, int], str]]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    shared.sort_by_folder(items, ["hardened", "planted", "rebooted", "reverted"])
+    shared.sort_by_folder(items, ["hardened", "planted", "firewalled", "rebooted", "reverted"])
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +45,8 @@ def nodes() -> hardening_nodes.Nodes:
     found.keys_of_root()
     found.second_key()
     found.add_second_ring()
+    if "PVEGUARD_CAMPAIGN" in os.environ:
+        found.lab.services(["firewall", "pveproxy"], True)
     return found
 
 
@@ -54,7 +63,9 @@ def harden(ephemeral: Path) -> Harden:
     def run(*arguments: str, tasks: str = "main.yml") -> tuple[int, dict[str, int], str]:
         task = {"import_role": {"name": "node_hardening", "tasks_from": tasks}}
         book = ephemeral / "harden.yml"
-        book.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "serial": 1, "tasks": [task]}]))
+        # 0: all at once, as what is one for all members wants it.
+        serial = 0 if tasks == "together.yml" else 1
+        book.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "serial": serial, "tasks": [task]}]))
         argv = [
             "ansible-playbook",
             "-i",
