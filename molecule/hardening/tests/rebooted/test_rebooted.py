@@ -21,7 +21,7 @@ JOINS = (
 @pytest.fixture(scope="module", autouse=True)
 def rebooted(nodes: Nodes) -> Iterator[None]:
     node = nodes.names[0]
-    nodes.console(node, f"cp -p {MAIN} /root/main && {JOINS} && grep -qx 'PermitRootLogin yes' {MAIN}")
+    nodes.console(node, f"set -e\ncp -p {MAIN} /root/main\n{JOINS}\ngrep -qx 'PermitRootLogin yes' {MAIN}")
     nodes.lab.reboot([])
     yield
     nodes.console(node, f"mv /root/main {MAIN} && systemctl reload ssh")
