@@ -211,7 +211,7 @@ def _work(module: NodeModule) -> firewall_change.Result:
     if params["state"] == "armed":
         return _arm(params, check)
     if params["state"] == "reverted":
-        return firewall_change.revert(check)
+        return firewall_change.revert(check, drift=params["drift"])
     if check:
         return firewall_change.Result()
     if params["state"] == "written":

@@ -51,6 +51,7 @@ def facts(cluster: str = MANAGED, host: str = "", **more: Any) -> dict[str, Any]
     ]
     return {
         "known": True,
+        "read": True,
         "error": "",
         "implementation": "legacy",
         "node": "pve1",

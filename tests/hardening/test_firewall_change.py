@@ -110,9 +110,15 @@ def test_without_a_proof_it_is_taken_back_in_time(pair: tuple[FirewallNode, Fire
 
 def test_without_the_clusters_file_system_the_node_opens_itself_and_the_file_follows(node: FirewallNode) -> None:
     enforced(node)
+    ours = node.shared.text
     node.unmount()
+    # Left beneath the mount point by somebody: it is not the cluster's file.
+    beneath = node.at / "firewall/cluster.fw"
+    beneath.parent.mkdir()
+    beneath.write_bytes(ours.encode())
     node.elapse(300)
     assert not node.runs and node.held and node.forced and node.timer() == "rolling_back"
+    assert beneath.read_bytes().decode() == ours
     node.retry()
     assert (node.bin / "calls").read_text().count("pve-firewall stop") == 1, "once a boot"
     assert node.shared.bytes != FORMER and node.timer() == "rolling_back"
@@ -233,6 +239,21 @@ def test_what_disables_the_other_firewall_and_is_somebodys_stays(node: FirewallN
     assert force.read_text() == "" and node.timer() == "rolled_back"
     with pytest.raises(PveguardError, match="force-disable is there: somebody has opened this node by it"):
         node.arm()
+
+
+def test_a_firewall_that_does_not_stop_is_killed_and_its_rules_are_cut_off(node: FirewallNode) -> None:
+    enforced(node)
+    noted = 'echo "iptables-legacy $*" >>"$here/calls"; exit 1'
+    for name, text in {"pve-firewall": "exec sleep 600", "iptables-legacy": noted}.items():
+        (node.bin / name).write_text(f"#!/bin/sh\nhere={node.bin}\n{text}\n")
+    program = node.root / firewall_undo.PROGRAM.lstrip("/")
+    program.write_text(program.read_text().replace("within 60 ", "within 1 "))
+    node.elapse(300)
+    calls = (node.bin / "calls").read_text().splitlines()
+    assert calls[0] == "systemctl kill --signal=KILL pve-firewall.service"
+    cut = [f"iptables-legacy -w 10 -D {chain} -j PVEFW-{chain}" for chain in ("INPUT", "OUTPUT", "FORWARD")]
+    assert [each for each in calls if each.startswith("iptables")] == cut
+    assert node.shared.bytes == FORMER and node.timer() == "rolled_back"
 
 
 # --- refusals -----------------------------------------------------------------------------------------------

@@ -57,6 +57,22 @@ def test_what_could_not_be_read_is_unknown() -> None:
         assert each in text
 
 
+@pytest.mark.parametrize("missing", ["ip", "systemctl", "/etc/pve"])
+def test_of_what_is_not_known_nothing_is_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    monkeypatch.setenv("SSH_CONNECTION", "10.0.0.9 50000 10.0.0.11 22")
+    node = clean(tmp_path)
+    if missing == "/etc/pve":
+        for path in (".version", ".members", "corosync.conf"):
+            node.remove(f"/etc/pve/{path}")
+    else:
+        node.write("/etc/pve/firewall/cluster.fw", "[OPTIONS]\nenable: 1\n")
+        del node.answers[missing]
+    found = firewall_findings.of_node(node.facts("firewall"), {})
+    assert [each.id for each in found] == ["hardening-firewall-unread"] and missing in found[0].text
+
+
 def test_a_firewall_that_is_off() -> None:
     said = finding(judged(facts()), "hardening-firewall-off")
     assert (

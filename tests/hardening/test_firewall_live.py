@@ -65,7 +65,8 @@ class Firewalled(Node):
     def begin(self, folder: Path) -> None:
         self.folder = folder
         self.start()
-        self.sh("ip link add ring0 type veth peer name ring1 && ip address add 10.77.0.1/24 dev ring0 && ip link set ring0 up && ip link set ring1 up")
+        self.sh("ip link add ring0 type veth peer name ring1 && ip address add 10.77.0.1/24 dev ring0")
+        self.sh("ip link set ring0 up && ip link set ring1 up")
         # /usr/sbin with one program more.
         self.sh(
             "mkdir /run/sbin && mount --bind /usr/sbin /run/sbin && mount -t tmpfs sbin /usr/sbin && ln -s /run/sbin/* /usr/sbin/"
@@ -75,6 +76,7 @@ class Firewalled(Node):
         self.sh("rm -f /usr/sbin/systemctl; mkdir /run/bin; mount --bind /run/bin /usr/local/sbin")
         self.program("systemctl", SYSTEMCTL.replace("HELD", firewall_undo.HELD), "run/bin")
         (self.root / "etc/pve-firewall-lab.conf").write_text("seconds=0.5\n")
+        (self.pve / "nodes/pve1").mkdir(parents=True, exist_ok=True)
         self.file = self.pve / "firewall/cluster.fw"
         self.file.parent.mkdir()
         self.file.write_text(BEFORE)
@@ -118,8 +120,8 @@ class Firewalled(Node):
         return (self.root / firewall_undo.HELD.lstrip("/")).exists()
 
     def left(self) -> list[str]:
-        done = self.sh("ls -d /var/lib/pveguard/hardening/* /etc/systemd/system/*pveguard* /etc/systemd/system/*.d 2>/dev/null; true")
-        return done.split()
+        units = "/etc/systemd/system/*pveguard* /etc/systemd/system/*.d"
+        return self.sh(f"ls -d /var/lib/pveguard/hardening/* {units} 2>/dev/null; true").split()
 
     def armed(self) -> None:
         """As a controller that dies before the proof leaves it."""
@@ -133,8 +135,8 @@ class Firewalled(Node):
             "c.write(seen.digest); c.present(seen.digest)"
         )
         path = f"PATH=/usr/local/sbin:{os.environ['PATH']}:/usr/sbin:/sbin"
-        words = ["env", path, "SSH_CONNECTION=10.77.0.9 1 10.77.0.1 22", "/usr/bin/python3", "-c", program, f"{ROOT}/module_utils"]
-        done = self.run(*words)
+        came = "SSH_CONNECTION=10.77.0.9 1 10.77.0.1 22"
+        done = self.run("env", path, came, "/usr/bin/python3", "-c", program, f"{ROOT}/module_utils")
         assert done.returncode == 0, done.stderr
         assert self.closed and self.file.read_text() != BEFORE
 
@@ -157,6 +159,7 @@ def node(tmp_path: Path) -> Iterator[Firewalled]:
         made.close()
 
 
+@pytest.mark.campaign
 def test_check_run_second_run_and_back(node: Firewalled) -> None:
     code, said = node.play("enforce", "--check", "--diff")
     assert code == 0 and "changed=1 " in said and "+policy_in: DROP" in said, said

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..base.host_variables import rendered
+from ..cluster import kinds
 from ..hardening import firewall_rules
 
 
@@ -58,15 +59,17 @@ def firewall_facts(hostvars: Any, host: str) -> dict[str, Any]:
 
 
 def firewall_together(hostvars: Any, host: str, play_hosts: Sequence[str]) -> dict[str, Any]:
-    """What the members of a host's cluster have come to: ``{hosts, writer, todo, problems}``. ``writer`` changes the file for
-    all; ``problems`` says why nobody may.
+    """What the members of a host's cluster have come to: ``{hosts, peers, writer, todo, problems}``. ``peers``: the other members
+    that prove something; ``writer`` changes the file for all; ``problems`` says why nobody may. A probe has no cluster.fw, and no
+    part in it.
     """
     everybody = rendered(hostvars)
     own = _result(everybody, host, ARMED)
     if _failed(own) or "digest" not in own:
-        return {"hosts": [host], "writer": "", "todo": False, "problems": [_why(own)]}
+        return {"hosts": [host], "peers": [], "writer": "", "todo": False, "problems": [_why(own)]}
     known, found, problems, todo = hosts(hostvars, host), [host], [], bool(own.get("todo"))
-    for member in own.get("members") or []:
+    peers = [each for each in own.get("members") or [] if not _is_probe(everybody.get(_host_of(each, known)))]
+    for member in peers:
         name = _host_of(member, known)
         result = _result(everybody, name, ARMED)
         if not name:
@@ -80,7 +83,7 @@ def firewall_together(hostvars: Any, host: str, play_hosts: Sequence[str]) -> di
         found += [name] if name else []
         todo = todo or bool(result.get("todo"))
     # Where nothing is to be done nobody needs to be there.
-    return {"hosts": sorted(found), "writer": min(found), "todo": todo, "problems": problems if todo else []}
+    return {"hosts": sorted(found), "peers": peers, "writer": min(found), "todo": todo, "problems": problems if todo else []}
 
 
 def firewall_failures(hostvars: Any, members: Sequence[str]) -> list[str]:
@@ -90,6 +93,12 @@ def firewall_failures(hostvars: Any, members: Sequence[str]) -> list[str]:
     results = [(host, what, _result(everybody, host, name)) for name, what in names for host in members]
     found = [f"{host}: {what}{_why(result)}" for host, what, result in results if _failed(result)]
     return list(dict.fromkeys(found))
+
+
+def _is_probe(variables: Any) -> bool:
+    own = variables or {}
+    node, plan = (own.get("pveguard_node") or {}).get("node"), own.get("pveguard_plan") or {}
+    return kinds.kind(node, own.get("group_names") or [], str(plan.get("action") or "")) == kinds.PROBE
 
 
 def _looked(variables: Any) -> dict[str, Any]:

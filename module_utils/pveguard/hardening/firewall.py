@@ -71,10 +71,12 @@ def look(looking: Looking) -> Facts:
     conntrack_links links that come in only because connections are tracked
     """
     texts, guests = _of_pve(looking)
+    read = not looking.unread
     members_file = _members(looking, texts.get("/etc/pve/.members"))
     name = str(members_file.get("nodename") or node_name.own())
     services = _services(looking)
     found: Facts = {
+        "read": read,
         "node": name,
         "services": {unit: services[unit] for unit in UNITS},
         "cluster": _file(firewall_rules.CLUSTER_FW, texts.get(firewall_rules.CLUSTER_FW), enabled=False),

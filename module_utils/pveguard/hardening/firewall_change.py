@@ -30,7 +30,7 @@ from ..base.run import CommandMissing, Run
 from ..base.run import run as real_run
 from ..formats import firewall_config
 from ..pmxcfs import pve_file
-from . import firewall, firewall_rules, firewall_undo, sshd_change
+from . import firewall, firewall_rules, firewall_table, firewall_undo, sshd_change
 from .firewall_rules import CLUSTER_FW, ENFORCE, MARK, Options
 
 #: Of the rollback timer.
@@ -79,6 +79,8 @@ def arm(
     """
     if not facts.get("known", True):
         raise PveguardError(f"the firewall cannot be judged, and nothing is changed: {facts.get('error')}")
+    if facts.get("implementation") == firewall.NONE:
+        return _arm_table(options, facts, seconds, check, root, run)
     before = _read(root)
     after = wanted(before, facts, options)
     result = Result(
@@ -124,6 +126,41 @@ def arm(
     return result
 
 
+def _arm_table(
+    options: Options, facts: Mapping[str, Any], seconds: float, check: bool, root: Path, run: Run
+) -> Result:
+    _refuse_waiting(root)
+    text, changes = firewall_table.plan(facts, options, root, run)
+    own = [each for each in changes if each.path == firewall_rules.NFTABLES_FILE]
+    before = own[0].before if own else text
+    result = Result(
+        before=before, after=text, digest=firewall_table.digest(text), path=firewall_rules.NFTABLES_FILE,
+        node=str(facts.get("node") or ""),
+    )  # fmt: skip
+    if not changes:
+        return result
+    if why := firewall_rules.refusals(facts, options.mode, options):
+        raise PveguardError(f"nothing was changed: {'; '.join(why)}")
+    result.todo = [f"set the table {firewall_rules.TABLE} ({firewall_rules.NFTABLES_FILE})"]
+    if check:
+        result.changed = True
+        return result
+    folder = _at(_PENDING, root)
+    _new_pending(folder, root)
+    firewall_table.pend(folder, root)
+    write_atomic(folder / "ours", text.encode(), 0o600)
+    note = {"digest": result.digest, "live": True, "table": True}
+    write_atomic(folder / "note.json", f"{json.dumps(note)}\n".encode(), 0o600)
+    try:
+        before_units = (firewall_table.UNIT, "network-pre.target")
+        rollback_timer.arm(TIMER, firewall_undo.command(), seconds, before=before_units, run=run, root=root)
+    except (PveguardError, OSError) as error:
+        _tidy(root, run)
+        raise PveguardError(f"nothing was changed: {error}") from error
+    result.unproved = True
+    return result
+
+
 def wanted(before: str | None, facts: Mapping[str, Any], options: Options) -> str:
     """cluster.fw as it is to be. Raises PveguardError with the lines that nobody understands."""
     strange = firewall_config.parse(before or "").strange
@@ -140,12 +177,16 @@ class Untouched(PveguardError):
     """Nothing was written, so there is nothing but timers to take away."""
 
 
-def write(digest: str, *, root: Path = Path("/")) -> Result:
+def write(digest: str, *, root: Path = Path("/"), run: Run = real_run) -> Result:
     """On one member for all: the file as it is to be. ``digest``: of :func:`arm`, the same on all members. Raises Untouched where
     somebody has edited the file since, and where the change is not armed.
     """
     pending = _armed(digest, root)
     before, after = pending["before"], pending["after"]
+    if pending.get("table"):
+        firewall_table.apply(after, root, run)
+        path = firewall_rules.NFTABLES_FILE
+        return Result(True, True, ["load the table"], before or "", after, digest, path)
     _write(before, after, root)
     return Result(before != after, pending["live"], ["write cluster.fw"], before or "", after, digest)
 
@@ -168,14 +209,22 @@ def present(
         _at(firewall_undo.PROGRAM, root).unlink(missing_ok=True)
         return result
     deadline = clock() + load_s
+    if pending.get("table"):
+        _until(lambda: firewall_table.is_loaded(run), deadline, "nft has not loaded it", sleep, clock)
+        _note_time(root)
+        return result
     _until(lambda: _read(root) == after, deadline, f"{CLUSTER_FW} is not what was written", sleep, clock)
     _release(pending["running"], root, run)
     if before != after or pending["held"]:
         _until(lambda: _is_loaded(pending, run), deadline, "the node's firewall has not loaded it", sleep, clock)
+    _note_time(root)
+    return result
+
+
+def _note_time(root: Path) -> None:
     note = _at(NOTE, root)
     note.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(note, f"{sshd_change.now():.2f}\n".encode())
-    return result
 
 
 def _armed(digest: str, root: Path) -> dict[str, Any]:
@@ -221,7 +270,8 @@ def undo(*, made: bool = True, root: Path = Path("/"), run: Run = real_run) -> b
         if state not in (rollback_timer.ARMED, rollback_timer.NONE) or pending is None:
             return False
         rollback_timer.withdraw(TIMER, run=run, root=root)
-        _forget_last(pending["after"], root)
+        if not pending.get("table"):
+            _forget_last(pending["after"], root)
         _tidy(root, run)
         return True
     if state not in (rollback_timer.ARMED, rollback_timer.ROLLING_BACK):
@@ -229,18 +279,29 @@ def undo(*, made: bool = True, root: Path = Path("/"), run: Run = real_run) -> b
     rollback_timer.roll_back(TIMER, run=run, root=root)
     if not _at(firewall_undo.HELD, root).exists():
         _tidy(root, run)
+    firewall_table.forget(root)
     return True
 
 
-def revert(check: bool = False, *, root: Path = Path("/"), run: Run = real_run) -> Result:
+def revert(check: bool = False, *, drift: str = managed_file.REFUSE, root: Path = Path("/"), run: Run = real_run) -> Result:
     """Put cluster.fw back as it was before the first change, byte for byte; where somebody has edited it since, take out what is
     pveguard's and leave the rest. The first member does it for all.
     """
+    if not check and rollback_timer.status(TIMER, root=root)["state"] in (rollback_timer.ARMED, rollback_timer.ROLLING_BACK):
+        undo(root=root, run=run)
     note = _kept(root)
+    if table := firewall_table.plan_revert(drift, root):
+        todo, first = [f"remove the table {firewall_rules.TABLE}"], table[0]
+        found = Result(True, False, todo, first.before, first.after, "", first.path)
+        if check:
+            return found
+        firewall_table.revert(drift, root, run)
+        _leave_nothing(root, run)
+        return found
+    if not check:
+        firewall_table.forget(root)
     if note is None and not _at(firewall_undo.FOLDER, root).exists():
         return Result()
-    if not check:
-        undo(root=root, run=run)
     before = _read(root) if note else None
     after = _reverted(before, note) if note else before
     result = Result(bool(before != after), before=before or "", after=after or "")
@@ -251,14 +312,18 @@ def revert(check: bool = False, *, root: Path = Path("/"), run: Run = real_run) 
     if before != after:
         _write(before, after, root)
     held = _at(firewall_undo.HELD, root).exists()
+    _leave_nothing(root, run)
+    if held:
+        run(["systemctl", "--no-block", "start", firewall_undo.LEGACY_UNIT])
+    return result
+
+
+def _leave_nothing(root: Path, run: Run) -> None:
     _tidy(root, run)
     _at(_KEPT, root).unlink(missing_ok=True)
     rollback_timer.forget(TIMER, run=run, root=root)
     for folder in (firewall_undo.FOLDER, os.path.dirname(firewall_undo.FOLDER)):
         managed_file.remove_empty(_at(folder, root))
-    if held:
-        run(["systemctl", "--no-block", "start", firewall_undo.LEGACY_UNIT])
-    return result
 
 
 # -- what is judged
@@ -384,9 +449,7 @@ def _pend(
 ) -> None:
     """Note on the node's own disk all that the undo needs."""
     folder = _at(_PENDING, root)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700, parents=True)
-    folder.parent.chmod(0o700)
+    _new_pending(folder, root)
     note = {
         "digest": _digest(before, after),
         "live": live,
@@ -403,6 +466,12 @@ def _pend(
     if woke:
         write_atomic(folder / "woke", b"", 0o600)
     write_atomic(folder / "note.json", f"{json.dumps(note)}\n".encode(), 0o600)
+
+
+def _new_pending(folder: Path, root: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700, parents=True)
+    folder.parent.chmod(0o700)
     write_atomic(_at(firewall_undo.PROGRAM, root), firewall_undo.program(str(root)).encode(), 0o700)
     _at(NOTE, root).unlink(missing_ok=True)
 

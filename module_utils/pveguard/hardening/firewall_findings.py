@@ -133,12 +133,19 @@ def findings(facts: Mapping[str, Any], on_proxmox: bool = True) -> list[Finding]
     found = _unread(facts)
     if not on_proxmox or facts.get("implementation", firewall.NONE) == firewall.NONE:
         return found
-    filter = Filter(facts)
-    found += _state(facts, filter)
     found += _lines(facts)
+    if facts["read"]:
+        found += _judged(facts, Filter(facts))
+    return [*found, *_forced(facts), *_second(facts)]
+
+
+def _judged(facts: Mapping[str, Any], filter: Filter) -> list[Finding]:
+    """What the files say. Of what is not known nothing is judged, neither good nor bad."""
+    found = _state(facts, filter)
     if facts.get("members"):
         found += _links(facts, filter)
-        found += _cut(facts, filter)
+        if facts["known"]:
+            found += _cut(facts, filter)
     if filter.on:
         found += _open(facts, filter)
     elif guests := facts.get("guests"):
@@ -151,7 +158,7 @@ def findings(facts: Mapping[str, Any], on_proxmox: bool = True) -> list[Finding]
                 code=f"cat {' '.join(files[:5])}",
             )
         )
-    return [*found, *_second(facts)]
+    return found
 
 
 def _unread(facts: Mapping[str, Any]) -> list[Finding]:
@@ -189,7 +196,7 @@ def _state(facts: Mapping[str, Any], filter: Filter) -> list[Finding]:
         )
         means = "everybody who reaches the node reaches its ssh, its web interface and its ring"
         found.append(OFF(f"the firewall is off ({by})", means=means, code=code))
-    elif not services[unit]["active"]:
+    elif facts["known"] and not services[unit]["active"]:
         found.append(
             STOPPED(
                 f"the firewall is switched on, and {unit} does not run",
@@ -197,16 +204,20 @@ def _state(facts: Mapping[str, Any], filter: Filter) -> list[Finding]:
                 code=f"systemctl enable --now {unit}",
             )
         )
-    if facts["force_disable"]:
-        works = filter.on and facts["implementation"] == firewall.NFTABLES
-        found.append(
-            FORCED(
-                f"{firewall.FORCE_DISABLE} is there",
-                severity=PROBLEM if works else WARNING,
-                means="proxmox-firewall sets no rules" + ("" if works else " once it is in use"),
-            )
-        )
     return found
+
+
+def _forced(facts: Mapping[str, Any]) -> list[Finding]:
+    if not facts["force_disable"]:
+        return []
+    works = Filter(facts).on and facts["implementation"] == firewall.NFTABLES
+    return [
+        FORCED(
+            f"{firewall.FORCE_DISABLE} is there",
+            severity=PROBLEM if works else WARNING,
+            means="proxmox-firewall sets no rules" + ("" if works else " once it is in use"),
+        )
+    ]
 
 
 def _lines(facts: Mapping[str, Any]) -> list[Finding]:

@@ -41,7 +41,9 @@ def ring(corosync: Mapping[str, Any]) -> list[str]:
     if not corosync.get("running"):
         return ["corosync does not run"]
     found = [] if corosync.get("quorate") else ["no quorum"]
-    names = {str(each.get("id")): str(each.get("name")) for each in corosync["members"]}
+    # A probe may be off.
+    members = {str(each.get("id")): each for each in corosync["members"] if not each.get("probe")}
+    names = {number: str(each.get("name")) for number, each in members.items()}
     own = str(corosync.get("node_id"))
     links = corosync.get("links") or []
     if len(names) > 1 and not links:
@@ -49,8 +51,10 @@ def ring(corosync: Mapping[str, Any]) -> list[str]:
     for link in links:
         states = {str(node): str(state) for node, state in (link.get("peers") or {}).items()}
         for node, name in names.items():
-            state = states.get(node)
-            if node != own and state is not None and state != "connected":
+            # Corosync may leave one out that has no address on this link.
+            on_it = len(members[node].get("addresses") or []) >= len(links)
+            state = states.get(node) or ("not known" if on_it else "connected")
+            if node != own and state != "connected":
                 found.append(f"link {link.get('link')} to {name}: {state}")
     absent = sorted(set(names) - {own} - {str(each) for each in corosync.get("live_member_ids") or []})
     found += [f"{names[node]} is not in the membership" for node in absent]

@@ -184,7 +184,7 @@ undo_table() {{
         fi
     done
     if [ -e "$here/pending/rules.before" ]; then
-        nft -f "$root$(cat "$here/pending/rules.path")"
+        nft -f "$root$(cat "$here/pending/rules.path")" || return 1
     else
         rm -f "$root/etc/systemd/system/multi-user.target.wants/{TABLE_UNIT}"
     fi

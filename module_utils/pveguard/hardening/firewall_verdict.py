@@ -30,6 +30,10 @@ MACROS = {
     "pmg": (("tcp", "8006"),),
     "ceph": (("tcp", "6789"), ("tcp", "3300"), ("tcp", "6800:7300")),
 }
+_SIDES = ("source", "dest")
+_WITH_PORTS = ("tcp", "udp", "sctp", "dccp")
+#: Of /etc/services, what is asked for here.
+_NAMES = {("tcp", "ssh"): 22}
 
 
 class Packet(NamedTuple):
@@ -107,36 +111,53 @@ class Filter:
             card = self.cards.get(packet.dest if packet.kind == "IN" else packet.source)
             if card != params["iface"] and (card is not None or rule.action == ACCEPT):
                 return False
-        for key, address in (("source", packet.source), ("dest", packet.dest)):
+        # One that Proxmox makes no sense of is left out, all of it.
+        proto = params.get("proto", "")
+        if any(
+            self.networks(part) is None for key in _SIDES for part in params.get(key, "").split(",") if part
+        ):
+            return False
+        if not all(_are_ports(params.get(key, "")) for key in ("dport", "sport")):
+            return False
+        if (rule.macro and (proto or "dport" in params)) or (
+            "dport" in params and proto not in ("", *_WITH_PORTS)
+        ):
+            return False
+        for key, address in zip(_SIDES, (packet.source, packet.dest), strict=True):
             if key in params and not any(self._in(part, address) for part in params[key].split(",")):
                 return False
         if rule.macro:
             known = MACROS.get(rule.macro.lower(), ())
-            return any(proto == packet.proto and _has(ports, packet.port) for proto, ports in known)
-        proto = params.get("proto", "").lower()
-        if proto and proto != packet.proto:
-            return False
-        return "dport" not in params or _has(params["dport"], packet.port)
+            return any(proto == packet.proto and _has(ports, packet) for proto, ports in known)
+        if not proto:
+            return "dport" not in params
+        return proto == packet.proto and ("dport" not in params or _has(params["dport"], packet))
 
     def _in(self, text: str, address: str) -> bool:
-        return within(address, self.networks(text))
+        return within(address, self.networks(text) or [])
 
-    def networks(self, text: str) -> list[str]:
-        """What an entry stands for, with "!" before what is left out: of a set its entries, of an alias its network."""
-        if text.startswith("+"):
-            name = text[1:].lower().removeprefix("dc/")
-            entries = list((self.cluster.get("sets") or {}).get(name) or [])
-            if name == "management" and self.local:
-                entries.insert(0, "local_network")
-            return [net for entry in entries for net in self._entry(entry)]
-        return self._entry(text)
+    def networks(self, text: str) -> list[str] | None:
+        """What a source or destination stands for: of a set its entries, with "!" before what is left out, of an alias its
+        network. None for what Proxmox does not know.
+        """
+        if not text.startswith("+"):
+            return None if (found := self._entry(text)) is None else [found]
+        name = text[1:].lower().removeprefix("dc/")
+        sets = self.cluster.get("sets") or {}
+        if name not in sets and name != "management":
+            return None
+        entries = list(sets.get(name) or [])
+        if name == "management" and self.local:
+            entries.insert(0, "local_network")
+        # A set has no ranges.
+        return [found for each in entries if (found := self._entry(each)) is not None and "-" not in found]
 
-    def _entry(self, entry: str) -> list[str]:
+    def _entry(self, entry: str) -> str | None:
         sign, text = ("!", entry[1:].strip()) if entry.startswith("!") else ("", entry)
         name = text.lower().removeprefix("dc/")
         aliases = self.cluster.get("aliases") or {}
         text = aliases.get(name) or (self.local if name == "local_network" else text)
-        return [f"{sign}{text}"] if _range(text) is not None else []
+        return f"{sign}{text}" if _range(text) is not None else None
 
     def _by_itself(self, packet: Packet) -> bool:
         if packet.proto == "udp":
@@ -170,24 +191,21 @@ class Filter:
 
 def management_of(facts: Mapping[str, Any]) -> list[str]:
     """The networks that Proxmox lets in to ssh and 8006, with "!" those left out."""
-    return Filter(facts).networks("+management")
+    return Filter(facts).networks("+management") or []
 
 
 def within(address: str, networks: Iterable[str]) -> bool:
-    """Whether an address is in one of the networks or ranges, and in none with "!"."""
+    """Whether an address is in one of the networks or ranges; the narrowest one decides, and "!" says that it is not."""
     try:
         own = ipaddress.ip_address(address)
     except ValueError:
         return False
-    found = False
+    hits = []
     for each in networks:
         ends = _range(each.removeprefix("!"))
-        if ends is None or ends[0].version != own.version or not int(ends[0]) <= int(own) <= int(ends[1]):
-            continue
-        if each.startswith("!"):
-            return False
-        found = True
-    return found
+        if ends is not None and ends[0].version == own.version and int(ends[0]) <= int(own) <= int(ends[1]):
+            hits.append((int(ends[1]) - int(ends[0]), not each.startswith("!")))
+    return min(hits)[1] if hits else False
 
 
 def said(parsed: Parsed) -> dict[str, Any]:
@@ -230,15 +248,25 @@ def _range(text: str) -> tuple[_Address, _Address] | None:
     return net[0], net[-1]
 
 
-def _has(ports: str, port: int) -> bool:
+def _are_ports(ports: str) -> bool:
+    """Names are taken as they are."""
+    return (
+        all(re.fullmatch("[a-z][a-z0-9-]*", part) or _span(part) for part in ports.split(","))
+        if ports
+        else True
+    )
+
+
+def _span(part: str) -> tuple[int, int] | None:
+    match = re.fullmatch("([0-9]{1,5})(?::([0-9]{1,5}))?", part)
+    if match is None or max(int(match[1]), int(match[2] or 0)) > 65535:
+        return None
+    return int(match[1]), int(match[2] or match[1])
+
+
+def _has(ports: str, packet: Packet) -> bool:
     for part in ports.split(","):
-        low, _, high = part.partition(":")
-        if (
-            re.fullmatch("[0-9]{1,5}", low)
-            and re.fullmatch("[0-9]{1,5}", high or low)
-            and int(low) <= port <= int(high or low)
-        ):
-            return True
-        if {"ssh": 22, "corosync": 5405}.get(part) == port:
+        span = _span(part)
+        if (span and span[0] <= packet.port <= span[1]) or _NAMES.get((packet.proto, part)) == packet.port:
             return True
     return False

@@ -6,15 +6,40 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from . import sshd
+from . import firewall, firewall_rules, sshd
+from .firewall_rules import CLUSTER_FW, ENFORCE, RULES, Options
 
 
 def changes(node: Mapping[str, Any], plan: Mapping[str, Any], desired: Mapping[str, Any]) -> list[str]:
     """In sentences without a subject; empty when nothing. ``desired``: role -> what is wanted of it."""
     values = desired.get(sshd.ROLE)
-    if not isinstance(values, Mapping) or not values.get("node_hardening_sshd"):
+    if not isinstance(values, Mapping):
+        return []
+    return [*_sshd(node, values), *_firewall(node, values)]
+
+
+def _sshd(node: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
+    if not values.get("node_hardening_sshd"):
         return []
     facts = (node.get("hardening") or {}).get(sshd.AREA) or {}
     if facts.get("managed") and not facts.get("drifted"):
         return []
     return [f"harden sshd ({sshd.DROP_IN}), kept only when all members and the controller still get in"]
+
+
+def _firewall(node: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
+    mode = values.get("node_hardening_firewall")
+    if mode not in (RULES, ENFORCE):
+        return []
+    facts = (node.get("hardening") or {}).get(firewall.AREA) or {}
+    if facts.get("implementation") == firewall.NONE:
+        return [f"set the table {firewall_rules.TABLE}, where it is not as wanted"]
+    kept = "kept only when ring, quorum, ssh and the web interface of all members answer"
+    file = facts.get("cluster") or {}
+    found = []
+    rules = {rule.text() for rule in firewall_rules.wanted(facts, Options.of(values))} if facts else set()
+    if not facts or not rules <= set(file.get("rules") or []):
+        found.append(f"set the firewall's rules ({CLUSTER_FW})" + (f", {kept}" if file.get("enable") else ""))
+    if mode == ENFORCE and not (file.get("enable") and str(file.get("policy_in")).upper() == "DROP"):
+        found.append(f"switch the firewall on, with policy DROP, for all nodes of the cluster; {kept}")
+    return found

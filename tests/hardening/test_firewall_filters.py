@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the controller makes of the members' facts, proofs and wishes about the firewall, and what still must answer."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from ansible.module_utils.pveguard.corosync import probe_members
+from ansible.module_utils.pveguard.filters import hardening
+from ansible.module_utils.pveguard.hardening import firewall_proof, firewall_rules, hardening_changes
+from ansible.module_utils.pveguard.hardening.firewall_rules import Options
+from ansible.module_utils.pveguard.hardening.sshd import Who
+
+
+def hosts() -> dict[str, Any]:
+    members = [{"name": f"pve{each}", "address": f"10.0.0.{each}"} for each in (1, 2)]
+    found = {}
+    for each in (1, 2):
+        name = f"pve{each}"
+        facts = {
+            "known": True, "implementation": "legacy", "node": name, "controller": f"192.0.2.{each}", "links": [],
+            "drbd": [{"resource": name, "path": "", "port": 7788 + each, "addresses": ["10.0.0.1", "10.0.0.2"]}],
+            "members": [{**one, "own": one["name"] == name, "links": {}} for one in members],
+        }  # fmt: skip
+        found[f"{name}.example.org"] = {"__node_hardening_firewall_look": {"facts": {"firewall": facts}}}
+    return found
+
+
+def test_members_come_to_the_same_rules_whatever_each_of_them_sees() -> None:
+    found = [hardening.firewall_facts(hosts(), f"pve{each}.example.org") for each in (1, 2)]
+    assert found[0]["controllers"] == found[1]["controllers"] == ["192.0.2.1", "192.0.2.2"]
+    assert [each["node"] for each in found] == ["pve1", "pve2"], "the rest is the node's own"
+    rules = [[rule.text() for rule in firewall_rules.wanted(each, Options("rules"))] for each in found]
+    assert rules[0] == rules[1] and any("7789" in each for each in rules[0]) and any("7790" in each for each in rules[0])
+
+
+def test_a_probe_has_no_part_in_it() -> None:
+    armed = {"digest": "d", "todo": ["set rules"], "members": [{"name": "pve2", "address": ""}, {"name": "watch", "address": ""}]}
+    everybody: dict[str, Any] = {
+        "pve1": {"__node_hardening_firewall": armed},
+        "pve2": {"__node_hardening_firewall": {**armed, "members": []}},
+        "watch": {"group_names": [probe_members.GROUP]},
+    }
+    found = hardening.firewall_together(everybody, "pve1", ["pve1", "pve2", "watch"])
+    assert found["problems"] == [] and [each["name"] for each in found["peers"]] == ["pve2"]
+    everybody["watch"] = {}
+    assert hardening.firewall_together(everybody, "pve1", list(everybody))["problems"] == ["watch: no answer"]
+
+
+def test_a_host_that_was_not_looked_at_is_not_judged() -> None:
+    found = hardening.firewall_facts({"pve1": {}}, "pve1")
+    assert found["known"] is False and found["error"] == "it was not looked at"
+
+
+def test_what_a_run_would_change() -> None:
+    def said(mode: str, facts: dict[str, Any] | None = None) -> list[str]:
+        wanted = {"node_hardening": {"node_hardening_firewall": mode, "node_hardening_firewall_management": ["192.0.2.0/24"]}}
+        return hardening_changes.changes({"hardening": {"firewall": facts or {}}}, {}, wanted)
+
+    assert said("audit") == []
+    assert said("rules") == ["set the firewall's rules (/etc/pve/firewall/cluster.fw)"]
+    rules, on = said("enforce")
+    assert on.startswith("switch the firewall on, with policy DROP, for all nodes of the cluster; kept only when ring, quorum")
+    facts = hardening.firewall_facts(hosts(), "pve1.example.org")
+    there = [rule.text() for rule in firewall_rules.wanted(facts, Options("rules", ("192.0.2.0/24",)))]
+    facts["cluster"] = {"enable": False, "policy_in": "DROP", "rules": there}
+    assert said("rules", facts) == [] and said("enforce", facts) == [on]
+    facts["cluster"]["enable"] = True
+    assert said("enforce", facts) == []
+    facts["cluster"]["rules"] = there[1:]
+    assert "kept only when ring, quorum" in said("rules", facts)[0]
+
+
+def ring(**more: Any) -> dict[str, Any]:
+    return {
+        "running": True, "quorate": True, "node_id": 1, "live_member_ids": [1, 2],
+        "members": [{"id": each, "name": f"pve{each}", "addresses": ["a", "b"]} for each in (1, 2)],
+        "links": [{"link": each, "peers": {"1": "localhost", "2": "connected"}} for each in (0, 1)], **more,
+    }  # fmt: skip
+
+
+def test_a_ring_is_whole_when_all_links_to_all_members_are_there() -> None:
+    assert firewall_proof.ring(ring()) == [] and firewall_proof.ring({"members": []}) == []
+    cut = [{"link": 0, "peers": {"2": "connected"}}, {"link": 1, "peers": {"2": "disconnected"}}]
+    assert firewall_proof.ring(ring(links=cut)) == ["link 1 to pve2: disconnected"]
+    assert firewall_proof.ring(ring(quorate=False, live_member_ids=[1])) == ["no quorum", "pve2 is not in the membership"]
+    assert firewall_proof.ring(ring(running=False)) == ["corosync does not run"]
+    unknown = [{"link": 0, "peers": {"2": "connected"}}, {"link": 1, "peers": {}}]
+    assert firewall_proof.ring(ring(links=unknown)) == ["link 1 to pve2: not known"]
+    watch = {"id": 9, "name": "watch", "addresses": ["c"], "probe": True}
+    assert firewall_proof.ring(ring(members=[*ring()["members"], watch])) == [], "a probe may be off"
+    assert firewall_proof.ring(ring(links=[])) == ["corosync does not say how its links are"]
+
+
+def test_a_ring_that_forms_anew_is_waited_for() -> None:
+    looks = iter([ring(quorate=False), ring(quorate=False), ring()])
+    waited: list[float] = []
+    found = firewall_proof.prove([], [], lambda: next(looks), sleep=waited.append, clock=lambda: float(len(waited)))
+    assert found == [] and len(waited) == 2
+    now = iter(range(100))
+    found = firewall_proof.prove([], [], lambda: ring(quorate=False), sleep=lambda _s: None, clock=lambda: float(next(now)))
+    assert found == ["no quorum"]
+
+
+def test_a_web_interface_that_answered_before_must_answer_afterwards() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        here = Who("pve2", "127.0.0.1")
+        assert firewall_proof.answering([here], port) == ["pve2"]
+        assert firewall_proof.prove([here], ["pve2"], dict, logins=False, web_port=port) == []
+    assert firewall_proof.answering([here], port) == []
+    assert firewall_proof.prove([here], ["pve2"], dict, logins=False, web_port=port) == [
+        f"pve2 (127.0.0.1): TCP {port}: Connection refused"
+    ]
+    assert firewall_proof.prove([here], [], dict, logins=False, web_port=port) == [], "it did not answer before"
