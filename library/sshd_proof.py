@@ -76,7 +76,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     targets = [Who(each["name"], each["address"]) for each in module.params["targets"]]
-    proofs = [sshd_proof.prove(each, seconds=module.params["seconds"]) for each in targets]
+    proofs = sshd_proof.prove_all(targets, seconds=module.params["seconds"])
     failed = [f"from {own()} to {each['name']} ({each['address']}): {each['error']}" for each in proofs if each["error"]]
     if failed:
         module.fail_json(msg=f"root does not get there as Proxmox VE needs it: {'; '.join(failed)}", proofs=proofs)

@@ -81,6 +81,8 @@ def firewall_together(hostvars: Any, host: str, play_hosts: Sequence[str]) -> di
             problems.append(f"{member['name']} of the cluster is not in the inventory under its name or address")
         elif name not in play_hosts:
             problems.append(f"this run does not reach {member['name']} of the cluster; run it for all members, without --limit")
+        elif not result or result.get("skipped"):
+            problems.append(f"{member['name']} was not asked: node_hardening_firewall is one for all members of a cluster")
         elif _failed(result) or "digest" not in result:
             problems.append(f"{member['name']}: {_why(result)}")
         elif result["digest"] != own["digest"]:

@@ -27,11 +27,11 @@ def _sshd(values: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
     return [f"harden sshd ({sshd.DROP_IN}), kept only when all members and the controller still get in"]
 
 
-def _firewall(values: Mapping[str, Any], looked: Mapping[str, Any]) -> list[str]:
+def _firewall(values: Mapping[str, Any], hardening: Mapping[str, Any]) -> list[str]:
     mode = values.get("node_hardening_firewall")
     if mode not in (RULES, ENFORCE):
         return []
-    facts = looked.get(firewall.AREA) or {}
+    facts = hardening.get(firewall.AREA) or {}
     if facts.get("implementation") == firewall.NONE:
         return [f"set the table {firewall_rules.TABLE}, where it is not as wanted"]
     kept = "kept only when ring, quorum, ssh and the web interface of all members answer"
