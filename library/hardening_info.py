@@ -41,6 +41,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+areas:
+  description: Those that were looked at.
+  returned: success
+  type: list
+  elements: str
 facts:
   description: The facts of each area that was asked for, by its name.
   returned: success
@@ -94,7 +99,8 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    module.exit_json(changed=False, facts=hardening_info.collect(module.params["areas"]))
+    areas = module.params["areas"] or list(hardening_info.AREAS)
+    module.exit_json(changed=False, areas=areas, facts=hardening_info.collect(areas))
 
 
 if __name__ == "__main__":

@@ -147,7 +147,8 @@ def main() -> None:
 def _work(module: NodeModule) -> sshd_change.Result:
     params: dict[str, Any] = module.params
     check = module.check_mode
-    if params["state"] in ("present", "reverted"):
+    nothing = params["state"] == "reverted" and not sshd_change.revert(params["drift"], True).changed
+    if params["state"] in ("present", "reverted") and not nothing:
         run_lock.require(params["lock"], check)
     if params["state"] == "reverted":
         return sshd_change.revert(params["drift"], check)

@@ -100,6 +100,7 @@ def test_ours_and_perls_make_the_same_calls(bench: ModuleType, tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.root
+@pytest.mark.campaign
 def test_it_runs(tmp_path: Path) -> None:
     missing = [program for program in ("fio", "perl") if not shutil.which(program)]
     if missing:

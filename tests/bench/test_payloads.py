@@ -13,6 +13,7 @@ from tests.loading import ROOT, load_file
 bench: Any = load_file("bench/payloads.py")
 
 
+@pytest.mark.campaign
 def test_the_payloads_of_this_checkout_are_counted(tmp_path: Path) -> None:
     floor, found = bench.measure(ROOT, tmp_path / "work")
     assert [name for name, _ in found] == list(bench.SECOND_RUN)

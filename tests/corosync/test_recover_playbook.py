@@ -190,6 +190,7 @@ def test_a_person_is_asked_before_each_step(tmp_path: Path) -> None:
     assert done.returncode == 0 and site.calls()[-1] == "pve1 publish", done.stdout
 
 
+@pytest.mark.campaign
 def test_a_false_leader_step_by_step(tmp_path: Path) -> None:
     others = {n: node(int(n[-1]), live=(1, 2), root_version=900) for n in ("pve1", "pve2")}
     whole = {f"pve{n}": node(n, root_version=900) for n in (1, 2)}

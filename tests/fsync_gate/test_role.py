@@ -169,6 +169,7 @@ def rebooted(notes: Path) -> None:
     notes.write_text(json.dumps({**json.loads(head), "boot_id": "of-an-earlier-boot"}) + "\n" + rest)
 
 
+@pytest.mark.campaign
 def test_power_cut(tmp_path: Path, base: dict[str, Any], started: list[subprocess.Popen[bytes]]) -> None:
     hosts = {"pve1": {**base, "pveguard_gate_enforce": "always"}}
     verify = ("-e", "fsync_gate_power_cut=verify")

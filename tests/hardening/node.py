@@ -10,18 +10,28 @@ the files that they write; written for these tests, not taken from them, and by 
   ``bash_umask`` 027, ``firewall_package`` ufw, ``is_router`` false, ``tmp_svc``, rules 1.1.1.x, 3.3.x, 6.2.2.x, 6.2.3.20. The
   files 50-scope.rules and 99-finalize.rules have names of the benchmark, not of
   the role; its module is ``overlayfs``, which there is not.
+* dev-sec ssh_hardening, defaults of ``ssh_permit_root_login`` no, ``ssh_max_auth_retries`` 2, ``sshd_authenticationmethods``,
+  ``ssh_allow_tcp_forwarding`` no, its own lists of algorithms; ``ssh_allow_users`` as its documentation shows it.
+* CIS 5.1.x as the role above sets them, line by line in the main file: 5.1.4 with a user, 5.1.6, 5.1.8, 5.1.12, 5.1.15, 5.1.16,
+  5.1.20.
+
+What sshd makes of these files says the real ``sshd -T``; without openssh-server the node has no sshd.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.pveguard.base.findings import Finding, worst_first
 from ansible.module_utils.pveguard.base.run import CommandMissing, Result
+from ansible.module_utils.pveguard.base.run import run as real_run
 from ansible.module_utils.pveguard.hardening import (
     accounts_findings,
     auditd_findings,
@@ -33,6 +43,8 @@ from ansible.module_utils.pveguard.hardening import (
     sysctl_findings,
     updates_findings,
 )
+
+from tests.hardening import real_sshd
 
 JUDGES = (
     sshd_findings,
@@ -74,6 +86,49 @@ ADDRESSES = [
     {"ifname": "eno1", "addr_info": [{"family": "inet6", "local": "fe80::1", "prefixlen": 64, "scope": "link"}]},
 ]
 CHRONY = "A29FC87B,162.159.200.123,4,1764525000.1,0.000012,-0.00001,0.00005,-3.1,0.001,0.02,0.02,0.001,64.2,Normal\n"
+#: As Debian ships the main file, with the line that the installer of Proxmox VE and pvecm write.
+SSHD_CONFIG = """\
+# This is the sshd server system-wide configuration file.
+Include /etc/ssh/sshd_config.d/*.conf
+
+#Port 22
+PermitRootLogin yes
+#MaxAuthTries 6
+#PasswordAuthentication yes
+KbdInteractiveAuthentication no
+UsePAM yes
+X11Forwarding yes
+PrintMotd no
+AcceptEnv LANG LC_*
+Subsystem\tsftp\t/usr/lib/openssh/sftp-server
+"""
+KINDS_OF_HOST_KEY = ("rsa", "ecdsa", "ed25519")
+
+
+@functools.cache
+def effective(files: tuple[tuple[str, str], ...], spec: str) -> Result:
+    """What the real ``sshd -T -C spec`` makes of files of /etc/ssh. In a folder of its own, as sshd knows no root; its name is
+    taken out of the answer again."""
+    folder = tempfile.mkdtemp(prefix="sshd-", dir="/tmp")
+    try:
+        for path, text in files:
+            place = Path(f"{folder}{path}")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(text if "_key" in path else text.replace("/etc/ssh/", f"{folder}/etc/ssh/"))
+            place.chmod(0o600)
+        config = f"{folder}/etc/ssh/sshd_config"
+        # Its own defaults lie in this machine's /etc/ssh.
+        keys = [f"{folder}/etc/ssh/ssh_host_{kind}_key" for kind in KINDS_OF_HOST_KEY]
+        named = any(line.lower().startswith("hostkey ") for _, text in files for line in text.splitlines())
+        options = [] if named else [word for key in keys if os.path.exists(key) for word in ("-h", key)]
+        # It asks for its folder in /run, which is there only where sshd runs.
+        call = 'mount -t tmpfs tmpfs /run && mkdir -m 755 /run/sshd && exec "$0" "$@"'
+        argv = ["unshare", "-m" if os.geteuid() == 0 else "-rm", "sh", "-c", call]
+        argv += [str(real_sshd.SSHD), "-T", "-f", config, *options, "-C", spec]
+        done = real_run(argv)
+        return Result(done.rc, done.stdout.replace(folder, ""), done.stderr.replace(folder, ""))
+    finally:
+        shutil.rmtree(folder)
 
 
 class Node:
@@ -89,7 +144,10 @@ class Node:
             "apt-config": lambda argv: Result(0, APT_DUMP),
             "chronyc": lambda argv: Result(0, CHRONY),
             "ip": lambda argv: Result(0, json.dumps(ADDRESSES)),
+            "cat": self.cat,
         }
+        if real_sshd.SSHD:
+            self.answers["sshd"] = self.sshd
 
     def write(self, path: str, text: str) -> Path:
         place = self.root / path.lstrip("/")
@@ -118,6 +176,16 @@ class Node:
             blocks.append(f"Id={unit}\nLoadState={load}\nActiveState={state}\nUnitFileState={enabled}")
         return Result(0, "\n\n".join(blocks) + "\n")
 
+    def cat(self, argv: Sequence[str]) -> Result:
+        # Nobody writes into a FIFO: the deadline comes.
+        return Result(124, "", "cat: no answer") if Path(argv[1]).is_fifo() else real_run(list(argv))
+
+    def sshd(self, argv: Sequence[str]) -> Result:
+        folder = self.root / "etc/ssh"
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        texts = tuple((f"/{path.relative_to(self.root)}", path.read_text()) for path in files)
+        return effective(texts, argv[argv.index("-C") + 1])
+
     def run(
         self,
         argv: Sequence[str],
@@ -133,7 +201,8 @@ class Node:
 
     def look(self, *areas: str) -> dict[str, Any]:
         self.write("/proc/self/mountinfo", "".join(f"{line}\n" for line in self.mounts))
-        return hardening_info.collect(areas, self.root, self.run)
+        # Here, so that the calls are noted; children and deadlines have tests of their own.
+        return hardening_info.collect(areas, self.root, self.run, ask=lambda work, seconds: work())
 
     def facts(self, *areas: str) -> dict[str, Any]:
         """As node_info and hardening_info bring them, through JSON."""
@@ -208,6 +277,8 @@ def clean(root: Path, release: int = 8) -> Node:
         # Debian 13 has /tmp in memory.
         node.mounts.append("40 22 0:60 / /tmp rw,nosuid,nodev shared:70 - tmpfs tmpfs rw,size=8g")
     _sources(node, release, name)
+    if real_sshd.SSHD:
+        _sshd(node)
     return node
 
 
@@ -223,11 +294,30 @@ def corosync(links: int = 2, more: str = "") -> str:
     return f"nodelist {{\n{nodes}}}\nquorum {{\n  provider: corosync_votequorum\n{more}}}\n{totem}"
 
 
+def _sshd(node: Node) -> None:
+    """Logins as installed: root's keys are on /etc/pve, and nowhere else."""
+    node.write("/etc/ssh/sshd_config", SSHD_CONFIG)
+    (node.root / "etc/ssh/sshd_config.d").mkdir()
+    keys = real_sshd.keys()
+    for kind in ("rsa", "ed25519"):
+        for end in ("", ".pub"):
+            path = f"/etc/ssh/ssh_host_{kind}_key{end}"
+            node.write(path, keys[path])
+    rsa = keys["/etc/ssh/ssh_host_rsa_key.pub"].split()
+    name = os.uname().nodename.partition(".")[0]
+    node.write(f"/etc/pve/nodes/{name}/ssh_known_hosts", f"{name} {rsa[0]} {rsa[1]}\n")
+    there = node.write("/etc/pve/priv/authorized_keys", keys["/root/.ssh/id_rsa.pub"])
+    (node.root / "root/.ssh").mkdir(parents=True)
+    (node.root / "root/.ssh/authorized_keys").symlink_to(there)
+
+
 def _pve(node: Node) -> None:
     node.write("/usr/bin/pmxcfs", "")
     node.write("/etc/pve/.version", "{}")
     members = {f"pve{number}": {"id": number, "online": 1, "ip": f"10.0.0.1{number}"} for number in (1, 2, 3)}
-    node.write("/etc/pve/.members", json.dumps({"nodename": "pve1", "version": 5, "nodelist": members}))
+    cluster = {"name": "lab", "version": 3, "nodes": 3, "quorate": 1}
+    said = {"nodename": "pve1", "version": 5, "cluster": cluster, "nodelist": members}
+    node.write("/etc/pve/.members", json.dumps(said))
     node.write("/etc/pve/corosync.conf", corosync(links=1))
     node.write("/etc/hosts", "127.0.0.1 localhost\n10.0.0.11 pve1.example.net pve1\n")
     node.write("/usr/sbin/pve-firewall", "")
@@ -301,6 +391,22 @@ def dev_sec(node: Node) -> Node:
         "23 22 0:21 / /proc rw,nosuid,nodev,noexec,relatime shared:12 - proc proc rw,hidepid=invisible"
     )
     node.write("/etc/login.defs", "# dev-sec\nUMASK 027\n")
+    if real_sshd.SSHD:
+        # The role writes the main file, without an Include.
+        node.write("/etc/ssh/revoked_keys", "")
+        node.write(
+            "/etc/ssh/sshd_config",
+            "# Ansible managed\n# Generated by Ansible role devsec.hardening.ssh_hardening\n\nPermitRootLogin no\nPort 22\n"
+            "HostKey /etc/ssh/ssh_host_rsa_key\nHostKey /etc/ssh/ssh_host_ed25519_key\nLogLevel VERBOSE\n"
+            "Ciphers chacha20-poly1305@openssh.com,aes256-gcm@openssh.com,aes128-gcm@openssh.com,aes256-ctr\n"
+            "MACs hmac-sha2-512-etm@openssh.com,hmac-sha2-256-etm@openssh.com\n"
+            "KexAlgorithms sntrup761x25519-sha512@openssh.com,curve25519-sha256,diffie-hellman-group-exchange-sha256\n"
+            "MaxAuthTries 2\nMaxSessions 10\nMaxStartups 10:30:60\nPubkeyAuthentication yes\nIgnoreRhosts yes\nUsePAM yes\n"
+            "HostbasedAuthentication no\nAuthenticationMethods publickey\nPasswordAuthentication no\nAllowUsers operator\n"
+            "KbdInteractiveAuthentication no\nAllowTcpForwarding no\nAllowAgentForwarding no\nX11Forwarding no\n"
+            "PermitTunnel no\nRevokedKeys /etc/ssh/revoked_keys\nMatch Group sftponly\n    ForceCommand internal-sftp\n"
+            "    PermitRootLogin no\n",
+        )
     return node
 
 
@@ -332,4 +438,31 @@ def cis(node: Node) -> Node:
     node.write("/etc/audit/auditd.conf", f"max_log_file_action = keep_logs\n{full}")
     node.write("/etc/audit/rules.d/50-scope.rules", "-w /etc/sudoers -p wa -k scope\n")
     node.write("/etc/audit/rules.d/99-finalize.rules", "-f 2\n-e 2\n")
+    if real_sshd.SSHD:
+        _lines_of_cis(node)
     return node
+
+
+def _lines_of_cis(node: Node) -> None:
+    """Each in the place of the last line that has the keyword, also of a comment; else at the end, before a Match block, as the
+    role has sshd refuse what does not count there."""
+    lines = (node.root / "etc/ssh/sshd_config").read_text().splitlines()
+    for line in (
+        "AllowUsers vagrant",
+        "Ciphers aes256-gcm@openssh.com,aes128-gcm@openssh.com,aes256-ctr,aes192-ctr,aes128-ctr",
+        "DisableForwarding yes",
+        "GSSAPIAuthentication no",
+        "KexAlgorithms curve25519-sha256,diffie-hellman-group-exchange-sha256",
+        "MACs hmac-sha2-512-etm@openssh.com,hmac-sha2-256-etm@openssh.com",
+        "MaxAuthTries 4",
+        "PermitEmptyPasswords no",
+        "PermitRootLogin no",
+    ):
+        keyword = line.split()[0]
+        own = [number for number, each in enumerate(lines) if each.removeprefix("#").startswith(f"{keyword} ")]
+        if own:
+            lines[own[-1]] = line
+        else:
+            match = next((number for number, each in enumerate(lines) if each.startswith("Match ")), len(lines))
+            lines.insert(match, line)
+    node.write("/etc/ssh/sshd_config", "\n".join(lines) + "\n")

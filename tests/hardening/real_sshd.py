@@ -73,7 +73,7 @@ class SshdNode(Systemd):
         self.reloads = 0
 
     def _keys(self) -> None:
-        for name, text in _keys().items():
+        for name, text in keys().items():
             self.write(name, text)
             (self.root / name.lstrip("/")).chmod(0o600)
         rsa = self.text("/etc/ssh/ssh_host_rsa_key.pub").split()
@@ -206,7 +206,7 @@ class SshdNode(Systemd):
 
 
 @functools.cache
-def _keys() -> dict[str, str]:
+def keys() -> dict[str, str]:
     """Of hosts, root and the controller; made once, as RSA takes a while."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.module_utils.pveguard.base import sysctl_files
 from ansible.module_utils.pveguard.base.findings import PROBLEM, UNKNOWN, WARNING
 from ansible.module_utils.pveguard.base.run import CommandMissing, Result
 from ansible.module_utils.pveguard.hardening import (
@@ -16,7 +17,6 @@ from ansible.module_utils.pveguard.hardening import (
     hardening_info,
     looking,
     pveproxy,
-    sysctl,
     updates,
 )
 
@@ -161,7 +161,7 @@ def test_an_empty_machine_raises_nothing(tmp_path: Path) -> None:
 
 def test_keys_of_sysctl_in_both_notations() -> None:
     text = " - net/ipv4/conf/eno1.30/rp_filter = 1\n-net.ipv4.ip_forward=0\n; no\n# no\nbroken line\nvm.swappiness = 0 \n=\n"
-    found = sysctl.parse(text.replace(" - ", "-"))
+    found = sysctl_files.parse(text.replace(" - ", "-"))
     assert found == {
         "net.ipv4.conf.eno1/30.rp_filter": "1",
         "net.ipv4.ip_forward": "0",
@@ -351,6 +351,10 @@ def test_no_secret_leaves_the_node(node: Node) -> None:
         "{",
         '{"users": []}',
         '{"users": {"root@pam": 3}}',
+        '{"users": {"root@pam\\n": {"totp": [{}]}}}',
+        '{"users": {"root": {"totp": [{}]}}}',
+        "\ufeff{}",
+        "\x00\xff",
         '{"users": {"root@pam": {"totp": 3}}}',
         "[" * 100000,
         "x:oath:c2VjcmV0\n",
@@ -387,6 +391,10 @@ def test_recovery_keys_that_are_not_understood_are_unknown(node: Node) -> None:
         "acl:1:vms:a@pve:R:",
         "acl:7:/:a@pve:Administrator:",
         "group::",
+        "group:admins:a@pve,b c:",
+        "acl:1:/:a/b@pve:Administrator:",
+        "acl:1:/::Administrator:",
+        "acl:1:/:a@pve,<b@pve>:PVEAuditor:",
         "what is this",
         "user",
         "\x00\x01",
@@ -397,6 +405,34 @@ def test_lines_of_user_cfg_that_are_not_understood_are_unknown(node: Node, line:
     node.append("/etc/pve/user.cfg", f"{line}\n")
     each = finding(node.found(), "hardening-accounts-malformed")
     assert each.severity == UNKNOWN and "line 2" in each.text and "user.cfg" in each.text
+
+
+@pytest.mark.parametrize("path", ["/", "//", "/ "])
+def test_everything_has_more_than_one_name(node: Node, path: str) -> None:
+    node.append("/etc/pve/user.cfg", f"user:a@pve:1:0::::::\nacl:1:{path}:a@pve:Administrator:\n")
+    assert "a@pve: Administrator" in finding(node.found(), "hardening-accounts-administrators").text
+
+
+def test_a_line_that_is_broken_in_part_still_tells_the_rest(node: Node) -> None:
+    node.append("/etc/pve/user.cfg", "user:a@pve:1:0::::::\nacl:1:/:a@pve,a/b@pve:Administrator:\n")
+    found = node.found()
+    finding(found, "hardening-accounts-malformed")
+    assert "a@pve: Administrator" in finding(found, "hardening-accounts-administrators").text
+
+
+@pytest.mark.parametrize("text", ["ldap: a b\n", "\tserver1 x\n", "pve\n", "\x00\n", "ldap:\n"])
+def test_sections_of_domains_cfg_that_are_none_are_unknown(node: Node, text: str) -> None:
+    node.write("/etc/pve/domains.cfg", text)
+    assert finding(node.found(), "hardening-accounts-malformed").severity == UNKNOWN
+
+
+def test_without_quorum_what_is_there_is_told(node: Node) -> None:
+    """It is read alone, and may be old; that there is no quorum is told by others."""
+    said = json.loads((node.root / "etc/pve/.members").read_text())
+    said["cluster"]["quorate"] = 0
+    node.write("/etc/pve/.members", json.dumps(said))
+    before, facts = node.picture(), node.look()
+    assert {area: each["error"] for area, each in facts.items() if not each["known"]} == {} and node.picture() == before
 
 
 def test_lines_of_domains_cfg_that_are_not_understood_are_unknown(node: Node) -> None:

@@ -63,21 +63,41 @@ def test_a_run_that_did_not_ask_says_nothing() -> None:
     assert assessed({"skipped": True, "changed": False}) == []
 
 
-def test_only_the_assessment_asks() -> None:
+def test_the_assessment_asks_for_all_and_a_report_for_what_is_switched_on() -> None:
     asking = {
         path.relative_to(ROOT).as_posix()
         for folder in ("playbooks", "roles")
         for path in (ROOT / folder).rglob("*.yml")
         if "hardening_info:" in path.read_text()
     }
-    assert asking == {"playbooks/assess.yml"}
-    (task,) = [
-        task
-        for play in yaml.safe_load((ROOT / "playbooks/assess.yml").read_text())
-        for task in play.get("tasks", [])
-        if "hardening_info" in task
-    ]
-    assert task["register"] == "pveguard_hardening" and task["failed_when"] is False
+    assert {path for path in asking if path.startswith("playbooks/")} == {"playbooks/assess.yml", "playbooks/report.yml"}
+    tasks = {}
+    for name in ("assess", "report"):
+        (tasks[name],) = [
+            task
+            for play in yaml.safe_load((ROOT / f"playbooks/{name}.yml").read_text())
+            for task in play.get("tasks", [])
+            if "hardening_info" in task
+        ]
+        assert tasks[name]["register"] == "pveguard_hardening" and tasks[name]["failed_when"] is False
+    assert not tasks["assess"]["hardening_info"] and "when" not in tasks["assess"]
+    # An empty list would mean all of them.
+    assert tasks["report"]["when"] == "hostvars | pveguard_hardening_areas(inventory_hostname) | length > 0"
+
+
+@pytest.mark.parametrize(
+    ("own", "areas"),
+    [
+        ({}, []),
+        ({"node_hardening_enabled": True}, []),
+        ({"node_hardening_sshd": True}, ["sshd"]),
+        ({"node_hardening_sshd": "yes", "node_hardening_auditd": "on", "node_hardening_sysctl": "no"}, ["sshd", "auditd"]),
+        ({"node_hardening_sshd": True, "node_hardening_enabled": "false"}, []),
+        ({"node_hardening_sysctl": "audit", "node_hardening_pveproxy": "enforce", "node_hardening_updates": ""}, ["pveproxy"]),
+    ],
+)
+def test_areas_that_are_switched_on(own: dict[str, Any], areas: list[str]) -> None:
+    assert load_filters("hardening").FILTERS["pveguard_hardening_areas"]({"pve1": own}, "pve1") == areas
 
 
 def test_the_module_looks_at_what_was_asked_for(

@@ -45,7 +45,9 @@ def test_a_probe_has_no_part_in_it() -> None:
     found = hardening.firewall_together(everybody, "pve1", ["pve1", "pve2", "watch"])
     assert found["problems"] == [] and [each["name"] for each in found["peers"]] == ["pve2"]
     everybody["watch"] = {}
-    assert hardening.firewall_together(everybody, "pve1", list(everybody))["problems"] == ["watch: no answer"]
+    assert hardening.firewall_together(everybody, "pve1", list(everybody))["problems"] == [
+        "watch was not asked: node_hardening_firewall is one for all members of a cluster"
+    ]
 
 
 def test_a_host_that_was_not_looked_at_is_not_judged() -> None:

@@ -260,3 +260,26 @@ def confirm(node: SshdNode, *options: str) -> int:
 
 def revert(node: SshdNode) -> sshd_change.Result:
     return sshd_change.revert(root=node.root, run=node)
+
+
+OF_TCP = ["AllowTcpForwarding no", "AllowTcpForwarding remote", "PermitOpen none", "PermitOpen localhost:22"]
+
+
+@pytest.mark.parametrize("line", OF_TCP)
+def test_settings_of_tcp_take_the_socket_of_a_migration_too(sshd_node: SshdNode, line: str) -> None:
+    """Against what sshd_config(5) says: the real sshd denies it, so the look has to say so."""
+    sshd_node.add(f"{line}\n")
+    sshd_change._reload(sshd_node.root, sshd_node)
+    proof = sshd_node.prove()
+    assert proof["login"] and not proof["forward"]
+    facts = sshd.look(sshd_node.root, sshd_node, peers=[sshd_node.peer], controller=sshd_node.controller)
+    assert [line in text for said in facts["problems"].values() for text in said.values()] == [True, True]
+
+
+@pytest.mark.parametrize("line", ["AllowTcpForwarding local", "PermitListen none", "GatewayPorts no"])
+def test_settings_that_leave_it_are_no_problem(sshd_node: SshdNode, line: str) -> None:
+    sshd_node.add(f"{line}\n")
+    sshd_change._reload(sshd_node.root, sshd_node)
+    assert sshd_node.prove()["forward"]
+    facts = sshd.look(sshd_node.root, sshd_node, peers=[sshd_node.peer], controller=sshd_node.controller)
+    assert not any(facts["problems"].values())

@@ -14,9 +14,11 @@ from ansible.module_utils.pveguard.base.findings import PROBLEM, WARNING, Findin
 
 from tests.findings import finding, well_said
 from tests.hardening.node import JUDGES, Node, cis, clean, dev_sec
+from tests.hardening.real_sshd import SSHD
 
 #: A clean node lacks this; nobody has set it, and it breaks nothing.
-MISSING = {"hardening-accounts-root-without-factor", "hardening-firewall-off"}
+OPEN_SSHD = {f"hardening-sshd-{each}" for each in ("root-password", "passwords", "loose", "weak-algorithms", "keys-only-on-pve")}
+MISSING = {"hardening-accounts-root-without-factor", "hardening-firewall-off", *(OPEN_SSHD if SSHD else ())}
 
 
 @pytest.mark.parametrize("release", [8, 9])
@@ -25,15 +27,16 @@ def test_a_clean_node_has_nothing_harmful(tmp_path: Path, release: int) -> None:
     facts = node.facts()["hardening"]
     assert {area: each["error"] for area, each in facts.items() if not each["known"]} == {}
     assert {each.id: each.text for each in node.found()}.keys() == MISSING
-    assert {argv[0] for argv in node.calls} == {"systemctl", "apt-config", "chronyc", "ip"}
-    # With a second factor for root and the firewall on there is nothing at all to say.
+    assert {each.severity for each in node.found()} == {WARNING}
+    assert {argv[0] for argv in node.calls} == {"systemctl", "apt-config", "chronyc", "ip", *(("sshd", "cat") if SSHD else ())}
     node.write("/etc/pve/firewall/cluster.fw", "[OPTIONS]\nenable: 1\n")
+    # With a second factor for root and the firewall on there is nothing to say but how open sshd is.
     node.write(
         "/etc/pve/priv/tfa.cfg",
         '{"users": {"root@pam": {"totp": [{"info": {"enable": true}, "entry": "x"}], "recovery": '
         '{"secret": "s", "entries": ["h1", null]}}}}',
     )
-    assert node.found() == []
+    assert node.ids() == MISSING - {"hardening-accounts-root-without-factor", "hardening-firewall-off"}
 
 
 @pytest.mark.parametrize("release", [8, 9])
@@ -91,7 +94,29 @@ def test_settings_of_dev_sec(tmp_path: Path) -> None:
         and "remount,hidepid=0 /proc" in hidden.code
     )
     assert "umask 027 in /etc/login.defs" in finding(found, "hardening-others-umask").text
+    if SSHD:
+        from_all = "(from pve1 (10.0.0.11), pve2 (10.0.0.12), pve3 (10.0.0.13); /etc/ssh/sshd_config:"
+        told(
+            found,
+            "hardening-sshd-root-locked-out",
+            PROBLEM,
+            f"PermitRootLogin no keeps root out {from_all}4, set by: dev-sec)",
+            f"AllowUsers operator leaves root out {from_all}21, set by: dev-sec)",
+            undo="sed -i '4s/^[[:space:]]*permitrootlogin/#&/I' /etc/ssh/sshd_config",
+        )
+        told(found, "hardening-sshd-few-tries", WARNING, "MaxAuthTries is 2", undo="systemctl reload ssh")
+        finding(found, "hardening-sshd-no-include")
+        told(
+            found,
+            "hardening-sshd-no-socket-forwarding",
+            PROBLEM,
+            "AllowTcpForwarding no: sshd then forwards no UNIX socket either",
+            f"{from_all}23, set by: dev-sec)",
+            undo="sed -i '23s/^[[:space:]]*allowtcpforwarding/#&/I' /etc/ssh/sshd_config",
+        )
+    of_sshd = ("root-locked-out", "few-tries", "no-include", "no-socket-forwarding")
     assert {each.id for each in found} - MISSING == {
+        *(f"hardening-sshd-{each}" for each in of_sshd if SSHD),
         "hardening-sysctl-forwarding-off",
         "hardening-sysctl-rp-filter-strict",
         "hardening-sysctl-log-martians",
@@ -121,6 +146,12 @@ def test_settings_of_a_cis_role(tmp_path: Path) -> None:
         "passthrough",
         undo="/etc/modprobe.d/CIS.conf",
     )
+    if SSHD:
+        out = finding(found, "hardening-sshd-root-locked-out")
+        assert "AllowUsers vagrant leaves root out" in out.text and "PermitRootLogin no" in out.text
+        assert "DisableForwarding yes" in finding(found, "hardening-sshd-no-socket-forwarding").text
+        # Four tries are enough, and its algorithms leave RSA alone.
+        assert not {each.id for each in found} & {"hardening-sshd-few-tries", "hardening-sshd-no-rsa"}
     lock = finding(found, "hardening-others-faillock-root")
     assert (
         lock.severity == PROBLEM and "root@pam" in lock.means and "faillock --user root --reset" in lock.code
@@ -159,6 +190,7 @@ def test_the_undo_takes_each_setting_of_a_file_back(tmp_path: Path) -> None:
                 capture_output=True,
                 check=False,
             )
+    assert not {id for id in node.ids() if id.startswith("hardening-sshd-")} - OPEN_SSHD - {"hardening-sshd-no-include"}
     facts: dict[str, Any] = node.facts()["hardening"]
     assert facts["sysctl"]["set"] == [] and facts["sysctl"]["modules"] == []
     assert facts["others"]["umask"] == [] and facts["others"]["faillock"]["root"] == []
@@ -174,4 +206,4 @@ def test_what_breaks_proxmox_is_not_told_of_a_plain_host(tmp_path: Path, apply: 
     node: Node = apply(clean(tmp_path))
     node.active = ["chrony.service"]
     facts = {**node.facts(), "packages": {"pve-manager": None, "pve-cluster": None}}
-    assert [each for judge in JUDGES for each in judge.of_node(facts, {})] == []
+    assert {each.id for judge in JUDGES for each in judge.of_node(facts, {})} <= OPEN_SSHD | {"hardening-sshd-no-include"}

@@ -82,6 +82,7 @@ def test_the_figures_of_the_probe_are_those_of_the_members(
     ]  # fmt: skip
 
 
+@pytest.mark.campaign
 def test_observe_yml_reports_the_cluster_as_the_probe_sees_it(
     members: Callable[..., Member], watch1: Callable[[list[Member]], Member], place: Path
 ) -> None:

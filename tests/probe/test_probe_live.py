@@ -102,6 +102,7 @@ def test_members_notice_nothing_of_a_probe(members: Make, watch1: Add, place: Pa
     assert ring["leaders"] and NUMBER not in ring["leaders"]
 
 
+@pytest.mark.campaign
 def test_a_probe_alone_is_never_quorate_and_its_vote_is_asked_for(members: Make, watch1: Add, place: Path) -> None:
     nodes = make(members, 2)
     probe = watch1(nodes)

@@ -20,16 +20,15 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "ha": ("base", "formats", "pmxcfs"),
     "corosync": ("base", "formats", "pmxcfs", "ha"),
     "state": ("base", "formats", "pmxcfs", "ha"),
-    # Its facts come by a module of their own, which assess asks.
     # Its facts are part of node_info, so it lies below the cluster.
     "diet": ("base", "disk"),
-    # What is set on a node, and what Proxmox VE needs of it.
+    # What is set on a node, and what Proxmox VE needs of it. Its facts come by a module of their own.
     "hardening": ("base", "formats", "pmxcfs"),
     "writes": ("base", "formats", "pmxcfs", "disk", "corosync"),
     # What a node writes is among its facts.
     "cluster": ("base", "formats", "pmxcfs", "ha", "corosync", "state", "writes", "diet"),
     "gates": ("base", "disk"),
-    "report": ("base", "pmxcfs", "disk", "ha", "corosync", "state", "diet", "gates", "writes"),
+    "report": ("base", "pmxcfs", "disk", "ha", "corosync", "state", "diet", "hardening", "gates", "writes"),
     # On the controller only.
     "filters": tuple(
         "base formats pmxcfs ha corosync state hardening diet cluster gates writes report".split(),

@@ -55,6 +55,7 @@ def recover(site: Site, *arguments: str, confirm: str | None = None) -> subproce
     return subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
 
 
+@pytest.mark.campaign
 def test_a_member_that_would_roll_the_others_back_fetches_their_state(three: Site) -> None:
     one, _, third = three.nodes.values()
     done = recover(three)

@@ -236,6 +236,7 @@ def trees(site: Site) -> list[dict[str, Any]]:
     return [ram.tree() for ram in site.nodes.values()]
 
 
+@pytest.mark.campaign
 def test_a_cluster(three: Site) -> None:
     name = three.names["pve1"]  # type: ignore[attr-defined]
     one, two, third = three.nodes.values()

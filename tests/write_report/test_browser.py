@@ -15,7 +15,7 @@ from tests.gate import sample as gates
 from tests.gate import test_gate_page, test_gate_report
 from tests.gate.test_gate_page import colours
 
-from . import sample
+from . import sample, test_report_hardening
 from .browser import Browser, chromium
 from .test_report_page import hostile, page
 
@@ -53,6 +53,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "fifty": lambda: page(sample.fifty()),
     "nothing": lambda: page(sample.nothing()),
     "hostile": lambda: page(hostile()),
+    "hardening, fifty": lambda: page(test_report_hardening.fifty()),
     "gate": lambda: gate_page.page(test_gate_report.three()),
     "gate, fifty": lambda: gate_page.page(many_links()),
     "gate, hostile": lambda: gate_page.page(test_gate_page.hostile()),

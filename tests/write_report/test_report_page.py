@@ -115,7 +115,7 @@ def test_what_an_operator_reads_first() -> None:
     assert "19.5 times less" in text and "≥ 108" in text and "HA heartbeat (lrm_status)" in text
     assert "not tried: it would write 2.6 GiB, the budget is 64 MiB" in text
     parts = re.findall(r'<section id="(\w+)"', page(sample.four()))
-    assert parts == ["now", "changed", "writers", "drives", "gates", "next"]
+    assert parts == ["now", "changed", "writers", "drives", "gates", "hardening", "next"]
 
 
 def test_a_probe_is_not_counted_among_the_nodes_that_are_protected() -> None:

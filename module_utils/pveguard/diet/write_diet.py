@@ -16,13 +16,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..base import managed_file
+from ..base import managed_file, sysctl_files
 from ..base.atomic import link_atomic, read_or_none, write_atomic
 from ..base.errors import PveguardError
 from ..base.managed_file import Change, FileSpec
 from ..base.run import Run
 from ..base.run import run as real_run
-from . import measures, parts, rrdcached, rrdcached_restart, swap, swap_change, sysctl_files
+from . import measures, parts, rrdcached, rrdcached_restart, swap, swap_change
 from .measures import PENDING, REMEMBERED, ROLE
 from .parts import Link, Work, data
 
@@ -127,7 +127,8 @@ def _enable(
     if hasattr(change, "refuse"):
         change.refuse(options, facts, root)
     specs = _specs(core, options, facts, root)
-    sysctl_files.refuse(core.NAME, {spec.path: spec.data.decode(errors="replace") for spec in specs if not spec.link}, root)
+    texts = {spec.path: spec.data.decode(errors="replace") for spec in specs if not spec.link}
+    sysctl_files.refuse(f"write diet, {core.NAME}", f"{ROLE}_{core.NAME}", texts, root)
     gone = _former(core, specs, root)
     changes = managed_file.plan(specs, _kept_for(core), root) + [
         change for change in managed_file.plan_revert(_kept_for(core), root, gone, managed_file.OVERWRITE) if gone

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..base.host_variables import rendered
 from ..cluster import kinds
-from ..hardening import firewall_rules
+from ..hardening import asked, firewall_rules
 
 
 def hosts(hostvars: Any, host: str) -> dict[str, str]:
@@ -24,6 +24,11 @@ def hosts(hostvars: Any, host: str) -> dict[str, str]:
             if key:
                 found.setdefault(str(key), str(name))
     return found
+
+
+def areas(hostvars: Any, host: str) -> list[str]:
+    """The areas of hardening whose concern is switched on for a host."""
+    return asked.switched_on(rendered(hostvars)[host])
 
 
 def failures(came_in: Mapping[str, Any], went_out: Mapping[str, Any], kept: Mapping[str, Any] | None = None) -> list[str]:
@@ -76,6 +81,8 @@ def firewall_together(hostvars: Any, host: str, play_hosts: Sequence[str]) -> di
             problems.append(f"{member['name']} of the cluster is not in the inventory under its name or address")
         elif name not in play_hosts:
             problems.append(f"this run does not reach {member['name']} of the cluster; run it for all members, without --limit")
+        elif not result or result.get("skipped"):
+            problems.append(f"{member['name']} was not asked: node_hardening_firewall is one for all members of a cluster")
         elif _failed(result) or "digest" not in result:
             problems.append(f"{member['name']}: {_why(result)}")
         elif result["digest"] != own["digest"]:
@@ -122,6 +129,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "pveguard_firewall_facts": firewall_facts,
     "pveguard_firewall_failures": firewall_failures,
     "pveguard_firewall_together": firewall_together,
+    "pveguard_hardening_areas": areas,
     "pveguard_hardening_failures": failures,
     "pveguard_hardening_hosts": hosts,
 }

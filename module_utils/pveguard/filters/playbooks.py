@@ -24,7 +24,7 @@ from ..base.errors import PveguardError
 from ..base.host_variables import HostVariables, facts_of, rendered
 from ..cluster import assess, corosync_compare, inventory, kinds, plan, roles
 from ..corosync import probe_members
-from ..hardening import looking
+from ..hardening import asked
 from . import ROOT
 
 #: Variables of the playbooks themselves; those of roles come from their argument_specs.
@@ -291,19 +291,7 @@ def _descriptions() -> list[roles.Role]:
 def _node(own: Mapping[str, Any]) -> dict[str, Any] | None:
     """What a host has said of itself, with what the roles have looked at; None where it could not be asked."""
     node = (own.get("pveguard_node") or {}).get("node")
-    return None if node is None else hardened(roles.looked(_descriptions(), node, own), own)
-
-
-def hardened(node: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts of a node with those of the module ``hardening_info``, where it was called; what it failed with becomes the
-    reason why its areas are not known.
-    """
-    asked = own.get("pveguard_hardening")
-    if not isinstance(asked, Mapping) or asked.get("skipped"):
-        return dict(node)
-    facts = asked.get("facts")
-    said = str(asked.get("msg") or "the module hardening_info did not answer").split("\n")[0][:200]
-    return {**node, looking.FACTS: facts if isinstance(facts, Mapping) else {"error": said}}
+    return None if node is None else asked.with_answer(roles.looked(_descriptions(), node, own), own)
 
 
 def _changes(own: Mapping[str, Any], node: Mapping[str, Any], its_plan: plan.Plan) -> list[str]:

@@ -16,6 +16,7 @@ from ..base.host_variables import facts_of, rendered
 from ..corosync import probe_members
 from ..gates import power_cut
 from ..ha import ha_info
+from ..hardening import asked
 from ..report import report_metrics, report_page, report_table
 from ..writes import ring_events, writers
 
@@ -30,6 +31,12 @@ def _get(hostvars: Hosts, host: str, name: str) -> Any:
 def _node(hostvars: Hosts, host: str) -> dict[str, Any] | None:
     """The facts of node_info of a host, as registered in ``pveguard_node``."""
     return facts_of(hostvars[host]) if host in hostvars else None
+
+
+def _hardened(hostvars: Hosts, host: str) -> dict[str, Any] | None:
+    """The same with the facts of hardening_info, where it was asked."""
+    node = _node(hostvars, host)
+    return None if node is None else asked.with_answer(node, hostvars[host])
 
 
 def cluster_peers(hostvars: Hosts, hosts: Iterable[str], host: str) -> list[str]:
@@ -236,7 +243,7 @@ def report(
         nodes[host] = report_table.entry(
             now=now,
             in_run=here,
-            node=_node(hostvars, host),
+            node=_hardened(hostvars, host),
             gate=_get(hostvars, host, "fsync_gate_result"),
             links=_get(hostvars, host, "link_gate_result"),
             plan=_get(hostvars, host, "pveguard_plan"),

@@ -70,19 +70,20 @@ def _entry(found: UserConfig, kind: str, fields: list[str]) -> bool:
     elif kind == "group":
         if not _GROUP.match(fields[0]):
             return False
-        found.groups[fields[0]] = [each for each in _list(fields[1]) if _USER.match(each)]
+        members = _list(fields[1])
+        found.groups[fields[0]] = [each for each in members if _USER.match(each)]
+        # Proxmox passes over such a member; who was meant is not known.
+        return len(found.groups[fields[0]]) == len(members)
     elif kind == "acl":
         if not fields[1].startswith("/") or fields[0] not in ("0", "1"):
             return False
-        for role in _list(fields[3]):
-            if role in GRANTING:
-                # Names alone: a malformed one may be anything.
-                who = [
-                    each
-                    for each in _list(fields[2])
-                    if _USER.match(each) or _TOKEN.match(each) or _GROUP.match(each)
-                ]
-                found.grants.append({"path": fields[1], "role": role, "who": who})
+        every = _list(fields[2])
+        # Names alone: a malformed one may be anything.
+        who = [each for each in every if _USER.match(each) or _TOKEN.match(each) or _GROUP.match(each)]
+        # As Proxmox takes it: / and // are the same.
+        path = re.sub("/+", "/", fields[1].strip()).rstrip("/") or "/"
+        found.grants += [{"path": path, "role": role, "who": who} for role in _list(fields[3]) if role in GRANTING]
+        return bool(every) and len(who) == len(every)
     else:
         return kind in ("role", "pool")
     return True
@@ -111,9 +112,8 @@ def parse_factors(text: str) -> dict[str, Facts] | None:
         return None
     found = {}
     for name, entry in users.items():
-        if not _USER.match(name):
-            continue
-        if not isinstance(entry, dict):
+        # Whose factors these are is not known.
+        if not _USER.match(name) or not isinstance(entry, dict):
             return None
         lists = [entry.get(kind) or [] for kind in FACTORS]
         if not all(isinstance(each, list) for each in lists):

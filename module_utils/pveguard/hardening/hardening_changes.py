@@ -6,32 +6,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from . import firewall, firewall_rules, sshd
+from . import concerns, firewall, firewall_rules, sshd
 from .firewall_rules import CLUSTER_FW, ENFORCE, RULES, Options
 
 
 def changes(node: Mapping[str, Any], plan: Mapping[str, Any], desired: Mapping[str, Any]) -> list[str]:
     """In sentences without a subject; empty when nothing. ``desired``: role -> what is wanted of it."""
     values = desired.get(sshd.ROLE)
+    facts = node.get("hardening") or {}
     if not isinstance(values, Mapping):
         return []
-    return [*_sshd(node, values), *_firewall(node, values)]
+    others = [f"{each} (node hardening)" for each in concerns.all_todo(values, facts)]
+    return [*_sshd(values, facts), *_firewall(values, facts), *others]
 
 
-def _sshd(node: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
-    if not values.get("node_hardening_sshd"):
-        return []
-    facts = (node.get("hardening") or {}).get(sshd.AREA) or {}
-    if facts.get("managed") and not facts.get("drifted"):
+def _sshd(values: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
+    own = facts.get(sshd.AREA) or {}
+    if not values.get("node_hardening_sshd") or (own.get("managed") and not own.get("drifted")):
         return []
     return [f"harden sshd ({sshd.DROP_IN}), kept only when all members and the controller still get in"]
 
 
-def _firewall(node: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
+def _firewall(values: Mapping[str, Any], hardening: Mapping[str, Any]) -> list[str]:
     mode = values.get("node_hardening_firewall")
     if mode not in (RULES, ENFORCE):
         return []
-    facts = (node.get("hardening") or {}).get(firewall.AREA) or {}
+    facts = hardening.get(firewall.AREA) or {}
     if facts.get("implementation") == firewall.NONE:
         return [f"set the table {firewall_rules.TABLE}, where it is not as wanted"]
     kept = "kept only when ring, quorum, ssh and the web interface of all members answer"

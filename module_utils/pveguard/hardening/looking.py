@@ -7,12 +7,14 @@ No content of a file is in an error: it may be a secret.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,28 @@ from ..base.run import CommandMissing, Run
 LIMIT_BYTES = 4 << 20
 FACTS = "hardening"
 
+PVE = "/etc/pve"
+
 Facts = dict[str, Any]
+
+#: Why nothing of /etc/pve is read at present; empty where it is. A daemon that hangs would hang who asks.
+_silent: ContextVar[str] = ContextVar("silent", default="")
+
+
+@contextlib.contextmanager
+def without_pve(reason: str) -> Iterator[None]:
+    """Inside, nothing of /etc/pve is read, and what an area wants of it is not known for this reason; an empty one changes
+    nothing."""
+    token = _silent.set(reason)
+    try:
+        yield
+    finally:
+        _silent.reset(token)
+
+
+def silent() -> str:
+    """Why nothing of /etc/pve may be read; empty where it may."""
+    return _silent.get()
 
 
 class Looking:
@@ -37,6 +60,8 @@ class Looking:
 
     def text(self, path: str) -> str | None:
         """A file's text; None where it is absent, and where it cannot be read, which is noted."""
+        if self._is_silent(path):
+            return None
         try:
             # A FIFO in the place of a file would block.
             handle = os.open(self.at(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -68,6 +93,8 @@ class Looking:
 
     def names(self, folder: str, ending: str = "") -> list[str]:
         """Paths of the entries of a folder, sorted; none where there is no such folder."""
+        if self._is_silent(folder):
+            return []
         try:
             found = sorted(os.listdir(self.at(folder)))
         except OSError as error:
@@ -92,11 +119,20 @@ class Looking:
         return [found[name] for name in sorted(found)]
 
     def is_null(self, path: str) -> bool:
+        if self._is_silent(path):
+            return False
         place = self.at(path)
         return place.is_symlink() and os.readlink(place) == "/dev/null"
 
     def exists(self, path: str) -> bool:
-        return os.path.lexists(self.at(path))
+        return not self._is_silent(path) and os.path.lexists(self.at(path))
+
+    def _is_silent(self, path: str) -> bool:
+        if not silent() or not f"{path}/".startswith(f"{PVE}/"):
+            return False
+        if not any(each.startswith(f"{PVE}: ") for each in self.unread):
+            self.cannot(PVE, silent())
+        return True
 
     def output(self, argv: list[str]) -> str | None:
         """What a command printed; None where it is not installed, and where it failed, which is noted."""
@@ -113,14 +149,17 @@ class Looking:
         return done.stdout
 
     def cannot(self, path: str, why: str) -> None:
+        if silent() and path.startswith(f"{PVE}/"):
+            # Said once, of all of it.
+            return
         self.unread.append(f"{shown(path, 120)}: {why}")
 
     def pve(self) -> bool:
         """Whether /etc/pve is there; where it should be and is not, that is noted: its files are not absent then."""
         if self.exists("/etc/pve/.version"):
             return True
-        if self.exists("/usr/bin/pmxcfs"):
-            self.cannot("/etc/pve", "not mounted")
+        if self.exists("/usr/bin/pmxcfs") and not silent():
+            self.cannot(PVE, "not mounted")
         return False
 
 
@@ -147,10 +186,12 @@ def area(look: Callable[[Looking], Facts]) -> Callable[[Path, Run], Facts]:
 
 def facts_of(node: Mapping[str, Any], area: str) -> Mapping[str, Any] | None:
     """The facts of an area among those of a node; None where nobody asked for them. What was asked for and is not there is not
-    known.
+    known; ``asked`` among the facts: for which areas, else for all.
     """
     asked = node.get(FACTS)
     if asked is None:
+        return None
+    if isinstance(asked, Mapping) and isinstance(asked.get("asked"), list) and area not in asked["asked"]:
         return None
     found = asked.get(area) if isinstance(asked, Mapping) else None
     if isinstance(found, Mapping) and isinstance(found.get("known"), bool):

@@ -10,6 +10,7 @@ import re
 
 from ..base.mountinfo import mountinfo
 from ..base.systemd import properties_of
+from . import clocks
 from .looking import Facts, Looking, area, assignments, lines, settings, writer
 
 USUAL = "dev-sec or a CIS role"
@@ -49,12 +50,17 @@ MEMBERS = "/etc/pve/.members"
 
 @area
 def look(looking: Looking) -> Facts:
-    """A key each: ``fail2ban``, ``watchdog``, ``time``, ``umask``, ``mounts``, ``faillock``, ``hidepid``."""
+    """A key each: ``fail2ban``, ``watchdog``, ``time``, ``clocks``, ``umask``, ``mounts``, ``faillock``, ``hidepid``."""
     units = _units(looking)
+    own, members = _members(looking)
     return {
-        "fail2ban": _fail2ban(looking),
+        "fail2ban": _fail2ban(looking, list(members.values())),
         "watchdog": _watchdog(looking),
         "time": _time(looking, units),
+        "clocks": {
+            **clocks.between(looking.root, {name: each for name, each in members.items() if name != own}),
+            "ceph": looking.exists("/etc/pve/ceph.conf"),
+        },
         "umask": _umask(looking),
         **_mounts(looking),
         "faillock": _faillock(looking),
@@ -75,7 +81,7 @@ def _units(looking: Looking) -> dict[str, dict[str, str]]:
 # fail2ban
 
 
-def _fail2ban(looking: Looking) -> Facts:
+def _fail2ban(looking: Looking, members: list[str]) -> Facts:
     """``installed``; ``jails`` that are on; ``ignored`` (addresses never banned; null where not understood); ``unguarded``
     (members
     that are not among them); ``old_backend`` (jails that read a log file that is not there)."""
@@ -96,7 +102,7 @@ def _fail2ban(looking: Looking) -> Facts:
             looking.cannot(path, f"not understood ({type(error).__name__})")
     jails = sorted(name for name in parser.sections() if _yes(parser.get(name, "enabled", fallback="false")))
     ignored = [each for each in re.split(r"[\s,]+", parser.defaults().get("ignoreip") or "") if each]
-    unguarded = [address for address in _members(looking) if jails and not _within(address, ignored)]
+    unguarded = [address for address in members if jails and not _within(address, ignored)]
     gone = not looking.exists("/var/log/auth.log")
     old = [
         name
@@ -124,16 +130,18 @@ def _within(address: str, ignored: list[str]) -> bool:
     return False
 
 
-def _members(looking: Looking) -> list[str]:
+def _members(looking: Looking) -> tuple[str, dict[str, str]]:
+    """The name of this node, and the addresses of all members by their names."""
     text = looking.text(MEMBERS)
     if text is None or not looking.exists("/etc/pve/corosync.conf"):
-        return []
+        return "", {}
     try:
-        found = [str(each["ip"]) for each in json.loads(text)["nodelist"].values()]
-        return [str(ipaddress.ip_address(each)) for each in found]
+        said = json.loads(text)
+        found = {str(name): str(ipaddress.ip_address(str(each["ip"]))) for name, each in said["nodelist"].items()}
+        return str(said.get("nodename") or ""), found
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         looking.cannot(MEMBERS, "no list of members with their addresses")
-        return []
+        return "", {}
 
 
 # The watchdog

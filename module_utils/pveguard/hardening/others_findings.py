@@ -13,6 +13,8 @@ from .others import USUAL
 
 #: A cluster's clocks: beyond it tickets and two-factor codes fail, and logs of members no longer fit together.
 OFFSET_SECONDS = 0.5
+#: Two members: as for one; what Ceph's monitors allow (mon_clock_drift_allowed); the step of a two-factor code (RFC 6238).
+APART_SECONDS, CEPH_SECONDS, STEP_SECONDS = 0.5, 0.05, 30.0
 #: From this number of failures down a typo is enough.
 DENY_FEW = 4
 
@@ -68,6 +70,21 @@ TIME = check(
     "Let chrony alone keep it.",
     "apt-get install chrony; chronyc sources",
 )
+APART = check(
+    "hardening-others-clocks-apart",
+    (WARNING, PROBLEM),
+    f"The clocks of two members differ by more than {APART_SECONDS} s, with Ceph by more than the {CEPH_SECONDS} s that its "
+    f"monitors allow: logs of members no longer fit together. A problem beyond {STEP_SECONDS:g} s, the step of a two-factor code",
+    "Let both follow the same time servers.",
+    "chronyc sources; chronyc makestep",
+)
+NOT_COMPARED = check(
+    "hardening-others-clocks-unknown",
+    UNKNOWN,
+    "The clock could not be compared with those of other members, and is not known to be synchronised",
+    "Let ICMP timestamp requests through between the members, or chrony keep the clock.",
+    "chronyc tracking",
+)
 UMASK = check(
     "hardening-others-umask",
     PROBLEM,
@@ -117,10 +134,15 @@ def of_node(node: Mapping[str, Any], plan: Mapping[str, Any]) -> list[Finding]:
     return [] if facts is None else findings(facts, proxmox(node))
 
 
+def of_report(node: Mapping[str, Any]) -> list[Finding]:
+    return of_node(node, {})
+
+
 def findings(facts: Mapping[str, Any], on_proxmox: bool = True) -> list[Finding]:
     """``facts``: of the core ``others``."""
     found = [] if facts["known"] else [UNREAD(f"not all of the node could be read: {facts['error']}")]
     found += _time(facts.get("time") or {})
+    found += _clocks(facts.get("clocks") or {}, facts.get("time") or {})
     if not on_proxmox:
         return found
     found += _fail2ban(facts.get("fail2ban") or {})
@@ -148,6 +170,24 @@ def _time(facts: Mapping[str, Any]) -> list[Finding]:
     if facts["offset"] is not None and abs(facts["offset"]) > OFFSET_SECONDS:
         return [TIME(f"the clock is {facts['offset']:+.3f} s off", code="chronyc makestep")]
     return []
+
+
+def _clocks(facts: Mapping[str, Any], own: Mapping[str, Any]) -> list[Finding]:
+    """What is within the uncertainty of the comparison is not told."""
+    limit = CEPH_SECONDS if facts.get("ceph") else APART_SECONDS
+    measured = (facts.get("measured") or {}).items()
+    certain = {name: (offset, give) for name, (offset, give) in measured if abs(offset) - give > limit}
+    found = []
+    if certain:
+        worst = sorted(certain, key=lambda name: (-abs(certain[name][0]), name))
+        told = [f"{shown(name)} by {certain[name][0]:+.3f} s (give or take {certain[name][1]:.3f} s)" for name in worst]
+        far = abs(certain[worst[0]][0]) - certain[worst[0]][1] > STEP_SECONDS
+        means = "two-factor codes of one are refused by the other" if far else "logs of members no longer fit together"
+        severity = PROBLEM if far else WARNING
+        found.append(APART(f"clocks of members differ from this one: {some(told)}", severity=severity, means=means))
+    if (silent := facts.get("silent")) and own.get("synchronised") is not True:
+        found.append(NOT_COMPARED(f"the clock was not compared with {some([shown(name) for name in silent])}"))
+    return found
 
 
 def _fail2ban(facts: Mapping[str, Any]) -> list[Finding]:

@@ -63,6 +63,10 @@ def of_node(node: Mapping[str, Any], plan: Mapping[str, Any]) -> list[Finding]:
     return [] if facts is None or not proxmox(node) else findings(facts)
 
 
+def of_report(node: Mapping[str, Any]) -> list[Finding]:
+    return of_node(node, {})
+
+
 def findings(facts: Mapping[str, Any]) -> list[Finding]:
     """``facts``: of the core ``pveproxy``."""
     found = [] if facts["known"] else [UNREAD(f"what pveproxy lets in could not be read: {facts['error']}")]

@@ -22,7 +22,8 @@ from ..base.errors import PveguardError
 from ..base.run import CommandMissing, Run
 from ..base.run import run as real_run
 from ..formats import sshd_config
-from ..pmxcfs import daemon_mode
+from ..pmxcfs import members as members_file
+from .looking import silent, writer
 
 ROLE = "node_hardening"
 AREA = "sshd"
@@ -62,8 +63,16 @@ OF_ROOT = frozenset(
     [key.lower() for key in (*KEYS_ONLY, *PLAIN, *WEAK)]
     + ["challengeresponseauthentication", "allowusers", "denyusers", "allowgroups", "denygroups", "authenticationmethods"]
     + ["authorizedkeysfile", "authorizedkeyscommand", "chrootdirectory", "disableforwarding", "allowstreamlocalforwarding"]
-    + ["forcecommand", "maxauthtries", "maxsessions", "refuseconnection"]
+    + ["allowtcpforwarding", "permitopen", "forcecommand", "maxauthtries", "maxsessions", "refuseconnection"]
 )
+#: Whose lines go on, in sshd's own reading.
+LISTS = frozenset(["allowusers", "denyusers", "allowgroups", "denygroups"])
+#: Of what harms, and goes when the line goes.
+SHOWN_SETTERS = LISTS | {
+    "permitrootlogin", "pubkeyauthentication", "authenticationmethods", "disableforwarding", "allowstreamlocalforwarding",
+    "allowtcpforwarding", "permitopen", "forcecommand", "chrootdirectory", "maxsessions", "maxauthtries",
+    "hostkeyalgorithms", "pubkeyacceptedalgorithms",
+}  # fmt: skip
 #: Keys offered before the right one: those of an agent, and root's own.
 FEW_TRIES = 3
 
@@ -112,9 +121,15 @@ def look(
         return {"known": False, "error": "sshd is configured, and its program is not installed"}
     except (PveguardError, OSError, ValueError) as error:
         return {"known": False, "error": str(error)}
+    # Whatever a file holds, the other areas are told.
+    except Exception as error:
+        return {"known": False, "error": f"not understood ({type(error).__name__})"}
 
 
 def _look(root: Path, run: Run, peers: Sequence[Who] | None, controller: str | None) -> dict[str, Any]:
+    if silent():
+        # Who has to get in is not known, nor what root's keys are, which lie there.
+        raise PveguardError(f"{PVE}: {silent()}")
     own, members = members_of(root, run) if peers is None else (Who(node_name.own(), ""), list(peers))
     came = controller_address() if controller is None else controller
     everybody = [*members, *([Who("controller", came)] if came else [])]
@@ -136,6 +151,7 @@ def _look(root: Path, run: Run, peers: Sequence[Who] | None, controller: str | N
         "match": match_blocks(lines),
         "effective": {name: _shown(found) for name, found in effective.items()},
         "problems": {each.shown: problems(effective[each.name], each, keys, host_keys) for each in everybody},
+        "set_by": setters(root, lines),
         "weak": weak(one),
         "host_keys": host_keys,
         "known_host_key": _known_host_key(root, own.name, host_keys),
@@ -151,9 +167,10 @@ def members_of(root: Path, run: Run) -> tuple[Who, list[Who]]:
     name = node_name.own()
     if not os.path.isdir(root / PVE.lstrip("/")):
         return Who(name, ""), []
-    said, error = daemon_mode.members(root, run)
-    if error:
-        raise PveguardError(f"the other members are not known: {error}")
+    try:
+        said = members_file.read(str(root / PVE.lstrip("/")), run)
+    except PveguardError as error:
+        raise PveguardError(f"the other members are not known: {error}") from error
     found = [Who(str(each), str(node.get("ip") or "")) for each, node in sorted((said.get("nodelist") or {}).items())]
     if without := [each.name for each in found if not each.address and each.name != name]:
         raise PveguardError(f"the addresses of {', '.join(without)} are not known: /etc/pve/.members has none")
@@ -207,9 +224,16 @@ def problems(
     wrong.update(_users(found, who))
     if value(found, "DisableForwarding", "no") != "no":
         wrong["disableforwarding"] = "DisableForwarding yes: a migration forwards a UNIX socket"
-    elif value(found, "AllowStreamLocalForwarding", "yes") not in ("yes", "all", "local"):
+    if value(found, "AllowStreamLocalForwarding", "yes") not in ("yes", "all", "local"):
         said = value(found, "AllowStreamLocalForwarding")
         wrong["allowstreamlocalforwarding"] = f"AllowStreamLocalForwarding {said}: a migration forwards a UNIX socket"
+    # Both also decide about UNIX sockets, whatever sshd_config(5) says of them; seen with OpenSSH 9.2.
+    if value(found, "AllowTcpForwarding", "yes") not in ("yes", "all", "local"):
+        said = value(found, "AllowTcpForwarding")
+        wrong["allowtcpforwarding"] = f"AllowTcpForwarding {said}: sshd then forwards no UNIX socket either, as a migration does"
+    if value(found, "PermitOpen", "any") != "any":
+        said = value(found, "PermitOpen")
+        wrong["permitopen"] = f"PermitOpen {said}: sshd then forwards no UNIX socket, as a migration does"
     for key in ("ForceCommand", "ChrootDirectory"):
         if value(found, key, "none") != "none":
             wrong[key.lower()] = f"{key} {value(found, key)}: root's commands do not run"
@@ -316,6 +340,23 @@ def _before(lines: Sequence[sshd_config.Line]) -> list[sshd_config.Line]:
     folder = os.path.dirname(DROP_IN)
     files = {line.file: line for line in reversed(lines) if os.path.dirname(line.file) == folder and line.file < DROP_IN}
     return [files[name] for name in sorted(files)]
+
+
+def setters(root: Path, lines: Sequence[sshd_config.Line]) -> dict[str, list[dict[str, str]]]:
+    """``{keyword: lines}`` of what a finding may be about: the line that counts, and those of Match blocks about root.
+
+    ``place`` is FILE:NUMBER, ``by`` who wrote the file.
+    """
+    found: dict[str, list[dict[str, str]]] = {}
+    for line in lines:
+        if line.keyword not in SHOWN_SETTERS or (line.match and not _may_be_root(line.match)):
+            continue
+        counts = found.setdefault(line.keyword, [])
+        # Lists of users go on in every line; of the rest the first one counts.
+        if line.match or line.keyword in LISTS or not counts:
+            text = (read_or_none(root / line.file.lstrip("/")) or b"").decode("utf-8", "replace")
+            counts.append({"place": line.place, "by": writer(line.file, text, "dev-sec or a CIS role")})
+    return found
 
 
 def who_sets(lines: Iterable[sshd_config.Line], keyword: str) -> str:

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..base import rollback_timer
 from ..base.findings import PROBLEM, UNKNOWN, WARNING, Finding, check, some
 from . import sshd
+from .looking import facts_of, proxmox, shown
 
 SWITCH = "node_hardening_sshd: true, then make site"
 
@@ -52,7 +54,8 @@ ANOTHER_KEY = check(
 NO_FORWARDING = check(
     "hardening-sshd-no-socket-forwarding",
     PROBLEM,
-    "sshd does not forward UNIX sockets (DisableForwarding of CIS 5.1.8, AllowStreamLocalForwarding): no migration",
+    "sshd does not forward UNIX sockets (DisableForwarding of CIS 5.1.8, AllowTcpForwarding no as dev-sec sets it, PermitOpen, "
+    "AllowStreamLocalForwarding): no migration",
     "Take the line out.",
 )
 MATCH = check(
@@ -120,51 +123,77 @@ DRIFTED = check(
     "make site",
 )
 _RSA = ("hostkey", "hostkeyalgorithms", "pubkeyacceptedalgorithms")
-_FORWARDING = ("disableforwarding", "allowstreamlocalforwarding")
+_FORWARDING = ("disableforwarding", "allowstreamlocalforwarding", "allowtcpforwarding", "permitopen")
 
 
 def of_node(node: Mapping[str, Any], plan: Mapping[str, Any]) -> list[Finding]:
     """From the facts of a node, with those of ``hardening_info``; nothing where nobody asked for them."""
-    facts = (node.get("hardening") or {}).get(sshd.AREA)
-    return findings(facts) if isinstance(facts, Mapping) else []
+    facts = facts_of(node, sshd.AREA)
+    return [] if facts is None else findings(facts, proxmox(node))
 
 
 def of_report(node: Mapping[str, Any]) -> list[Finding]:
     return of_node(node, {})
 
 
-def findings(facts: Mapping[str, Any]) -> list[Finding]:
-    """``facts``: of :func:`.sshd.look`."""
+def findings(facts: Mapping[str, Any], proxmox: bool = True) -> list[Finding]:
+    """``facts``: of :func:`.sshd.look`. ``proxmox``: whether Proxmox VE is there to be broken."""
     if not facts.get("known"):
         return [NOT_KNOWN(f"sshd could not be looked at: {facts.get('error') or 'no facts of it'}")]
     if not facts.get("installed"):
         return []
-    return [*_harmful(facts), *_open(facts)]
+    return [*_pending(facts), *(_harmful(facts) if proxmox else []), *_open(facts)]
+
+
+def _pending(facts: Mapping[str, Any]) -> list[Finding]:
+    if facts["timer"] not in (rollback_timer.ARMED, rollback_timer.ROLLING_BACK):
+        return []
+    return [UNPROVED(f"a change of sshd is {facts['timer'].replace('_', ' ')}", means="nobody has proved it yet")]
 
 
 def _harmful(facts: Mapping[str, Any]) -> list[Finding]:
     found = []
-    if facts["timer"] in (rollback_timer.ARMED, rollback_timer.ROLLING_BACK):
-        found.append(UNPROVED(f"a change of sshd is {facts['timer'].replace('_', ' ')}", means="nobody has proved it yet"))
     wrong = [(who, key, text) for who, said in facts["problems"].items() for key, text in said.items()]
     for condition, keys in ((ROOT_OUT, None), (NO_RSA, _RSA), (NO_FORWARDING, _FORWARDING)):
-        told: dict[str, list[str]] = {}
+        told: dict[tuple[str, str], list[str]] = {}
         for who, key, text in wrong:
             if key in keys if keys else key not in (*_RSA, *_FORWARDING):
-                told.setdefault(text, []).append(who)
+                told.setdefault((key, text), []).append(who)
         if told:
-            shown = "; ".join(f"{text} (from {some(who)})" for text, who in told.items())
-            found.append(condition(f"root cannot work over ssh as Proxmox VE needs it: {shown}"))
+            said = "; ".join(f"{text} (from {some(who)}{_places(facts, key)})" for (key, text), who in told.items())
+            undo = _undo(facts, [key for key, _ in told]) or condition.code
+            found.append(condition(f"root cannot work over ssh as Proxmox VE needs it: {said}", code=undo))
     if facts["known_host_key"] is False:
         found.append(ANOTHER_KEY(f"/etc/pve/nodes/{facts['node']}/ssh_known_hosts has another RSA host key than the node"))
     if facts["match"]:
-        shown = "; ".join(f"{each['place']} (Match {each['match']}): {each['sets']}" for each in facts["match"])
-        found.append(MATCH(f"a Match block is about root: {shown}"))
+        blocks = "; ".join(f"{each['place']} (Match {each['match']}): {each['sets']}" for each in facts["match"])
+        found.append(MATCH(f"a Match block is about root: {blocks}"))
     tries = {who: said.get("MaxAuthTries") for who, said in facts["effective"].items()}
     few = [who for who, number in tries.items() if str(number).isdigit() and int(str(number)) < sshd.FEW_TRIES]
     if few:
-        found.append(FEW_TRIES(f"MaxAuthTries is {tries[few[0]]} from {some(few)}"))
+        undo = _undo(facts, ["maxauthtries"]) or FEW_TRIES.code
+        found.append(FEW_TRIES(f"MaxAuthTries is {tries[few[0]]} (from {some(few)}{_places(facts, 'maxauthtries')})", code=undo))
     return found
+
+
+def _set_by(facts: Mapping[str, Any], key: str) -> Sequence[Mapping[str, str]]:
+    return (facts.get("set_by") or {}).get(key) or []
+
+
+def _places(facts: Mapping[str, Any], key: str) -> str:
+    """Where the lines are, and who wrote them."""
+    its = _set_by(facts, key)
+    return f"; {some([shown(each['place'], 120) for each in its])}, set by: {its[0]['by']}" if its else ""
+
+
+def _undo(facts: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """Makes comments of the lines, each only where it still has the keyword; empty where no line is known."""
+    steps = []
+    for key in dict.fromkeys(keys):
+        for each in _set_by(facts, key):
+            file, _, number = each["place"].rpartition(":")
+            steps.append(f"sed -i '{number}s/^[[:space:]]*{key}/#&/I' {shlex.quote(shown(file, 200))}")
+    return "; ".join([*steps, "sshd -t && systemctl reload ssh"]) if steps else ""
 
 
 def _open(facts: Mapping[str, Any]) -> list[Finding]:
@@ -183,8 +212,8 @@ def _open(facts: Mapping[str, Any]) -> list[Finding]:
     if loose:
         found.append(LOOSE(f"sshd has {', '.join(f'{key} {said}' for key, said in loose.items())}"))
     if facts["weak"]:
-        shown = "; ".join(f"{key}: {some(names)}" for key, names in facts["weak"].items())
-        found.append(WEAK(f"sshd offers weak algorithms ({shown})"))
+        names = "; ".join(f"{key}: {some(names)}" for key, names in facts["weak"].items())
+        found.append(WEAK(f"sshd offers weak algorithms ({names})"))
     keys = [each for each in facts["authorized_keys"] if each["keys"]]
     if keys and all(each["on_pve"] for each in keys):
         found.append(ONLY_ON_PVE(f"root's keys are only on /etc/pve ({', '.join(each['path'] for each in keys)})"))

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..base.sysctl_files import parse
 from .looking import Facts, Looking, area, lines, writer
 
 #: The first folder that has a name counts. Those of packages are left out where a file is judged: what Proxmox and Debian
@@ -38,22 +39,6 @@ _PATTERNS = {key: re.compile(re.escape(key).replace(r"\*", "[^.]+(?:[.][0-9]+)?"
 def watched(key: str) -> str:
     """The one of KEYS that a key is, empty where it is none."""
     return next((each for each, pattern in _PATTERNS.items() if pattern.match(key)), "")
-
-
-def normal(key: str) -> str:
-    """A key with dots, as sysctl has it: where its first separator is a slash, the two change places."""
-    first = re.search(r"[./]", key)
-    return key.translate(str.maketrans("./", "/.")) if first and first[0] == "/" else key
-
-
-def parse(text: str) -> dict[str, str]:
-    """``{key: value}`` of a sysctl file; the last one counts. A leading ``-`` only hides errors."""
-    found = {}
-    for line in lines(text, "#;"):
-        key, equals, value = line.lstrip("-").partition("=")
-        if equals:
-            found[normal(key.strip())] = value.strip()
-    return found
 
 
 def disabled(text: str) -> dict[str, list[str]]:

@@ -182,6 +182,10 @@ def of_node(node: Mapping[str, Any], plan: Mapping[str, Any]) -> list[Finding]:
     return [] if facts is None else findings(facts, proxmox(node))
 
 
+def of_report(node: Mapping[str, Any]) -> list[Finding]:
+    return of_node(node, {})
+
+
 def findings(facts: Mapping[str, Any], on_proxmox: bool = True) -> list[Finding]:
     """``facts``: of the core ``sysctl``."""
     found = [] if facts["known"] else [UNREAD(f"kernel settings could not be read: {facts['error']}")]

@@ -36,7 +36,8 @@ def ask(pve: str, run: Ask) -> object:
         raise PveguardError(f"{_FILE} cannot be read: {' '.join(done.stderr.split()) or f'cat ended with {done.rc}'}")
     try:
         return json.loads(done.stdout)
-    except ValueError as error:
+    # Deep nesting ends in a RecursionError.
+    except (ValueError, RecursionError) as error:
         raise PveguardError(f"{_FILE} cannot be read: it is not JSON: {error}") from error
 
 

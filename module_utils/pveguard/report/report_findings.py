@@ -8,7 +8,7 @@ from typing import Any
 
 from ..base.findings import UNKNOWN, VERDICTS, rank
 from ..disk import drive_findings
-from . import report_summary
+from . import report_hardening, report_summary
 from .page_parts import MAX_GROUPS, Badge, Item, Notice
 from .report_summary import names_text
 
@@ -43,7 +43,10 @@ def notices(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     said: dict[tuple[str, str], list[str]] = {}
     for name, (_, found) in report_summary.verdicts(report).items():
         for each in found:
-            said.setdefault((VERDICTS[each.severity], each.text), []).append(name)
+            if not report_hardening.is_one(each.id):
+                said.setdefault((VERDICTS[each.severity], each.text), []).append(name)
+    # These have a part of the page, and one line for each kind here.
+    said |= report_hardening.lines(report)
     made = []
     for kind in ("fail", "warn", UNKNOWN):
         items = [Item(text, names_text(names, _MAX_NAMES)) for (each, text), names in said.items() if each == kind]
@@ -72,11 +75,16 @@ def next_steps(report: Mapping[str, Any]) -> dict[str, Any]:
     assessed = {name: node["assessment"] for name, node in report["nodes"].items() if node.get("assessment")}
     judged = [_assessment(name, assessment) for name, assessment in assessed.items()]
     many = len(judged) > MAX_GROUPS
-    steps = [_step(step) for step in report_summary.steps(report)]
+    steps = [_step(step) for step in report_summary.steps(report) if not all(map(report_hardening.is_one, step.ids))]
+    if (worst := report_hardening.verdict(report)) != "pass":
+        todo = "Go through what was found on how the nodes are hardened, the worst first."
+        why = "in the part on hardening, with the undo"
+        steps.append({"badge": Badge(worst, "hardening"), "todo": todo, "code": "", "why": why})
     return {
-        "steps": steps,
+        "steps": sorted(steps, key=lambda step: _BADNESS[step["badge"].kind]),
         "assessments": [] if many else judged,
-        "more_assessments": judged if many else [],
+        # sorted() keeps those that are alike in their order.
+        "more_assessments": sorted(judged, key=lambda each: _BADNESS[each["badge"].kind]) if many else [],
         "nothing": not steps and not judged,
     }
 
@@ -94,14 +102,16 @@ def _step(step: report_summary.Step) -> dict[str, Any]:
 
 def _assessment(name: str, assessment: Mapping[str, Any]) -> dict[str, Any]:
     """What assess found on a node and would change there."""
-    found: Sequence[Mapping[str, Any]] = assessment.get("findings") or []
+    every: Sequence[Mapping[str, Any]] = assessment.get("findings") or []
+    found = [each for each in every if not report_hardening.is_one(each.get("id", ""))]
     kinds = [VERDICTS.get(each["level"], UNKNOWN) for each in found]
-    worst = min((each["level"] for each in found), key=rank, default=UNKNOWN)
+    worst = min((each["level"] for each in every), key=rank, default=UNKNOWN)
     return {
         "name": name,
         "badge": Badge(VERDICTS[worst], worst),
         "findings": [
             {"badge": Badge(kind, each["level"]), "text": each["text"]} for kind, each in zip(kinds, found, strict=True)
         ],
+        "hardening": report_hardening.summary(every),
         "changes": list(assessment.get("changes") or []),
     }

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..base import metrics_text
+from ..base.findings import PROBLEM, UNKNOWN, WARNING
 from ..base.units import MOST_YEARS, YEAR_DAYS, age_seconds
-from . import report_summary
+from . import report_hardening, report_summary
 
 #: Seconds since 1970 are asked of the age of a time, so that one parser does.
 _EPOCH = "1970-01-01T00:00:00Z"
@@ -30,6 +31,7 @@ METRICS = {
     "ha_resources_unattended": "HA resources that nothing recovers because HA is masked on the node",
     "ha_units_returned": "HA services that were switched off and came back, after an upgrade or by hand",
     "ha_off": "Whether the HA services were off on the node",
+    "hardening_findings": "Findings on how the node is hardened, by severity; no sample where it was not looked at",
     "figures_seconds": "How long that was counted of which the rates are; no rate is made of less than a minute",
     "pmxcfs_transactions": "Transactions of the cluster file system that the node stored in that time",
     "device_bytes": "Bytes written to the device behind the store in that time, by everybody",
@@ -98,6 +100,10 @@ def _samples(report: Mapping[str, Any], only: str) -> dict[str, list[tuple[dict[
             add("ha_resources_unattended", len(entry["ha"].get("unattended") or []), node=node)
             add("ha_units_returned", len(entry["ha"].get("returned") or []), node=node)
             add("ha_off", entry["ha"]["state"] in ("off", "not installed"), node=node)
+        # None where it was not looked at: that is no zero.
+        for severity in (PROBLEM, WARNING, UNKNOWN) if entry.get("hardening") is not None else ():
+            its = [each["severity"] for each in entry.get("findings") or [] if report_hardening.is_one(each["id"])]
+            add("hardening_findings", its.count(severity), node=node, severity=severity)
         _writes(add, node, entry["writes"])
         _league(add, node, entry)
         _ring(add, node, entry.get("ring"))

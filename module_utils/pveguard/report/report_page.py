@@ -19,7 +19,7 @@ from ..base.units import (
     number_text,
     time_text,
 )
-from . import charts, pages, report_drives, report_findings, report_summary, report_writers
+from . import charts, pages, report_drives, report_findings, report_hardening, report_summary, report_writers
 from .charts import REST, SERIES, Chart, Series
 from .page_parts import MAX_NODES, VERDICTS, Badge, Figure, LongTable, long_table
 from .report_summary import names_text, rate
@@ -62,6 +62,7 @@ def view(report: Mapping[str, Any], gate_link: str = "", look_only: bool = False
         "writers": report_writers.writers(report),
         "drives": report_drives.drives(report),
         "gates": {"nodes": _gates(report), "link": gate_link},
+        "hardening": report_hardening.hardening(report),
         "next": report_findings.next_steps(report),
         "look_only": look_only,
         "made": {

@@ -57,13 +57,14 @@ NO_FACTS = check(
 
 @dataclass(frozen=True)
 class Step:
-    """The same thing to do on some nodes. ``reasons``: why, as (node, text)."""
+    """The same thing to do on some nodes. ``reasons``: why, as (node, text); ``ids``: of the findings that say so."""
 
     kind: str
     nodes: tuple[str, ...]
     reasons: tuple[tuple[str, str], ...]
     todo: str
     code: str
+    ids: tuple[str, ...] = ()
 
 
 def findings(node: Mapping[str, Any], now: str) -> list[Finding]:
@@ -204,14 +205,16 @@ def league(node: Mapping[str, Any], when: str) -> Mapping[str, Any] | None:
 def steps(report: Mapping[str, Any]) -> list[Step]:
     """What to do next, the most urgent first, nodes with the same thing to do together."""
     grouped: dict[tuple[str, str, str], list[tuple[str, str]]] = {}
+    ids: dict[tuple[str, str, str], set[str]] = {}
     for name, (_, found) in verdicts(report).items():
         for each in found:
             if each.fix:
                 key = (VERDICTS[each.severity], each.fix, each.code)
                 grouped.setdefault(key, []).append((name, each.text))
+                ids.setdefault(key, set()).add(each.id)
     made = [
-        Step(kind, tuple(dict.fromkeys(name for name, _ in reasons)), tuple(reasons), todo, code)
-        for (kind, todo, code), reasons in grouped.items()
+        Step(key[0], tuple(dict.fromkeys(name for name, _ in reasons)), tuple(reasons), key[1], key[2], tuple(sorted(ids[key])))
+        for key, reasons in grouped.items()
     ]
     return sorted(made, key=lambda step: _ORDER[step.kind])
 

@@ -18,6 +18,7 @@ from ..diet import rrd_files
 from ..disk import block_writes, drive_endurance
 from ..gates import gate_findings
 from ..ha import ha_findings
+from ..hardening import asked
 from ..pmxcfs import pmxcfs_findings
 from ..writes import writers
 from . import report_summary
@@ -118,6 +119,7 @@ def entry(
         "ring": dict((ring or {}).get("ring") or last.get("ring") or {}) or None,
         "assessment": dict(assessment) if assessment else None,
         "counters": counters or last.get("counters"),
+        "hardening": asked.known_areas(node),
         "findings": [each.as_dict() for each in report_summary.of_facts(node)] if node else [],
         "notes": notes,
     }
