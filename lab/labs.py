@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import shutil
 import time
@@ -187,7 +188,13 @@ class Lab(Store):
             names = ", ".join(machine.name for machine in machines)
             with step(f"rebooting {names}"):
                 before = dict(zip([m.name for m in machines], in_parallel(guests.boot_id, machines), strict=True))
-                in_parallel(lambda m: m.console.run("systemctl reboot --no-block", 60), machines)
+
+                def tell(machine: Machine) -> None:
+                    # One that goes down at once does not answer any more; whether it has booted is seen below.
+                    with contextlib.suppress(LabError):
+                        machine.console.run("systemctl reboot --no-block", 60)
+
+                in_parallel(tell, machines)
                 self.state.generation += 1
                 self.save()
                 if not wait:

@@ -9,13 +9,17 @@ import pytest
 from hardening_nodes import Nodes, Seen
 
 MAIN = "/etc/ssh/sshd_config"
-#: What the lab's pvecm does at a join and at the founding of a cluster.
-JOINS = (
-    "/usr/bin/python3 -IS - <<'EOF'\nimport importlib.machinery, importlib.util\n"
-    "loader = importlib.machinery.SourceFileLoader('pvecm', '/usr/bin/pvecm')\n"
-    "pvecm = importlib.util.module_from_spec(importlib.util.spec_from_loader('pvecm', loader))\nloader.exec_module(pvecm)\n"
-    "pvecm.permit_root()\nEOF"
-)
+#: What the lab's pvecm does at a join and at the founding of a cluster; without a command it only says how it is used.
+JOINS = """/usr/bin/python3 -IS - <<'EOF'
+import sys, types
+sys.argv = ["pvecm"]
+pvecm = types.ModuleType("pvecm")
+try:
+    exec(compile(open("/usr/bin/pvecm").read(), "/usr/bin/pvecm", "exec"), pvecm.__dict__)
+except SystemExit:
+    pass
+pvecm.permit_root()
+EOF"""
 
 
 @pytest.fixture(scope="module", autouse=True)
