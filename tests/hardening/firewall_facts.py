@@ -78,6 +78,8 @@ def facts(cluster: str = MANAGED, host: str = "", **more: Any) -> dict[str, Any]
         "guests": [],
         "guests_strange": [],
         "force_disable": False,
+        "held_open": False,
+        "timer": "none",
         "others": [],
         "other_units": [],
         **more,

@@ -264,3 +264,22 @@ def test_from_files_to_what_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "/etc/pve/firewall/cluster.fw", fw.merged("[OPTIONS]\n\nenable: 1\n", fw.wanted(looked, options))
     )
     assert firewall_findings.of_node(node.facts("firewall"), {}) == []
+
+
+def test_a_change_that_waits_and_a_node_that_an_undo_holds_open() -> None:
+    assert not ids(with_rules(ON, timer="confirmed")) and not ids(with_rules(ON, timer="rolled_back"))
+    waits = finding(judged(with_rules(ON, timer="rolling_back")), "hardening-firewall-unproved")
+    assert waits.severity == WARNING and "rolling back" in waits.text
+    held = finding(judged(with_rules(ON, held_open=True)), "hardening-firewall-held-open")
+    assert held.severity == PROBLEM and "held-open" in held.text
+
+
+def test_both_are_looked_at(tmp_path: Path) -> None:
+    node = clean(tmp_path)
+    found = node.look("firewall")["firewall"]
+    assert (found["held_open"], found["timer"]) == (False, "none")
+    node.write("/var/lib/pveguard/hardening/firewall/held-open", "")
+    armed = {"argv": ["true"], "seconds": 60, "retry_s": 5, "time": "", "boot_id": "another", "until": 0}
+    node.write("/var/lib/pveguard/rollback/hardening-firewall/armed.json", json.dumps(armed))
+    found = node.look("firewall")["firewall"]
+    assert (found["held_open"], found["timer"]) == (True, "armed")

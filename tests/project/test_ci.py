@@ -53,7 +53,7 @@ def run(folder: Path, script: str, *arguments: str, fail: str = "", slow: str = 
 
 
 ALONE = "make molecule SCENARIO=default"
-BESIDE = "make molecule SCENARIO=corosync ha"
+BESIDE = "make molecule SCENARIO=corosync ha hardening"
 
 
 def test_scenarios_run_beside_the_tests_and_default_alone(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_the_tests_do_not_wait_for_the_scenarios(tmp_path: Path) -> None:
     [
         ("lint", "lint or tests", False),
         ("tests", "lint or tests", False),
-        ("corosync", "scenarios corosync and ha", False),
+        ("corosync", "scenarios corosync, ha and hardening", False),
         ("default", "scenario default", True),
     ],
 )

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..base import node_name, supervised
+from ..base import node_name, rollback_timer, supervised
 from ..base.errors import PveguardError
 from ..base.run import CommandMissing
 from ..base.systemd import properties_of
@@ -24,6 +24,10 @@ AREA = "firewall"
 LEGACY, NFTABLES, NONE = "legacy", "nftables", "none"
 #: While it exists, proxmox-firewall sets no rules.
 FORCE_DISABLE = "/run/proxmox-nftables-firewall-force-disable"
+#: Of the rollback timer of a change.
+TIMER = "hardening-firewall"
+#: While it exists, an undo keeps both firewalls from starting.
+HELD_OPEN = "/var/lib/pveguard/hardening/firewall/held-open"
 UNITS = {
     "pve-firewall": "/usr/sbin/pve-firewall",
     "proxmox-firewall": "/usr/libexec/proxmox/proxmox-firewall",
@@ -67,6 +71,7 @@ def look(looking: Looking) -> Facts:
     guests          [{id, node, kind, name, cards, rules, policy_in}] of the cluster whose rules sleep until it is on
     guests_strange  [{path, line, why}] of their files
     force_disable   whether proxmox-firewall is kept from setting rules
+    held_open       whether an undo holds this node open; timer: the state of the rollback timer, see base/rollback_timer
     others          rules of others in netfilter, see firewall_others; other_units: other firewalls that are on
     conntrack_links links that come in only because connections are tracked
     """
@@ -99,6 +104,8 @@ def look(looking: Looking) -> Facts:
         "migration": _migration(texts.get("/etc/pve/datacenter.cfg")),
         **guests,
         "force_disable": looking.exists(FORCE_DISABLE),
+        "held_open": looking.exists(HELD_OPEN),
+        "timer": rollback_timer.status(TIMER, root=looking.root)["state"],
         "others": firewall_others.rules(looking),
         "other_units": [unit for unit in firewall_others.UNITS if services.get(unit, {}).get("on")],
     }

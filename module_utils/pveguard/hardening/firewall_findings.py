@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..base import rollback_timer
 from ..base.findings import PROBLEM, UNKNOWN, WARNING, Finding, check, some
 from . import firewall, firewall_rules
 from .firewall_rules import CLUSTER_FW, COROSYNC_PORT, VARIABLE
@@ -45,6 +46,21 @@ FORCED = check(
     f"{firewall.FORCE_DISABLE} is there: proxmox-firewall sets no rules; a warning where it has none to set",
     "Remove it once the rules are right.",
     f"rm {firewall.FORCE_DISABLE}",
+)
+UNPROVED = check(
+    "hardening-firewall-unproved",
+    WARNING,
+    "A change of the firewall waits for its proof, or is being taken back",
+    "Wait until it is, or have it taken back now.",
+    f"systemctl start {rollback_timer.PREFIX}{firewall.TIMER}",
+)
+HELD = check(
+    "hardening-firewall-held-open",
+    PROBLEM,
+    "An unproved change of the firewall was taken back while somebody had edited cluster.fw: this node's firewall is held open, "
+    "also at boot",
+    "Look at cluster.fw, then run again.",
+    "make site",
 )
 CONNTRACK = check(
     "hardening-firewall-links-conntrack",
@@ -136,7 +152,7 @@ def findings(facts: Mapping[str, Any], on_proxmox: bool = True) -> list[Finding]
     found += _lines(facts)
     if facts["read"]:
         found += _judged(facts, Filter(facts))
-    return [*found, *_forced(facts), *_second(facts)]
+    return [*found, *_waiting(facts), *_forced(facts), *_second(facts)]
 
 
 def _judged(facts: Mapping[str, Any], filter: Filter) -> list[Finding]:
@@ -202,6 +218,21 @@ def _state(facts: Mapping[str, Any], filter: Filter) -> list[Finding]:
                 f"the firewall is switched on, and {unit} does not run",
                 means="there are no rules, or changes of them do nothing",
                 code=f"systemctl enable --now {unit}",
+            )
+        )
+    return found
+
+
+def _waiting(facts: Mapping[str, Any]) -> list[Finding]:
+    found = []
+    if facts["timer"] in (rollback_timer.ARMED, rollback_timer.ROLLING_BACK):
+        state = facts["timer"].replace("_", " ")
+        found.append(UNPROVED(f"a change of the firewall is {state}", means="nobody has proved it yet"))
+    if facts["held_open"]:
+        found.append(
+            HELD(
+                f"{firewall.HELD_OPEN} is there: an undo holds this node's firewall open",
+                means="everybody who reaches the node reaches its ssh, its web interface and its ring",
             )
         )
     return found
