@@ -90,7 +90,7 @@ tests: ## unit and slow in one run
 	@$(bootstrap) base lab test
 	$(pytest) --no-loadscope-reorder -m 'not lab' $(ARGS)
 
-SCENARIO ?= default corosync ha
+SCENARIO ?= default corosync ha hardening
 molecule: ## molecule scenarios on virtual machines (SCENARIO=default: that one)
 	@$(bootstrap) base lab test
 	@set -e; for scenario in $(SCENARIO); do \

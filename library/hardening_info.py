@@ -47,7 +47,8 @@ areas:
   type: list
   elements: str
 facts:
-  description: The facts of each area that was asked for, by its name.
+  description: >-
+    The facts of each area that was asked for, by its name. C(ours) of an area are those that M(hardening_files) decides by.
   returned: success
   type: dict
   contains:

@@ -190,3 +190,11 @@ def test_an_undo_that_does_not_answer_is_left_to_the_node(cluster: Cluster) -> N
     cluster.fails("pve3 firewall_change undone", "no quorum")
     code, said = cluster.run()
     assert code == 2 and "The node opens its firewall and takes it back by itself within 300 s." in said, said
+
+
+@pytest.mark.campaign
+def test_one_that_had_kept_it_says_who_takes_it_back(cluster: Cluster) -> None:
+    cluster.fails("pve3 firewall_change confirmed", "too late")
+    cluster.said["pve1 firewall_change undone"] = {"timer": "confirmed"}
+    code, said = cluster.run()
+    assert code == 2 and "This node had kept it; the member that had not puts the former cluster.fw back for all." in said, said

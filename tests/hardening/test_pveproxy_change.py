@@ -38,6 +38,14 @@ pytestmark = pytest.mark.skipif(
     reason="needs openssl, bash, python3",
 )
 OWN, PEERS, CONTROLLER, STRANGER = "127.0.1.1", ("127.0.1.2", "127.0.1.3"), "127.0.2.1", "127.0.9.9"
+NO_QUORUM = json.dumps(
+    {
+        "nodename": "pve1",
+        "version": 5,
+        "cluster": {"name": "c", "version": 3, "nodes": 3, "quorate": 0},
+        "nodelist": {},
+    }
+)
 ALLOWED = ["127.0.1.0/24", CONTROLLER]
 GOOD = "ECDHE-RSA-AES256-GCM-SHA384:ECDHE-RSA-AES128-GCM-SHA256"
 CBC = "ECDHE-RSA-AES128-SHA256"
@@ -297,16 +305,17 @@ def test_what_would_not_count_is_refused(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", '{"nodename": "pve1", "version": 5, "cluster": {"name": "c"}}', None]
+    "text", ["", "{", NO_QUORUM, '{"nodename": "pve1", "version": 5, "cluster": {"name": "c"}}', None]
 )
-def test_members_that_are_not_known_are_refused(node: ProxyNode, text: str | None) -> None:
+@pytest.mark.parametrize("listed", [ALLOWED, []])
+def test_members_that_are_not_known_are_refused(node: ProxyNode, text: str | None, listed: list[str]) -> None:
     node.write("/etc/pve/.members", text or "")
     if text is None:
         # As a daemon that hangs.
         node.hook = lambda argv: Result(124, "", "cat: no answer within 10 s") if argv[0] == "cat" else None
     before = node.others()
     with pytest.raises(PveguardError, match="nothing was changed: .*members"):
-        node.proxy()
+        node.proxy(allow_from=listed)
     assert node.others() == before and not node.restarts and not node.kept()
 
 

@@ -23,11 +23,17 @@ from ..base.errors import PveguardError
 from ..base.managed_file import Change
 from ..base.run import Run
 from ..base.run import run as real_run
-from . import concerns
+from . import concerns, pveproxy_change, pveproxy_restart, updates_change, updates_restart
 from .change_parts import ROLE, Around, Options, Work
 from .concerns import PENDING, REMEMBERED
 
 _ROOT = Path("/")
+#: The cores with ``refuse``, ``prepare``, ``proof`` and ``activate`` of a concern, where these are not its own: what only a
+#: change needs is not sent with a look.
+_CHANGES: dict[str, ModuleType] = {
+    pveproxy_change.NAME: pveproxy_restart,
+    updates_change.NAME: updates_restart,
+}
 
 
 @dataclass
@@ -69,17 +75,17 @@ def apply(
     result.todo = concerns.todo(name, options, facts)
     if not result.todo:
         return result
-    around = Around(root, run, controller)
+    around, change = Around(root, run, controller), _CHANGES.get(name, core)
     try:
-        core.refuse(options, facts, around)
+        change.refuse(options, facts, around)
         if not facts["installed"]:
             if check:
                 return result
-            core.prepare(options, facts, around)
+            change.prepare(options, facts, around)
             facts = concerns.collect(name, root, run)
             if not facts["known"] or not facts["installed"]:
                 raise PveguardError(facts["error"] or "what was installed is not there")
-            core.refuse(options, facts, around)
+            change.refuse(options, facts, around)
         specs = core.owned(options, facts, root)
         gone = [path for path in facts["paths"] if path not in {spec.path for spec in specs}]
         result.files = managed_file.plan(specs, _kept_for(name), root)
@@ -87,8 +93,8 @@ def apply(
             result.files += managed_file.plan_revert(_kept_for(name), root, gone, managed_file.OVERWRITE)
     except (PveguardError, OSError) as error:
         raise PveguardError(_said(name, f"nothing was changed: {error}")) from error
-    if hasattr(core, "proof"):
-        result.proof = core.proof(options, facts, around)
+    if hasattr(change, "proof"):
+        result.proof = change.proof(options, facts, around)
     if check:
         return result
     if result.files or facts["pending"] or core.differs(options, facts):
@@ -134,7 +140,7 @@ def revert(
         managed_file.revert(_kept_for(name), root, drift=drift)
         work = Work(root, run, concerns.collect(name, root, run), None, was)
         try:
-            core.activate(work)
+            _CHANGES.get(name, core).activate(work)
         except (PveguardError, OSError) as error:
             raise PveguardError(
                 _said(
@@ -183,7 +189,7 @@ def _change(
         if gone:
             managed_file.revert(_kept_for(name), root, gone, managed_file.OVERWRITE)
         work = Work(root, run, facts, options)
-        core.activate(work)
+        _CHANGES.get(name, core).activate(work)
         left = core.differs(options, concerns.collect(name, root, run))
         if left:
             raise PveguardError(f"after the change it is still to be done: {'; '.join(left)}")
@@ -211,7 +217,7 @@ def _back(core: ModuleType, note: dict[str, Any], run: Run, root: Path) -> None:
         _restore(each, root)
     if note["new"]:
         managed_file.revert(_kept_for(name), root, drift=managed_file.OVERWRITE)
-    core.activate(Work(root, run, concerns.collect(name, root, run), None, note["live"]))
+    _CHANGES.get(name, core).activate(Work(root, run, concerns.collect(name, root, run), None, note["live"]))
     _forget(name, root, new=note["new"])
 
 

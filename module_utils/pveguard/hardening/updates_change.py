@@ -16,10 +16,8 @@ from typing import Any
 from ..base import node_name
 from ..base.errors import PveguardError
 from ..base.managed_file import FileSpec
-from ..base.systemd import properties
 from ..formats import corosync_conf
-from . import updates, updates_findings
-from .change_parts import INSTALL, Around, Facts, Options, Work, command, file_states, is_on, same
+from .change_parts import Facts, Options, file_states, is_on, same
 from .looking import Looking, area
 
 NAME = "updates"
@@ -132,7 +130,7 @@ def _minutes(options: Options) -> int:
     return int(options.get("slot_minutes") or 30)
 
 
-def _odd(options: Options, facts: Facts) -> str:
+def odd(options: Options, facts: Facts) -> str:
     """Why the turn of the node is not known."""
     try:
         return str(facts["odd"]) or ("" if calendar(facts["id"], facts["highest"], _minutes(options)) else "")
@@ -161,7 +159,7 @@ def owned(options: Options, facts: Facts, root: Path) -> list[FileSpec]:
 def differs(options: Options, facts: Facts) -> list[str]:
     if not facts.get("installed"):
         return ["install unattended-upgrades, and limit it"] if is_on(options.get("install")) else []
-    if _odd(options, facts):
+    if odd(options, facts):
         return ["have unattended upgrades at the turn of this node, once its node id is known"]
     if not same(facts["files"], owned(options, facts, Path("/"))):
         return [
@@ -183,35 +181,3 @@ def advice(options: Options, facts: Facts) -> list[str]:
     return [
         "unattended-upgrades is not installed, so its concern is passed over (node_hardening_updates_install: true installs it)"
     ]
-
-
-def refuse(options: Options, facts: Facts, around: Around) -> None:
-    wrong = ("hardening-updates-mixed-releases", "hardening-updates-malformed", "hardening-updates-unsigned")
-    sources = updates.look(around.root, around.run)
-    if not sources["known"] and "apt-config" not in sources["error"]:
-        raise PveguardError(f"where packages come from could not be read: {sources['error']}")
-    if told := [each for each in updates_findings.findings(sources) if each.id in wrong]:
-        raise PveguardError("; ".join(each.sentence for each in told))
-    if not facts.get("installed"):
-        return
-    if odd := _odd(options, facts):
-        raise PveguardError(f"the turn of this node is not known: {odd}")
-    if facts["later"]:
-        raise PveguardError(
-            f"{', '.join(facts['later'])} is read after {DROP_IN}, and may set another time: give it a name that sorts before"
-        )
-
-
-def prepare(options: Options, facts: Facts, around: Around) -> None:
-    """Install what is asked for."""
-    if not facts.get("installed") and is_on(options.get("install")):
-        command(around.run, *INSTALL, "unattended-upgrades")
-
-
-def activate(work: Work) -> None:
-    """systemd reads the drop-in; a timer that runs gets its new time by a restart, which starts no service."""
-    work.command("systemctl", "daemon-reload")
-    state = properties(TIMER, ["LoadState", "ActiveState", "UnitFileState"], work.run)
-    if state.get("LoadState") == "loaded" and state.get("ActiveState") == "active":
-        work.command("systemctl", "restart", TIMER)
-        work.done.append(f"{TIMER} restarted")
