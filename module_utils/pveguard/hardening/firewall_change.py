@@ -31,9 +31,10 @@ from ..base.run import run as real_run
 from ..formats import firewall_config
 from ..pmxcfs import pve_file
 from . import firewall, firewall_rules, firewall_table, firewall_undo, sshd_change
-from .firewall import TIMER
 from .firewall_rules import CLUSTER_FW, ENFORCE, MARK, Options
 
+#: Of the rollback timer.
+TIMER = firewall.TIMER
 #: When this node's firewall had loaded the change: no login from before proves anything.
 NOTE = "/run/pveguard/hardening-firewall"
 #: Until the proofs must have come; the firewall's own loop takes 10 s of it.

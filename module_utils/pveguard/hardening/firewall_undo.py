@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import os
 
-from .firewall import FORCE_DISABLE
-from .firewall import HELD_OPEN as HELD
+from . import firewall
 
 #: What is kept of a change that waits, of the files before the first one, and the program itself.
 FOLDER = "/var/lib/pveguard/hardening/firewall"
 PROGRAM = f"{FOLDER}/undo"
+HELD, FORCE_DISABLE = firewall.HELD_OPEN, firewall.FORCE_DISABLE
 #: The content of that file where it is ours; somebody else's stays.
 OURS = "pveguard"
 LEGACY_UNIT, NFTABLES_UNIT = "pve-firewall.service", "proxmox-firewall.service"
