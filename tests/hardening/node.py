@@ -372,14 +372,15 @@ def dev_sec(node: Node) -> Node:
     node.append(
         "/etc/sysctl.conf",
         "net.ipv4.ip_forward=0\nnet.ipv6.conf.all.forwarding=0\nnet.ipv4.conf.all.rp_filter=1\nnet.ipv4.conf.default.rp_filter=1\n"
-        "net.ipv4.conf.all.log_martians=1\nnet.ipv4.conf.default.log_martians=1\nkernel.kptr_restrict=2\n",
+        "net.ipv4.conf.all.log_martians=1\nnet.ipv4.conf.default.log_martians=1\nkernel.kptr_restrict=2\n"
+        "net.ipv6.conf.all.disable_ipv6=1\n",
     )
     for each in ("all", "default"):
         node.kernel({f"net/ipv4/conf/{each}/rp_filter": "1", f"net/ipv4/conf/{each}/log_martians": "1"})
         node.kernel({f"net/ipv4/conf/{each}/forwarding": "0"})
     for each in ("eno1", "vmbr0"):
         node.kernel({f"net/ipv4/conf/{each}/rp_filter": "0"})
-    filesystems = ("cramfs", "freevxfs", "jffs2", "hfs", "hfsplus", "squashfs", "udf", "vfat", "dccp")
+    filesystems = ("cramfs", "freevxfs", "jffs2", "hfs", "hfsplus", "squashfs", "udf", "vfat", "tipc", "sctp", "dccp", "rds")
     node.write("/etc/modprobe.d/dev-sec.conf", "".join(f"install {each} /bin/true\n" for each in filesystems))
     node.write(
         "/etc/audit/auditd.conf",

@@ -238,6 +238,28 @@ def test_the_strict_filter_follows_the_higher_of_both(node: Node) -> None:
     assert "hardening-sysctl-rp-filter-strict" in node.ids()
 
 
+@pytest.mark.parametrize(
+    ("path", "text", "uses"),
+    [
+        ("/etc/corosync/corosync.conf", "    ring0_addr: fd00::11\n", True),
+        ("/etc/corosync/corosync.conf", "    ring0_addr: 10.0.0.11\n", False),
+        ("/etc/network/interfaces", "iface vmbr0 inet6 static\n", True),
+        ("/etc/network/interfaces", "iface vmbr0\n\taddress fd00::11/64\n", True),
+        ("/etc/network/interfaces", "iface lo inet6 static\n\taddress 10.0.0.11/24\n# iface vmbr0 inet6 auto\n", False),
+    ],
+)
+def test_ipv6_that_is_off_is_a_problem_where_it_is_used(node: Node, path: str, text: str, uses: bool) -> None:
+    node.write(path, text)
+    assert "hardening-sysctl-ipv6-off" not in node.ids()
+    node.kernel({"net/ipv6/conf/all/disable_ipv6": "1"})
+    assert ("hardening-sysctl-ipv6-off" in node.ids()) is uses
+    if uses:
+        node.write("/etc/sysctl.d/10-x.conf", "net.ipv6.conf.default.disable_ipv6 = 1\n")
+        each = finding(node.found(), "hardening-sysctl-ipv6-off")
+        assert each.severity == PROBLEM and "sysctl -w net.ipv6.conf.all.disable_ipv6=0" in each.code
+        assert "net.ipv6.conf.default.disable_ipv6 = 1 in /etc/sysctl.d/10-x.conf" in each.text
+
+
 def test_lockdown(node: Node) -> None:
     node.write("/proc/cmdline", "quiet lockdown=integrity\n")
     assert finding(node.found(), "hardening-sysctl-lockdown").severity == WARNING

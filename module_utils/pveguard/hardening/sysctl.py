@@ -15,7 +15,7 @@ from .looking import Facts, Looking, area, lines, writer
 SYSCTL_FOLDERS = ("/etc/sysctl.d", "/run/sysctl.d", "/usr/local/lib/sysctl.d")
 MODPROBE_FOLDERS = ("/etc/modprobe.d", "/run/modprobe.d", "/usr/local/lib/modprobe.d")
 #: Those that something of Proxmox VE needs, by the name that the kernel gives them.
-MODULES = ("8021q", "br_netfilter", "fuse", "overlay", "squashfs", "udf", "usb_storage", "vfat")
+MODULES = ("8021q", "br_netfilter", "fuse", "overlay", "sctp", "squashfs", "udf", "usb_storage", "vfat")
 #: ``*``: all, default and each interface.
 KEYS = (
     "kernel.modules_disabled",
@@ -27,11 +27,19 @@ KEYS = (
     "net.ipv4.conf.*.rp_filter",
     "net.ipv4.ip_forward",
     "net.ipv6.conf.*.forwarding",
+    # Of single interfaces Proxmox VE sets it itself, on those of guests.
+    "net.ipv6.conf.all.disable_ipv6",
+    "net.ipv6.conf.default.disable_ipv6",
     "user.max_user_namespaces",
     "vm.max_map_count",
     "vm.overcommit_memory",
     "vm.swappiness",
 )
+#: Where a node says that it uses IPv6, and what of it.
+IPV6 = {
+    "/etc/corosync/corosync.conf": r"(?m)^\s*ring[0-9]_addr:\s*[0-9A-Fa-f]*:",
+    "/etc/network/interfaces": r"(?m)^\s*iface\s+(?!lo\s)\S+\s+inet6\s+(?:static|dhcp|auto)\b|^\s*address\s+[0-9A-Fa-f]*:",
+}
 USUAL = "dev-sec or a CIS role"
 _PATTERNS = {key: re.compile(re.escape(key).replace(r"\*", "[^.]+(?:[.][0-9]+)?") + r"\Z") for key in KEYS}
 
@@ -65,7 +73,7 @@ def look(looking: Looking) -> Facts:
     """``set`` (of each file: path, key, value, by), ``runtime`` ({key: value}), ``modules`` (path, module, line, by), ``install``
     (lines that were not understood, by path), ``cmdline`` and ``boot`` (lockdown= of the running kernel and of the files
     that make
-    the next one's), ``lockdown``, ``needs`` (what on this node needs forwarding).
+    the next one's), ``lockdown``, ``needs`` (what on this node needs forwarding), ``ipv6`` (files by which it uses IPv6).
     """
     files = looking.texts(SYSCTL_FOLDERS, ".conf")
     # Debian 12 reads it through a link in sysctl.d; 13 no longer does, but `sysctl -p` and what Ansible writes still mean it.
@@ -103,6 +111,7 @@ def look(looking: Looking) -> Facts:
             if (value := _lockdown("\n".join(lines(looking.text(path) or ""))))
         ],
         "needs": _needs(looking),
+        "ipv6": [path for path, pattern in IPV6.items() if re.search(pattern, looking.text(path) or "")],
     }
 
 

@@ -64,6 +64,13 @@ LOCKDOWN = check(
     "Take lockdown= off the kernel's command line, refresh the boot loader, reboot.",
     "proxmox-boot-tool refresh",
 )
+IPV6_OFF = check(
+    "hardening-sysctl-ipv6-off",
+    PROBLEM,
+    "net.ipv6.conf.*.disable_ipv6 is 1 (dev-sec) on a node whose ring or network uses IPv6",
+    "Remove the line, and switch it on.",
+    "sysctl -w net.ipv6.conf.all.disable_ipv6=0",
+)
 OVERCOMMIT = check(
     "hardening-sysctl-overcommit",
     PROBLEM,
@@ -141,6 +148,8 @@ def rules() -> dict[str, Rule]:
         "net.ipv4.conf.*.rp_filter": Rule(
             RP_FILTER, "1".__eq__, "asymmetric and multi-homed nodes and ring links lose packets", "2"
         ),
+        "net.ipv6.conf.all.disable_ipv6": Rule(IPV6_OFF, "1".__eq__, _NO_IPV6, "0"),
+        "net.ipv6.conf.default.disable_ipv6": Rule(IPV6_OFF, "1".__eq__, _NO_IPV6, "0"),
         "user.max_user_namespaces": Rule(USERNS, "0".__eq__, _NO_CONTAINERS, "100000"),
         "kernel.unprivileged_userns_clone": Rule(
             USERNS, "0".__eq__, "containers inside of containers do not start", "1"
@@ -161,6 +170,7 @@ def rules() -> dict[str, Rule]:
     }
 
 
+_NO_IPV6 = "rings, guests and storages that are reached by it are cut off"
 #: Switched off on a node as it is installed, so the running value alone says nothing.
 _OFF_BY_DEFAULT = (FORWARDING.id, BRIDGE.id)
 _BREAKS_MODULE = {
@@ -168,6 +178,7 @@ _BREAKS_MODULE = {
     "br_netfilter": "the firewall of guests",
     "fuse": "pmxcfs, so /etc/pve",
     "overlay": "containers with overlays, such as Docker in LXC",
+    "sctp": "the lock manager of shared LVM, GFS2 and OCFS2, and what speaks SCTP in containers",
     "squashfs": "images such as those of appliances and snaps in containers",
     "udf": "DVD images on the node",
     "usb_storage": "disks on USB, for backups and passthrough",
@@ -221,6 +232,8 @@ def _settings(facts: Mapping[str, Any]) -> list[Finding]:
             now = {f"net.ipv4.conf.{name}.rp_filter": "1" for name in strict if name != "lo"}
             if now and runtime.get("net.ipv4.conf.all.rp_filter") == "1":
                 now = {"net.ipv4.conf.all.rp_filter": "1"}
+        if each.id == IPV6_OFF.id and not facts.get("ipv6"):
+            continue
         if each.id in _OFF_BY_DEFAULT and not files and not (each.id == FORWARDING.id and facts.get("needs")):
             continue
         if each.id == FORWARDING.id:
