@@ -154,7 +154,6 @@ from ansible.module_utils.pveguard.hardening import firewall, firewall_change, f
 from ansible.module_utils.pveguard.hardening.firewall_rules import Options
 from ansible.module_utils.pveguard.hardening.sshd import Who
 from ansible.module_utils.pveguard.pmxcfs import run_lock
-from ansible.module_utils.pveguard.state import login
 
 STATES = ["armed", "written", "present", "confirmed", "undone", "reverted"]
 
@@ -234,8 +233,6 @@ def _arm(params: dict[str, Any], check: bool) -> firewall_change.Result:
     facts = params["facts"]
     if facts is None:
         facts = firewall.look(Path("/"), run)
-        # sudo takes it out of the environment; it is that of a process above then.
-        facts["controller"] = facts.get("controller") or login.ssh_connection(None).partition(" ")[0]
     return firewall_change.arm(
         options, facts, seconds=params["seconds"], ring=firewall_proof.ring(corosync_info.collect()), check=check
     )

@@ -106,12 +106,11 @@ proof:
 
 from typing import Any
 
-from ansible.module_utils.pveguard.base import managed_file
+from ansible.module_utils.pveguard.base import managed_file, ssh_login
 from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.base.node_module import NodeModule
 from ansible.module_utils.pveguard.hardening import concerns, hardening_files
 from ansible.module_utils.pveguard.pmxcfs import run_lock
-from ansible.module_utils.pveguard.state import login
 
 
 def main() -> None:
@@ -187,7 +186,7 @@ def _work(module: NodeModule) -> hardening_files.Result:
     if params["state"] == "undone":
         return hardening_files.Result(["put back what was not proved"] if not check and hardening_files.undo(name) else [])
     # sudo takes it out of the environment; it is that of a process above then.
-    return hardening_files.apply(name, params["options"], check, login.ssh_connection(None).partition(" ")[0])
+    return hardening_files.apply(name, params["options"], check, ssh_login.connection().partition(" ")[0])
 
 
 if __name__ == "__main__":

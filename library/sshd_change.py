@@ -103,7 +103,7 @@ sshd:
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.pveguard.base import managed_file
+from ansible.module_utils.pveguard.base import managed_file, ssh_login
 from ansible.module_utils.pveguard.base.atomic import read_or_none
 from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.base.node_module import NodeModule
@@ -162,7 +162,7 @@ def _work(module: NodeModule) -> sshd_change.Result:
         _login() if params["keys_only"] else {},
         seconds=params["seconds"],
         # sudo takes it out of the environment; it is that of a process above then.
-        controller=login.ssh_connection(None).partition(" ")[0],
+        controller=ssh_login.connection().partition(" ")[0],
         known=params["peers_known"],
         check=check,
     )

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ansible.module_utils.pveguard.base import ssh_login
 
 from tests.hardening.real_sshd import SshdNode
 from tests.mounts import own_mounts
@@ -18,6 +19,7 @@ from tests.mounts import own_mounts
 def no_login(monkeypatch: pytest.MonkeyPatch) -> None:
     """The controller of these tests is none that this machine may have."""
     monkeypatch.delenv("SSH_CONNECTION", raising=False)
+    monkeypatch.setattr(ssh_login, "above", lambda: "")
 
 
 @pytest.fixture

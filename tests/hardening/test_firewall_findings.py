@@ -269,7 +269,7 @@ def test_from_files_to_what_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_change_that_waits_and_a_node_that_an_undo_holds_open() -> None:
     assert not ids(with_rules(ON, timer="confirmed")) and not ids(with_rules(ON, timer="rolled_back"))
     waits = finding(judged(with_rules(ON, timer="rolling_back")), "hardening-firewall-unproved")
-    assert waits.severity == WARNING and "rolling back" in waits.text
+    assert waits.severity == WARNING and "is being taken back" in waits.text
     held = finding(judged(with_rules(ON, held_open=True)), "hardening-firewall-held-open")
     assert held.severity == PROBLEM and "held-open" in held.text
 
@@ -283,3 +283,10 @@ def test_both_are_looked_at(tmp_path: Path) -> None:
     node.write("/var/lib/pveguard/rollback/hardening-firewall/armed.json", json.dumps(armed))
     found = node.look("firewall")["firewall"]
     assert (found["held_open"], found["timer"]) == (True, "armed")
+
+
+def test_a_plain_host_and_a_report_are_told_of_a_change_that_waits() -> None:
+    plain = {"known": True, "error": "", "implementation": "none", "timer": "armed", "held_open": False}
+    assert [each.id for each in judged(plain, PLAIN)] == ["hardening-firewall-unproved"]
+    node = {"hardening": {"firewall": with_rules(ON, held_open=True)}}
+    assert {each.id for each in firewall_findings.of_report(node)} == {"hardening-firewall-held-open"}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from ansible.module_utils.pveguard.base import ssh_login
 from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.base.run import Result
 from ansible.module_utils.pveguard.state import ram_state_restore
@@ -237,7 +238,7 @@ def test_the_diff_hides_secrets(host: Host) -> None:
 def test_the_module_reports(run_module: Any, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     module = load_module("ram_state_restore")
     look, done = ram_state_restore.look, ram_state_restore.restore
-    monkeypatch.setattr(ram_state_restore, "ssh_connection", lambda: "")
+    monkeypatch.setattr(ssh_login, "connection", lambda: "")
     monkeypatch.setattr(ram_state_restore, "look", lambda o, ask=None: look(o, host.ask))
     monkeypatch.setattr(ram_state_restore, "restore", lambda o, shown, check: done(o, shown, check, ask=host.ask))
     common = {"generation": "latest", "path": "storage.cfg"}

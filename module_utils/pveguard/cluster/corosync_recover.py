@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..base import node_name
+from ..base import node_name, ssh_login
 from ..base.atomic import fsync_dir, fsync_file, read_or_none, write_atomic
 from ..base.errors import PveguardError
 from ..base.run import CommandMissing, Run
@@ -457,7 +457,7 @@ def _stop_daemon(request: Request, check: bool, node: Node) -> dict[str, Any]:
 
 def _refuse_login(node: Node) -> None:
     """The next connection may depend on a key that lies on /etc/pve."""
-    done = node.ask(["check-login", "--connection", ram_state.ssh_connection()], 60)
+    done = node.ask(["check-login", "--connection", ssh_login.connection()], 60)
     try:
         login = json.loads(done.stdout)
     except ValueError:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -109,6 +110,12 @@ def findings(facts: Mapping[str, Any], on_proxmox: bool = True) -> list[Finding]
     return found
 
 
+def _deletes(line: str) -> str:
+    """The command of sed that deletes this line."""
+    pattern = re.sub(r"([][.*^$\\,])", r"\\\1", shown(line, 200))
+    return rf"\,^[[:space:]]*{pattern}[[:space:]]*$,d"
+
+
 def _rule(kind: str, rules: list[Mapping[str, Any]]) -> Finding:
     told = some([f"'{shown(rule['line'], 80)}' in {shown(rule['path'], 120)}" for rule in rules])
     text = f"{told} (set by: {', '.join(sorted({str(rule['by']) for rule in rules}))})"
@@ -119,9 +126,12 @@ def _rule(kind: str, rules: list[Mapping[str, Any]]) -> Finding:
     if kind == "immutable":
         undo = "; ".join(f"sed -Ei '/^ *-e +2 *$/d' {path}" for path in files)
         return IMMUTABLE(
-            text, means="rules on /etc/pve cannot be loaded again after a mount", code=f"{undo}; reboot"
+            text, means="rules on /etc/pve cannot be loaded again after a mount", code=undo
         )
-    undo = "; ".join(f"sed -i '\\,/etc/pve,d' {path}" for path in files)
+    # These lines and no other: rules on files of /etc/pve by name are what is wanted.
+    undo = "; ".join(
+        f"sed -i {shlex.quote(_deletes(rule['line']))} {shlex.quote(shown(rule['path'], 200))}" for rule in rules
+    )
     return WATCH(
         text,
         means="the LRM's beat fills the log, and after each mount of pmxcfs it sees nothing",

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..base import node_name, rollback_timer, supervised
+from ..base import node_name, rollback_timer, ssh_login, supervised
 from ..base.errors import PveguardError
 from ..base.run import CommandMissing
 from ..base.systemd import properties_of
@@ -352,7 +352,7 @@ def _network(facts: Facts) -> str:
 
 
 def _ssh_port() -> int:
-    words = (os.environ.get("SSH_CONNECTION") or "").split()
+    words = ssh_login.connection().split()
     return int(words[3]) if len(words) == 4 and re.fullmatch("[0-9]{1,5}", words[3]) else 22
 
 

@@ -87,7 +87,7 @@ POLICY_OUT = check(
 CONTROLLER = check(
     "hardening-firewall-controller",
     (PROBLEM, WARNING),
-    "The controller does not get in to ssh or 8006: it lives by the connection that it has. A warning while the firewall is off",
+    "The controller does not get in to ssh or 8006: only its open connections still work. A warning while the firewall is off",
     "Add its address to the management set.",
     VARIABLE,
 )
@@ -125,7 +125,7 @@ OPEN = check(
     WARNING,
     "The firewall is on and lets everybody in to ssh or 8006: a management set of all addresses, a rule without a source, or "
     "policy_in ACCEPT",
-    "Let the networks of the operators in alone.",
+    "Let in only the networks of the operators.",
     f"{VARIABLE}, and policy_in: DROP",
 )
 SECOND = check(
@@ -144,15 +144,19 @@ def of_node(node: Mapping[str, Any], plan: Mapping[str, Any]) -> list[Finding]:
     return [] if facts is None else findings(facts, proxmox(node))
 
 
+def of_report(node: Mapping[str, Any]) -> list[Finding]:
+    return of_node(node, {})
+
+
 def findings(facts: Mapping[str, Any], on_proxmox: bool = True) -> list[Finding]:
     """``facts``: of the core ``firewall``."""
-    found = _unread(facts)
+    found = [*_unread(facts), *_waiting(facts)]
     if not on_proxmox or facts.get("implementation", firewall.NONE) == firewall.NONE:
         return found
     found += _lines(facts)
     if facts["read"]:
         found += _judged(facts, Filter(facts))
-    return [*found, *_waiting(facts), *_forced(facts), *_second(facts)]
+    return [*found, *_forced(facts), *_second(facts)]
 
 
 def _judged(facts: Mapping[str, Any], filter: Filter) -> list[Finding]:
@@ -225,10 +229,10 @@ def _state(facts: Mapping[str, Any], filter: Filter) -> list[Finding]:
 
 def _waiting(facts: Mapping[str, Any]) -> list[Finding]:
     found = []
-    if facts["timer"] in (rollback_timer.ARMED, rollback_timer.ROLLING_BACK):
-        state = facts["timer"].replace("_", " ")
-        found.append(UNPROVED(f"a change of the firewall is {state}", means="nobody has proved it yet"))
-    if facts["held_open"]:
+    if facts.get("timer") in (rollback_timer.ARMED, rollback_timer.ROLLING_BACK):
+        state = "waits for its proof" if facts["timer"] == rollback_timer.ARMED else "is being taken back"
+        found.append(UNPROVED(f"a change of the firewall {state}", means="nobody has proved it yet"))
+    if facts.get("held_open"):
         found.append(
             HELD(
                 f"{firewall.HELD_OPEN} is there: an undo holds this node's firewall open",

@@ -324,7 +324,7 @@ def _against_enforcing(facts: Facts, options: Options, rules: Sequence[Rule]) ->
     controllers = _controllers(facts)
     if not controllers:
         found.append(
-            "the address of the controller is not known (no ssh login is in use): it would be cut off"
+            "the address of the controller is not known (this run did not come by ssh): it would be cut off"
         )
     for each in controllers:
         if not firewall_verdict.within(each, networks):

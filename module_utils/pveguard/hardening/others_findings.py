@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..base.findings import PROBLEM, UNKNOWN, WARNING, Finding, check, some
@@ -67,7 +67,7 @@ TIME = check(
     (WARNING, PROBLEM),
     f"Nothing keeps the clock (a problem), two services do (CIS Debian 12 2.3.1.1), or it is not synchronised or more than "
     f"{OFFSET_SECONDS} s off: two-factor codes, tickets and logs of members no longer fit together",
-    "Let chrony alone keep it.",
+    "Let only chrony keep the clock.",
     "apt-get install chrony; chronyc sources",
 )
 APART = check(
@@ -248,12 +248,24 @@ def _umask(places: list[Mapping[str, Any]]) -> list[Finding]:
     return [UMASK(f"{told} (set by: {', '.join(by)})", means=breaks, code=undo)]
 
 
+def _without_noexec(path: str, points: Sequence[str]) -> str:
+    """Takes the option off the lines of these mount points, and off no other."""
+    file = shlex.quote(shown(path, 200))
+    if path.endswith(".mount"):
+        return f"sed -Ei '/^Options[[:space:]]*=/{{s/,noexec\\b//; s/\\bnoexec,//}}' {file}"
+    parts = [
+        f"\\#^[^[:space:]]+[[:space:]]+{point}[[:space:]]#{{s/,noexec\\b//; s/\\bnoexec,//}}"
+        for point in dict.fromkeys(points)
+    ]
+    return f"sed -Ei '{'; '.join(parts)}' {file}"
+
+
 def _mounts(facts: Mapping[str, Any]) -> list[Finding]:
     found = []
     if noexec := facts.get("mounts"):
         points = list(dict.fromkeys(each["point"] for each in noexec if each["where"] == "running"))
         files = list(dict.fromkeys(each["where"] for each in noexec if each["where"] != "running"))
-        undo = [f"sed -i 's/,noexec//; s/noexec,//' {shlex.quote(shown(path, 200))}" for path in files]
+        undo = [_without_noexec(path, [each["point"] for each in noexec if each["where"] == path]) for path in files]
         undo += [f"mount -o remount,exec {point}" for point in points]
         found.append(
             NOEXEC(

@@ -133,7 +133,7 @@ def _tls(values: dict[str, str]) -> list[Finding]:
         return [
             TLS(
                 f"CIPHERS in {DEFAULTS} has {shown(', '.join(weak))}",
-                code=f"sed -i '/^CIPHERS=/d' {DEFAULTS}",
+                code=f"sed -i '/^CIPHERS=/d' {DEFAULTS}; systemctl restart pveproxy spiceproxy",
             )
         ]
     return []

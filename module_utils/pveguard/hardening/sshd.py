@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..base import managed_file, node_name, rollback_timer
+from ..base import managed_file, node_name, rollback_timer, ssh_login
 from ..base.atomic import read_or_none
 from ..base.errors import PveguardError
 from ..base.run import CommandMissing, Run
@@ -178,9 +178,9 @@ def members_of(root: Path, run: Run) -> tuple[Who, list[Who]]:
     return own, [each for each in found if each.name != name]
 
 
-def controller_address(environment: Mapping[str, str] | None = None) -> str:
+def controller_address() -> str:
     """Where the ssh login in use comes from; empty without one."""
-    return ((os.environ if environment is None else environment).get("SSH_CONNECTION") or "").partition(" ")[0]
+    return ssh_login.connection().partition(" ")[0]
 
 
 def settings(who: Who, run: Run, *, config: str = "", own: str = "") -> dict[str, list[str]]:

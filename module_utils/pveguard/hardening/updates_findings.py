@@ -72,7 +72,7 @@ ORIGINS = check(
     "hardening-updates-unattended-origins",
     WARNING,
     "Unattended upgrades take more than Debian's security origin: packages of Proxmox change on all members in one night",
-    "Leave Debian's security origin alone there.",
+    "Keep only Debian's security origin there.",
     "Unattended-Upgrade::Origins-Pattern in /etc/apt/apt.conf.d",
 )
 REBOOTS = check(
@@ -201,7 +201,7 @@ def _unattended(facts: Mapping[str, Any], on_proxmox: bool) -> list[Finding]:
     found = []
     wide = [each for each in unattended["origins"] if not _is_security(each)]
     if wide:
-        undo = "#clear Unattended-Upgrade::Origins-Pattern; in /etc/apt/apt.conf.d, and there Debian-Security alone"
+        undo = "#clear Unattended-Upgrade::Origins-Pattern; in /etc/apt/apt.conf.d, and only Debian-Security there"
         found.append(
             ORIGINS(f"unattended upgrades take: {some([shown(each, 100) for each in wide])}", code=undo)
         )

@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 
+from ..base import ssh_login
 from ..base.atomic import write_atomic
 from .files import read_text, remove
 from .node import pve_mounted
@@ -21,25 +22,8 @@ if TYPE_CHECKING:
 
 
 def ssh_connection(given: str | None) -> str:
-    """The ssh connection this command came by: ``given``, or SSH_CONNECTION of this process or one above
-    it.
-    """
-    if given is not None:
-        return given.strip()
-    pid = os.getpid()
-    for _ in range(32):
-        try:
-            with open(f"/proc/{pid}/environ", "rb") as handle:
-                for entry in handle.read().split(b"\0"):
-                    if entry.startswith(b"SSH_CONNECTION="):
-                        return entry[15:].decode()
-            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as handle:
-                pid = int(handle.read().rpartition(")")[2].split()[1])
-        except (OSError, ValueError, IndexError):
-            break
-        if pid <= 1:
-            break
-    return ""
+    """The ssh connection this command came by: ``given``, or that of this process."""
+    return given.strip() if given is not None else ssh_login.connection()
 
 
 def key_fingerprint(line: str) -> str | None:

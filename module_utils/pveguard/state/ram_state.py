@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..base import managed_file, node_program
+from ..base import managed_file, node_program, ssh_login
 from ..base.detached import DetachedError, run_detached
 from ..base.errors import PveguardError
 from ..base.kernel import noswap_supported
@@ -268,26 +268,7 @@ def _preflight(options: Options, ask: Ask) -> dict[str, Any]:
 
 
 def _connection(options: Options) -> str:
-    return options.connection if options.connection is not None else ssh_connection()
-
-
-def ssh_connection() -> str:
-    """SSH_CONNECTION of this process or one above it, "" for a local session; a become method may have dropped it from
-    the environment.
-    """
-    pid = os.getpid()
-    for _ in range(32):
-        try:
-            entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            found = next((e for e in entries if e.startswith(b"SSH_CONNECTION=")), None)
-            if found is not None:
-                return found.split(b"=", 1)[1].decode()
-            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        except (OSError, ValueError, IndexError):
-            break
-        if pid <= 1:
-            break
-    return ""
+    return options.connection if options.connection is not None else ssh_login.connection()
 
 
 def _wait(deadline_s: float, run: Run, until: Callable[[Any], bool]) -> dict[str, Any]:

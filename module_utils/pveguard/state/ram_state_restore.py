@@ -13,14 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..base import node_program
+from ..base import node_program, ssh_login
 from ..base.detached import run_detached
 from ..base.errors import PveguardError
 from ..base.run import Run
 from ..base.run import run as real_run
 from . import program
 from .program import PVE_STATE
-from .ram_state import Ask, ssh_connection
+from .ram_state import Ask
 
 #: Where the program lies while a restore takes the daemon down; gone after a boot.
 PROGRAM = replace(PVE_STATE, command="", home="/run/pveguard/lib")
@@ -207,7 +207,7 @@ def _shown(found: Mapping[str, Any]) -> str:
 
 
 def _switches(options: Options) -> list[str]:
-    connection = options.connection if options.connection is not None else ssh_connection()
+    connection = options.connection if options.connection is not None else ssh_login.connection()
     argv = ["--connection", connection]
     argv += ["--allow-offline-members"] if options.allow_offline_members else []
     return argv + (["--login-fallback"] if options.login_fallback else [])
