@@ -6,7 +6,6 @@ netfilter, all in namespaces of its own. systemd is a program that does what the
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -59,8 +58,15 @@ exec {HERE}/pve-firewall/root/usr/sbin/pve-firewall "$@"
 """
 
 
+#: Stand-ins first, wherever the tests were started from.
+PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
 class Firewalled(Node):
     folder: Path
+
+    def run(self, *command: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        return super().run("env", PATH, *command, timeout=timeout)
 
     def begin(self, folder: Path) -> None:
         self.folder = folder
@@ -90,8 +96,7 @@ class Firewalled(Node):
     def play(self, mode: str, *options: str, tasks: str = "together.yml") -> tuple[int, str]:
         # Ansible is not in the node, its modules are.
         python = Path(f"{self.folder}/python")
-        path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-        python.write_text(f"#!/bin/sh\nexec {' '.join(self.enter(['env', path, '/usr/bin/python3']))} \"$@\"\n")
+        python.write_text(f"#!/bin/sh\nexec {' '.join(self.enter(['env', PATH, '/usr/bin/python3']))} \"$@\"\n")
         python.chmod(0o755)
         host = {"ansible_connection": "local", "ansible_pipelining": True, "ansible_python_interpreter": str(python)}
         role = {"name": "node_hardening", "tasks_from": tasks}
@@ -134,15 +139,14 @@ class Firewalled(Node):
             "seen = c.arm(Options('enforce', ('10.77.0.0/24',)), firewall.look(Path('/'), run));"
             "c.write(seen.digest); c.present(seen.digest)"
         )
-        path = f"PATH=/usr/local/sbin:{os.environ['PATH']}:/usr/sbin:/sbin"
         came = "SSH_CONNECTION=10.77.0.9 1 10.77.0.1 22"
-        done = self.run("env", path, came, "/usr/bin/python3", "-c", program, f"{ROOT}/module_utils")
+        done = self.run("env", came, "/usr/bin/python3", "-c", program, f"{ROOT}/module_utils")
         assert done.returncode == 0, done.stderr
         assert self.closed and self.file.read_text() != BEFORE
 
     def undo(self) -> int:
         """As its timer, a boot or a next try starts it."""
-        return self.run("env", f"PATH=/usr/local/sbin:{os.environ['PATH']}", "systemctl", "start", f"{UNDO}.service").returncode
+        return self.run("systemctl", "start", f"{UNDO}.service").returncode
 
     def boot(self) -> None:
         self.sh("pve-firewall stop; rm -rf /run/pveguard /run/proxmox-nftables-firewall-force-disable")

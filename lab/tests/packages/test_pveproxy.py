@@ -114,7 +114,7 @@ def refused(port: int) -> bool:
     """Hung up on before a word."""
     try:
         ask(port)
-    except (ssl.SSLEOFError, ConnectionError):
+    except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError):
         return True
     return False
 
