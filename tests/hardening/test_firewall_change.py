@@ -404,6 +404,56 @@ def test_a_member_that_came_later_takes_no_rules_of_the_others_for_the_original(
     assert one.shared.bytes == FORMER
 
 
+def kept(node: FirewallNode, *options: firewall_rules.Options) -> None:
+    for each in options:
+        seen = node.arm(each)
+        node.present(seen.digest)
+        if seen.unproved:
+            node.confirm()
+
+
+def test_revert_keeps_what_somebody_has_added_between_two_runs(node: FirewallNode) -> None:
+    kept(node, RULES)
+    node.shared.write(node.shared.text + "IN ACCEPT -p tcp -dport 9200\n")
+    kept(node, ENFORCE)
+    assert node.revert().changed
+    assert node.shared.text == BEFORE + "IN ACCEPT -p tcp -dport 9200\n"
+
+
+def test_revert_keeps_what_somebody_has_added_after_an_undo(node: FirewallNode) -> None:
+    enforced(node)
+    node.elapse(300)
+    edited = BEFORE + "IN ACCEPT -p tcp -dport 9200\n"
+    node.shared.write(edited)
+    kept(node, ENFORCE)
+    assert node.revert().changed and node.shared.text == edited
+
+
+def test_revert_of_a_node_that_has_joined_a_cluster_since_leaves_the_clusters_file(node: FirewallNode) -> None:
+    node.shared.file.unlink()
+    kept(node, RULES)
+    node.shared.write(BEFORE)
+    kept(node, RULES)
+    assert node.revert().changed and node.shared.bytes == FORMER
+
+
+def test_a_refused_second_run_keeps_the_note_of_the_first(node: FirewallNode) -> None:
+    kept(node, RULES)
+    node.shared.write(node.shared.text + "IN ACCEPT -p tcp -dport 9200\n")
+    before = node.picture()
+    node.arm()
+    assert node.undo(made=False) and node.picture() == before
+    assert node.revert().changed and node.shared.text == BEFORE + "IN ACCEPT -p tcp -dport 9200\n"
+
+
+def test_the_word_pveguard_in_somebodys_comment_is_no_rule_of_ours(node: FirewallNode) -> None:
+    former = BEFORE + "IN ACCEPT -p tcp -dport 9200 # see pveguard\r\n"
+    node.shared.write(former)
+    kept(node, ENFORCE)
+    note = json.loads((node.root / firewall_undo.FOLDER.lstrip("/") / "kept.json").read_text())
+    assert note["original"] == former and node.revert().changed and node.shared.text == former
+
+
 def test_a_damaged_note_is_said(node: FirewallNode) -> None:
     enforced(node)
     node.confirm()

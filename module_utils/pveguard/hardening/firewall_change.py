@@ -44,6 +44,8 @@ LOAD_S = 90.0
 ANSWER_S = 20.0
 _KEPT = f"{firewall_undo.FOLDER}/kept.json"
 _PENDING = f"{firewall_undo.FOLDER}/pending"
+#: The former note, as long as the change is pending.
+_KEPT_BEFORE = f"{_PENDING}/kept.json"
 
 
 @dataclass
@@ -114,14 +116,15 @@ def arm(
         result.changed = True
         return result
     _pend(before, after, live, options.mode == ENFORCE and not was_on, running, facts, root, run)
-    _keep(before, after, root)
-    if live:
-        try:
+    try:
+        _keep(before, after, root)
+        if live:
             _prepare_units(root, run)
             rollback_timer.arm(TIMER, firewall_undo.command(), seconds, before=firewall_undo.UNITS, run=run, root=root)
-        except (PveguardError, OSError) as error:
-            _tidy(root, run)
-            raise PveguardError(f"nothing was changed: {error}") from error
+    except (PveguardError, OSError) as error:
+        _keep_as_it_was(root)
+        _tidy(root, run)
+        raise PveguardError(f"nothing was changed: {error}") from error
     result.unproved = live
     return result
 
@@ -271,7 +274,7 @@ def undo(*, made: bool = True, root: Path = Path("/"), run: Run = real_run) -> b
             return False
         rollback_timer.withdraw(TIMER, run=run, root=root)
         if not pending.get("table"):
-            _forget_last(pending["after"], root)
+            _keep_as_it_was(root)
         _tidy(root, run)
         return True
     if state not in (rollback_timer.ARMED, rollback_timer.ROLLING_BACK):
@@ -549,24 +552,29 @@ def _kept(root: Path) -> dict[str, Any] | None:
 
 
 def _keep(before: str | None, after: str, root: Path) -> None:
+    data = read_or_none(_at(_KEPT, root))
+    if data is not None:
+        write_atomic(_at(_KEPT_BEFORE, root), data, 0o600)
     note = _kept(root)
-    if note is None:
-        # A member that comes later finds the rules of the others.
-        note = {"written": []} if MARK in (before or "") else {"original": before, "written": []}
+    if note is None or not (before in note["written"] or ("original" in note and before == note["original"])):
+        # A member that comes later finds the rules of the others. And somebody has edited the file since, or it is another
+        # cluster's: what was there before the first change would take that away.
+        note = {"written": []} if _has_own(before or "") else {"original": before, "written": []}
     note["written"] = [*[text for text in note["written"] if text != after], after][-20:]
     _save(note, root)
 
 
-def _forget_last(after: str, root: Path) -> None:
-    """What was not written after all."""
-    note = _kept(root)
-    if note is None or after not in note["written"]:
-        return
-    note["written"].remove(after)
-    if note["written"]:
-        _save(note, root)
-    else:
+def _has_own(text: str) -> bool:
+    return firewall_config.remove_rules(text, MARK) != text
+
+
+def _keep_as_it_was(root: Path) -> None:
+    """For what was not written after all."""
+    before = read_or_none(_at(_KEPT_BEFORE, root))
+    if before is None:
         _at(_KEPT, root).unlink(missing_ok=True)
+    else:
+        write_atomic(_at(_KEPT, root), before, 0o600)
 
 
 def _save(note: Mapping[str, Any], root: Path) -> None:
