@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -219,6 +220,41 @@ def test_somebodys_later_edit_of_a_firewall_that_was_on_before_counts(node: Fire
     node.shared.write(edited)
     node.elapse(300)
     assert node.shared.text == edited and node.closed and not node.held and node.timer() == "rolled_back"
+
+
+def test_the_former_file_is_kept_where_somebodys_later_edit_stays(node: FirewallNode) -> None:
+    enforced(node)
+    node.shared.write("IN DROP\n")
+    node.elapse(300)
+    copy = node.root / f"{firewall_undo.FOLDER.lstrip('/')}/cluster.fw.before"
+    assert node.shared.text == "IN DROP\n" and copy.read_bytes() == FORMER
+
+
+def test_a_file_that_is_empty_for_a_moment_is_nobodys_edit(node: FirewallNode) -> None:
+    enforced(node)
+    ours = node.shared.text
+    node.shared.write("")
+    node.elapse(300)
+    assert node.timer() == "rolling_back" and node.held and not node.runs
+    node.shared.write(ours)
+    node.retry()
+    assert node.shared.bytes == FORMER and node.timer() == "rolled_back" and node.runs and not node.held
+
+
+def test_the_former_file_comes_in_one_step(node: FirewallNode) -> None:
+    enforced(node)
+    ours = node.shared.text
+    (node.bin / "cmp").write_text(f"""#!/bin/sh
+case "$3" in *.pveguard.*) exit 1 ;; esac
+exec {shutil.which("cmp")} "$@"
+""")
+    (node.bin / "cmp").chmod(0o755)
+    node.elapse(300)
+    assert node.shared.text == ours and node.timer() == "rolling_back", "what was written is not right"
+    (node.bin / "cmp").unlink()
+    node.retry()
+    assert node.shared.bytes == FORMER and node.timer() == "rolled_back"
+    assert [each.name for each in node.shared.file.parent.iterdir()] == ["cluster.fw"]
 
 
 def test_a_file_that_was_not_there_is_gone_again(node: FirewallNode) -> None:

@@ -323,7 +323,8 @@ def revert(check: bool = False, *, drift: str = managed_file.REFUSE, root: Path 
 
 def _leave_nothing(root: Path, run: Run) -> None:
     _tidy(root, run)
-    _at(_KEPT, root).unlink(missing_ok=True)
+    for path in (_KEPT, firewall_undo.COPY):
+        _at(path, root).unlink(missing_ok=True)
     rollback_timer.forget(TIMER, run=run, root=root)
     for folder in (firewall_undo.FOLDER, os.path.dirname(firewall_undo.FOLDER)):
         managed_file.remove_empty(_at(folder, root))

@@ -28,7 +28,8 @@ UNITS = (LEGACY_UNIT, NFTABLES_UNIT)
 DROP_IN = "60-pveguard-rollback.conf"
 #: Of a host without Proxmox's firewall.
 TABLE_UNIT = "pveguard-firewall.service"
-LOCK = "/etc/pve/priv/lock/pveguard-firewall"
+#: What was in cluster.fw before a change, where somebody's later edit stayed.
+COPY = f"{FOLDER}/cluster.fw.before"
 
 CONDITION = f"""\
 # Managed by pveguard, as long as a change of the firewall waits for its proof.
@@ -103,14 +104,19 @@ open_node() {{
     : >"$opened"
 }}
 
-# 0: it is the former one (again); 4: somebody has edited it since; else: not now.
+# 0: it is the former one (again); 3: it is empty, as in the middle of a write; 4: somebody has edited it since; else: not now.
 put_back() {{
     file=$pve/firewall/cluster.fw
     mountpoint -q "$pve" && [ -e "$pve/.version" ] || return 1
+    # Of a try before.
+    new=$file.pveguard.$(uname -n)
+    [ ! -e "$new" ] || rm -f "$new"
     if cmp -s "$here/pending/ours" "$file"; then
         :
     elif [ -e "$here/pending/before" ] && cmp -s "$here/pending/before" "$file"; then
         return 0
+    elif [ -e "$file" ] && [ ! -s "$file" ] && [ -s "$here/pending/ours" ]; then
+        return 3
     elif [ -r "$file" ]; then
         return 4
     elif ls "$pve/firewall" >/dev/null && [ ! -e "$file" ]; then
@@ -120,7 +126,9 @@ put_back() {{
         return 1
     fi
     if [ -e "$here/pending/before" ]; then
-        cat "$here/pending/before" >"$file" && cmp -s "$here/pending/before" "$file"
+        # In one step: the other members look at it as well, and power or quorum may go in between.
+        cat "$here/pending/before" >"$new" && cmp -s "$here/pending/before" "$new" && mv -T "$new" "$file" &&
+            cmp -s "$here/pending/before" "$file"
     else
         rm -f "$file" && [ ! -e "$file" ]
     fi
@@ -152,7 +160,15 @@ undo_cluster() {{
         close_up run
         echo "the former cluster.fw is there, and the firewall of this node runs as before"
         ;;
+    3)
+        echo "cluster.fw is empty, as in the middle of a write: put it right or remove it; this node is open until then"
+        return 1
+        ;;
     4)
+        if [ -e "$here/pending/before" ]; then
+            cp "$here/pending/before" "$root{COPY}" || return 1
+            echo "what was in cluster.fw before is kept in {COPY}"
+        fi
         if [ -e "$here/pending/woke" ]; then
             echo "somebody has edited cluster.fw since: it stays, and this node stays open. Look at the file, then:" \\
                 "rm -f {HELD} {FORCE_DISABLE} && systemctl start {LEGACY_UNIT}"
