@@ -213,6 +213,63 @@ def test_somebodys_later_edit_stays_and_the_node_stays_open(node: FirewallNode) 
     assert node.confirm() and not node.held
 
 
+@pytest.fixture
+def held(node: FirewallNode) -> FirewallNode:
+    """Open, as somebody has edited the file after a change that nobody proved."""
+    enforced(node)
+    node.shared.write(node.shared.text + "IN DROP -p tcp -dport 22\n")
+    node.elapse(300)
+    assert node.held and node.forced and not node.runs
+    return node
+
+
+def stays_open(node: FirewallNode) -> None:
+    assert node.held and node.forced and not node.runs
+    node.boot()
+    node.mount()
+    assert node.held and not node.runs
+
+
+def test_a_node_that_is_held_open_stays_so_where_another_member_refuses(held: FirewallNode) -> None:
+    held.arm()
+    assert held.undo(made=False)
+    stays_open(held)
+
+
+def test_a_node_that_is_held_open_stays_so_where_nothing_can_be_armed(held: FirewallNode) -> None:
+    held.refuses = "restart"
+    with pytest.raises(PveguardError, match="nothing was changed: the rollback timer"):
+        held.arm()
+    stays_open(held)
+
+
+def test_a_node_that_is_held_open_is_so_again_after_a_failed_proof(held: FirewallNode) -> None:
+    edited = held.shared.text
+    held.shared.write(edited.replace("9100", "9101"))
+    before = held.shared.text
+    held.present(held.arm().digest)
+    assert held.runs and held.closed and not held.forced
+    assert held.undo() and held.shared.text == before
+    stays_open(held)
+
+
+def test_a_node_that_is_held_open_is_so_again_after_a_failed_proof_and_an_edit(held: FirewallNode) -> None:
+    held.shared.write(held.shared.text.replace("9100", "9101"))
+    held.present(held.arm().digest)
+    held.shared.write(held.shared.text + "IN DROP -p tcp -dport 8006\n")
+    held.elapse(300)
+    stays_open(held)
+
+
+def test_a_node_that_is_held_open_runs_again_where_the_firewall_is_off_now(held: FirewallNode) -> None:
+    held.shared.write(BEFORE)
+    seen = held.arm(RULES)
+    assert not seen.unproved and "let the firewall of this node run again, which an earlier undo holds open" in seen.todo
+    held.present(seen.digest)
+    assert held.runs and not held.forced and not held.held and not held.closed and not held.left()
+    assert not held.arm(RULES).todo
+
+
 def test_somebodys_later_edit_of_a_firewall_that_was_on_before_counts(node: FirewallNode) -> None:
     node.shared.write(firewall_config.set_option(BEFORE, "enable", "1"))
     node.present(node.arm(RULES).digest)

@@ -123,7 +123,7 @@ def arm(
             rollback_timer.arm(TIMER, firewall_undo.command(), seconds, before=firewall_undo.UNITS, run=run, root=root)
     except (PveguardError, OSError) as error:
         _keep_as_it_was(root)
-        _tidy(root, run)
+        _tidy(root, run, keep_held=True)
         raise PveguardError(f"nothing was changed: {error}") from error
     result.unproved = live
     return result
@@ -206,10 +206,11 @@ def present(
     """Wait until this node's firewall has loaded what one member has written. Raises PveguardError where it has not in time."""
     pending = _armed(digest, root)
     before, after, live = pending["before"], pending["after"], pending["live"]
-    result = Result(unproved=live, before=before or "", after=after, digest=digest)
+    result = Result(pending.get("held", False), live, before=before or "", after=after, digest=digest)
     if not live:
-        shutil.rmtree(_at(_PENDING, root))
-        _at(firewall_undo.PROGRAM, root).unlink(missing_ok=True)
+        _tidy(root, run)
+        for unit in pending["running"] if pending["held"] else ():
+            run(["systemctl", "start", unit])
         return result
     deadline = clock() + load_s
     if pending.get("table"):
@@ -275,7 +276,7 @@ def undo(*, made: bool = True, root: Path = Path("/"), run: Run = real_run) -> b
         rollback_timer.withdraw(TIMER, run=run, root=root)
         if not pending.get("table"):
             _keep_as_it_was(root)
-        _tidy(root, run)
+        _tidy(root, run, keep_held=True)
         return True
     if state not in (rollback_timer.ARMED, rollback_timer.ROLLING_BACK):
         return False
@@ -459,7 +460,7 @@ def _pend(
         "live": live,
         "enforced": bool(firewall_config.parse(after).on("enable", False)),
         "running": list(running),
-        "held": _at(firewall_undo.HELD, root).exists(),
+        "held": held_open(root),
         "implementation": facts.get("implementation"),
         "loaded": hashlib.sha256(loaded(str(facts.get("implementation")), run).encode()).hexdigest() if live else "",
     }
@@ -467,8 +468,9 @@ def _pend(
         write_atomic(folder / "before", _data(before), 0o600)
     write_atomic(folder / "ours", _data(after), 0o600)
     write_atomic(folder / "running", "".join(f"{unit}\n" for unit in running).encode(), 0o600)
-    if woke:
-        write_atomic(folder / "woke", b"", 0o600)
+    for mark, there in (("woke", woke), ("held", note["held"])):
+        if there:
+            write_atomic(folder / mark, b"", 0o600)
     write_atomic(folder / "note.json", f"{json.dumps(note)}\n".encode(), 0o600)
 
 
@@ -515,19 +517,21 @@ def _release(running: Sequence[str], root: Path, run: Run) -> None:
         run(["systemctl", "start", unit])
 
 
-def _tidy(root: Path, run: Run) -> None:
-    """Leave nothing of the waiting behind: neither held open nor kept from starting."""
+def _tidy(root: Path, run: Run, keep_held: bool = False) -> None:
+    """Leave nothing of the waiting behind: neither held open nor kept from starting. ``keep_held``: but by an earlier undo."""
     gone = False
-    for unit in firewall_undo.UNITS:
+    held, force = _at(firewall_undo.HELD, root), _at(firewall_undo.FORCE_DISABLE, root)
+    keep_held = keep_held and held.exists()
+    for unit in () if keep_held else firewall_undo.UNITS:
         place = _at(firewall_undo.drop_in(unit), root)
         if place.exists():
             place.unlink()
             gone = True
         managed_file.remove_empty(place.parent)
-    held, force = _at(firewall_undo.HELD, root), _at(firewall_undo.FORCE_DISABLE, root)
-    held.unlink(missing_ok=True)
-    if read_or_none(force) == f"{firewall_undo.OURS}\n".encode():
-        force.unlink()
+    if not keep_held:
+        held.unlink(missing_ok=True)
+        if read_or_none(force) == f"{firewall_undo.OURS}\n".encode():
+            force.unlink()
     shutil.rmtree(_at(_PENDING, root), ignore_errors=True)
     for path in (firewall_undo.PROGRAM, NOTE):
         _at(path, root).unlink(missing_ok=True)

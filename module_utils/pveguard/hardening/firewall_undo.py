@@ -6,7 +6,7 @@ starting by a condition in its unit (so also at the next boot), proxmox-firewall
 cluster.fw is put back, as soon as /etc/pve takes writes again: the program fails until then, and the timer tries it again. Every
 member does so, the first one wins, and the others find it done. A cluster.fw that somebody has edited since is left alone.
 At last the firewall runs again; not where it was the change that had switched it on, and the edited file may still shut everybody
-out: the node stays open then, also at boot, and says how to go on.
+out: the node stays open then, also at boot, and says how to go on. So does one that was open like that before the change.
 
 On a host without Proxmox's firewall the own table is deleted, and what was there before is loaded again.
 """
@@ -51,6 +51,8 @@ def program(root: str = "") -> str:
     """The text; ``root`` is for tests."""
     return _TEXT.replace("@ROOT@", "" if root == "/" else os.path.abspath(root) if root else "")
 
+
+GO_ON = f"rm -f {HELD} {FORCE_DISABLE} && systemctl start {LEGACY_UNIT}"
 
 _TEXT = f"""#!/bin/sh
 # Managed by pveguard. Takes back a change of the firewall that nobody has proved: see {FOLDER}.
@@ -157,8 +159,13 @@ undo_cluster() {{
     within 30 put_back
     case $? in
     0)
-        close_up run
-        echo "the former cluster.fw is there, and the firewall of this node runs as before"
+        if [ -e "$here/pending/held" ]; then
+            echo "the former cluster.fw is there, and this node stays open as before; look at the file, then: {GO_ON}"
+            close_up hold
+        else
+            close_up run
+            echo "the former cluster.fw is there, and the firewall of this node runs as before"
+        fi
         ;;
     3)
         echo "cluster.fw is empty, as in the middle of a write: put it right or remove it; this node is open until then"
@@ -169,9 +176,9 @@ undo_cluster() {{
             cp "$here/pending/before" "$root{COPY}" || return 1
             echo "what was in cluster.fw before is kept in {COPY}"
         fi
-        if [ -e "$here/pending/woke" ]; then
+        if [ -e "$here/pending/woke" ] || [ -e "$here/pending/held" ]; then
             echo "somebody has edited cluster.fw since: it stays, and this node stays open. Look at the file, then:" \\
-                "rm -f {HELD} {FORCE_DISABLE} && systemctl start {LEGACY_UNIT}"
+                "{GO_ON}"
             close_up hold
         else
             close_up run
