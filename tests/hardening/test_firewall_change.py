@@ -547,6 +547,55 @@ def test_the_word_pveguard_in_somebodys_comment_is_no_rule_of_ours(node: Firewal
     assert note["original"] == former and node.revert().changed and node.shared.text == former
 
 
+@pytest.fixture
+def needed(node: FirewallNode) -> FirewallNode:
+    """Its firewall was on before, and stays so; by now what pveguard has added is all that lets the ring in."""
+    node.shared.write(BEFORE.replace("enable: 0", "enable: 1"))
+    kept(node, RULES)
+    node.shared.write(node.shared.text + "IN DROP -p udp -dport 5406\n")
+    return node
+
+
+def test_revert_of_a_firewall_that_stays_on_is_judged_first(needed: FirewallNode) -> None:
+    node, text = needed, needed.shared.text
+    why = r"nothing was changed: without .* corosync link 1 from pve2 \(udp 5406, .* IN DROP"
+    for check in (True, False):
+        with pytest.raises(PveguardError, match=why):
+            node.revert(check=check, look=node.facts)
+    assert node.shared.text == text and node.closed
+    with pytest.raises(PveguardError, match="the firewall cannot be judged, and nothing was changed: no answer"):
+        node.revert(look=lambda: {"known": False, "error": "no answer"})
+    # What does not pass with them either speaks against nothing.
+    rules = text.partition("[RULES]\r\n")[2].replace("IN DROP -p udp -dport 5406\n", "")
+    options = "[OPTIONS]\nenable: 1\npolicy_in: ACCEPT\n"
+    node.shared.write(f"{options}[RULES]\nOUT DROP -p udp -dport 5406\n{rules}")
+    assert node.revert(look=node.facts).changed and "pveguard" not in node.shared.text
+
+
+def test_revert_of_a_node_that_is_held_open_is_judged_too(needed: FirewallNode) -> None:
+    node = needed
+    held = node.root / firewall_undo.HELD.lstrip("/")
+    held.write_text("")
+    node.shared.write("[OPTIONS]\nenable: 1\n[RULES]\nIN DROP -p udp -dport 5406\n")
+    with pytest.raises(PveguardError, match="corosync link 1 from pve2"):
+        node.revert(look=node.facts)
+    assert held.exists()
+
+
+def test_revert_is_for_all_members(node: FirewallNode) -> None:
+    enforced(node)
+    node.confirm()
+    text = node.shared.text
+    for hosts in ([], ["pve3"]):
+        with pytest.raises(PveguardError, match="one file for all members, and this run leaves out pve2: run it without --limit"):
+            node.revert(look=node.facts, hosts=hosts)
+    assert node.shared.text == text
+    for hosts in (["pve2"], ["10.99.0.2"]):
+        assert node.revert(check=True, look=node.facts, hosts=hosts).changed
+    assert node.revert(look=node.facts, hosts=["pve2"]).changed and node.shared.bytes == FORMER
+    assert not node.revert(look=node.facts, hosts=[]).changed
+
+
 def test_a_damaged_note_is_said(node: FirewallNode) -> None:
     enforced(node)
     node.confirm()

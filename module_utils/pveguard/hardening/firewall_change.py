@@ -287,9 +287,19 @@ def undo(*, made: bool = True, root: Path = Path("/"), run: Run = real_run) -> b
     return True
 
 
-def revert(check: bool = False, *, drift: str = managed_file.REFUSE, root: Path = Path("/"), run: Run = real_run) -> Result:
+def revert(
+    check: bool = False,
+    *,
+    drift: str = managed_file.REFUSE,
+    look: Callable[[], Mapping[str, Any]] | None = None,
+    hosts: Sequence[str] | None = None,
+    root: Path = Path("/"),
+    run: Run = real_run,
+) -> Result:
     """Put cluster.fw back as it was before the first change, byte for byte; where somebody has edited it since, take out what is
-    pveguard's and leave the rest. The first member does it for all.
+    pveguard's and leave the rest. The first member does it for all. ``look``: the facts of the core ``firewall``; ``hosts``:
+    names and addresses of the others in this run. Raises PveguardError, with nothing changed, where a member is not among them, and
+    where a firewall that stays on would let less pass of what the node needs.
     """
     if not check and rollback_timer.status(TIMER, root=root)["state"] in (rollback_timer.ARMED, rollback_timer.ROLLING_BACK):
         undo(root=root, run=run)
@@ -306,8 +316,11 @@ def revert(check: bool = False, *, drift: str = managed_file.REFUSE, root: Path 
         firewall_table.forget(root)
     if note is None and not _at(firewall_undo.FOLDER, root).exists():
         return Result()
-    before = _read(root) if note else None
+    held = held_open(root)
+    before = _read(root) if note or held else None
     after = _reverted(before, note) if note else before
+    if look is not None and (before != after or held):
+        _refuse_revert(before, after, held, look(), hosts)
     result = Result(bool(before != after), before=before or "", after=after or "")
     if before != after:
         result.todo = ["put cluster.fw back as it was"]
@@ -315,7 +328,6 @@ def revert(check: bool = False, *, drift: str = managed_file.REFUSE, root: Path 
         return result
     if before != after:
         _write(before, after, root)
-    held = _at(firewall_undo.HELD, root).exists()
     _leave_nothing(root, run)
     if held:
         run(["systemctl", "--no-block", "start", firewall_undo.LEGACY_UNIT])
@@ -363,6 +375,32 @@ def _refusals(facts: Mapping[str, Any], options: Options, running: Sequence[str]
     if problem := supervised_reason(lambda: pve_file.require_writable(root)):
         found.append(problem)
     return found
+
+
+def _refuse_revert(
+    before: str | None, after: str | None, held: bool, facts: Mapping[str, Any], hosts: Sequence[str] | None
+) -> None:
+    others = [each for each in facts.get("members") or [] if not each.get("own")]
+    away = [str(each["name"]) for each in others if hosts is not None and not {each["name"], each.get("address")} & {*hosts}]
+    if away and before != after:
+        raise PveguardError(
+            f"nothing was changed: {CLUSTER_FW} is one file for all members, and this run leaves out {', '.join(away)}: run it "
+            "without --limit"
+        )
+    if not firewall_config.parse(after or "").on("enable", False):
+        return
+    if not facts.get("known", True):
+        raise PveguardError(f"the firewall cannot be judged, and nothing was changed: {facts.get('error')}")
+    # A node that is held open lets all pass by now.
+    now = [] if held else [packet for packet, _ in firewall_rules.unmet(firewall.with_cluster_fw(facts, before))]
+    lost = [each for each in firewall_rules.unmet(firewall.with_cluster_fw(facts, after)) if each[0] not in now]
+    if lost:
+        shown = [f"{each.what} ({each.proto} {each.port}, {each.source} to {each.dest}: {by})" for each, by in lost]
+        told = "; ".join(dict.fromkeys(shown))
+        raise PveguardError(
+            f"nothing was changed: without pveguard's rules the firewall, which stays on, would not let pass: {told}. Add rules "
+            f"of your own to {CLUSTER_FW} or switch it off there first"
+        )
 
 
 def supervised_reason(action: Callable[[], None]) -> str:
