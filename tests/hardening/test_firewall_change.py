@@ -84,6 +84,23 @@ def test_rules_of_a_firewall_that_is_off_need_no_proof_and_no_timer(node: Firewa
     assert node.revert().changed and node.shared.bytes == FORMER
 
 
+ON = BEFORE.replace("enable: 0", "enable: 1")
+
+
+def test_rules_wait_for_no_node_whose_own_firewall_is_off(node: FirewallNode) -> None:
+    node.shared.write(ON)
+    (node.bin / "stopped").write_text("")
+    off = {"host": {"path": "/etc/pve/local/host.fw", "present": True, "enable": False, "rules": [], "strange": []}}
+    seen = node.arm(RULES, facts={**off, "services": {"pve-firewall": {"active": True}}})
+    node.present(seen.digest)
+    assert node.confirm() and "pveguard: corosync link 1" in node.shared.text
+
+
+def test_rules_of_a_firewall_that_is_on_are_refused_where_it_does_not_run(node: FirewallNode) -> None:
+    node.shared.write(ON)
+    refused(node, "pve-firewall.service does not run, so nothing would be enforced", RULES, facts={"services": {}})
+
+
 def test_rules_of_a_firewall_that_is_on_are_proved(node: FirewallNode) -> None:
     node.shared.write(firewall_config.set_option(BEFORE, "enable", "1"))
     seen = node.arm(RULES)

@@ -106,7 +106,7 @@ def arm(
     held = _at(firewall_undo.HELD, root).exists()
     if held:
         running = sorted({*running, firewall_undo.LEGACY_UNIT})
-    why = [*firewall_rules.refusals(facts, options.mode, options), *_refusals(facts, options, running, root)]
+    why = [*firewall_rules.refusals(facts, options.mode, options), *_refusals(facts, live, running, root)]
     if live and ring:
         why.append(f"the ring is not whole, so it could not be proved afterwards: {', '.join(ring)}. Mend it first")
     if why:
@@ -219,7 +219,7 @@ def present(
         return result
     _until(lambda: _read(root) == after, deadline, f"{CLUSTER_FW} is not what was written", sleep, clock)
     _release(pending["running"], root, run)
-    if before != after or pending["held"]:
+    if pending["filters"] and (before != after or pending["held"]):
         _until(lambda: _is_loaded(pending, run), deadline, "the node's firewall has not loaded it", sleep, clock)
     _note_time(root)
     return result
@@ -298,8 +298,8 @@ def revert(
 ) -> Result:
     """Put cluster.fw back as it was before the first change, byte for byte; where somebody has edited it since, take out what is
     pveguard's and leave the rest. The first member does it for all. ``look``: the facts of the core ``firewall``; ``hosts``:
-    names and addresses of the others in this run. Raises PveguardError, with nothing changed, where a member is not among them, and
-    where a firewall that stays on would let less pass of what the node needs.
+    names and addresses of the others in this run. Raises PveguardError, with nothing changed, where a member is not among them,
+    and where a firewall that stays on would let less pass of what the node needs.
     """
     if not check and rollback_timer.status(TIMER, root=root)["state"] in (rollback_timer.ARMED, rollback_timer.ROLLING_BACK):
         undo(root=root, run=run)
@@ -364,11 +364,11 @@ def _running(facts: Mapping[str, Any]) -> list[str]:
     return [unit for unit in firewall_undo.UNITS if (services.get(unit.removesuffix(".service")) or {}).get("active")]
 
 
-def _refusals(facts: Mapping[str, Any], options: Options, running: Sequence[str], root: Path) -> list[str]:
+def _refusals(facts: Mapping[str, Any], live: bool, running: Sequence[str], root: Path) -> list[str]:
     """What the rules cannot know: whether this node could change it, and take it back."""
     found = []
     unit = firewall_undo.NFTABLES_UNIT if facts.get("implementation") == firewall.NFTABLES else firewall_undo.LEGACY_UNIT
-    if options.mode == ENFORCE and unit not in running:
+    if live and unit not in running:
         found.append(f"{unit} does not run, so nothing would be enforced: look with 'systemctl status {unit}'")
     if read_or_none(_at(firewall_undo.FORCE_DISABLE, root)) not in (None, f"{firewall_undo.OURS}\n".encode()):
         found.append(f"{firewall_undo.FORCE_DISABLE} is there: somebody has opened this node by it; remove it first")
@@ -500,6 +500,8 @@ def _pend(
         "running": list(running),
         "held": held_open(root),
         "implementation": facts.get("implementation"),
+        # Switched off for this node alone, it loads nothing.
+        "filters": (facts.get("host") or {}).get("enable") is not False,
         "loaded": hashlib.sha256(loaded(str(facts.get("implementation")), run).encode()).hexdigest() if live else "",
     }
     if before is not None:
