@@ -101,6 +101,14 @@ def test_rules_of_a_firewall_that_is_on_are_refused_where_it_does_not_run(node: 
     refused(node, "pve-firewall.service does not run, so nothing would be enforced", RULES, facts={"services": {}})
 
 
+def test_rules_of_a_firewall_that_is_on_need_a_controller_that_is_written_down(node: FirewallNode) -> None:
+    node.shared.write(ON)
+    other = {"controller": "192.0.2.77", "controllers": ["192.0.2.77"]}
+    refused(node, r"the controller \(192.0.2.77\) is not in the management set", RULES, facts=other)
+    node.shared.write(BEFORE)
+    assert not node.arm(RULES, facts=other).unproved
+
+
 def test_rules_of_a_firewall_that_is_on_are_proved(node: FirewallNode) -> None:
     node.shared.write(firewall_config.set_option(BEFORE, "enable", "1"))
     seen = node.arm(RULES)

@@ -30,7 +30,7 @@ from ..base.run import CommandMissing, Run
 from ..base.run import run as real_run
 from ..formats import firewall_config
 from ..pmxcfs import pve_file
-from . import firewall, firewall_rules, firewall_table, firewall_undo, sshd_change
+from . import firewall, firewall_rules, firewall_table, firewall_undo, firewall_verdict, sshd_change
 from .firewall_rules import CLUSTER_FW, ENFORCE, MARK, Options
 
 #: Of the rollback timer.
@@ -107,6 +107,8 @@ def arm(
     if held:
         running = sorted({*running, firewall_undo.LEGACY_UNIT})
     why = [*firewall_rules.refusals(facts, options.mode, options), *_refusals(facts, live, running, root)]
+    if was_on and options.mode != ENFORCE:
+        why += _controllers_alone(facts, options)
     if live and ring:
         why.append(f"the ring is not whole, so it could not be proved afterwards: {', '.join(ring)}. Mend it first")
     if why:
@@ -401,6 +403,19 @@ def _refuse_revert(
             f"nothing was changed: without pveguard's rules the firewall, which stays on, would not let pass: {told}. Add rules "
             f"of your own to {CLUSTER_FW} or switch it off there first"
         )
+
+
+def _controllers_alone(facts: Mapping[str, Any], options: Options) -> list[str]:
+    """What enforcing refuses too. In a firewall that is on, a rule for the controller alone would go with the next run from
+    elsewhere."""
+    declared = firewall_rules.declared(facts, options)
+    addresses = sorted({*(facts.get("controllers") or []), facts.get("controller") or ""} - {""})
+    return [
+        f"the controller ({each}) is not in the management set, so a run from elsewhere would cut it off: add it to "
+        f"{firewall_rules.VARIABLE}, or to [IPSET management] of {CLUSTER_FW}"
+        for each in addresses
+        if not firewall_verdict.within(each, declared)
+    ]
 
 
 def supervised_reason(action: Callable[[], None]) -> str:
