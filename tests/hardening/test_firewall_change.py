@@ -455,6 +455,37 @@ def test_a_firewall_that_does_not_load_it_proves_nothing(node: FirewallNode) -> 
     assert node.undo() and node.shared.bytes == FORMER
 
 
+def test_rules_of_others_that_change_meanwhile_prove_nothing(node: FirewallNode) -> None:
+    node.shared.write(ON)
+    seen = node.arm(RULES)
+    node.stuck = ON
+
+    def sleep(_seconds: float) -> None:
+        node.others = """\
+:f2b-sshd - [0:0]
+-A INPUT -p tcp -j f2b-sshd
+:tap100i0-IN - [0:0]
+-A PVEFW-FWBR-IN -m physdev --physdev-out tap100i0 -j tap100i0-IN
+-A tap100i0-IN -j PVEFW-Drop
+create PVEFW-100-ipfilter-net0-v4 hash:net
+add PVEFW-100-ipfilter-net0-v4 192.0.2.1
+"""
+
+    with pytest.raises(PveguardError, match="the node's firewall has not loaded it in time"):
+        node.present(seen.digest, sleep=sleep)
+    assert node.undo() and node.shared.text == ON
+
+
+def test_the_firewall_gets_two_rounds_before_anything_is_proved(node: FirewallNode) -> None:
+    now = [100.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    node.present(node.arm().digest, sleep=sleep, clock=lambda: now[0])
+    assert 125 <= now[0] < 127
+
+
 def test_a_systemd_that_takes_no_timer(node: FirewallNode) -> None:
     node.refuses = "restart"
     before = node.picture()

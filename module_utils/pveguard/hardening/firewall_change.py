@@ -41,7 +41,11 @@ NOTE = "/run/pveguard/hardening-firewall"
 SECONDS = 300
 #: For the node's firewall to load what was written.
 LOAD_S = 90.0
+#: Two rounds of its loop, and what they take.
+SETTLE_S = 25.0
 ANSWER_S = 20.0
+#: What Proxmox's firewall sets for the node: neither other people's rules nor what comes and goes with guests.
+_OF_THE_NODE = r"(:|-A |create |add )PVEFW-(?!FWBR|sdn-|[1-9][0-9]*-)|-A (INPUT|OUTPUT|FORWARD) -j PVEFW-"
 _KEPT = f"{firewall_undo.FOLDER}/kept.json"
 _PENDING = f"{firewall_undo.FOLDER}/pending"
 #: The former note, as long as the change is pending.
@@ -200,12 +204,15 @@ def present(
     digest: str,
     *,
     load_s: float = LOAD_S,
+    settle_s: float = SETTLE_S,
     root: Path = Path("/"),
     run: Run = real_run,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Result:
-    """Wait until this node's firewall has loaded what one member has written. Raises PveguardError where it has not in time."""
+    """Wait until this node's firewall has loaded what one member has written, and for ``settle_s`` seconds after the file was
+    seen: it may have been in the middle of a round. Raises PveguardError where it has not in time.
+    """
     pending = _armed(digest, root)
     before, after, live = pending["before"], pending["after"], pending["live"]
     result = Result(pending.get("held", False), live, before=before or "", after=after, digest=digest)
@@ -220,9 +227,12 @@ def present(
         _note_time(root)
         return result
     _until(lambda: _read(root) == after, deadline, f"{CLUSTER_FW} is not what was written", sleep, clock)
+    settled = clock() + settle_s
     _release(pending["running"], root, run)
     if pending["filters"] and (before != after or pending["held"]):
         _until(lambda: _is_loaded(pending, run), deadline, "the node's firewall has not loaded it", sleep, clock)
+        while clock() < settled:
+            sleep(1.0)
     _note_time(root)
     return result
 
@@ -656,7 +666,7 @@ def _reverted(now: str | None, note: Mapping[str, Any]) -> str | None:
 
 
 def loaded(implementation: str, run: Run) -> str:
-    """The rules of Proxmox's firewall in the kernel, without what counts by itself."""
+    """The rules of Proxmox's firewall for the node in the kernel, without what counts by itself."""
     if implementation == firewall.NFTABLES:
         commands = [["nft", "list", "table", "inet", "proxmox-firewall"]]
     else:
@@ -667,7 +677,9 @@ def loaded(implementation: str, run: Run) -> str:
             text += run(argv, timeout=20.0).stdout
         except CommandMissing:
             continue
-    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    lines = text.splitlines()
+    if implementation != firewall.NFTABLES:
+        lines = [line for line in lines if re.match(_OF_THE_NODE, line)]
     return "\n".join(re.sub(r"\[\d+:\d+\]|counter packets \d+ bytes \d+", "", line).rstrip() for line in lines)
 
 
