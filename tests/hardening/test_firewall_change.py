@@ -476,6 +476,16 @@ add PVEFW-100-ipfilter-net0-v4 192.0.2.1
     assert node.undo() and node.shared.text == ON
 
 
+def test_what_changes_nothing_in_the_kernel_is_not_waited_for(node: FirewallNode) -> None:
+    """As a rule whose comment has other words now."""
+    node.shared.write(ON)
+    kept(node, RULES)
+    node.shared.write(node.shared.text.replace("corosync link 1", "Corosync, link 1"))
+    node.stuck = node.shared.text
+    node.present(node.arm(RULES).digest)
+    assert node.confirm() and "corosync link 1" in node.shared.text
+
+
 def test_the_firewall_gets_two_rounds_before_anything_is_proved(node: FirewallNode) -> None:
     now = [100.0]
 

@@ -229,7 +229,7 @@ def present(
     _until(lambda: _read(root) == after, deadline, f"{CLUSTER_FW} is not what was written", sleep, clock)
     settled = clock() + settle_s
     _release(pending["running"], root, run)
-    if pending["filters"] and (before != after or pending["held"]):
+    if pending["filters"] and (_effect(before or "") != _effect(after) or pending["held"]):
         _until(lambda: _is_loaded(pending, run), deadline, "the node's firewall has not loaded it", sleep, clock)
         while clock() < settled:
             sleep(1.0)
@@ -681,6 +681,12 @@ def loaded(implementation: str, run: Run) -> str:
     if implementation != firewall.NFTABLES:
         lines = [line for line in lines if re.match(_OF_THE_NODE, line)]
     return "\n".join(re.sub(r"\[\d+:\d+\]|counter packets \d+ bytes \d+", "", line).rstrip() for line in lines)
+
+
+def _effect(text: str) -> tuple[list[tuple[object, ...]], dict[str, str]]:
+    """What a change of ours can make of the firewall; comments are nothing to it."""
+    parsed = firewall_config.parse(text)
+    return [each.means() for each in parsed.rules if each.enabled], parsed.options
 
 
 def _is_loaded(pending: Mapping[str, Any], run: Run) -> bool:
