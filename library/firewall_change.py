@@ -61,6 +61,12 @@ options:
     type: str
     choices: [refuse, overwrite]
     default: refuse
+  hosts:
+    description: >-
+      With V(reverted), names and addresses of the other hosts of this run. A member of the cluster that is not among them is a
+      reason to refuse, as the file is one for all.
+    type: list
+    elements: str
   lock:
     description: Take the lock of this run first, as M(run_lock) does.
     type: dict
@@ -170,6 +176,7 @@ def main() -> None:
             "digest": {"type": "str"},
             "made": {"type": "bool", "default": True},
             "drift": {"type": "str", "choices": [managed_file.REFUSE, managed_file.OVERWRITE], "default": managed_file.REFUSE},
+            "hosts": {"type": "list", "elements": "str"},
             "lock": run_lock.OPTION,
         },
         supports_check_mode=True,
@@ -210,7 +217,7 @@ def _work(module: NodeModule) -> firewall_change.Result:
     if params["state"] == "armed":
         return _arm(params, check)
     if params["state"] == "reverted":
-        return firewall_change.revert(check, drift=params["drift"])
+        return firewall_change.revert(check, drift=params["drift"], look=lambda: _facts(params), hosts=params["hosts"])
     if check:
         return firewall_change.Result()
     if params["state"] == "written":
@@ -230,12 +237,13 @@ def _arm(params: dict[str, Any], check: bool) -> firewall_change.Result:
             "node_hardening_firewall_cluster_name": params["cluster_name"],
         }
     )
-    facts = params["facts"]
-    if facts is None:
-        facts = firewall.look(Path("/"), run)
     return firewall_change.arm(
-        options, facts, seconds=params["seconds"], ring=firewall_proof.ring(corosync_info.collect()), check=check
+        options, _facts(params), seconds=params["seconds"], ring=firewall_proof.ring(corosync_info.collect()), check=check
     )
+
+
+def _facts(params: dict[str, Any]) -> Any:
+    return firewall.look(Path("/"), run) if params["facts"] is None else params["facts"]
 
 
 if __name__ == "__main__":

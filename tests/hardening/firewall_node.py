@@ -67,6 +67,9 @@ class FirewallNode(Systemd):
     def __init__(self, root: Path, shared: Shared, number: int = 1) -> None:
         super().__init__(root)
         self.shared, self.number = shared, number
+        #: What the firewall has loaded, where it loads no more; and lines of others.
+        self.stuck: str | None = None
+        self.others = ""
         self.at = root / "etc/pve"
         self.at.mkdir(parents=True)
         self.bin = root / "bin"
@@ -143,9 +146,11 @@ class FirewallNode(Systemd):
 
     def kernel(self) -> str:
         text = self.shared.text if self.shared.file.exists() else ""
+        text = text if self.stuck is None else self.stuck
         if not self.runs or not firewall_config.parse(text).on("enable", False):
             return "*filter\n:INPUT ACCEPT [1:2]\nCOMMIT\n"
-        return f"*filter\n-A INPUT -j PVEFW-INPUT\n# {len(text)}\n{json.dumps(text)}\nCOMMIT\n"
+        rules = f"-A INPUT -j PVEFW-INPUT\n-A PVEFW-HOST-IN -m comment --comment {json.dumps(text)}"
+        return f"*filter\n:INPUT ACCEPT [1:2]\n{rules}\n{self.others}COMMIT\n"
 
     @property
     def closed(self) -> bool:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,6 +82,31 @@ def test_rules_of_a_firewall_that_is_off_need_no_proof_and_no_timer(node: Firewa
     assert "pveguard: corosync link 1" in node.shared.text
     assert not node.arm(RULES).todo and node.revert(check=True).before != BEFORE
     assert node.revert().changed and node.shared.bytes == FORMER
+
+
+ON = BEFORE.replace("enable: 0", "enable: 1")
+
+
+def test_rules_wait_for_no_node_whose_own_firewall_is_off(node: FirewallNode) -> None:
+    node.shared.write(ON)
+    (node.bin / "stopped").write_text("")
+    off = {"host": {"path": "/etc/pve/local/host.fw", "present": True, "enable": False, "rules": [], "strange": []}}
+    seen = node.arm(RULES, facts={**off, "services": {"pve-firewall": {"active": True}}})
+    node.present(seen.digest)
+    assert node.confirm() and "pveguard: corosync link 1" in node.shared.text
+
+
+def test_rules_of_a_firewall_that_is_on_are_refused_where_it_does_not_run(node: FirewallNode) -> None:
+    node.shared.write(ON)
+    refused(node, "pve-firewall.service does not run, so nothing would be enforced", RULES, facts={"services": {}})
+
+
+def test_rules_of_a_firewall_that_is_on_need_a_controller_that_is_written_down(node: FirewallNode) -> None:
+    node.shared.write(ON)
+    other = {"controller": "192.0.2.77", "controllers": ["192.0.2.77"]}
+    refused(node, r"the controller \(192.0.2.77\) is not in the management set", RULES, facts=other)
+    node.shared.write(BEFORE)
+    assert not node.arm(RULES, facts=other).unproved
 
 
 def test_rules_of_a_firewall_that_is_on_are_proved(node: FirewallNode) -> None:
@@ -212,6 +238,63 @@ def test_somebodys_later_edit_stays_and_the_node_stays_open(node: FirewallNode) 
     assert node.confirm() and not node.held
 
 
+@pytest.fixture
+def held(node: FirewallNode) -> FirewallNode:
+    """Open, as somebody has edited the file after a change that nobody proved."""
+    enforced(node)
+    node.shared.write(node.shared.text + "IN DROP -p tcp -dport 22\n")
+    node.elapse(300)
+    assert node.held and node.forced and not node.runs
+    return node
+
+
+def stays_open(node: FirewallNode) -> None:
+    assert node.held and node.forced and not node.runs
+    node.boot()
+    node.mount()
+    assert node.held and not node.runs
+
+
+def test_a_node_that_is_held_open_stays_so_where_another_member_refuses(held: FirewallNode) -> None:
+    held.arm()
+    assert held.undo(made=False)
+    stays_open(held)
+
+
+def test_a_node_that_is_held_open_stays_so_where_nothing_can_be_armed(held: FirewallNode) -> None:
+    held.refuses = "restart"
+    with pytest.raises(PveguardError, match="nothing was changed: the rollback timer"):
+        held.arm()
+    stays_open(held)
+
+
+def test_a_node_that_is_held_open_is_so_again_after_a_failed_proof(held: FirewallNode) -> None:
+    edited = held.shared.text
+    held.shared.write(edited.replace("9100", "9101"))
+    before = held.shared.text
+    held.present(held.arm().digest)
+    assert held.runs and held.closed and not held.forced
+    assert held.undo() and held.shared.text == before
+    stays_open(held)
+
+
+def test_a_node_that_is_held_open_is_so_again_after_a_failed_proof_and_an_edit(held: FirewallNode) -> None:
+    held.shared.write(held.shared.text.replace("9100", "9101"))
+    held.present(held.arm().digest)
+    held.shared.write(held.shared.text + "IN DROP -p tcp -dport 8006\n")
+    held.elapse(300)
+    stays_open(held)
+
+
+def test_a_node_that_is_held_open_runs_again_where_the_firewall_is_off_now(held: FirewallNode) -> None:
+    held.shared.write(BEFORE)
+    seen = held.arm(RULES)
+    assert not seen.unproved and "let the firewall of this node run again, which an earlier undo holds open" in seen.todo
+    held.present(seen.digest)
+    assert held.runs and not held.forced and not held.held and not held.closed and not held.left()
+    assert not held.arm(RULES).todo
+
+
 def test_somebodys_later_edit_of_a_firewall_that_was_on_before_counts(node: FirewallNode) -> None:
     node.shared.write(firewall_config.set_option(BEFORE, "enable", "1"))
     node.present(node.arm(RULES).digest)
@@ -219,6 +302,41 @@ def test_somebodys_later_edit_of_a_firewall_that_was_on_before_counts(node: Fire
     node.shared.write(edited)
     node.elapse(300)
     assert node.shared.text == edited and node.closed and not node.held and node.timer() == "rolled_back"
+
+
+def test_the_former_file_is_kept_where_somebodys_later_edit_stays(node: FirewallNode) -> None:
+    enforced(node)
+    node.shared.write("IN DROP\n")
+    node.elapse(300)
+    copy = node.root / f"{firewall_undo.FOLDER.lstrip('/')}/cluster.fw.before"
+    assert node.shared.text == "IN DROP\n" and copy.read_bytes() == FORMER
+
+
+def test_a_file_that_is_empty_for_a_moment_is_nobodys_edit(node: FirewallNode) -> None:
+    enforced(node)
+    ours = node.shared.text
+    node.shared.write("")
+    node.elapse(300)
+    assert node.timer() == "rolling_back" and node.held and not node.runs
+    node.shared.write(ours)
+    node.retry()
+    assert node.shared.bytes == FORMER and node.timer() == "rolled_back" and node.runs and not node.held
+
+
+def test_the_former_file_comes_in_one_step(node: FirewallNode) -> None:
+    enforced(node)
+    ours = node.shared.text
+    (node.bin / "cmp").write_text(f"""#!/bin/sh
+case "$3" in *.pveguard.*) exit 1 ;; esac
+exec {shutil.which("cmp")} "$@"
+""")
+    (node.bin / "cmp").chmod(0o755)
+    node.elapse(300)
+    assert node.shared.text == ours and node.timer() == "rolling_back", "what was written is not right"
+    (node.bin / "cmp").unlink()
+    node.retry()
+    assert node.shared.bytes == FORMER and node.timer() == "rolled_back"
+    assert [each.name for each in node.shared.file.parent.iterdir()] == ["cluster.fw"]
 
 
 def test_a_file_that_was_not_there_is_gone_again(node: FirewallNode) -> None:
@@ -337,6 +455,47 @@ def test_a_firewall_that_does_not_load_it_proves_nothing(node: FirewallNode) -> 
     assert node.undo() and node.shared.bytes == FORMER
 
 
+def test_rules_of_others_that_change_meanwhile_prove_nothing(node: FirewallNode) -> None:
+    node.shared.write(ON)
+    seen = node.arm(RULES)
+    node.stuck = ON
+
+    def sleep(_seconds: float) -> None:
+        node.others = """\
+:f2b-sshd - [0:0]
+-A INPUT -p tcp -j f2b-sshd
+:tap100i0-IN - [0:0]
+-A PVEFW-FWBR-IN -m physdev --physdev-out tap100i0 -j tap100i0-IN
+-A tap100i0-IN -j PVEFW-Drop
+create PVEFW-100-ipfilter-net0-v4 hash:net
+add PVEFW-100-ipfilter-net0-v4 192.0.2.1
+"""
+
+    with pytest.raises(PveguardError, match="the node's firewall has not loaded it in time"):
+        node.present(seen.digest, sleep=sleep)
+    assert node.undo() and node.shared.text == ON
+
+
+def test_what_changes_nothing_in_the_kernel_is_not_waited_for(node: FirewallNode) -> None:
+    """As a rule whose comment has other words now."""
+    node.shared.write(ON)
+    kept(node, RULES)
+    node.shared.write(node.shared.text.replace("corosync link 1", "Corosync, link 1"))
+    node.stuck = node.shared.text
+    node.present(node.arm(RULES).digest)
+    assert node.confirm() and "corosync link 1" in node.shared.text
+
+
+def test_the_firewall_gets_two_rounds_before_anything_is_proved(node: FirewallNode) -> None:
+    now = [100.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    node.present(node.arm().digest, sleep=sleep, clock=lambda: now[0])
+    assert 125 <= now[0] < 127
+
+
 def test_a_systemd_that_takes_no_timer(node: FirewallNode) -> None:
     node.refuses = "restart"
     before = node.picture()
@@ -402,6 +561,105 @@ def test_a_member_that_came_later_takes_no_rules_of_the_others_for_the_original(
     two.revert()
     one.revert()
     assert one.shared.bytes == FORMER
+
+
+def kept(node: FirewallNode, *options: firewall_rules.Options) -> None:
+    for each in options:
+        seen = node.arm(each)
+        node.present(seen.digest)
+        if seen.unproved:
+            node.confirm()
+
+
+def test_revert_keeps_what_somebody_has_added_between_two_runs(node: FirewallNode) -> None:
+    kept(node, RULES)
+    node.shared.write(node.shared.text + "IN ACCEPT -p tcp -dport 9200\n")
+    kept(node, ENFORCE)
+    assert node.revert().changed
+    assert node.shared.text == BEFORE + "IN ACCEPT -p tcp -dport 9200\n"
+
+
+def test_revert_keeps_what_somebody_has_added_after_an_undo(node: FirewallNode) -> None:
+    enforced(node)
+    node.elapse(300)
+    edited = BEFORE + "IN ACCEPT -p tcp -dport 9200\n"
+    node.shared.write(edited)
+    kept(node, ENFORCE)
+    assert node.revert().changed and node.shared.text == edited
+
+
+def test_revert_of_a_node_that_has_joined_a_cluster_since_leaves_the_clusters_file(node: FirewallNode) -> None:
+    node.shared.file.unlink()
+    kept(node, RULES)
+    node.shared.write(BEFORE)
+    kept(node, RULES)
+    assert node.revert().changed and node.shared.bytes == FORMER
+
+
+def test_a_refused_second_run_keeps_the_note_of_the_first(node: FirewallNode) -> None:
+    kept(node, RULES)
+    node.shared.write(node.shared.text + "IN ACCEPT -p tcp -dport 9200\n")
+    before = node.picture()
+    node.arm()
+    assert node.undo(made=False) and node.picture() == before
+    assert node.revert().changed and node.shared.text == BEFORE + "IN ACCEPT -p tcp -dport 9200\n"
+
+
+def test_the_word_pveguard_in_somebodys_comment_is_no_rule_of_ours(node: FirewallNode) -> None:
+    former = BEFORE + "IN ACCEPT -p tcp -dport 9200 # see pveguard\r\n"
+    node.shared.write(former)
+    kept(node, ENFORCE)
+    note = json.loads((node.root / firewall_undo.FOLDER.lstrip("/") / "kept.json").read_text())
+    assert note["original"] == former and node.revert().changed and node.shared.text == former
+
+
+@pytest.fixture
+def needed(node: FirewallNode) -> FirewallNode:
+    """Its firewall was on before, and stays so; by now what pveguard has added is all that lets the ring in."""
+    node.shared.write(BEFORE.replace("enable: 0", "enable: 1"))
+    kept(node, RULES)
+    node.shared.write(node.shared.text + "IN DROP -p udp -dport 5406\n")
+    return node
+
+
+def test_revert_of_a_firewall_that_stays_on_is_judged_first(needed: FirewallNode) -> None:
+    node, text = needed, needed.shared.text
+    why = r"nothing was changed: without .* corosync link 1 from pve2 \(udp 5406, .* IN DROP"
+    for check in (True, False):
+        with pytest.raises(PveguardError, match=why):
+            node.revert(check=check, look=node.facts)
+    assert node.shared.text == text and node.closed
+    with pytest.raises(PveguardError, match="the firewall cannot be judged, and nothing was changed: no answer"):
+        node.revert(look=lambda: {"known": False, "error": "no answer"})
+    # What does not pass with them either speaks against nothing.
+    rules = text.partition("[RULES]\r\n")[2].replace("IN DROP -p udp -dport 5406\n", "")
+    options = "[OPTIONS]\nenable: 1\npolicy_in: ACCEPT\n"
+    node.shared.write(f"{options}[RULES]\nOUT DROP -p udp -dport 5406\n{rules}")
+    assert node.revert(look=node.facts).changed and "pveguard" not in node.shared.text
+
+
+def test_revert_of_a_node_that_is_held_open_is_judged_too(needed: FirewallNode) -> None:
+    node = needed
+    held = node.root / firewall_undo.HELD.lstrip("/")
+    held.write_text("")
+    node.shared.write("[OPTIONS]\nenable: 1\n[RULES]\nIN DROP -p udp -dport 5406\n")
+    with pytest.raises(PveguardError, match="corosync link 1 from pve2"):
+        node.revert(look=node.facts)
+    assert held.exists()
+
+
+def test_revert_is_for_all_members(node: FirewallNode) -> None:
+    enforced(node)
+    node.confirm()
+    text = node.shared.text
+    for hosts in ([], ["pve3"]):
+        with pytest.raises(PveguardError, match="one file for all members, and this run leaves out pve2: run it without --limit"):
+            node.revert(look=node.facts, hosts=hosts)
+    assert node.shared.text == text
+    for hosts in (["pve2"], ["10.99.0.2"]):
+        assert node.revert(check=True, look=node.facts, hosts=hosts).changed
+    assert node.revert(look=node.facts, hosts=["pve2"]).changed and node.shared.bytes == FORMER
+    assert not node.revert(look=node.facts, hosts=[]).changed
 
 
 def test_a_damaged_note_is_said(node: FirewallNode) -> None:

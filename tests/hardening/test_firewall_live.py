@@ -137,7 +137,7 @@ class Firewalled(Node):
             "from ansible.module_utils.pveguard.hardening import firewall, firewall_change as c;"
             "from ansible.module_utils.pveguard.hardening.firewall_rules import Options;"
             "seen = c.arm(Options('enforce', ('10.77.0.0/24',)), firewall.look(Path('/'), run));"
-            "c.write(seen.digest); c.present(seen.digest)"
+            "c.write(seen.digest); c.present(seen.digest, settle_s=1)"
         )
         came = "SSH_CONNECTION=10.77.0.9 1 10.77.0.1 22"
         done = self.run("env", came, "/usr/bin/python3", "-c", program, f"{ROOT}/module_utils")

@@ -117,6 +117,13 @@ def look(looking: Looking) -> Facts:
     return found
 
 
+def with_cluster_fw(facts: Mapping[str, Any], text: str | None) -> Facts:
+    """As they would be with another cluster.fw."""
+    found = {**facts, "cluster": _file(firewall_rules.CLUSTER_FW, text, enabled=False)}
+    local = found["cluster"]["aliases"].get("local_network") or facts.get("local_network")
+    return {**found, "local_network": local, "management": firewall_verdict.management_of(found)}
+
+
 def conntrack_links(facts: Mapping[str, Any]) -> list[int]:
     """Links whose packets come in only because this node has sent some before."""
     if facts["implementation"] == NONE:

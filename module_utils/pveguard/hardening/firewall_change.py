@@ -30,7 +30,7 @@ from ..base.run import CommandMissing, Run
 from ..base.run import run as real_run
 from ..formats import firewall_config
 from ..pmxcfs import pve_file
-from . import firewall, firewall_rules, firewall_table, firewall_undo, sshd_change
+from . import firewall, firewall_rules, firewall_table, firewall_undo, firewall_verdict, sshd_change
 from .firewall_rules import CLUSTER_FW, ENFORCE, MARK, Options
 
 #: Of the rollback timer.
@@ -41,9 +41,15 @@ NOTE = "/run/pveguard/hardening-firewall"
 SECONDS = 300
 #: For the node's firewall to load what was written.
 LOAD_S = 90.0
+#: Two rounds of its loop, and what they take.
+SETTLE_S = 25.0
 ANSWER_S = 20.0
+#: What Proxmox's firewall sets for the node: neither other people's rules nor what comes and goes with guests.
+_OF_THE_NODE = r"(:|-A |create |add )PVEFW-(?!FWBR|sdn-|[1-9][0-9]*-)|-A (INPUT|OUTPUT|FORWARD) -j PVEFW-"
 _KEPT = f"{firewall_undo.FOLDER}/kept.json"
 _PENDING = f"{firewall_undo.FOLDER}/pending"
+#: The former note, as long as the change is pending.
+_KEPT_BEFORE = f"{_PENDING}/kept.json"
 
 
 @dataclass
@@ -104,7 +110,9 @@ def arm(
     held = _at(firewall_undo.HELD, root).exists()
     if held:
         running = sorted({*running, firewall_undo.LEGACY_UNIT})
-    why = [*firewall_rules.refusals(facts, options.mode, options), *_refusals(facts, options, running, root)]
+    why = [*firewall_rules.refusals(facts, options.mode, options), *_refusals(facts, live, running, root)]
+    if was_on and options.mode != ENFORCE:
+        why += _controllers_alone(facts, options)
     if live and ring:
         why.append(f"the ring is not whole, so it could not be proved afterwards: {', '.join(ring)}. Mend it first")
     if why:
@@ -114,14 +122,15 @@ def arm(
         result.changed = True
         return result
     _pend(before, after, live, options.mode == ENFORCE and not was_on, running, facts, root, run)
-    _keep(before, after, root)
-    if live:
-        try:
+    try:
+        _keep(before, after, root)
+        if live:
             _prepare_units(root, run)
             rollback_timer.arm(TIMER, firewall_undo.command(), seconds, before=firewall_undo.UNITS, run=run, root=root)
-        except (PveguardError, OSError) as error:
-            _tidy(root, run)
-            raise PveguardError(f"nothing was changed: {error}") from error
+    except (PveguardError, OSError) as error:
+        _keep_as_it_was(root)
+        _tidy(root, run, keep_held=True)
+        raise PveguardError(f"nothing was changed: {error}") from error
     result.unproved = live
     return result
 
@@ -195,18 +204,22 @@ def present(
     digest: str,
     *,
     load_s: float = LOAD_S,
+    settle_s: float = SETTLE_S,
     root: Path = Path("/"),
     run: Run = real_run,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Result:
-    """Wait until this node's firewall has loaded what one member has written. Raises PveguardError where it has not in time."""
+    """Wait until this node's firewall has loaded what one member has written, and for ``settle_s`` seconds after the file was
+    seen: it may have been in the middle of a round. Raises PveguardError where it has not in time.
+    """
     pending = _armed(digest, root)
     before, after, live = pending["before"], pending["after"], pending["live"]
-    result = Result(unproved=live, before=before or "", after=after, digest=digest)
+    result = Result(pending.get("held", False), live, before=before or "", after=after, digest=digest)
     if not live:
-        shutil.rmtree(_at(_PENDING, root))
-        _at(firewall_undo.PROGRAM, root).unlink(missing_ok=True)
+        _tidy(root, run)
+        for unit in pending["running"] if pending["held"] else ():
+            run(["systemctl", "start", unit])
         return result
     deadline = clock() + load_s
     if pending.get("table"):
@@ -214,9 +227,12 @@ def present(
         _note_time(root)
         return result
     _until(lambda: _read(root) == after, deadline, f"{CLUSTER_FW} is not what was written", sleep, clock)
+    settled = clock() + settle_s
     _release(pending["running"], root, run)
-    if before != after or pending["held"]:
+    if pending["filters"] and (_effect(before or "") != _effect(after) or pending["held"]):
         _until(lambda: _is_loaded(pending, run), deadline, "the node's firewall has not loaded it", sleep, clock)
+        while clock() < settled:
+            sleep(1.0)
     _note_time(root)
     return result
 
@@ -271,8 +287,8 @@ def undo(*, made: bool = True, root: Path = Path("/"), run: Run = real_run) -> b
             return False
         rollback_timer.withdraw(TIMER, run=run, root=root)
         if not pending.get("table"):
-            _forget_last(pending["after"], root)
-        _tidy(root, run)
+            _keep_as_it_was(root)
+        _tidy(root, run, keep_held=True)
         return True
     if state not in (rollback_timer.ARMED, rollback_timer.ROLLING_BACK):
         return False
@@ -283,9 +299,19 @@ def undo(*, made: bool = True, root: Path = Path("/"), run: Run = real_run) -> b
     return True
 
 
-def revert(check: bool = False, *, drift: str = managed_file.REFUSE, root: Path = Path("/"), run: Run = real_run) -> Result:
+def revert(
+    check: bool = False,
+    *,
+    drift: str = managed_file.REFUSE,
+    look: Callable[[], Mapping[str, Any]] | None = None,
+    hosts: Sequence[str] | None = None,
+    root: Path = Path("/"),
+    run: Run = real_run,
+) -> Result:
     """Put cluster.fw back as it was before the first change, byte for byte; where somebody has edited it since, take out what is
-    pveguard's and leave the rest. The first member does it for all.
+    pveguard's and leave the rest. The first member does it for all. ``look``: the facts of the core ``firewall``; ``hosts``:
+    names and addresses of the others in this run. Raises PveguardError, with nothing changed, where a member is not among them,
+    and where a firewall that stays on would let less pass of what the node needs.
     """
     if not check and rollback_timer.status(TIMER, root=root)["state"] in (rollback_timer.ARMED, rollback_timer.ROLLING_BACK):
         undo(root=root, run=run)
@@ -302,8 +328,11 @@ def revert(check: bool = False, *, drift: str = managed_file.REFUSE, root: Path 
         firewall_table.forget(root)
     if note is None and not _at(firewall_undo.FOLDER, root).exists():
         return Result()
-    before = _read(root) if note else None
+    held = held_open(root)
+    before = _read(root) if note or held else None
     after = _reverted(before, note) if note else before
+    if look is not None and (before != after or held):
+        _refuse_revert(before, after, held, look(), hosts)
     result = Result(bool(before != after), before=before or "", after=after or "")
     if before != after:
         result.todo = ["put cluster.fw back as it was"]
@@ -311,7 +340,6 @@ def revert(check: bool = False, *, drift: str = managed_file.REFUSE, root: Path 
         return result
     if before != after:
         _write(before, after, root)
-    held = _at(firewall_undo.HELD, root).exists()
     _leave_nothing(root, run)
     if held:
         run(["systemctl", "--no-block", "start", firewall_undo.LEGACY_UNIT])
@@ -320,7 +348,8 @@ def revert(check: bool = False, *, drift: str = managed_file.REFUSE, root: Path 
 
 def _leave_nothing(root: Path, run: Run) -> None:
     _tidy(root, run)
-    _at(_KEPT, root).unlink(missing_ok=True)
+    for path in (_KEPT, firewall_undo.COPY):
+        _at(path, root).unlink(missing_ok=True)
     rollback_timer.forget(TIMER, run=run, root=root)
     for folder in (firewall_undo.FOLDER, os.path.dirname(firewall_undo.FOLDER)):
         managed_file.remove_empty(_at(folder, root))
@@ -347,17 +376,56 @@ def _running(facts: Mapping[str, Any]) -> list[str]:
     return [unit for unit in firewall_undo.UNITS if (services.get(unit.removesuffix(".service")) or {}).get("active")]
 
 
-def _refusals(facts: Mapping[str, Any], options: Options, running: Sequence[str], root: Path) -> list[str]:
+def _refusals(facts: Mapping[str, Any], live: bool, running: Sequence[str], root: Path) -> list[str]:
     """What the rules cannot know: whether this node could change it, and take it back."""
     found = []
     unit = firewall_undo.NFTABLES_UNIT if facts.get("implementation") == firewall.NFTABLES else firewall_undo.LEGACY_UNIT
-    if options.mode == ENFORCE and unit not in running:
+    if live and unit not in running:
         found.append(f"{unit} does not run, so nothing would be enforced: look with 'systemctl status {unit}'")
     if read_or_none(_at(firewall_undo.FORCE_DISABLE, root)) not in (None, f"{firewall_undo.OURS}\n".encode()):
         found.append(f"{firewall_undo.FORCE_DISABLE} is there: somebody has opened this node by it; remove it first")
     if problem := supervised_reason(lambda: pve_file.require_writable(root)):
         found.append(problem)
     return found
+
+
+def _refuse_revert(
+    before: str | None, after: str | None, held: bool, facts: Mapping[str, Any], hosts: Sequence[str] | None
+) -> None:
+    others = [each for each in facts.get("members") or [] if not each.get("own")]
+    away = [str(each["name"]) for each in others if hosts is not None and not {each["name"], each.get("address")} & {*hosts}]
+    if away and before != after:
+        raise PveguardError(
+            f"nothing was changed: {CLUSTER_FW} is one file for all members, and this run leaves out {', '.join(away)}: run it "
+            "without --limit"
+        )
+    if not firewall_config.parse(after or "").on("enable", False):
+        return
+    if not facts.get("known", True):
+        raise PveguardError(f"the firewall cannot be judged, and nothing was changed: {facts.get('error')}")
+    # A node that is held open lets all pass by now.
+    now = [] if held else [packet for packet, _ in firewall_rules.unmet(firewall.with_cluster_fw(facts, before))]
+    lost = [each for each in firewall_rules.unmet(firewall.with_cluster_fw(facts, after)) if each[0] not in now]
+    if lost:
+        shown = [f"{each.what} ({each.proto} {each.port}, {each.source} to {each.dest}: {by})" for each, by in lost]
+        told = "; ".join(dict.fromkeys(shown))
+        raise PveguardError(
+            f"nothing was changed: without pveguard's rules the firewall, which stays on, would not let pass: {told}. Add rules "
+            f"of your own to {CLUSTER_FW} or switch it off there first"
+        )
+
+
+def _controllers_alone(facts: Mapping[str, Any], options: Options) -> list[str]:
+    """What enforcing refuses too. In a firewall that is on, a rule for the controller alone would go with the next run from
+    elsewhere."""
+    declared = firewall_rules.declared(facts, options)
+    addresses = sorted({*(facts.get("controllers") or []), facts.get("controller") or ""} - {""})
+    return [
+        f"the controller ({each}) is not in the management set, so a run from elsewhere would cut it off: add it to "
+        f"{firewall_rules.VARIABLE}, or to [IPSET management] of {CLUSTER_FW}"
+        for each in addresses
+        if not firewall_verdict.within(each, declared)
+    ]
 
 
 def supervised_reason(action: Callable[[], None]) -> str:
@@ -455,16 +523,19 @@ def _pend(
         "live": live,
         "enforced": bool(firewall_config.parse(after).on("enable", False)),
         "running": list(running),
-        "held": _at(firewall_undo.HELD, root).exists(),
+        "held": held_open(root),
         "implementation": facts.get("implementation"),
+        # Switched off for this node alone, it loads nothing.
+        "filters": (facts.get("host") or {}).get("enable") is not False,
         "loaded": hashlib.sha256(loaded(str(facts.get("implementation")), run).encode()).hexdigest() if live else "",
     }
     if before is not None:
         write_atomic(folder / "before", _data(before), 0o600)
     write_atomic(folder / "ours", _data(after), 0o600)
     write_atomic(folder / "running", "".join(f"{unit}\n" for unit in running).encode(), 0o600)
-    if woke:
-        write_atomic(folder / "woke", b"", 0o600)
+    for mark, there in (("woke", woke), ("held", note["held"])):
+        if there:
+            write_atomic(folder / mark, b"", 0o600)
     write_atomic(folder / "note.json", f"{json.dumps(note)}\n".encode(), 0o600)
 
 
@@ -511,19 +582,21 @@ def _release(running: Sequence[str], root: Path, run: Run) -> None:
         run(["systemctl", "start", unit])
 
 
-def _tidy(root: Path, run: Run) -> None:
-    """Leave nothing of the waiting behind: neither held open nor kept from starting."""
+def _tidy(root: Path, run: Run, keep_held: bool = False) -> None:
+    """Leave nothing of the waiting behind: neither held open nor kept from starting. ``keep_held``: but by an earlier undo."""
     gone = False
-    for unit in firewall_undo.UNITS:
+    held, force = _at(firewall_undo.HELD, root), _at(firewall_undo.FORCE_DISABLE, root)
+    keep_held = keep_held and held.exists()
+    for unit in () if keep_held else firewall_undo.UNITS:
         place = _at(firewall_undo.drop_in(unit), root)
         if place.exists():
             place.unlink()
             gone = True
         managed_file.remove_empty(place.parent)
-    held, force = _at(firewall_undo.HELD, root), _at(firewall_undo.FORCE_DISABLE, root)
-    held.unlink(missing_ok=True)
-    if read_or_none(force) == f"{firewall_undo.OURS}\n".encode():
-        force.unlink()
+    if not keep_held:
+        held.unlink(missing_ok=True)
+        if read_or_none(force) == f"{firewall_undo.OURS}\n".encode():
+            force.unlink()
     shutil.rmtree(_at(_PENDING, root), ignore_errors=True)
     for path in (firewall_undo.PROGRAM, NOTE):
         _at(path, root).unlink(missing_ok=True)
@@ -549,24 +622,29 @@ def _kept(root: Path) -> dict[str, Any] | None:
 
 
 def _keep(before: str | None, after: str, root: Path) -> None:
+    data = read_or_none(_at(_KEPT, root))
+    if data is not None:
+        write_atomic(_at(_KEPT_BEFORE, root), data, 0o600)
     note = _kept(root)
-    if note is None:
-        # A member that comes later finds the rules of the others.
-        note = {"written": []} if MARK in (before or "") else {"original": before, "written": []}
+    if note is None or not (before in note["written"] or ("original" in note and before == note["original"])):
+        # A member that comes later finds the rules of the others. And somebody has edited the file since, or it is another
+        # cluster's: what was there before the first change would take that away.
+        note = {"written": []} if _has_own(before or "") else {"original": before, "written": []}
     note["written"] = [*[text for text in note["written"] if text != after], after][-20:]
     _save(note, root)
 
 
-def _forget_last(after: str, root: Path) -> None:
-    """What was not written after all."""
-    note = _kept(root)
-    if note is None or after not in note["written"]:
-        return
-    note["written"].remove(after)
-    if note["written"]:
-        _save(note, root)
-    else:
+def _has_own(text: str) -> bool:
+    return firewall_config.remove_rules(text, MARK) != text
+
+
+def _keep_as_it_was(root: Path) -> None:
+    """For what was not written after all."""
+    before = read_or_none(_at(_KEPT_BEFORE, root))
+    if before is None:
         _at(_KEPT, root).unlink(missing_ok=True)
+    else:
+        write_atomic(_at(_KEPT, root), before, 0o600)
 
 
 def _save(note: Mapping[str, Any], root: Path) -> None:
@@ -588,7 +666,7 @@ def _reverted(now: str | None, note: Mapping[str, Any]) -> str | None:
 
 
 def loaded(implementation: str, run: Run) -> str:
-    """The rules of Proxmox's firewall in the kernel, without what counts by itself."""
+    """The rules of Proxmox's firewall for the node in the kernel, without what counts by itself."""
     if implementation == firewall.NFTABLES:
         commands = [["nft", "list", "table", "inet", "proxmox-firewall"]]
     else:
@@ -599,8 +677,16 @@ def loaded(implementation: str, run: Run) -> str:
             text += run(argv, timeout=20.0).stdout
         except CommandMissing:
             continue
-    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    lines = text.splitlines()
+    if implementation != firewall.NFTABLES:
+        lines = [line for line in lines if re.match(_OF_THE_NODE, line)]
     return "\n".join(re.sub(r"\[\d+:\d+\]|counter packets \d+ bytes \d+", "", line).rstrip() for line in lines)
+
+
+def _effect(text: str) -> tuple[list[tuple[object, ...]], dict[str, str]]:
+    """What a change of ours can make of the firewall; comments are nothing to it."""
+    parsed = firewall_config.parse(text)
+    return [each.means() for each in parsed.rules if each.enabled], parsed.options
 
 
 def _is_loaded(pending: Mapping[str, Any], run: Run) -> bool:

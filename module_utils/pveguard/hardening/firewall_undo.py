@@ -6,7 +6,7 @@ starting by a condition in its unit (so also at the next boot), proxmox-firewall
 cluster.fw is put back, as soon as /etc/pve takes writes again: the program fails until then, and the timer tries it again. Every
 member does so, the first one wins, and the others find it done. A cluster.fw that somebody has edited since is left alone.
 At last the firewall runs again; not where it was the change that had switched it on, and the edited file may still shut everybody
-out: the node stays open then, also at boot, and says how to go on.
+out: the node stays open then, also at boot, and says how to go on. So does one that was open like that before the change.
 
 On a host without Proxmox's firewall the own table is deleted, and what was there before is loaded again.
 """
@@ -28,7 +28,8 @@ UNITS = (LEGACY_UNIT, NFTABLES_UNIT)
 DROP_IN = "60-pveguard-rollback.conf"
 #: Of a host without Proxmox's firewall.
 TABLE_UNIT = "pveguard-firewall.service"
-LOCK = "/etc/pve/priv/lock/pveguard-firewall"
+#: What was in cluster.fw before a change, where somebody's later edit stayed.
+COPY = f"{FOLDER}/cluster.fw.before"
 
 CONDITION = f"""\
 # Managed by pveguard, as long as a change of the firewall waits for its proof.
@@ -50,6 +51,8 @@ def program(root: str = "") -> str:
     """The text; ``root`` is for tests."""
     return _TEXT.replace("@ROOT@", "" if root == "/" else os.path.abspath(root) if root else "")
 
+
+GO_ON = f"rm -f {HELD} {FORCE_DISABLE} && systemctl start {LEGACY_UNIT}"
 
 _TEXT = f"""#!/bin/sh
 # Managed by pveguard. Takes back a change of the firewall that nobody has proved: see {FOLDER}.
@@ -103,14 +106,19 @@ open_node() {{
     : >"$opened"
 }}
 
-# 0: it is the former one (again); 4: somebody has edited it since; else: not now.
+# 0: it is the former one (again); 3: it is empty, as in the middle of a write; 4: somebody has edited it since; else: not now.
 put_back() {{
     file=$pve/firewall/cluster.fw
     mountpoint -q "$pve" && [ -e "$pve/.version" ] || return 1
+    # Of a try before.
+    new=$file.pveguard.$(uname -n)
+    [ ! -e "$new" ] || rm -f "$new"
     if cmp -s "$here/pending/ours" "$file"; then
         :
     elif [ -e "$here/pending/before" ] && cmp -s "$here/pending/before" "$file"; then
         return 0
+    elif [ -e "$file" ] && [ ! -s "$file" ] && [ -s "$here/pending/ours" ]; then
+        return 3
     elif [ -r "$file" ]; then
         return 4
     elif ls "$pve/firewall" >/dev/null && [ ! -e "$file" ]; then
@@ -120,7 +128,9 @@ put_back() {{
         return 1
     fi
     if [ -e "$here/pending/before" ]; then
-        cat "$here/pending/before" >"$file" && cmp -s "$here/pending/before" "$file"
+        # In one step: the other members look at it as well, and power or quorum may go in between.
+        cat "$here/pending/before" >"$new" && cmp -s "$here/pending/before" "$new" && mv -T "$new" "$file" &&
+            cmp -s "$here/pending/before" "$file"
     else
         rm -f "$file" && [ ! -e "$file" ]
     fi
@@ -149,13 +159,26 @@ undo_cluster() {{
     within 30 put_back
     case $? in
     0)
-        close_up run
-        echo "the former cluster.fw is there, and the firewall of this node runs as before"
+        if [ -e "$here/pending/held" ]; then
+            echo "the former cluster.fw is there, and this node stays open as before; look at the file, then: {GO_ON}"
+            close_up hold
+        else
+            close_up run
+            echo "the former cluster.fw is there, and the firewall of this node runs as before"
+        fi
+        ;;
+    3)
+        echo "cluster.fw is empty, as in the middle of a write: put it right or remove it; this node is open until then"
+        return 1
         ;;
     4)
-        if [ -e "$here/pending/woke" ]; then
+        if [ -e "$here/pending/before" ]; then
+            cp "$here/pending/before" "$root{COPY}" || return 1
+            echo "what was in cluster.fw before is kept in {COPY}"
+        fi
+        if [ -e "$here/pending/woke" ] || [ -e "$here/pending/held" ]; then
             echo "somebody has edited cluster.fw since: it stays, and this node stays open. Look at the file, then:" \\
-                "rm -f {HELD} {FORCE_DISABLE} && systemctl start {LEGACY_UNIT}"
+                "{GO_ON}"
             close_up hold
         else
             close_up run
