@@ -174,6 +174,37 @@ def test_a_revert_that_would_lock_out_by_itself_is_not_made_to_count(sshd_node: 
     assert sshd_node.files() == before and sshd_node.reloads == reloads and sshd_node.ssh("true").returncode == 0
 
 
+def test_a_revert_whose_reload_fails_is_finished_by_the_next(sshd_node: SshdNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sshd_node.files()
+    sshd_node.present()
+    assert confirm(sshd_node) == 0
+
+    def fails(root: object, run: object) -> None:
+        raise PveguardError("systemctl reload ssh.service: refused")
+
+    with monkeypatch.context() as patch, pytest.raises(PveguardError, match="sshd has not read them: .*refused.*run again"):
+        patch.setattr(sshd_change, "_reload", fails)
+        revert(sshd_node)
+    assert sshd_node.files() == before and sshd_node.methods() == "publickey"
+    assert sshd_change.revert(check=True, root=sshd_node.root, run=sshd_node).changed and sshd_node.methods() == "publickey"
+    assert revert(sshd_node).changed and sshd_node.methods() == "publickey,password"
+    assert not revert(sshd_node).changed
+
+
+def test_a_revert_counts_where_pve_does_not_answer(sshd_node: SshdNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sshd_node.files()
+    sshd_node.present()
+    assert confirm(sshd_node) == 0
+    monkeypatch.setattr(sshd, "silent", lambda: "no answer within 5 s")
+    monkeypatch.setattr(sshd, "controller_address", lambda: sshd_node.controller)
+    sshd_node.add("AllowUsers admin\n")
+    with pytest.raises(PveguardError, match="sshd has not read them, .*AllowUsers admin leaves root out"):
+        revert(sshd_node)
+    (sshd_node.root / "etc/ssh/sshd_config.d/50-other.conf").unlink()
+    assert revert(sshd_node).changed and sshd_node.files() == before and sshd_node.methods() == "publickey,password"
+    assert not revert(sshd_node).changed
+
+
 def test_a_change_that_sshd_does_not_read_is_taken_back(sshd_node: SshdNode, monkeypatch: pytest.MonkeyPatch) -> None:
     before = sshd_node.files()
 

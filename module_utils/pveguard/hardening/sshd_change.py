@@ -31,6 +31,8 @@ from .sshd import DROP_IN, KEPT_FOR, TIMER, Who
 UNIT, SOCKET = "ssh.service", "ssh.socket"
 #: The drop-in before the change that waits for its confirmation, absent where there was none; and when that change was made.
 PREVIOUS, NOTE = "/var/lib/pveguard/hardening/sshd.previous", "/run/pveguard/hardening-sshd"
+#: The files are as they were before pveguard, and sshd has not read them yet.
+REVERTED = "/var/lib/pveguard/hardening/sshd.reverted"
 RELOAD_S = 20.0
 #: Until the proofs must have come.
 SECONDS = 180
@@ -212,23 +214,50 @@ def revert(drift: str = managed_file.REFUSE, check: bool = False, *, root: Path 
     """
     kept = KEPT_FOR in managed_file.names(root, sshd.ROLE)
     files = managed_file.plan_revert(KEPT_FOR, root, None, drift) if kept else []
-    if not kept or check:
-        return Result(bool(files), False, ["put sshd back as it was"] if files else [], files)
+    waits = _at(REVERTED, root).exists()
+    todo = ["put sshd back as it was"] if files else ["have sshd read its files, which are as they were"] if waits else []
+    result = Result(bool(todo), False, todo, files)
+    if check or not (kept or waits):
+        return result
     rollback_timer.withdraw(TIMER, run=run, root=root)
-    managed_file.revert(KEPT_FOR, root, None, drift)
-    (root / PREVIOUS.lstrip("/")).unlink(missing_ok=True)
     if files:
-        facts = _facts(root, run, None, None)
+        _at(REVERTED, root).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        write_atomic(_at(REVERTED, root), b"")
+    managed_file.revert(KEPT_FOR, root, None, drift)
+    _at(PREVIOUS, root).unlink(missing_ok=True)
+    if todo:
+        _read_reverted(root, run)
+    return result
+
+
+def _read_reverted(root: Path, run: Run) -> None:
+    facts = sshd.look(root, run)
+    if facts.get("installed", True):
         done = run(["sshd", "-t"])
-        wrong = [f"{who}: {text}" for who, found in facts["problems"].items() for text in found.values()]
+        wrong = [f"{who}: {text}" for who, found in _problems(facts, run).items() for text in found.values()] if done.ok else []
         if not done.ok or wrong:
             raise PveguardError(
                 "the files are as they were, and sshd has not read them, as it would fail or lock somebody out: "
-                f"{'; '.join(wrong) if done.ok else ' '.join(done.stderr.split())[-400:]}. Mend that, then: "
-                "systemctl reload ssh"
+                f"{'; '.join(wrong) if done.ok else ' '.join(done.stderr.split())[-400:]}. Mend that, and run again"
             )
-        _reload(root, run)
-    return Result(bool(files), False, ["put sshd back as it was"] if files else [], files)
+        try:
+            _reload(root, run)
+        except PveguardError as error:
+            raise PveguardError(
+                f"the files are as they were, and sshd has not read them: {error}. Mend that, and run again"
+            ) from error
+    _at(REVERTED, root).unlink(missing_ok=True)
+
+
+def _problems(facts: Mapping[str, Any], run: Run) -> Mapping[str, Mapping[str, str]]:
+    """Who would be locked out by the files. Where /etc/pve does not answer, what sshd itself says of the controller."""
+    if facts["known"]:
+        return dict(facts["problems"])
+    if not (address := sshd.controller_address()):
+        return {}
+    who = Who("controller", address)
+    found = sshd.problems(sshd.settings(who, run), who, [{"keys": 1}], [{"type": "ssh-rsa"}])
+    return {who.shown: found}
 
 
 # -- the change
@@ -244,7 +273,7 @@ def _change(text: str, waits: bool, seconds: float, root: Path, run: Run) -> Non
             previous.unlink(missing_ok=True)
         else:
             write_atomic(previous, was, 0o644)
-    _note(root).unlink(missing_ok=True)
+    _at(NOTE, root).unlink(missing_ok=True)
     rollback_timer.arm(TIMER, undo_command(), seconds, before=(UNIT, SOCKET), run=run, root=root)
     try:
         managed_file.apply([managed_file.FileSpec(DROP_IN, text)], KEPT_FOR, root)
@@ -255,12 +284,13 @@ def _change(text: str, waits: bool, seconds: float, root: Path, run: Run) -> Non
     except (PveguardError, OSError) as error:
         undo(root=root, run=run)
         raise PveguardError(f"the change of sshd was taken back: {error}") from error
-    _note(root).parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(_note(root), f"{now():.2f}\n".encode())
+    _at(REVERTED, root).unlink(missing_ok=True)
+    _at(NOTE, root).parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(_at(NOTE, root), f"{now():.2f}\n".encode())
 
 
-def _note(root: Path) -> Path:
-    return root / NOTE.lstrip("/")
+def _at(path: str, root: Path) -> Path:
+    return root / path.lstrip("/")
 
 
 def _reload(root: Path, run: Run) -> None:
