@@ -370,10 +370,14 @@ def _keep(spec: FileSpec, kept_for: str, target: Path, root: Path) -> None:
             "made": [f"/{folder.relative_to(root)}" for folder in missing],
             "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-    elif _drift(note, target):
+    former = note["written"][-1:]
+    if former and _drift(note, target):
         _keep_changed(target, kept)
+    elif former:
+        # What is there may be of an earlier write: an undo puts that back without this core.
+        former = [look(target)]
     # Until the file is written the former content is ours too.
-    note["written"] = [*note["written"][-1:], _wanted(spec)]
+    note["written"] = [*former, _wanted(spec)]
     note["secret"] = bool(note.get("secret") or spec.secret)
     write_atomic(_with(kept, ".json"), (json.dumps(note, indent=1, sort_keys=True) + "\n").encode(), 0o600)
 
