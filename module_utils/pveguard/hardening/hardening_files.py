@@ -131,13 +131,13 @@ def revert(
     result = Result()
     kept = [name for name, core in concerns.CONCERNS.items() if _is_kept(name, root)]
     for name in kept:
-        result.files += managed_file.plan_revert(_kept_for(name), root, drift=drift)
+        result.files += managed_file.plan_revert(_kept_for(name), root, drift=drift, instead=_stays(name, root))
         result.todo.append(f"take the concern {name} back")
     for name in [] if check else reversed(kept):
         core = concerns.concern(name)
         was = _remembered(name, root)
         _note(name, root)
-        managed_file.revert(_kept_for(name), root, drift=drift)
+        managed_file.revert(_kept_for(name), root, drift=drift, instead=_stays(name, root))
         work = Work(root, run, concerns.collect(name, root, run), None, was)
         try:
             _CHANGES.get(name, core).activate(work)
@@ -256,6 +256,18 @@ def _is_kept(name: str, root: Path) -> bool:
         or (root / REMEMBERED / f"{name}.json").exists()
         or (root / PENDING / name).exists()
     )
+
+
+def _stays(name: str, root: Path) -> dict[str, bytes]:
+    """Content that a revert leaves in the place of an original, as another has lines of his own in that file."""
+    core, kept_for = concerns.concern(name), _kept_for(name)
+    found: dict[str, bytes] = {}
+    # What is not as it was written is refused, or the operator wants the original.
+    changed = managed_file.drifted(kept_for, root)
+    for path in managed_file.paths(kept_for, root) if hasattr(core, "stays") else ():
+        if path not in changed:
+            found.update(core.stays(managed_file.original(kept_for, path, root), root))
+    return found
 
 
 def _said(name: str, what: str) -> str:
