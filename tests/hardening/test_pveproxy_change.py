@@ -338,6 +338,15 @@ def test_members_that_are_not_known_are_refused(node: ProxyNode, text: str | Non
     assert node.others() == before and not node.restarts and not node.kept()
 
 
+@pytest.mark.parametrize("check", [False, True])
+def test_a_member_that_is_offline_is_refused_by_name(node: ProxyNode, check: bool) -> None:
+    node.write("/etc/pve/.members", node.text("/etc/pve/.members").replace('"id": 3, "online": 1', '"id": 3, "online": 0'))
+    before = node.others()
+    with pytest.raises(PveguardError, match="nothing was changed: pve3 of the cluster is offline"):
+        node.proxy(check)
+    assert node.others() == before and not node.restarts and not node.kept()
+
+
 def test_a_service_that_is_dead_or_does_not_answer_is_refused(node: ProxyNode) -> None:
     node.units["pveproxy.service"] = "failed"
     with pytest.raises(PveguardError, match="pveproxy.service is failed: mend that first"):

@@ -231,6 +231,13 @@ def test_a_main_file_without_a_leading_include_is_refused_with_the_line(sshd_nod
         refused(sshd_node, f"{told}.*Make this its first line.*{sshd.INCLUDE_LINE[:20]}")
 
 
+def test_a_member_that_is_offline_is_refused_by_name(sshd_node: SshdNode) -> None:
+    path = "/etc/pve/.members"
+    sshd_node.write(path, sshd_node.text(path).replace('"id": 2, "online": 1', '"id": 2, "online": 0'))
+    refused(sshd_node, "pve2 of the cluster is offline, .*nothing was changed", peers=None)
+    refused(sshd_node, "pve2 of the cluster is offline", peers=None, check=True)
+
+
 def test_a_match_block_about_root_is_refused_and_others_are_not(sshd_node: SshdNode) -> None:
     sshd_node.add("Match Address 192.0.2.0/24\n PermitRootLogin yes\n")
     refused(sshd_node, r"50-other.conf:2 \(Match Address 192.0.2.0/24\): permitrootlogin yes")

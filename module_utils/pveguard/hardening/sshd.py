@@ -83,6 +83,7 @@ class Who:
 
     name: str
     address: str
+    online: bool = True
 
     @property
     def shown(self) -> str:
@@ -145,6 +146,7 @@ def _look(root: Path, run: Run, peers: Sequence[Who] | None, controller: str | N
         "node": own.name,
         "address": own.address,
         "peers": [{"name": each.name, "address": each.address} for each in members],
+        "offline": [each.name for each in members if not each.online],
         "controller": came,
         "include": leading_include(root, lines),
         "before": [each.file for each in _before(lines)],
@@ -171,7 +173,9 @@ def members_of(root: Path, run: Run) -> tuple[Who, list[Who]]:
         said = members_file.read(str(root / PVE.lstrip("/")), run)
     except PveguardError as error:
         raise PveguardError(f"the other members are not known: {error}") from error
-    found = [Who(str(each), str(node.get("ip") or "")) for each, node in sorted((said.get("nodelist") or {}).items())]
+    gone = members_file.offline(said)
+    nodes = sorted((said.get("nodelist") or {}).items())
+    found = [Who(str(each), str(node.get("ip") or ""), each not in gone) for each, node in nodes]
     if without := [each.name for each in found if not each.address and each.name != name]:
         raise PveguardError(f"the addresses of {', '.join(without)} are not known: /etc/pve/.members has none")
     own = next((each for each in found if each.name == name), Who(name, ""))

@@ -94,6 +94,11 @@ def present(
             f"{', '.join(missing)} of the cluster cannot prove that a login from there still works, as the inventory has no host "
             "of that name or address; add it (--limit may leave it out), and nothing was changed"
         )
+    if facts["offline"]:
+        raise PveguardError(
+            f"{', '.join(facts['offline'])} of the cluster is offline, so nobody can prove that a login from there still works: "
+            "start it, or take it out of the cluster (pvecm delnode), and run again; nothing was changed"
+        )
     judge(text, keys_only, algorithms, login, facts, root, run)
     if check:
         return Result(True, False, todo, files, facts, hosts)
