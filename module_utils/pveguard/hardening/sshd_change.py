@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..base import managed_file, rollback_timer
+from ..base import managed_file, rollback_timer, ssh_login
 from ..base.atomic import read_or_none, write_atomic
 from ..base.errors import PveguardError
 from ..base.run import Run
@@ -89,6 +89,7 @@ def present(
     hosts = _hosts(facts, known)
     if not todo:
         return Result(facts=facts, hosts=hosts)
+    ssh_login.refuse_local()
     if missing := [each["name"] for each in facts["peers"] if known is not None and each["name"] not in hosts]:
         raise PveguardError(
             f"{', '.join(missing)} of the cluster cannot prove that a login from there still works, as the inventory has no host "
@@ -194,7 +195,7 @@ def confirm(
         note = read_or_none(root / NOTE.lstrip("/"))
         if note is None:
             raise PveguardError("when sshd read the change is not known, so no login can prove it; run again")
-        began = login_began(os.getpid() if pid is None else pid)
+        began = ssh_login.began(os.getpid() if pid is None else pid)
         if began is not None and began <= float(note):
             raise PveguardError(
                 "this login is older than the change of sshd, so it proves nothing: confirm over a new connection (ssh -o "
@@ -345,20 +346,7 @@ def now() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def login_began(pid: int) -> float | None:
-    """When the ssh connection began by which a process came, in seconds since boot; None for one that did not come by ssh."""
-    ticks = os.sysconf("SC_CLK_TCK")
-    while pid > 1:
-        try:
-            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as handle:
-                head, _, tail = handle.read().rpartition(")")
-        except OSError:
-            return None
-        words = tail.split()
-        if head.partition("(")[2].startswith("sshd"):
-            return int(words[19]) / ticks
-        pid = int(words[1])
-    return None
+login_began = ssh_login.began
 
 
 # -- what is judged
