@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -261,6 +262,24 @@ def test_a_file_that_is_read_first_is_named(sshd_node: SshdNode) -> None:
     refused(sshd_node, r"Ciphers still has aes128-cbc \[/etc/ssh/sshd_config.d/00-first.conf:1")
     sshd_node.add("X11Forwarding yes\n", "00-first.conf")
     refused(sshd_node, "X11Forwarding is yes, not no")
+
+
+def plain(node: SshdNode) -> SshdNode:
+    """A host of Debian alone."""
+    shutil.rmtree(node.root / "etc/pve")
+    return node
+
+
+@pytest.mark.parametrize("line", ["AllowUsers admin", "PermitRootLogin no"])
+def test_a_host_of_debian_that_keeps_root_out_is_refused_in_its_own_words(sshd_node: SshdNode, line: str) -> None:
+    """With the drop-in PermitRootLogin no would not count any more."""
+    plain(sshd_node).add(f"{line}\n")
+    refused(sshd_node, f"sshd keeps root out here.*{line}.*node_hardening_sshd: false. Nothing was changed$", peers=None)
+
+
+def test_a_host_of_debian_needs_nothing_of_what_members_need(sshd_node: SshdNode) -> None:
+    plain(sshd_node).add("HostKey /etc/ssh/ssh_host_ed25519_key\nDisableForwarding yes\n")
+    assert sshd_node.present(peers=None).unproved and sshd_node.methods() == "publickey" and confirm(sshd_node) == 0
 
 
 def refused(node: SshdNode, told: str, **more: object) -> None:

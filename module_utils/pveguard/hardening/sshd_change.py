@@ -117,6 +117,14 @@ def judge(
     run: Run,
 ) -> None:
     """Raises PveguardError with the fix where the drop-in would not count, or somebody would be locked out."""
+    out = "; ".join(dict.fromkeys(text for found in facts["problems"].values() for text in found.values()))
+    if out and not facts["proxmox"]:
+        # The drop-in would let root in again, whom somebody may keep out on purpose.
+        raise PveguardError(
+            f"sshd keeps root out here: {out}. The drop-in is for hosts on which root logs in by key, as on each node of Proxmox "
+            "VE. Where another user logs in and becomes root, leave sshd to another role, with node_hardening_sshd: false. "
+            "Nothing was changed"
+        )
     if not facts["include"]["leading"]:
         before = facts["include"]["before"]
         why = f"{before} stands before its Include" if before else f"it does not read {os.path.dirname(DROP_IN)}"
@@ -156,18 +164,18 @@ def _judge_effective(
 ) -> None:
     lines = sshd_config.read(root)
     wanted = {**sshd.PLAIN, **(sshd.KEYS_ONLY if keys_only else {})}
+    needs = " as Proxmox VE needs it" if facts["proxmox"] else ""
     for who in everybody:
         found = sshd.settings(who, run, config=config)
         keys = sshd.authorized_keys(root, found)
-        wrong = sshd.problems(found, who, keys, facts["host_keys"])
+        wrong = sshd.problems(found, who, keys, facts["host_keys"], facts["proxmox"])
         if keys_only and not wrong and not any(each["keys"] and not each["on_pve"] for each in keys):
             wrong["authorizedkeysfile"] = "root's keys are only on /etc/pve"
         if wrong:
             said = "; ".join(_with_place(lines, key, text) for key, text in wrong.items())
             raise PveguardError(
-                f"with the next reload of sshd root could not work from {who.shown} as Proxmox VE needs it, and nothing was "
-                f"changed: {said}. Mend that first, look with 'sshd -T -C user=root,addr={who.address},host={who.name}', and run "
-                "again"
+                f"with the next reload of sshd root could not work from {who.shown}{needs}, and nothing was changed: {said}. "
+                f"Mend that first, look with 'sshd -T -C user=root,addr={who.address},host={who.name}', and run again"
             )
         other = {key.lower(): f"{key} is {sshd.value(found, key)}, not {said}" for key, said in wanted.items()
                  if sshd.value(found, key).lower() != said}
