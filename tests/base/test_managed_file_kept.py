@@ -319,3 +319,22 @@ def test_the_note_says_what_an_operator_needs(tmp_path: Path) -> None:
     assert note["path"] == "/etc/a" and note["original"]["mode"] == "0640"
     assert (tmp_path / managed_file.STORE / NAME / "etc%2Fa.original").read_bytes() == b"original"
     assert atomic.read_or_none(tmp_path / "etc/a") == b"ours"
+
+
+def test_what_an_undo_puts_back_twice_is_still_ours(tmp_path: Path) -> None:
+    """The undo of an unconfirmed change writes the former content past this core."""
+    first, second = FileSpec("/etc/a", "first"), FileSpec("/etc/a", "second")
+    apply([first], NAME, tmp_path)
+    for _ in range(3):
+        apply([second], NAME, tmp_path)
+        put(tmp_path, "/etc/a", b"first")
+    assert drifted(NAME, tmp_path) == {}
+    assert revert(NAME, tmp_path) and not (tmp_path / "etc/a").exists()
+
+
+def test_what_somebody_wrote_does_not_become_ours(tmp_path: Path) -> None:
+    apply([FileSpec("/etc/a", "first")], NAME, tmp_path)
+    put(tmp_path, "/etc/a", b"theirs")
+    apply([FileSpec("/etc/a", "second")], NAME, tmp_path)
+    put(tmp_path, "/etc/a", b"theirs")
+    assert drifted(NAME, tmp_path) == {"/etc/a": "another content"}

@@ -425,3 +425,43 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
     )
     assert [line for line in done.stderr.splitlines() if unit in line] == [], done.stderr
     assert done.returncode == 0, done.stderr
+
+
+SOCKET = """[Unit]
+Before=sockets.target
+[Socket]
+ListenStream=22
+Accept=yes
+[Install]
+WantedBy=sockets.target
+"""
+TEMPLATE = "[Service]\nExecStart=/bin/true\nStandardInput=socket\n"
+#: Of a cloud image: sets the network up before it, and is waited for by sysinit.target.
+EARLY = (
+    "[Unit]\nDefaultDependencies=no\nAfter=network-pre.target\nBefore=sysinit.target\n"
+    "[Service]\nType=oneshot\nExecStart=/bin/true\n"
+)
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+@pytest.mark.parametrize("before", ["ssh.socket", "network-pre.target"])
+def test_a_boot_with_the_undo_before_what_basic_target_waits_for_has_no_cycle(tmp_path: Path, before: str) -> None:
+    """Where there is one, systemd leaves a job out: a host without sshd."""
+    unit = f"{rollback_timer.PREFIX}{NAME}.service"
+    files = {unit: rollback_timer.service_text(NAME, ["/bin/true"], f"/{rollback_timer.KEPT}/{NAME}", [before])}
+    files |= {"ssh.socket": SOCKET, "ssh@.service": TEMPLATE, "early.service": EARLY}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    for target, name in (("multi-user", unit), ("sockets", "ssh.socket"), ("sysinit", "early.service")):
+        wants = tmp_path / f"{target}.target.wants"
+        wants.mkdir()
+        (wants / name).symlink_to(tmp_path / name)
+    (tmp_path / "early.service.wants").mkdir()
+    (tmp_path / "early.service.wants/network-pre.target").symlink_to("/usr/lib/systemd/system/network-pre.target")
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", "multi-user.target"],
+        capture_output=True,
+        text=True,
+        env={"SYSTEMD_UNIT_PATH": f"{tmp_path}:", "PATH": "/usr/bin:/bin", "SYSTEMD_LOG_LEVEL": "info"},
+    )
+    assert "cycle" not in done.stderr, done.stderr

@@ -215,6 +215,25 @@ def test_lines_that_are_added_later_stay_and_ours_comes_last_again(node: ProxyNo
     )
 
 
+@pytest.mark.parametrize("first", [None, "MAX_WORKERS=3", "MAX_WORKERS=3\n"])
+def test_a_revert_leaves_lines_that_somebody_has_added_meanwhile(node: ProxyNode, first: str | None) -> None:
+    if first is not None:
+        node.write(DEFAULTS, first)
+    node.proxy()
+    hardening_files.confirm("pveproxy", node.root)
+    own = node.text(DEFAULTS)
+    node.append(DEFAULTS, "LISTEN_IP=127.0.0.1\n")
+    node.proxy()
+    hardening_files.confirm("pveproxy", node.root)
+    wanted = f"{own.partition('# pveguard')[0]}LISTEN_IP=127.0.0.1\n"
+    planned = node.revert(check=True)
+    assert planned.changed and "# pveguard" in node.text(DEFAULTS) and planned.files[0].after == wanted
+    assert node.revert().files == planned.files and node.text(DEFAULTS) == wanted
+    # The second run has kept a copy of what it found.
+    assert all(each.endswith(".changed") for each in node.kept())
+    assert not node.revert().changed and gets_in(node, STRANGER)
+
+
 def test_tls_alone_leaves_access_as_it_is(node: ProxyNode) -> None:
     node.write(DEFAULTS, 'ALLOW_FROM="127.0.9.9"\nDENY_FROM="192.0.2.1"\n')
     node.proxy(allow_from=[], tls_1_2=False)
@@ -316,6 +335,15 @@ def test_members_that_are_not_known_are_refused(node: ProxyNode, text: str | Non
     before = node.others()
     with pytest.raises(PveguardError, match="nothing was changed: .*members"):
         node.proxy(allow_from=listed)
+    assert node.others() == before and not node.restarts and not node.kept()
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_a_member_that_is_offline_is_refused_by_name(node: ProxyNode, check: bool) -> None:
+    node.write("/etc/pve/.members", node.text("/etc/pve/.members").replace('"id": 3, "online": 1', '"id": 3, "online": 0'))
+    before = node.others()
+    with pytest.raises(PveguardError, match="nothing was changed: pve3 of the cluster is offline"):
+        node.proxy(check)
     assert node.others() == before and not node.restarts and not node.kept()
 
 

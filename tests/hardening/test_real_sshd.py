@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -174,6 +175,37 @@ def test_a_revert_that_would_lock_out_by_itself_is_not_made_to_count(sshd_node: 
     assert sshd_node.files() == before and sshd_node.reloads == reloads and sshd_node.ssh("true").returncode == 0
 
 
+def test_a_revert_whose_reload_fails_is_finished_by_the_next(sshd_node: SshdNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sshd_node.files()
+    sshd_node.present()
+    assert confirm(sshd_node) == 0
+
+    def fails(root: object, run: object) -> None:
+        raise PveguardError("systemctl reload ssh.service: refused")
+
+    with monkeypatch.context() as patch, pytest.raises(PveguardError, match="sshd has not read them: .*refused.*run again"):
+        patch.setattr(sshd_change, "_reload", fails)
+        revert(sshd_node)
+    assert sshd_node.files() == before and sshd_node.methods() == "publickey"
+    assert sshd_change.revert(check=True, root=sshd_node.root, run=sshd_node).changed and sshd_node.methods() == "publickey"
+    assert revert(sshd_node).changed and sshd_node.methods() == "publickey,password"
+    assert not revert(sshd_node).changed
+
+
+def test_a_revert_counts_where_pve_does_not_answer(sshd_node: SshdNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sshd_node.files()
+    sshd_node.present()
+    assert confirm(sshd_node) == 0
+    monkeypatch.setattr(sshd, "silent", lambda: "no answer within 5 s")
+    monkeypatch.setattr(sshd, "controller_address", lambda: sshd_node.controller)
+    sshd_node.add("AllowUsers admin\n")
+    with pytest.raises(PveguardError, match="sshd has not read them, .*AllowUsers admin leaves root out"):
+        revert(sshd_node)
+    (sshd_node.root / "etc/ssh/sshd_config.d/50-other.conf").unlink()
+    assert revert(sshd_node).changed and sshd_node.files() == before and sshd_node.methods() == "publickey,password"
+    assert not revert(sshd_node).changed
+
+
 def test_a_change_that_sshd_does_not_read_is_taken_back(sshd_node: SshdNode, monkeypatch: pytest.MonkeyPatch) -> None:
     before = sshd_node.files()
 
@@ -200,6 +232,13 @@ def test_a_main_file_without_a_leading_include_is_refused_with_the_line(sshd_nod
         refused(sshd_node, f"{told}.*Make this its first line.*{sshd.INCLUDE_LINE[:20]}")
 
 
+def test_a_member_that_is_offline_is_refused_by_name(sshd_node: SshdNode) -> None:
+    path = "/etc/pve/.members"
+    sshd_node.write(path, sshd_node.text(path).replace('"id": 2, "online": 1', '"id": 2, "online": 0'))
+    refused(sshd_node, "pve2 of the cluster is offline, .*nothing was changed", peers=None)
+    refused(sshd_node, "pve2 of the cluster is offline", peers=None, check=True)
+
+
 def test_a_match_block_about_root_is_refused_and_others_are_not(sshd_node: SshdNode) -> None:
     sshd_node.add("Match Address 192.0.2.0/24\n PermitRootLogin yes\n")
     refused(sshd_node, r"50-other.conf:2 \(Match Address 192.0.2.0/24\): permitrootlogin yes")
@@ -223,6 +262,24 @@ def test_a_file_that_is_read_first_is_named(sshd_node: SshdNode) -> None:
     refused(sshd_node, r"Ciphers still has aes128-cbc \[/etc/ssh/sshd_config.d/00-first.conf:1")
     sshd_node.add("X11Forwarding yes\n", "00-first.conf")
     refused(sshd_node, "X11Forwarding is yes, not no")
+
+
+def plain(node: SshdNode) -> SshdNode:
+    """A host of Debian alone."""
+    shutil.rmtree(node.root / "etc/pve")
+    return node
+
+
+@pytest.mark.parametrize("line", ["AllowUsers admin", "PermitRootLogin no"])
+def test_a_host_of_debian_that_keeps_root_out_is_refused_in_its_own_words(sshd_node: SshdNode, line: str) -> None:
+    """With the drop-in PermitRootLogin no would not count any more."""
+    plain(sshd_node).add(f"{line}\n")
+    refused(sshd_node, f"sshd keeps root out here.*{line}.*node_hardening_sshd: false. Nothing was changed$", peers=None)
+
+
+def test_a_host_of_debian_needs_nothing_of_what_members_need(sshd_node: SshdNode) -> None:
+    plain(sshd_node).add("HostKey /etc/ssh/ssh_host_ed25519_key\nDisableForwarding yes\n")
+    assert sshd_node.present(peers=None).unproved and sshd_node.methods() == "publickey" and confirm(sshd_node) == 0
 
 
 def refused(node: SshdNode, told: str, **more: object) -> None:

@@ -51,7 +51,7 @@ def cluster(sshd_node: SshdNode) -> SshdNode:
     node.write("/etc/ssh/sshd_config", main.replace(one, f"{one}ListenAddress 127.0.0.2\n"))
     node.stop_sshd()
     known = node.text(f"/etc/pve/nodes/{node.me.name}/ssh_known_hosts")
-    node.write("/etc/pve/nodes/pve2/ssh_known_hosts", known.replace(node.me.name, "pve2"))
+    node.write("/etc/pve/nodes/pve2/ssh_known_hosts", known.replace(node.me.name, "pve2", 1))  # not in the key
     node.write("/root/.ssh/config", f"Host *\n Port {node.port}\n BindAddress {node.peer.address}\n")
     node.write("/bin/systemctl.real", SYSTEMCTL.replace("PIDFILE", str(node.root / "bin/systemctl.pid")))
     node.write("/bin/journalctl", f"#!/bin/sh\nexec tac {node.root}/sshd.log\n")

@@ -204,12 +204,49 @@ def test_a_node_without_the_package_is_passed_over_or_gets_it(node: ChangingNode
     assert not node.apply("updates", install=True).changed
 
 
-def test_an_installation_that_fails_says_why(node: ChangingNode) -> None:
+def bare(node: ChangingNode) -> dict[str, object]:
     node.remove("/usr/bin/unattended-upgrade")
+    node.remove("/etc/apt/apt.conf.d/50unattended-upgrades")
+    return node.others()
+
+
+def test_an_installation_that_fails_says_why(node: ChangingNode) -> None:
+    before = bare(node)
     node.hook = lambda argv: Result(100, "", "E: Unable to fetch") if argv[0] == "env" else None
-    with pytest.raises(PveguardError, match="nothing was changed: .*Unable to fetch"):
+    with pytest.raises(PveguardError, match="Unable to fetch.*the node is as it was before this run$"):
         node.apply("updates", install=True)
-    assert not node.text(CONF) and not node.kept()
+    assert node.others() == before and not node.kept()
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "said"),
+    [
+        (COROSYNC, "totem {\n", "turn of this node is not known"),
+        ("/etc/systemd/system/apt-daily-upgrade.timer.d/zzz.conf", "[Timer]\n", "zzz.conf is read after"),
+    ],
+)
+def test_what_is_refused_installs_nothing(node: ChangingNode, path: str, text: str, said: str) -> None:
+    node.write(path, text)
+    before = bare(node)
+    with pytest.raises(PveguardError, match=f"nothing was changed: .*{said}"):
+        node.apply("updates", install=True)
+    assert node.others() == before and not node.kept()
+
+
+def test_the_package_finds_its_limits_and_stays_where_these_do_not_count(node: ChangingNode) -> None:
+    bare(node)
+    there: list[str] = []
+
+    def hook(argv: list[str]) -> Result | None:
+        if argv[0] == "env":
+            there.append(node.text(CONF))
+            node.write("/etc/apt/apt.conf.d/99zz", 'Unattended-Upgrade::Origins-Pattern { "origin=Proxmox"; };\n')
+        return None
+
+    node.hook = hook
+    with pytest.raises(PveguardError, match="have apt follow .*but for what was installed, which goes by its own settings"):
+        node.apply("updates", install=True)
+    assert ORIGIN in there[0] and not node.text(CONF) and not node.kept()
 
 
 def test_assess_tells_what_a_run_would_do(node: ChangingNode) -> None:

@@ -16,7 +16,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,12 +113,16 @@ def apply(
 
 
 def plan_revert(
-    kept_for: str, root: Path | str = _ROOT, paths: Sequence[str] | None = None, drift: str = REFUSE
+    kept_for: str,
+    root: Path | str = _ROOT,
+    paths: Sequence[str] | None = None,
+    drift: str = REFUSE,
+    instead: Mapping[str, bytes] | None = None,
 ) -> list[Change]:
     """What :func:`revert` would change, by path."""
     root = Path(root)
     changes = []
-    for note in _notes(kept_for, root, paths):
+    for note in _notes(kept_for, root, paths, instead):
         target = _target(note["path"], root)
         now = look(target)
         if now["kind"] == "other":
@@ -135,17 +139,22 @@ def plan_revert(
 
 
 def revert(
-    kept_for: str, root: Path | str = _ROOT, paths: Sequence[str] | None = None, drift: str = REFUSE
+    kept_for: str,
+    root: Path | str = _ROOT,
+    paths: Sequence[str] | None = None,
+    drift: str = REFUSE,
+    instead: Mapping[str, bytes] | None = None,
 ) -> list[Change]:
     """Put every file that was kept for this name back as it was, or those of ``paths``; returns what was changed.
 
+    ``instead``: content in the place of the original, by path, of a file in which somebody else has lines of his own.
     Raises PveguardError, before anything is changed, where somebody changed one since; with ``drift="overwrite"`` that
     content stays in the store as ``.changed``. Nothing is kept for the name afterwards, so that a second run changes nothing.
     """
     root = Path(root)
-    changes = plan_revert(kept_for, root, paths, drift)
+    changes = plan_revert(kept_for, root, paths, drift, instead)
     drifted = {change.path for change in changes if change.drift}
-    for note in _notes(kept_for, root, paths):
+    for note in _notes(kept_for, root, paths, instead):
         target, kept = _target(note["path"], root), _store(kept_for, note["path"], root)
         if note["path"] in drifted:
             _keep_changed(target, kept)
@@ -336,10 +345,17 @@ def _read_note(file: Path) -> dict[str, Any] | None:
     raise PveguardError(f"{file}: is damaged; compare the file beside it that ends in .original by hand, and remove both")
 
 
-def _notes(kept_for: str, root: Path, paths: Sequence[str] | None = None) -> list[dict[str, Any]]:
+def _notes(
+    kept_for: str, root: Path, paths: Sequence[str] | None = None, instead: Mapping[str, bytes] | None = None
+) -> list[dict[str, Any]]:
     folder = _store(kept_for, "/x", root).parent
     found = [_read_note(file) for file in sorted(folder.glob("*.json"))] if folder.is_dir() else []
-    return [note for note in found if note is not None and (paths is None or note["path"] in paths)]
+    notes = [note for note in found if note is not None and (paths is None or note["path"] in paths)]
+    for note in notes:
+        now = look(_target(note["path"], root))
+        if now["kind"] == "file" and (data := (instead or {}).get(note["path"])) is not None:
+            note["original"], note["instead"] = of_file(data, int(now["mode"], 8), now["uid"], now["gid"]), data
+    return notes
 
 
 def _with(kept: Path, ending: str) -> Path:
@@ -370,10 +386,14 @@ def _keep(spec: FileSpec, kept_for: str, target: Path, root: Path) -> None:
             "made": [f"/{folder.relative_to(root)}" for folder in missing],
             "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-    elif _drift(note, target):
+    former = note["written"][-1:]
+    if former and _drift(note, target):
         _keep_changed(target, kept)
+    elif former:
+        # What is there may be of an earlier write: an undo puts that back without this core.
+        former = [look(target)]
     # Until the file is written the former content is ours too.
-    note["written"] = [*note["written"][-1:], _wanted(spec)]
+    note["written"] = [*former, _wanted(spec)]
     note["secret"] = bool(note.get("secret") or spec.secret)
     write_atomic(_with(kept, ".json"), (json.dumps(note, indent=1, sort_keys=True) + "\n").encode(), 0o600)
 
@@ -384,6 +404,8 @@ def _keep_changed(target: Path, kept: Path) -> None:
 
 
 def _original_data(note: dict[str, Any], kept: Path) -> bytes:
+    if "instead" in note:
+        return bytes(note["instead"])
     data = read_or_none(_with(kept, ".original"))
     if data is None or hashlib.sha256(data).hexdigest() != note["original"]["sha256"]:
         kept_file = _with(kept, ".original")

@@ -64,10 +64,10 @@ def arm(
     """Have ``argv`` run in ``seconds`` unless :func:`confirm` comes first; call it before the change.
 
     ``argv`` has the absolute path of its program and needs neither a shell nor /etc/pve. ``before``: units that must not
-    start at boot before the undo has run (``ssh.service``); an undo that reloads one of these does so with
-    ``systemctl --no-block``, as it would otherwise wait for itself. An undo that fails is tried again after ``retry_s``
-    seconds. Armed for the same command already, it counts anew. Raises PveguardError, with nothing armed, where it is armed
-    for another command, while an undo runs, and where systemd does not take the timer.
+    start at boot before the undo has run (``ssh.service``), so it runs as soon as the local file systems are there; an undo
+    that reloads one of these does so with ``systemctl --no-block``, as it would otherwise wait for itself. An undo that fails
+    is tried again after ``retry_s`` seconds. Armed for the same command already, it counts anew. Raises PveguardError, with
+    nothing armed, where it is armed for another command, while an undo runs, and where systemd does not take the timer.
     """
     folder = _folder(name, root, across_reboots)
     if not argv or not argv[0].startswith("/"):
@@ -215,7 +215,9 @@ def service_text(
     """The unit that undoes the change; ``folder``: where its state is."""
     armed, rolling, done = (f"{folder}/{state}.json" for state in (ARMED, ROLLING_BACK, ROLLED_BACK))
     units = " ".join(f"/{path}" for path in _unit_files(name, across_reboots))
-    order = f"Before={' '.join(before)}\n" if before else ""
+    # Without systemd's own dependencies: those are on basic.target, which may wait for one of ``before`` itself (ssh.socket).
+    early = "DefaultDependencies=no\nAfter=local-fs.target\nConflicts=shutdown.target\nBefore=shutdown.target\n"
+    order = f"Before={' '.join(before)}\n{early}" if before else ""
     return f"""# Managed by pveguard. Undoes a change that nobody has confirmed; at boot too, where it is enabled.
 [Unit]
 Description=pveguard: undo of {name}, which was not confirmed

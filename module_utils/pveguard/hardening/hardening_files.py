@@ -76,29 +76,28 @@ def apply(
     if not result.todo:
         return result
     around, change = Around(root, run, controller), _CHANGES.get(name, core)
+    bare = not facts["installed"]
     try:
         change.refuse(options, facts, around)
         if not facts["installed"]:
             if check:
                 return result
-            change.prepare(options, facts, around)
-            facts = concerns.collect(name, root, run)
-            if not facts["known"] or not facts["installed"]:
-                raise PveguardError(facts["error"] or "what was installed is not there")
-            change.refuse(options, facts, around)
+            if not getattr(change, "FILES_FIRST", False):
+                facts = _install(change, name, options, facts, around)
         specs = core.owned(options, facts, root)
         gone = [path for path in facts["paths"] if path not in {spec.path for spec in specs}]
         result.files = managed_file.plan(specs, _kept_for(name), root)
         if gone:
             result.files += managed_file.plan_revert(_kept_for(name), root, gone, managed_file.OVERWRITE)
     except (PveguardError, OSError) as error:
-        raise PveguardError(_said(name, f"nothing was changed: {error}")) from error
+        said = f"nothing was changed{_but(name, bare, around)}: {error}"
+        raise PveguardError(_said(name, said)) from error
     if hasattr(change, "proof"):
         result.proof = change.proof(options, facts, around)
     if check:
         return result
     if result.files or facts["pending"] or core.differs(options, facts):
-        _change(core, options, facts, specs, gone, result, run, root)
+        _change(core, options, facts, specs, gone, result, around, bare)
     result.unproved = (root / REMEMBERED / f"{name}.former").exists()
     return result
 
@@ -131,13 +130,13 @@ def revert(
     result = Result()
     kept = [name for name, core in concerns.CONCERNS.items() if _is_kept(name, root)]
     for name in kept:
-        result.files += managed_file.plan_revert(_kept_for(name), root, drift=drift)
+        result.files += managed_file.plan_revert(_kept_for(name), root, drift=drift, instead=_stays(name, root))
         result.todo.append(f"take the concern {name} back")
     for name in [] if check else reversed(kept):
         core = concerns.concern(name)
         was = _remembered(name, root)
         _note(name, root)
-        managed_file.revert(_kept_for(name), root, drift=drift)
+        managed_file.revert(_kept_for(name), root, drift=drift, instead=_stays(name, root))
         work = Work(root, run, concerns.collect(name, root, run), None, was)
         try:
             _CHANGES.get(name, core).activate(work)
@@ -160,10 +159,12 @@ def _change(
     specs: Sequence[managed_file.FileSpec],
     gone: Sequence[str],
     result: Result,
-    run: Run,
-    root: Path,
+    around: Around,
+    bare: bool,
 ) -> None:
-    name = core.NAME
+    """``bare``: what it needs was not installed before this run."""
+    name, root, run = core.NAME, around.root, around.run
+    change = _CHANGES.get(name, core)
     live = core.live(facts) if hasattr(core, "live") else None
     note: dict[str, Any] = {
         "new": not facts["kept"],
@@ -188,8 +189,10 @@ def _change(
         managed_file.apply(specs, _kept_for(name), root)
         if gone:
             managed_file.revert(_kept_for(name), root, gone, managed_file.OVERWRITE)
+        if not facts["installed"]:
+            facts = _install(change, name, options, facts, around)
         work = Work(root, run, facts, options)
-        _CHANGES.get(name, core).activate(work)
+        change.activate(work)
         left = core.differs(options, concerns.collect(name, root, run))
         if left:
             raise PveguardError(f"after the change it is still to be done: {'; '.join(left)}")
@@ -203,11 +206,28 @@ def _change(
                     f"{error}. It could not be taken back either: {other}. Run again, or playbooks/revert.yml",
                 )
             ) from other
-        raise PveguardError(
-            _said(name, f"{error}. It was taken back, the node is as it was before this run")
-        ) from error
+        said = f"{error}. It was taken back, the node is as it was before this run{_but(name, bare, around)}"
+        raise PveguardError(_said(name, said)) from error
     result.done += work.done
     (root / PENDING / name).unlink(missing_ok=True)
+
+
+def _install(
+    change: ModuleType, name: str, options: Options, facts: dict[str, Any], around: Around
+) -> dict[str, Any]:
+    """Install what the concern needs, and judge again; returns the facts with it."""
+    change.prepare(options, facts, around)
+    facts = concerns.collect(name, around.root, around.run)
+    if not facts["known"] or not facts["installed"]:
+        raise PveguardError(facts["error"] or "what was installed is not there")
+    change.refuse(options, facts, around)
+    return facts
+
+
+def _but(name: str, bare: bool, around: Around) -> str:
+    """What a run that failed leaves behind."""
+    stays = bare and concerns.collect(name, around.root, around.run).get("installed")
+    return ", but for what was installed, which goes by its own settings" if stays else ""
 
 
 def _back(core: ModuleType, note: dict[str, Any], run: Run, root: Path) -> None:
@@ -256,6 +276,18 @@ def _is_kept(name: str, root: Path) -> bool:
         or (root / REMEMBERED / f"{name}.json").exists()
         or (root / PENDING / name).exists()
     )
+
+
+def _stays(name: str, root: Path) -> dict[str, bytes]:
+    """Content that a revert leaves in the place of an original, as another has lines of his own in that file."""
+    core, kept_for = concerns.concern(name), _kept_for(name)
+    found: dict[str, bytes] = {}
+    # What is not as it was written is refused, or the operator wants the original.
+    changed = managed_file.drifted(kept_for, root)
+    for path in managed_file.paths(kept_for, root) if hasattr(core, "stays") else ():
+        if path not in changed:
+            found.update(core.stays(managed_file.original(kept_for, path, root), root))
+    return found
 
 
 def _said(name: str, what: str) -> str:

@@ -129,3 +129,12 @@ def owned(options: Options, facts: Facts, root: Path) -> list[FileSpec]:
     except FileNotFoundError:
         return [FileSpec(DEFAULTS, data)]
     return [FileSpec(DEFAULTS, data, f"{found.st_mode & 0o7777:04o}", uid=found.st_uid, gid=found.st_gid)]
+
+
+def stays(original: bytes | None, root: Path) -> dict[str, bytes]:
+    """What a revert leaves of a file in which somebody has changed other lines since: these, and not our block."""
+    place = root / DEFAULTS.lstrip("/")
+    others, was = ("".join(_split(each)[0]) for each in (text(place), (original or b"").decode("utf-8", "surrogateescape")))
+    # A last line without its end has got one.
+    same = others == was or (was and others == f"{was}\n")
+    return {} if same or not place.exists() else {DEFAULTS: others.encode("utf-8", "surrogateescape")}

@@ -11,6 +11,7 @@ from ..base import node_name
 from ..base.errors import PveguardError
 from ..base.systemd import properties, properties_of
 from ..pmxcfs import daemon_mode
+from ..pmxcfs import members as members_file
 from . import pveproxy_proof
 from .change_parts import Around, Facts, Options, Work
 from .looking import shown
@@ -108,6 +109,11 @@ def members(around: Around) -> tuple[tuple[str, str], dict[str, str]]:
         raise PveguardError(
             "the cluster is not quorate, so the other members cannot prove that they get in: bring it to quorum "
             "first (pvecm status)"
+        )
+    if gone := members_file.offline(said):
+        raise PveguardError(
+            f"{', '.join(gone)} of the cluster is offline, so nobody can prove that it gets in: start it, or take it out of the "
+            "cluster (pvecm delnode), and run again"
         )
     found = {str(name): str(node.get("ip") or "") for name, node in (said.get("nodelist") or {}).items()}
     own = str(said.get("nodename") or node_name.own())

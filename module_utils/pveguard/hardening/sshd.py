@@ -73,6 +73,9 @@ SHOWN_SETTERS = LISTS | {
     "allowtcpforwarding", "permitopen", "forcecommand", "chrootdirectory", "maxsessions", "maxauthtries",
     "hostkeyalgorithms", "pubkeyacceptedalgorithms",
 }  # fmt: skip
+#: What only members of a cluster need: the RSA keys by which they know each other, and the socket of a migration.
+OF_RSA = ("hostkey", "hostkeyalgorithms", "pubkeyacceptedalgorithms")
+OF_FORWARDING = ("disableforwarding", "allowstreamlocalforwarding", "allowtcpforwarding", "permitopen")
 #: Keys offered before the right one: those of an agent, and root's own.
 FEW_TRIES = 3
 
@@ -83,6 +86,7 @@ class Who:
 
     name: str
     address: str
+    online: bool = True
 
     @property
     def shown(self) -> str:
@@ -139,18 +143,21 @@ def _look(root: Path, run: Run, peers: Sequence[Who] | None, controller: str | N
     lines = sshd_config.read(root)
     keys = authorized_keys(root, one)
     host_keys = _host_keys(root, one, run)
+    proxmox = os.path.isdir(root / PVE.lstrip("/"))
     return {
         "known": True,
         "installed": True,
         "node": own.name,
         "address": own.address,
         "peers": [{"name": each.name, "address": each.address} for each in members],
+        "offline": [each.name for each in members if not each.online],
         "controller": came,
         "include": leading_include(root, lines),
         "before": [each.file for each in _before(lines)],
         "match": match_blocks(lines),
         "effective": {name: _shown(found) for name, found in effective.items()},
-        "problems": {each.shown: problems(effective[each.name], each, keys, host_keys) for each in everybody},
+        "proxmox": proxmox,
+        "problems": {each.shown: problems(effective[each.name], each, keys, host_keys, proxmox) for each in everybody},
         "set_by": setters(root, lines),
         "weak": weak(one),
         "host_keys": host_keys,
@@ -171,7 +178,9 @@ def members_of(root: Path, run: Run) -> tuple[Who, list[Who]]:
         said = members_file.read(str(root / PVE.lstrip("/")), run)
     except PveguardError as error:
         raise PveguardError(f"the other members are not known: {error}") from error
-    found = [Who(str(each), str(node.get("ip") or "")) for each, node in sorted((said.get("nodelist") or {}).items())]
+    gone = members_file.offline(said)
+    nodes = sorted((said.get("nodelist") or {}).items())
+    found = [Who(str(each), str(node.get("ip") or ""), each not in gone) for each, node in nodes]
     if without := [each.name for each in found if not each.address and each.name != name]:
         raise PveguardError(f"the addresses of {', '.join(without)} are not known: /etc/pve/.members has none")
     own = next((each for each in found if each.name == name), Who(name, ""))
@@ -211,8 +220,11 @@ def problems(
     who: Who,
     keys: Sequence[Mapping[str, Any]],
     host_keys: Sequence[Mapping[str, Any]],
+    proxmox: bool = True,
 ) -> dict[str, str]:
-    """``{keyword: what is wrong with it}``: what keeps root out from there, or a migration, by the effective settings."""
+    """``{keyword: what is wrong with it}``: what keeps root out from there, or a migration, by the effective settings. Without
+    ``proxmox``, on a host of Debian alone, what keeps root out.
+    """
     wrong: dict[str, str] = {}
     if value(found, "PermitRootLogin") not in ("yes", "prohibit-password"):
         wrong["permitrootlogin"] = f"PermitRootLogin {value(found, 'PermitRootLogin')} keeps root out"
@@ -243,7 +255,7 @@ def problems(
         where = ", ".join(each["path"] for each in keys) or "nowhere"
         wrong["authorizedkeysfile"] = f"root has no key: sshd looks in {where}"
     wrong.update(_rsa(found, host_keys))
-    return wrong
+    return {key: text for key, text in wrong.items() if proxmox or key not in (*OF_RSA, *OF_FORWARDING)}
 
 
 def _users(found: Mapping[str, Sequence[str]], who: Who) -> dict[str, str]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..base import managed_file, rollback_timer
+from ..base import managed_file, rollback_timer, ssh_login
 from ..base.atomic import read_or_none, write_atomic
 from ..base.errors import PveguardError
 from ..base.run import Run
@@ -31,6 +31,8 @@ from .sshd import DROP_IN, KEPT_FOR, TIMER, Who
 UNIT, SOCKET = "ssh.service", "ssh.socket"
 #: The drop-in before the change that waits for its confirmation, absent where there was none; and when that change was made.
 PREVIOUS, NOTE = "/var/lib/pveguard/hardening/sshd.previous", "/run/pveguard/hardening-sshd"
+#: The files are as they were before pveguard, and sshd has not read them yet.
+REVERTED = "/var/lib/pveguard/hardening/sshd.reverted"
 RELOAD_S = 20.0
 #: Until the proofs must have come.
 SECONDS = 180
@@ -87,10 +89,16 @@ def present(
     hosts = _hosts(facts, known)
     if not todo:
         return Result(facts=facts, hosts=hosts)
+    ssh_login.refuse_local()
     if missing := [each["name"] for each in facts["peers"] if known is not None and each["name"] not in hosts]:
         raise PveguardError(
             f"{', '.join(missing)} of the cluster cannot prove that a login from there still works, as the inventory has no host "
             "of that name or address; add it (--limit may leave it out), and nothing was changed"
+        )
+    if facts["offline"]:
+        raise PveguardError(
+            f"{', '.join(facts['offline'])} of the cluster is offline, so nobody can prove that a login from there still works: "
+            "start it, or take it out of the cluster (pvecm delnode), and run again; nothing was changed"
         )
     judge(text, keys_only, algorithms, login, facts, root, run)
     if check:
@@ -109,6 +117,14 @@ def judge(
     run: Run,
 ) -> None:
     """Raises PveguardError with the fix where the drop-in would not count, or somebody would be locked out."""
+    out = "; ".join(dict.fromkeys(text for found in facts["problems"].values() for text in found.values()))
+    if out and not facts["proxmox"]:
+        # The drop-in would let root in again, whom somebody may keep out on purpose.
+        raise PveguardError(
+            f"sshd keeps root out here: {out}. The drop-in is for hosts on which root logs in by key, as on each node of Proxmox "
+            "VE. Where another user logs in and becomes root, leave sshd to another role, with node_hardening_sshd: false. "
+            "Nothing was changed"
+        )
     if not facts["include"]["leading"]:
         before = facts["include"]["before"]
         why = f"{before} stands before its Include" if before else f"it does not read {os.path.dirname(DROP_IN)}"
@@ -148,18 +164,18 @@ def _judge_effective(
 ) -> None:
     lines = sshd_config.read(root)
     wanted = {**sshd.PLAIN, **(sshd.KEYS_ONLY if keys_only else {})}
+    needs = " as Proxmox VE needs it" if facts["proxmox"] else ""
     for who in everybody:
         found = sshd.settings(who, run, config=config)
         keys = sshd.authorized_keys(root, found)
-        wrong = sshd.problems(found, who, keys, facts["host_keys"])
+        wrong = sshd.problems(found, who, keys, facts["host_keys"], facts["proxmox"])
         if keys_only and not wrong and not any(each["keys"] and not each["on_pve"] for each in keys):
             wrong["authorizedkeysfile"] = "root's keys are only on /etc/pve"
         if wrong:
             said = "; ".join(_with_place(lines, key, text) for key, text in wrong.items())
             raise PveguardError(
-                f"with the next reload of sshd root could not work from {who.shown} as Proxmox VE needs it, and nothing was "
-                f"changed: {said}. Mend that first, look with 'sshd -T -C user=root,addr={who.address},host={who.name}', and run "
-                "again"
+                f"with the next reload of sshd root could not work from {who.shown}{needs}, and nothing was changed: {said}. "
+                f"Mend that first, look with 'sshd -T -C user=root,addr={who.address},host={who.name}', and run again"
             )
         other = {key.lower(): f"{key} is {sshd.value(found, key)}, not {said}" for key, said in wanted.items()
                  if sshd.value(found, key).lower() != said}
@@ -187,7 +203,7 @@ def confirm(
         note = read_or_none(root / NOTE.lstrip("/"))
         if note is None:
             raise PveguardError("when sshd read the change is not known, so no login can prove it; run again")
-        began = login_began(os.getpid() if pid is None else pid)
+        began = ssh_login.began(os.getpid() if pid is None else pid)
         if began is not None and began <= float(note):
             raise PveguardError(
                 "this login is older than the change of sshd, so it proves nothing: confirm over a new connection (ssh -o "
@@ -212,23 +228,50 @@ def revert(drift: str = managed_file.REFUSE, check: bool = False, *, root: Path 
     """
     kept = KEPT_FOR in managed_file.names(root, sshd.ROLE)
     files = managed_file.plan_revert(KEPT_FOR, root, None, drift) if kept else []
-    if not kept or check:
-        return Result(bool(files), False, ["put sshd back as it was"] if files else [], files)
+    waits = _at(REVERTED, root).exists()
+    todo = ["put sshd back as it was"] if files else ["have sshd read its files, which are as they were"] if waits else []
+    result = Result(bool(todo), False, todo, files)
+    if check or not (kept or waits):
+        return result
     rollback_timer.withdraw(TIMER, run=run, root=root)
-    managed_file.revert(KEPT_FOR, root, None, drift)
-    (root / PREVIOUS.lstrip("/")).unlink(missing_ok=True)
     if files:
-        facts = _facts(root, run, None, None)
+        _at(REVERTED, root).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        write_atomic(_at(REVERTED, root), b"")
+    managed_file.revert(KEPT_FOR, root, None, drift)
+    _at(PREVIOUS, root).unlink(missing_ok=True)
+    if todo:
+        _read_reverted(root, run)
+    return result
+
+
+def _read_reverted(root: Path, run: Run) -> None:
+    facts = sshd.look(root, run)
+    if facts.get("installed", True):
         done = run(["sshd", "-t"])
-        wrong = [f"{who}: {text}" for who, found in facts["problems"].items() for text in found.values()]
+        wrong = [f"{who}: {text}" for who, found in _problems(facts, run).items() for text in found.values()] if done.ok else []
         if not done.ok or wrong:
             raise PveguardError(
                 "the files are as they were, and sshd has not read them, as it would fail or lock somebody out: "
-                f"{'; '.join(wrong) if done.ok else ' '.join(done.stderr.split())[-400:]}. Mend that, then: "
-                "systemctl reload ssh"
+                f"{'; '.join(wrong) if done.ok else ' '.join(done.stderr.split())[-400:]}. Mend that, and run again"
             )
-        _reload(root, run)
-    return Result(bool(files), False, ["put sshd back as it was"] if files else [], files)
+        try:
+            _reload(root, run)
+        except PveguardError as error:
+            raise PveguardError(
+                f"the files are as they were, and sshd has not read them: {error}. Mend that, and run again"
+            ) from error
+    _at(REVERTED, root).unlink(missing_ok=True)
+
+
+def _problems(facts: Mapping[str, Any], run: Run) -> Mapping[str, Mapping[str, str]]:
+    """Who would be locked out by the files. Where /etc/pve does not answer, what sshd itself says of the controller."""
+    if facts["known"]:
+        return dict(facts["problems"])
+    if not (address := sshd.controller_address()):
+        return {}
+    who = Who("controller", address)
+    found = sshd.problems(sshd.settings(who, run), who, [{"keys": 1}], [{"type": "ssh-rsa"}])
+    return {who.shown: found}
 
 
 # -- the change
@@ -244,7 +287,7 @@ def _change(text: str, waits: bool, seconds: float, root: Path, run: Run) -> Non
             previous.unlink(missing_ok=True)
         else:
             write_atomic(previous, was, 0o644)
-    _note(root).unlink(missing_ok=True)
+    _at(NOTE, root).unlink(missing_ok=True)
     rollback_timer.arm(TIMER, undo_command(), seconds, before=(UNIT, SOCKET), run=run, root=root)
     try:
         managed_file.apply([managed_file.FileSpec(DROP_IN, text)], KEPT_FOR, root)
@@ -255,12 +298,13 @@ def _change(text: str, waits: bool, seconds: float, root: Path, run: Run) -> Non
     except (PveguardError, OSError) as error:
         undo(root=root, run=run)
         raise PveguardError(f"the change of sshd was taken back: {error}") from error
-    _note(root).parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(_note(root), f"{now():.2f}\n".encode())
+    _at(REVERTED, root).unlink(missing_ok=True)
+    _at(NOTE, root).parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(_at(NOTE, root), f"{now():.2f}\n".encode())
 
 
-def _note(root: Path) -> Path:
-    return root / NOTE.lstrip("/")
+def _at(path: str, root: Path) -> Path:
+    return root / path.lstrip("/")
 
 
 def _reload(root: Path, run: Run) -> None:
@@ -310,20 +354,7 @@ def now() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def login_began(pid: int) -> float | None:
-    """When the ssh connection began by which a process came, in seconds since boot; None for one that did not come by ssh."""
-    ticks = os.sysconf("SC_CLK_TCK")
-    while pid > 1:
-        try:
-            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as handle:
-                head, _, tail = handle.read().rpartition(")")
-        except OSError:
-            return None
-        words = tail.split()
-        if head.partition("(")[2].startswith("sshd"):
-            return int(words[19]) / ticks
-        pid = int(words[1])
-    return None
+login_began = ssh_login.began
 
 
 # -- what is judged

@@ -122,8 +122,6 @@ DRIFTED = check(
     "Look at it; a run writes it anew.",
     "make site",
 )
-_RSA = ("hostkey", "hostkeyalgorithms", "pubkeyacceptedalgorithms")
-_FORWARDING = ("disableforwarding", "allowstreamlocalforwarding", "allowtcpforwarding", "permitopen")
 
 
 def of_node(node: Mapping[str, Any], plan: Mapping[str, Any]) -> list[Finding]:
@@ -154,10 +152,10 @@ def _pending(facts: Mapping[str, Any]) -> list[Finding]:
 def _harmful(facts: Mapping[str, Any]) -> list[Finding]:
     found = []
     wrong = [(who, key, text) for who, said in facts["problems"].items() for key, text in said.items()]
-    for condition, keys in ((ROOT_OUT, None), (NO_RSA, _RSA), (NO_FORWARDING, _FORWARDING)):
+    for condition, keys in ((ROOT_OUT, None), (NO_RSA, sshd.OF_RSA), (NO_FORWARDING, sshd.OF_FORWARDING)):
         told: dict[tuple[str, str], list[str]] = {}
         for who, key, text in wrong:
-            if key in keys if keys else key not in (*_RSA, *_FORWARDING):
+            if key in keys if keys else key not in (*sshd.OF_RSA, *sshd.OF_FORWARDING):
                 told.setdefault((key, text), []).append(who)
         if told:
             said = "; ".join(f"{text} (from {some(who)}{_places(facts, key)})" for (key, text), who in told.items())

@@ -51,27 +51,27 @@ _LISTS = ("Unattended-Upgrade::Origins-Pattern", "Unattended-Upgrade::Allowed-Or
 
 @area
 def look(looking: Looking) -> dict[str, Any]:
-    """``installed``; ``id`` and ``highest`` of the cluster (1 and 1 without one); ``odd``: why these are not known; ``apt``:
-    what apt says of VALUES, ``origins`` and ``never``; ``later``: drop-ins of the timer that are read after ours; ``files``.
+    """``installed``; ``id`` and ``highest`` of the cluster (1 and 1 without one); ``odd``: why these are not known; ``later``:
+    drop-ins of the timer that are read after ours. Where it is installed, ``apt``: what apt says of VALUES, ``origins`` and
+    ``never``; ``files``.
     """
-    if not any(looking.exists(path) for path in _PROGRAMS):
-        return {"installed": False}
-    said = looking.output(["apt-config", "dump"])
-    if said is None and not looking.unread:
-        looking.cannot("apt-config", "not there")
     own, highest, odd = _ids(looking)
     folders = [
         f"{folder}/{TIMER}.d"
         for folder in ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system")
     ]
     drop_ins = [path for folder in folders for path in looking.names(folder, ".conf")]
+    later = [path for path in drop_ins if path.rpartition("/")[2] > DROP_IN.rpartition("/")[2]]
+    turn = {"id": own, "highest": highest, "odd": odd, "later": later}
+    if not any(looking.exists(path) for path in _PROGRAMS):
+        return {"installed": False, **turn}
+    said = looking.output(["apt-config", "dump"])
+    if said is None and not looking.unread:
+        looking.cannot("apt-config", "not there")
     return {
         "installed": True,
-        "id": own,
-        "highest": highest,
-        "odd": odd,
+        **turn,
         "apt": _apt(said or ""),
-        "later": [path for path in drop_ins if path.rpartition("/")[2] > DROP_IN.rpartition("/")[2]],
         "files": file_states([CONF, DROP_IN], looking.root),
     }
 

@@ -9,6 +9,9 @@ from . import updates, updates_findings
 from .change_parts import INSTALL, Around, Facts, Options, Work, command, is_on
 from .updates_change import DROP_IN, TIMER, odd
 
+#: Its files need nothing of the package, which is installed beside them: by itself it has Debian's wider settings.
+FILES_FIRST = True
+
 
 def refuse(options: Options, facts: Facts, around: Around) -> None:
     wrong = ("hardening-updates-mixed-releases", "hardening-updates-malformed", "hardening-updates-unsigned")
@@ -17,8 +20,6 @@ def refuse(options: Options, facts: Facts, around: Around) -> None:
         raise PveguardError(f"where packages come from could not be read: {sources['error']}")
     if told := [each for each in updates_findings.findings(sources) if each.id in wrong]:
         raise PveguardError("; ".join(each.sentence for each in told))
-    if not facts.get("installed"):
-        return
     if why := odd(options, facts):
         raise PveguardError(f"the turn of this node is not known: {why}")
     if facts["later"]:

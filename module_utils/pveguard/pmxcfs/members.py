@@ -82,6 +82,11 @@ def names_by_id(said: Mapping[str, Any]) -> dict[int, str]:
     return {int(node["id"]): str(name) for name, node in nodes.items() if str(node.get("id", "")).isdecimal()}
 
 
+def offline(said: Mapping[str, Any]) -> list[str]:
+    """Names of members that Corosync does not see."""
+    return sorted(str(name) for name, node in (said.get("nodelist") or {}).items() if node.get("online") == 0)
+
+
 class Judged:
     """How the daemon works by what it says. ``name``: :data:`CLUSTER`, :data:`LOCAL`, or None where that is not known.
     ``quorate``: None in local mode and where it is not known. ``met`` is False when Corosync has not run since a daemon in

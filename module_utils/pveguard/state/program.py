@@ -26,6 +26,7 @@ PVE_STATE = Program(
         "base.node_name",
         "base.rollback_timer",
         "base.run",
+        "base.ssh_login",
         "base.systemd",
         "base.units",
         "formats.corosync_tools",
