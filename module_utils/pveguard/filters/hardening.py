@@ -3,27 +3,49 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..base.host_variables import rendered
 from ..cluster import kinds
 from ..hardening import asked, firewall_rules
+from ..hardening.peers import host_of
 
 
 def hosts(hostvars: Any, host: str) -> dict[str, str]:
-    """``{name or address: host of the inventory}`` of all hosts but this one, --limit or not: by what a node calls itself where
-    it was looked at, by the name in the inventory, and by the address that Ansible goes to.
+    """``{name or address: host of the inventory}`` of all hosts but this one and those that are known to be of another cluster,
+    --limit or not: by the address that Ansible goes to, by what a node calls itself where it was looked at, by the name in the
+    inventory, and by its first part.
     """
-    found: dict[str, str] = {}
-    for name, own in rendered(hostvars).items():
-        if name == host:
+    everybody = rendered(hostvars)
+    cluster = _cluster_of(everybody.get(host))
+    keys: tuple[dict[str, str], ...] = ({}, {}, {}, {})
+    for name, own in everybody.items():
+        theirs = _cluster_of(own)
+        if name == host or (cluster and theirs and theirs != cluster):
             continue
         node = (own.get("pveguard_node") or {}).get("node") or {}
-        for key in (node.get("hostname"), str(name).partition(".")[0], own.get("ansible_host")):
+        short = "" if _is_address(str(name)) else str(name).partition(".")[0]
+        for found, key in zip(keys, (own.get("ansible_host"), node.get("hostname"), name, short), strict=True):
             if key:
                 found.setdefault(str(key), str(name))
-    return found
+    return {**keys[3], **keys[2], **keys[1], **keys[0]}
+
+
+def _cluster_of(variables: Any) -> str:
+    """As its facts say, and where it was not looked at, as the inventory says; empty where neither does."""
+    own = variables or {}
+    facts = (own.get("pveguard_node") or {}).get("corosync") or {}
+    return str(facts.get("cluster_name") or own.get("corosync_cluster_name") or "")
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def areas(hostvars: Any, host: str) -> list[str]:
@@ -59,7 +81,7 @@ def firewall_facts(hostvars: Any, host: str) -> dict[str, Any]:
     everybody = rendered(hostvars)
     own = _looked(everybody.get(host))
     known = hosts(hostvars, host)
-    others = [_host_of(each, known) for each in own.get("members") or [] if not each.get("own")]
+    others = [host_of(each, known) for each in own.get("members") or [] if not each.get("own")]
     return firewall_rules.together([own, *(_looked(everybody.get(each)) for each in others if each)])
 
 
@@ -73,9 +95,9 @@ def firewall_together(hostvars: Any, host: str, play_hosts: Sequence[str]) -> di
     if _failed(own) or "digest" not in own:
         return {"hosts": [host], "peers": [], "writer": "", "todo": False, "problems": [_why(own)]}
     known, found, problems, todo = hosts(hostvars, host), [host], [], bool(own.get("todo"))
-    peers = [each for each in own.get("members") or [] if not _is_probe(everybody.get(_host_of(each, known)))]
+    peers = [each for each in own.get("members") or [] if not _is_probe(everybody.get(host_of(each, known)))]
     for member in peers:
-        name = _host_of(member, known)
+        name = host_of(member, known)
         result = _result(everybody, name, ARMED)
         if not name:
             problems.append(f"{member['name']} of the cluster is not in the inventory under its name or address")
@@ -86,7 +108,7 @@ def firewall_together(hostvars: Any, host: str, play_hosts: Sequence[str]) -> di
         elif _failed(result) or "digest" not in result:
             problems.append(f"{member['name']}: {_why(result)}")
         elif result["digest"] != own["digest"]:
-            problems.append(f"{member['name']} sees another cluster.fw, or has another wish in the inventory; run again")
+            problems.append(f"{member['name']} sees another cluster.fw, or its inventory asks for something else; run again")
         found += [name] if name else []
         todo = todo or bool(result.get("todo"))
     # Where nothing is to be done nobody needs to be there.
@@ -115,10 +137,6 @@ def _looked(variables: Any) -> dict[str, Any]:
 
 def _result(everybody: Mapping[str, Any], host: str, variable: str) -> dict[str, Any]:
     return dict((everybody.get(host) or {}).get(variable) or {}) if host else {}
-
-
-def _host_of(member: Mapping[str, Any], known: Mapping[str, str]) -> str:
-    return known.get(str(member.get("name"))) or known.get(str(member.get("address"))) or ""
 
 
 def _why(result: Mapping[str, Any]) -> str:

@@ -26,6 +26,7 @@ from ..base.run import run as real_run
 from ..base.systemd import properties
 from ..formats import sshd_config
 from . import sshd
+from .peers import host_of
 from .sshd import DROP_IN, KEPT_FOR, TIMER, Who
 
 UNIT, SOCKET = "ssh.service", "ssh.socket"
@@ -339,7 +340,7 @@ def _facts(root: Path, run: Run, peers: Sequence[Who] | None, controller: str | 
 
 
 def _hosts(facts: Mapping[str, Any], known: Mapping[str, str] | None) -> dict[str, str]:
-    found = {each["name"]: (known or {}).get(each["name"]) or (known or {}).get(each["address"]) for each in facts["peers"]}
+    found = {each["name"]: host_of(each, known or {}) for each in facts["peers"]}
     return {name: host for name, host in found.items() if host}
 
 
