@@ -25,7 +25,7 @@ from ..base.run import Run
 from ..base.run import run as real_run
 from ..base.systemd import properties
 from ..formats import sshd_config
-from . import sshd
+from . import sshd, sshd_proof
 from .peers import host_of
 from .sshd import DROP_IN, KEPT_FOR, TIMER, Who
 
@@ -94,6 +94,8 @@ def present(
             "of that name or address; add it (--limit may leave it out), and nothing was changed"
         )
     judge(text, keys_only, algorithms, login, facts, root, run)
+    if why := sshd_proof.too_short(seconds, len(facts["peers"])):
+        raise PveguardError(f"{why}; nothing was changed")
     if check:
         return Result(True, False, todo, files, facts, hosts)
     _change(text, waits, seconds, root, run)
