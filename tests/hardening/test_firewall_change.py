@@ -83,6 +83,16 @@ def test_rules_of_a_firewall_that_is_off_need_no_proof_and_no_timer(node: Firewa
     assert node.revert().changed and node.shared.bytes == FORMER
 
 
+def test_what_became_of_an_earlier_change_is_not_said_of_one_without_a_timer(node: FirewallNode) -> None:
+    enforced(node)
+    node.confirm()
+    assert node.timer() == "confirmed"
+    node.shared.write(BEFORE)
+    assert node.arm(RULES, check=True).todo and node.timer() == "confirmed"
+    assert not node.arm(RULES).unproved and node.timer() == "none"
+    assert node.undo(made=False) and node.shared.bytes == FORMER
+
+
 def test_rules_of_a_firewall_that_is_on_are_proved(node: FirewallNode) -> None:
     node.shared.write(firewall_config.set_option(BEFORE, "enable", "1"))
     seen = node.arm(RULES)

@@ -159,3 +159,25 @@ def test_a_login_that_a_busy_sshd_has_reset_is_tried_once_more(
     assert 3 - len(answers) == tries == 1 + len(slept) and bool(found) is (tries == 1)
     answers[:] = [said, said, ""]
     assert firewall_proof.prove([Who("pve2", "10.0.0.2")], [], dict, sleep=slept.append) == [f"ssh to pve2 (10.0.0.2): {said}"]
+
+
+def test_how_a_change_of_the_firewall_ended() -> None:
+    def said(undone: dict[str, Any], live: bool = True, **written: Any) -> str:
+        everybody = {"pve1": {"__node_hardening_firewall_written": written}, "pve2": {
+            "__node_hardening_firewall": {"unproved": live}, "__node_hardening_firewall_undone": undone,
+        }}  # fmt: skip
+        return hardening.firewall_ended(everybody, "pve2", "pve1", 300)
+
+    assert said({"timer": "rolled_back"}) == "It was taken back, and cluster.fw is as it was before."
+    # Where the firewall is off there is no timer and nothing to take back.
+    off = "The rules may stand in cluster.fw already. They do nothing, as the firewall is off: run again."
+    assert said({"timer": "none"}, live=False) == said({"unreachable": True}, live=False) == off
+    untouched = "Nothing was written, and cluster.fw is as it was before."
+    assert said({"timer": "none"}, untouched=True) == said({"timer": "none"}, live=False, untouched=True) == untouched
+    assert said({"timer": "rolled_back", "held_open": True}) == (
+        "It was taken back, but somebody has edited cluster.fw: that stays, and this node's firewall is held open until a run "
+        "has proved it."
+    )
+    by_itself = "The node opens its firewall and takes it back by itself, at the latest within 300 s."
+    assert said({"failed": True, "msg": "no quorum"}) == said({"unreachable": True}) == said({"timer": "armed"}) == by_itself
+    assert said({"timer": "confirmed"}).startswith("This node had kept it; the member that had not puts the former cluster.fw")

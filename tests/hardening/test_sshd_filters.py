@@ -82,3 +82,15 @@ def test_hosts_that_are_named_by_their_address() -> None:
 def test_what_a_node_calls_itself_comes_before_the_name_of_another_in_the_inventory() -> None:
     hosts: dict[str, Any] = {"here": {}, "pve3": {}, "cellar": {"pveguard_node": {"node": {"hostname": "pve3"}}}}
     assert hardening.hosts(hosts, "here") == {"pve3": "cellar", "cellar": "cellar"}
+
+
+def test_how_a_change_of_sshd_ended() -> None:
+    def said(undone: dict[str, Any]) -> str:
+        return hardening.sshd_ended(undone, 180)
+
+    back = "It was taken back, and sshd is as it was before."
+    assert said({"changed": True, "timer": "rolled_back"}) == said({"changed": False, "timer": "rolled_back"}) == back
+    by_itself = "The node takes it back by itself, at the latest within 180 s."
+    assert said({"failed": True, "msg": "no"}) == said({"unreachable": True}) == said({"timer": "armed"}) == by_itself
+    assert said({"timer": "rolling_back"}) == "The node is taking it back."
+    assert said({"timer": "confirmed"}) == "It was kept before that, and sshd has it: run again."

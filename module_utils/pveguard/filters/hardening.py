@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..base.host_variables import rendered
+from ..base.rollback_timer import CONFIRMED, NONE, ROLLED_BACK, ROLLING_BACK
 from ..cluster import kinds
 from ..hardening import asked, firewall_rules
 from ..hardening.peers import host_of
@@ -61,6 +62,16 @@ def failures(came_in: Mapping[str, Any], went_out: Mapping[str, Any], kept: Mapp
     return [f"{who}{each.get('msg') or 'no answer'}" for who, each in named if _failed(each)]
 
 
+def sshd_ended(undone: Mapping[str, Any], seconds: int) -> str:
+    """What became of a change of sshd that was not proved, from what its undo has registered."""
+    state = "" if _failed(undone) else undone.get("timer")
+    return {
+        ROLLED_BACK: "It was taken back, and sshd is as it was before.",
+        ROLLING_BACK: "The node is taking it back.",
+        CONFIRMED: "It was kept before that, and sshd has it: run again.",
+    }.get(str(state), f"The node takes it back by itself, at the latest within {seconds} s.")
+
+
 def _failed(result: Mapping[str, Any]) -> bool:
     # With failed_when: false a module that failed has left its message alone.
     if result.get("skipped"):
@@ -69,8 +80,8 @@ def _failed(result: Mapping[str, Any]) -> bool:
 
 
 #: What the tasks of the firewall register on each host.
-LOOK, ARMED, WRITTEN, MADE, PROOF, WEB, KEPT = (
-    f"__node_hardening_firewall{end}" for end in ("_look", "", "_written", "_made", "_proof", "_web", "_kept")
+LOOK, ARMED, WRITTEN, MADE, PROOF, WEB, KEPT, UNDONE = (
+    f"__node_hardening_firewall{end}" for end in ("_look", "", "_written", "_made", "_proof", "_web", "_kept", "_undone")
 )
 
 
@@ -124,6 +135,30 @@ def firewall_failures(hostvars: Any, members: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def firewall_ended(hostvars: Any, host: str, writer: str, seconds: int) -> str:
+    """What became on a host of a change that was not proved. Without a timer (rules in a firewall that is off) there is nothing
+    to take back.
+    """
+    everybody = rendered(hostvars)
+    undone = _result(everybody, host, UNDONE)
+    state = "" if _failed(undone) else str(undone.get("timer") or "")
+    live = bool(_result(everybody, host, ARMED).get("unproved"))
+    if _result(everybody, writer, WRITTEN).get("untouched") and (state == NONE or not live):
+        return "Nothing was written, and cluster.fw is as it was before."
+    if not live:
+        return "The rules may stand in cluster.fw already. They do nothing, as the firewall is off: run again."
+    if state == ROLLED_BACK and undone.get("held_open"):
+        return (
+            "It was taken back, but somebody has edited cluster.fw: that stays, and this node's firewall is held open until a "
+            "run has proved it."
+        )
+    return {
+        ROLLED_BACK: "It was taken back, and cluster.fw is as it was before.",
+        ROLLING_BACK: "The node has opened its firewall and is taking it back.",
+        CONFIRMED: "This node had kept it; the member that had not puts the former cluster.fw back for all.",
+    }.get(state, f"The node opens its firewall and takes it back by itself, at the latest within {seconds} s.")
+
+
 def _is_probe(variables: Any) -> bool:
     own = variables or {}
     node, plan = (own.get("pveguard_node") or {}).get("node"), own.get("pveguard_plan") or {}
@@ -144,10 +179,12 @@ def _why(result: Mapping[str, Any]) -> str:
 
 
 FILTERS: dict[str, Callable[..., Any]] = {
+    "pveguard_firewall_ended": firewall_ended,
     "pveguard_firewall_facts": firewall_facts,
     "pveguard_firewall_failures": firewall_failures,
     "pveguard_firewall_together": firewall_together,
     "pveguard_hardening_areas": areas,
     "pveguard_hardening_failures": failures,
     "pveguard_hardening_hosts": hosts,
+    "pveguard_sshd_ended": sshd_ended,
 }
