@@ -66,7 +66,7 @@ CONNTRACK = check(
     "hardening-firewall-links-conntrack",
     WARNING,
     "Links of Corosync above 0 pass only as answers to what this node has sent: pve-firewall opens UDP 5404 and 5405 "
-    "alone. With a full or flushed table of connections, or after a start, they are cut",
+    "alone. With a full or flushed table of connections, or after a start, they may be cut",
     "Give each link a rule.",
     "node_hardening_firewall: rules",
 )
@@ -300,7 +300,7 @@ def _links(facts: Mapping[str, Any], filter: Filter) -> list[Finding]:
         found.append(
             CONNTRACK(
                 f"{firewall.shown_links(sorted(tracked))} passes only as an answer to what this node has sent",
-                means="with a full or flushed table of connections, or after a start, it is cut",
+                means="with a full or flushed table of connections, or after a start, it may be cut",
                 code=f"node_hardening_firewall: rules; by hand: {_rule_of(min(tracked), 'IN')}",
             )
         )
