@@ -113,6 +113,7 @@ def main() -> None:
         targets,
         params["web"] or [],
         corosync_info.collect if params["ring"] else dict,
+        own=own(),
         logins=params["logins"],
         seconds=params["seconds"],
     )

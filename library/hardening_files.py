@@ -110,6 +110,7 @@ from ansible.module_utils.pveguard.base import managed_file, ssh_login
 from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.base.node_module import NodeModule
 from ansible.module_utils.pveguard.hardening import concerns, hardening_files
+from ansible.module_utils.pveguard.hardening.peers import host_of
 from ansible.module_utils.pveguard.pmxcfs import run_lock
 
 
@@ -149,7 +150,7 @@ def main() -> None:
     peers = [
         {**each, "host": host}
         for each in result.proof.get("peers", [])
-        if (host := known.get(each["name"]) or known.get(each["address"]))
+        if (host := host_of(each, known))
     ]
     module.exit_json(
         changed=result.changed,

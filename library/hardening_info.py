@@ -8,8 +8,9 @@ DOCUMENTATION = r"""
 module: hardening_info
 short_description: How a Proxmox VE node is hardened, and what others have set on it
 description:
-  - Looks at files and at the running kernel. Nothing is changed, no service is asked to reload, no file is run, also not those
-    that bash sources.
+  - Looks at files and at the running kernel, and asks programs that only read (C(sshd -T), C(apt-config dump) and the like).
+    Nothing is changed, no service is asked to reload, and no file is run that bash sources.
+  - The area V(others) sends up to three ICMP timestamp requests to each other member, for the difference of the clocks.
   - An area that could not be read is RV(facts.AREA.known) false, with the reason in C(error); what of it could be read is there.
   - No secret is returned, neither of users' second factors, nor of tokens, realms or the addresses of package sources.
 attributes:

@@ -98,12 +98,16 @@ sshd:
   description: Facts of sshd afterwards, with C(node), C(address) and C(peers) as the cluster file system names them.
   returned: with O(state=present)
   type: dict
+timer:
+  description: "What became of the change: C(none), C(armed), C(confirmed), C(rolling_back) or C(rolled_back)."
+  returned: success
+  type: str
 """
 
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.pveguard.base import managed_file, ssh_login
+from ansible.module_utils.pveguard.base import managed_file, rollback_timer, ssh_login
 from ansible.module_utils.pveguard.base.atomic import read_or_none
 from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.base.node_module import NodeModule
@@ -129,6 +133,7 @@ def main() -> None:
     )
     try:
         result = _work(module)
+        timer = str(rollback_timer.status(sshd.TIMER)["state"])
     except (PveguardError, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(
@@ -137,6 +142,7 @@ def main() -> None:
         todo=result.todo,
         sshd=result.facts,
         hosts=result.hosts,
+        timer=timer,
         diff=[
             {"before": each.before, "after": each.after, "before_header": each.path, "after_header": f"{each.path} ({each.what})"}
             for each in result.files

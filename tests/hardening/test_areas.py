@@ -477,6 +477,18 @@ def proxy(node: Node, text: str) -> set[str]:
     return {id for id in node.ids() if "pveproxy" in id}
 
 
+def test_a_deny_is_offered_only_where_it_keeps_no_member_out(node: Node) -> None:
+    proxy(node, 'ALLOW_FROM="10.0.0.0/24"\n')
+    each = finding(node.found(), "hardening-pveproxy-allow-without-deny")
+    assert each.code == "echo 'DENY_FROM=\"all\"' >> /etc/default/pveproxy; systemctl restart pveproxy spiceproxy"
+    proxy(node, 'ALLOW_FROM="10.0.0.11"\n')
+    each = finding(node.found(), "hardening-pveproxy-allow-without-deny")
+    assert each.code == "editor /etc/default/pveproxy; systemctl restart pveproxy spiceproxy"
+    assert "nodes of the cluster are missing in it: pve2 (10.0.0.12), pve3 (10.0.0.13)" in each.text
+    node.write("/etc/pve/.members", "")
+    assert finding(node.found(), "hardening-pveproxy-allow-without-deny").code.startswith("editor "), "members are not known"
+
+
 def test_access_rules(node: Node) -> None:
     assert proxy(node, 'ALLOW_FROM="10.0.0.0/24"\n') == {"hardening-pveproxy-allow-without-deny"}
     each = finding(node.found(), "hardening-pveproxy-allow-without-deny")

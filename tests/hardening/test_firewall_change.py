@@ -445,6 +445,16 @@ def test_nothing_is_written_after_the_undo_or_for_another_change(node: FirewallN
     assert node.shared.bytes == FORMER
 
 
+def test_what_became_of_an_earlier_change_is_not_said_of_one_without_a_timer(node: FirewallNode) -> None:
+    enforced(node)
+    node.confirm()
+    assert node.timer() == "confirmed"
+    node.shared.write(BEFORE)
+    assert node.arm(RULES, check=True).todo and node.timer() == "confirmed"
+    assert not node.arm(RULES).unproved and node.timer() == "none"
+    assert node.undo(made=False) and node.shared.bytes == FORMER
+
+
 def test_a_firewall_that_does_not_load_it_proves_nothing(node: FirewallNode) -> None:
     seen = node.arm()
     (node.bin / "stopped").write_text("")

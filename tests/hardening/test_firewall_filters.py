@@ -6,6 +6,7 @@ from __future__ import annotations
 import socket
 from typing import Any
 
+import pytest
 from ansible.module_utils.pveguard.corosync import probe_members
 from ansible.module_utils.pveguard.filters import hardening
 from ansible.module_utils.pveguard.hardening import firewall_proof, firewall_rules, hardening_changes
@@ -116,3 +117,67 @@ def test_a_web_interface_that_answered_before_must_answer_afterwards() -> None:
         f"pve2 (127.0.0.1): TCP {port}: Connection refused"
     ]
     assert firewall_proof.prove([here], [], dict, logins=False, web_port=port) == [], "it did not answer before"
+
+
+def test_members_do_not_all_begin_with_the_same_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def proof(who: Who, **_more: Any) -> dict[str, Any]:
+        asked.append(who.name)
+        return {"error": ""}
+
+    monkeypatch.setattr(firewall_proof.sshd_proof, "prove", proof)
+    monkeypatch.setattr(firewall_proof, "AT_ONCE", 1)
+    everybody = [Who(f"pve{each}", f"10.0.0.{each}") for each in range(1, 5)]
+    firsts = []
+    for own in everybody:
+        asked.clear()
+        targets = [each for each in everybody if each is not own]
+        assert firewall_proof.prove(targets, [], dict, own=own.name) == []
+        assert sorted(asked) == [each.name for each in targets]
+        firsts.append(asked[0])
+    assert firsts == ["pve2", "pve3", "pve4", "pve1"]
+
+
+@pytest.mark.parametrize(
+    ("said", "tries"),
+    [
+        ("kex_exchange_identification: read: Connection reset by peer Connection reset by 10.0.0.2 port 22", 2),
+        ("kex_exchange_identification: Connection closed by remote host", 2),
+        ("ssh: connect to host 10.0.0.2 port 22: Connection timed out", 1),
+        ("root@10.0.0.2: Permission denied (publickey).", 1),
+    ],
+)
+def test_a_login_that_a_busy_sshd_has_reset_is_tried_once_more(
+    monkeypatch: pytest.MonkeyPatch, said: str, tries: int
+) -> None:
+    """sshd resets new connections where many wait for their login (MaxStartups)."""
+    answers = [said, "", ""]
+    slept: list[float] = []
+    monkeypatch.setattr(firewall_proof.sshd_proof, "prove", lambda *_a, **_k: {"error": answers.pop(0)})
+    found = firewall_proof.prove([Who("pve2", "10.0.0.2")], [], dict, sleep=slept.append)
+    assert 3 - len(answers) == tries == 1 + len(slept) and bool(found) is (tries == 1)
+    answers[:] = [said, said, ""]
+    assert firewall_proof.prove([Who("pve2", "10.0.0.2")], [], dict, sleep=slept.append) == [f"ssh to pve2 (10.0.0.2): {said}"]
+
+
+def test_how_a_change_of_the_firewall_ended() -> None:
+    def said(undone: dict[str, Any], live: bool = True, **written: Any) -> str:
+        everybody = {"pve1": {"__node_hardening_firewall_written": written}, "pve2": {
+            "__node_hardening_firewall": {"unproved": live}, "__node_hardening_firewall_undone": undone,
+        }}  # fmt: skip
+        return hardening.firewall_ended(everybody, "pve2", "pve1", 300)
+
+    assert said({"timer": "rolled_back"}) == "It was taken back, and cluster.fw is as it was before."
+    # Where the firewall is off there is no timer and nothing to take back.
+    off = "The rules may stand in cluster.fw already. They do nothing, as the firewall is off: run again."
+    assert said({"timer": "none"}, live=False) == said({"unreachable": True}, live=False) == off
+    untouched = "Nothing was written, and cluster.fw is as it was before."
+    assert said({"timer": "none"}, untouched=True) == said({"timer": "none"}, live=False, untouched=True) == untouched
+    assert said({"timer": "rolled_back", "held_open": True}) == (
+        "It was taken back, but somebody has edited cluster.fw: that stays, and this node's firewall is held open until a run "
+        "has proved it."
+    )
+    by_itself = "The node opens its firewall and takes it back by itself, at the latest within 300 s."
+    assert said({"failed": True, "msg": "no quorum"}) == said({"unreachable": True}) == said({"timer": "armed"}) == by_itself
+    assert said({"timer": "confirmed"}).startswith("This node had kept it; the member that had not puts the former cluster.fw")

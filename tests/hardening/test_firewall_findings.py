@@ -290,3 +290,10 @@ def test_a_plain_host_and_a_report_are_told_of_a_change_that_waits() -> None:
     assert [each.id for each in judged(plain, PLAIN)] == ["hardening-firewall-unproved"]
     node = {"hardening": {"firewall": with_rules(ON, held_open=True)}}
     assert {each.id for each in firewall_findings.of_report(node)} == {"hardening-firewall-held-open"}
+
+
+def test_a_zone_of_sdn_that_is_cut_off_is_none_of_the_ring() -> None:
+    zone = {"zone": "pve2", "kind": "vxlan", "port": 4789, "peers": [], "fabric": False, "dhcp": False}
+    said = finding(judged(with_rules(ON, sdn=[zone])), "hardening-firewall-needed-port")
+    assert said.severity == PROBLEM and "SDN zone pve2 (VXLAN) (10.0.0.12)" in said.text
+    assert ids(with_rules(ON, sdn=[zone])) == {"hardening-firewall-needed-port"}

@@ -406,3 +406,27 @@ def test_own_addresses_that_are_not_understood(node: Node, answer: str) -> None:
     node.answers["ip"] = lambda argv: Result(0, answer)
     found = look(node)
     assert found["addresses"] == [] and found["known"] is (answer == "")
+
+
+def test_zones_of_sdn_and_their_other_ends(node: Node) -> None:
+    node.write(
+        "/etc/pve/sdn/zones.cfg",
+        "vxlan: vx\n\tpeers 10.1.0.11,10.1.0.12\n\tvxlan-port 4790\n\nevpn: ev\n\tcontroller ctl\n\tvrf-vxlan 1000\n\n"
+        "simple: dh\n\tdhcp dnsmasq\n\nsimple: plain\n\nvlan: v\n\tbridge vmbr0\n\nvxlan: other\n\tpeers 10.0.0.99\n"
+        "\tnodes pve2, pve3\n\nvxlan: fab\n\tfabric f\n",
+    )
+    node.write("/etc/pve/sdn/controllers.cfg", "evpn: ctl\n\tasn 65000\n\tpeers 10.0.0.11, 10.0.0.12\n")
+    nothing = {"port": 4789, "peers": [], "fabric": False, "dhcp": False}
+    found = look(node)
+    assert found["known"], found["error"]
+    assert found["sdn"] == [
+        {**nothing, "zone": "vx", "kind": "vxlan", "port": 4790, "peers": ["10.1.0.11", "10.1.0.12"]},
+        {**nothing, "zone": "ev", "kind": "evpn", "peers": ["10.0.0.11", "10.0.0.12"]},
+        {**nothing, "zone": "dh", "kind": "simple", "dhcp": True},
+        {**nothing, "zone": "fab", "kind": "vxlan", "fabric": True},
+    ]
+    node.write("/etc/pve/sdn/zones.cfg", "vxlan: vx\n\tpeers nobody\n\tvxlan-port x\n")
+    node.answers["getent"] = lambda argv: Result(2, "")
+    found = look(node)
+    assert not found["known"] and "the address of nobody (zone vx) is not known" in found["error"]
+    assert "vxlan-port x (zone vx) is no port" in found["error"]

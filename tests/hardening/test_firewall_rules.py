@@ -478,6 +478,40 @@ def test_what_nobody_has_a_rule_for_is_refused() -> None:
     assert refused(allowed) == ""
 
 
+def zone(kind: str, **more: Any) -> dict[str, Any]:
+    return {"zone": "z", "kind": kind, "port": 4789, "peers": [], "fabric": False, "dhcp": False, **more}
+
+
+def test_overlays_of_sdn_are_not_cut() -> None:
+    found = facts(sdn=[zone("evpn")])
+    assert refused(found).split("\n") == [
+        f"SDN zone z ({what}) would not pass (policy_in DROP): put this rule into [RULES] of /etc/pve/firewall/cluster.fw: "
+        f"IN ACCEPT -source 10.0.0.12,10.0.0.13 -p {proto} -dport {port}"
+        for what, proto, port in (("VXLAN", "udp", 4789), ("BGP", "tcp", 179), ("BFD", "udp", 3784))
+    ]
+    lines = re.findall("IN ACCEPT.*", refused(found))
+    assert refused(facts(MANAGED + "[RULES]\n" + "\n".join(lines), sdn=found["sdn"])) == "", "what it says helps"
+    macros = f"{MANAGED}[RULES]\nIN VXLAN(ACCEPT)\nIN BGP(ACCEPT)\nIN ACCEPT -p udp -dport 3784\n"
+    assert refused(facts(macros, sdn=found["sdn"])) == "" and refused(found, RULES) == ""
+    closed = facts(f"[OPTIONS]\npolicy_out: DROP\n{MANAGED}", sdn=found["sdn"])
+    assert "OUT ACCEPT -dest 10.0.0.12,10.0.0.13 -p tcp -dport 179" in refused(closed)
+    other = refused(facts(sdn=[zone("vxlan", port=4790, peers=["10.1.0.11", "10.1.0.12", "198.51.100.9"])]))
+    assert other.endswith("IN ACCEPT -source 10.1.0.12,198.51.100.9 -p udp -dport 4790") and "\n" not in other
+    assert refused(facts(sdn=[zone("vxlan", fabric=True)])) == (
+        "SDN zone z lies on a fabric, and whether its packets would pass cannot be judged: leave the mode at rules"
+    )
+
+
+def test_dhcp_of_guests_is_not_cut() -> None:
+    sdn = [zone("simple", dhcp=True)]
+    assert refused(facts(sdn=sdn)) == (
+        "SDN zone z (DHCP of guests) would not pass (policy_in DROP): put this rule into [RULES] of "
+        "/etc/pve/firewall/cluster.fw: IN ACCEPT -p udp -dport 67"
+    )
+    for rule in ("IN ACCEPT -p udp -dport 67", "IN DHCPfwd(ACCEPT)"):
+        assert refused(facts(f"{MANAGED}[RULES]\n{rule}\n", sdn=sdn)) == ""
+
+
 def test_guests_that_would_wake_are_named_until_the_clusters_name_is_typed() -> None:
     found = facts(guests=[GUEST])
     said = refused(found)

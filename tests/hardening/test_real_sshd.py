@@ -90,6 +90,16 @@ def test_a_bad_change_is_refused_beforehand_and_nothing_changes(sshd_node: SshdN
     assert sshd_node.files() == before and not sshd_node.reloads and not rollback_timer.names(sshd_node.root)
 
 
+def test_too_little_time_for_so_many_members_is_refused(sshd_node: SshdNode) -> None:
+    before = sshd_node.files()
+    peers = [sshd.Who(f"pve{each}", "127.0.0.2") for each in range(2, 40)]
+    told = "the proofs of 38 members may need 182 s, and node_hardening_sshd_confirm_seconds is 180: set it to 182 or more"
+    for check in (True, False):
+        with pytest.raises(PveguardError, match=told):
+            sshd_node.present(peers=peers, check=check)
+    assert sshd_node.files() == before and not sshd_node.reloads and not rollback_timer.names(sshd_node.root)
+
+
 #: The same where nobody has seen it beforehand; what the proof of the peer sees then.
 UNSEEN = ["no key", "no root", "not from the peer", "no RSA host key", "no forwarding", "no sockets"]
 UNSEEN += ["a second factor", "no command"]

@@ -33,6 +33,9 @@ UNITS = {
 }
 QNETD = "/usr/bin/corosync-qnetd"
 FOLDER = f"{places.MOUNT}/firewall"
+SDN_ZONES, SDN_CONTROLLERS = f"{places.MOUNT}/sdn/zones.cfg", f"{places.MOUNT}/sdn/controllers.cfg"
+#: Of an SDN zone that says no other.
+VXLAN_PORT = 4789
 #: Until the cluster file system has answered all that is asked of it.
 ANSWER_S = 30.0
 #: Storages that are reached over the network.
@@ -65,6 +68,8 @@ def look(looking: Looking) -> Facts:
     qdevice         {host, address} or null; qnetd: whether this host is one for others
     drbd            [{resource, path, port, addresses}]; drbd_strange: [{path, why}]
     inbound         [{what, port}] of LINSTOR and Ceph on this node
+    sdn             [{zone, kind (vxlan or evpn; others have dhcp alone), port (of VXLAN), peers (addresses of the other ends, own
+                    ones among them), fabric, dhcp}] of the zones of this node that need a port
     storages        [{name, kind, servers}] that are reached over the network, listed only
     migration       {type: secure or insecure, network}
     guests          [{id, node, kind, name, cards, rules, policy_in}] of the cluster whose rules sleep until it is on
@@ -99,6 +104,7 @@ def look(looking: Looking) -> Facts:
             if looking.names(path) or (path.endswith(".service") and looking.exists(path))
             for port in ports
         ],
+        "sdn": _sdn(looking, texts, name),
         "storages": _storages(looking, texts.get("/etc/pve/storage.cfg")),
         "migration": _migration(texts.get("/etc/pve/datacenter.cfg")),
         **guests,
@@ -131,7 +137,7 @@ def conntrack_links(facts: Mapping[str, Any]) -> list[int]:
     dropped = {
         packet.port
         for packet, _ in firewall_rules.unmet(facts)
-        if packet.kind == "IN" and packet.proto == "udp"
+        if packet.kind == "IN" and packet.ring
     }
     return sorted(port - firewall_rules.COROSYNC_PORT for port in dropped)
 
@@ -148,7 +154,7 @@ def _of_pve(looking: Looking) -> tuple[dict[str, str], Facts]:
         if not inner.pve():
             return {"texts": {}, "guests": nothing, "unread": inner.unread}
         paths = [places.CLUSTER_CONF, f"{places.MOUNT}/.members", firewall_rules.CLUSTER_FW]
-        paths += [f"{places.MOUNT}/storage.cfg", f"{places.MOUNT}/datacenter.cfg"]
+        paths += [f"{places.MOUNT}/storage.cfg", f"{places.MOUNT}/datacenter.cfg", SDN_ZONES, SDN_CONTROLLERS]
         paths += [f"{each}/host.fw" for each in inner.names(f"{places.MOUNT}/nodes")]
         texts = {path: text for path in paths if (text := inner.text(path)) is not None}
         return {"texts": texts, "guests": _guests(inner), "unread": inner.unread}
@@ -436,6 +442,50 @@ def _storages(looking: Looking, text: str | None) -> list[Facts]:
             servers = [each for value in values for each in re.split(r"[\s,;]+", value) if each]
             found.append({"name": section.name, "kind": section.kind, "servers": servers})
     return found
+
+
+def _sdn(looking: Looking, texts: Mapping[str, str], name: str) -> list[Facts]:
+    names = _hosts(looking)
+    controllers = {
+        each.name: each.values.get("peers", "")
+        for each in section_config.parse(texts.get(SDN_CONTROLLERS, "")).sections
+    }
+    found: list[Facts] = []
+    for zone in section_config.parse(texts.get(SDN_ZONES, "")).sections:
+        only = _words(zone.values.get("nodes", ""))
+        overlay, dhcp = zone.kind in ("vxlan", "evpn"), bool(zone.values.get("dhcp"))
+        if (only and name not in only) or not (overlay or dhcp):
+            continue
+        written = controllers.get(zone.values.get("controller", "")) if zone.kind == "evpn" else None
+        addresses = {each: _address(looking, each, names) for each in _words(written or zone.values.get("peers", ""))}
+        if unknown := [each for each, address in addresses.items() if not address]:
+            looking.cannot(SDN_ZONES, f"the address of {', '.join(unknown)} (zone {zone.name}) is not known")
+        port = zone.values.get("vxlan-port", str(VXLAN_PORT))
+        if not re.fullmatch("[0-9]{1,5}", port):
+            looking.cannot(SDN_ZONES, f"vxlan-port {port} (zone {zone.name}) is no port")
+            port = str(VXLAN_PORT)
+        found.append(
+            {
+                "zone": zone.name,
+                "kind": zone.kind,
+                "port": int(port),
+                "peers": sorted(filter(None, addresses.values())),
+                "fabric": overlay and not addresses and _on_fabric(zone, texts),
+                "dhcp": dhcp,
+            }
+        )
+    return found
+
+
+def _on_fabric(zone: section_config.Section, texts: Mapping[str, str]) -> bool:
+    """Whether its ends are those of a fabric, whose addresses are not among the members'."""
+    controllers = section_config.parse(texts.get(SDN_CONTROLLERS, "")).sections
+    its = [each for each in controllers if each.name == zone.values.get("controller")]
+    return any("fabric" in each.values for each in [zone, *its])
+
+
+def _words(text: str) -> list[str]:
+    return [each for each in re.split(r"[\s,;]+", text) if each]
 
 
 def _migration(text: str | None) -> Facts:

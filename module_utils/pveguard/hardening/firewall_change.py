@@ -121,6 +121,9 @@ def arm(
     if check:
         result.changed = True
         return result
+    if not live:
+        # What became of an earlier change would be taken for this one's end.
+        rollback_timer.forget(TIMER, run=run, root=root)
     _pend(before, after, live, options.mode == ENFORCE and not was_on, running, facts, root, run)
     try:
         _keep(before, after, root)

@@ -66,7 +66,7 @@ CONNTRACK = check(
     "hardening-firewall-links-conntrack",
     WARNING,
     "Links of Corosync above 0 pass only as answers to what this node has sent: pve-firewall opens UDP 5404 and 5405 "
-    "alone. With a full or flushed table of connections, or after a start, they are cut",
+    "alone. With a full or flushed table of connections, or after a start, they may be cut",
     "Give each link a rule.",
     "node_hardening_firewall: rules",
 )
@@ -102,7 +102,8 @@ PEER = check(
 NEEDED = check(
     "hardening-firewall-needed-port",
     (PROBLEM, WARNING),
-    "DRBD, QDevice, LINSTOR or Ceph of this node is cut off from other members. A warning while the firewall is off",
+    "DRBD, QDevice, LINSTOR, Ceph or a zone of SDN of this node is cut off from other members, or guests from its DHCP. A "
+    "warning while the firewall is off",
     "Give it a rule.",
     "node_hardening_firewall: rules",
 )
@@ -282,7 +283,7 @@ def _links(facts: Mapping[str, Any], filter: Filter) -> list[Finding]:
     tracked: dict[int, str] = {}
     cut: dict[int, str] = {}
     out: dict[int, str] = {}
-    ring = [each for each in firewall_rules.needs(facts) if each.proto == "udp"]
+    ring = [each for each in firewall_rules.needs(facts) if each.ring]
     for packet in ring:
         verdict = filter.verdict(packet)
         if packet.kind == "OUT" and verdict.action != ACCEPT:
@@ -299,7 +300,7 @@ def _links(facts: Mapping[str, Any], filter: Filter) -> list[Finding]:
         found.append(
             CONNTRACK(
                 f"{firewall.shown_links(sorted(tracked))} passes only as an answer to what this node has sent",
-                means="with a full or flushed table of connections, or after a start, it is cut",
+                means="with a full or flushed table of connections, or after a start, it may be cut",
                 code=f"node_hardening_firewall: rules; by hand: {_rule_of(min(tracked), 'IN')}",
             )
         )
@@ -325,7 +326,7 @@ def _cut(facts: Mapping[str, Any], filter: Filter) -> list[Finding]:
     by_check: dict[Any, list[Packet]] = {CONTROLLER: [], PEER: [], NEEDED: []}
     names = {each["name"] for each in facts["members"]}
     for packet in firewall_rules.needs(facts):
-        if packet.proto == "udp" or judge.verdict(packet).action == ACCEPT:
+        if packet.ring or judge.verdict(packet).action == ACCEPT:
             continue
         of_member = packet.what.rpartition(" ")[2] in names
         by_check[

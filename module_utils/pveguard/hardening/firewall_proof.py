@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,10 @@ WEB_PORT = 8006
 #: A packet that is dropped is not answered; one that gets lost is sent again after 1, 3 and 7 s.
 WEB_S = 10.0
 AT_ONCE = 8
+#: What ssh says where the other side has ended a connection before any login, as sshd does where many wait for theirs
+#: (MaxStartups). It is tried once more, after so long.
+_RESET = re.compile("kex_exchange_identification|connection reset by", re.IGNORECASE)
+AGAIN_S = 2.0
 #: For a ring that forms anew.
 RING_S = 30.0
 
@@ -68,6 +73,7 @@ def prove(
     web_names: Sequence[str],
     corosync: Callable[[], Mapping[str, Any]],
     *,
+    own: str = "",
     logins: bool = True,
     ssh_port: int = 22,
     web_port: int = WEB_PORT,
@@ -76,16 +82,26 @@ def prove(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[str]:
-    """What does not answer, in words; empty when all does."""
+    """What does not answer, in words; empty when all does. ``own``: the name of this node. All members do this at the same time,
+    so each begins with the one that comes after it.
+    """
+
+    def log_in(who: Who) -> str:
+        error = str(sshd_proof.prove(who, port=ssh_port, seconds=seconds)["error"])
+        if _RESET.search(error):
+            sleep(AGAIN_S)
+            error = str(sshd_proof.prove(who, port=ssh_port, seconds=seconds)["error"])
+        return error
 
     def one(who: Who) -> list[str]:
         wrong = web(who.address, web_port) if who.name in web_names else ""
-        login = sshd_proof.prove(who, port=ssh_port, seconds=seconds)["error"] if logins else ""
+        login = log_in(who) if logins else ""
         return [*([f"{who.shown}: {wrong}"] if wrong else []), *([f"ssh to {who.shown}: {login}"] if login else [])]
 
     # At once: those that do not answer, one after the other, would outlast the time for the proof.
+    ordered = sorted(targets, key=lambda who: (who.name <= own, who.name))
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        found = [why for each in pool.map(one, targets) for why in each]
+        found = [why for each in pool.map(one, ordered) for why in each]
     deadline = clock() + ring_s
     while (wrong := ring(corosync())) and clock() < deadline:
         sleep(1)

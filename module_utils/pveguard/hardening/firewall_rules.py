@@ -36,6 +36,9 @@ CLUSTER_FW = "/etc/pve/firewall/cluster.fw"
 #: Of link 0; link N has this and N.
 COROSYNC_PORT = 5405
 QDEVICE_PORT = 5403
+#: What the members of an EVPN zone ask each other beside VXLAN.
+EVPN = (("BGP", "tcp", 179), ("BFD", "udp", 3784))
+DHCP_PORT = 67
 #: ssh, the SPICE proxy, VNC, the web interface, migration.
 MANAGEMENT_PORTS = "22,3128,5900:5999,8006,60000:60050"
 #: A source or destination may have this many characters, and may not mix IPv4 and IPv6.
@@ -229,7 +232,8 @@ def _malformed(path: str, strange: Sequence[Mapping[str, Any]]) -> str:
 
 
 def needs(facts: Facts) -> list[Packet]:
-    """What this node must get and send, one packet each: the ring, ssh and 8006 of members and controller, DRBD, QDevice."""
+    """What this node must get and send, one packet each: the ring, ssh and 8006 of members and controller, DRBD, QDevice, zones
+    of SDN."""
     members = facts.get("members") or []
     own: Mapping[str, Any] = next((each for each in members if each.get("own")), {})
     address = facts.get("address") or own.get("address") or ""
@@ -264,6 +268,25 @@ def needs(facts: Facts) -> list[Packet]:
         for peer in members:
             if not peer.get("own") and peer.get("address"):
                 found.append(Packet(each["what"], "IN", "tcp", peer["address"], address, int(each["port"])))
+    return [*found, *_sdn_needs(facts, address, own_addresses)]
+
+
+def _sdn_needs(facts: Facts, address: str, own_addresses: set[str]) -> list[Packet]:
+    found = []
+    for zone in facts.get("sdn") or []:
+        name = f"SDN zone {zone['zone']}"
+        if zone["dhcp"]:
+            found.append(Packet(f"{name} (DHCP of guests)", "IN", "udp", "0.0.0.0", "255.255.255.255", DHCP_PORT))
+        if zone["kind"] not in ("vxlan", "evpn") or zone["fabric"]:
+            continue
+        ours = next((each for each in zone["peers"] if each in own_addresses), address)
+        peers = zone["peers"] or [each.get("address") or "" for each in facts.get("members") or []]
+        for theirs in peers:
+            if not theirs or not ours or theirs in own_addresses:
+                continue
+            for what, proto, port in (("VXLAN", "udp", zone["port"]), *(EVPN if zone["kind"] == "evpn" else ())):
+                found.append(Packet(f"{name} ({what})", "IN", proto, theirs, ours, port))
+                found.append(Packet(f"{name} ({what})", "OUT", proto, ours, theirs, port))
     return found
 
 
@@ -346,12 +369,30 @@ def _against_enforcing(facts: Facts, options: Options, rules: Sequence[Rule]) ->
             )
     if host.get("enable") is False:
         found.append(f"{host['path']}: enable: 0 keeps the firewall off on this node: take the line out")
+    found += [
+        f"SDN zone {each['zone']} lies on a fabric, and whether its packets would pass cannot be judged: leave the mode at rules"
+        for each in facts.get("sdn") or []
+        if each["fabric"]
+    ]
+    helped: dict[str, list[Packet]] = {}
     for packet, by in unmet(facts, rules, enforced=True):
+        if packet.what.startswith("SDN zone"):
+            helped.setdefault(f"{packet.what} would not pass ({by})", []).append(packet)
+            continue
         found.append(
             f"{packet.what} ({packet.proto} {packet.port}, {packet.source} to {packet.dest}) would not pass ({by})"
         )
+    found += [f"{said}: put this rule into [RULES] of {CLUSTER_FW}: {_helping(its)}" for said, its in helped.items()]
     found += _guests(facts, options)
     return found
+
+
+def _helping(packets: Sequence[Packet]) -> str:
+    """The rule that lets all of these pass, which differ in the other end alone."""
+    one = packets[0]
+    key, others = ("source", {each.source for each in packets}) if one.kind == "IN" else ("dest", {each.dest for each in packets})
+    side = {} if one.port == DHCP_PORT else {key: ",".join(_networks(sorted(others)))}
+    return Rule(one.kind, "ACCEPT", "", {**side, "proto": one.proto, "dport": str(one.port)}, True, "").text()
 
 
 def _guests(facts: Facts, options: Options) -> list[str]:

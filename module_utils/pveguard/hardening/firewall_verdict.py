@@ -29,6 +29,10 @@ MACROS = {
     "spiceproxy": (("tcp", "3128"),),
     "pmg": (("tcp", "8006"),),
     "ceph": (("tcp", "6789"), ("tcp", "3300"), ("tcp", "6800:7300")),
+    "vxlan": (("udp", "4789"),),
+    "bgp": (("tcp", "179"),),
+    # Its source ports are those of DHCP too.
+    "dhcpfwd": (("udp", "67:68"),),
 }
 _SIDES = ("source", "dest")
 _WITH_PORTS = ("tcp", "udp", "sctp", "dccp")
@@ -45,6 +49,10 @@ class Packet(NamedTuple):
     source: str
     dest: str
     port: int
+
+    @property
+    def ring(self) -> bool:
+        return self.what.startswith("corosync link")
 
 
 class Verdict(NamedTuple):

@@ -86,6 +86,7 @@ def findings(facts: Mapping[str, Any]) -> list[Finding]:
 
 def _access(facts: Mapping[str, Any], values: dict[str, str]) -> list[Finding]:
     found = []
+    members: Mapping[str, str] | None = facts.get("peers")
     # Of documentation: in no list.
     strangers = ("192.0.2.1", "198.51.100.1", "203.0.113.1")
     outside = lets_in(values, strangers)
@@ -95,14 +96,18 @@ def _access(facts: Mapping[str, Any], values: dict[str, str]) -> list[Finding]:
         and all(outside.values())
         and values["ALLOW_FROM"] != "all"
     ):
+        closed = lets_in({**values, "DENY_FROM": "all"}, (members or {}).values()) or {}
+        missing = [f"{shown(name)} ({its})" for name, its in (members or {}).items() if not closed.get(its)]
+        told = f"; nodes of the cluster are missing in it: {some(missing)}" if missing else ""
+        code = f"echo 'DENY_FROM=\"all\"' >> {DEFAULTS}; systemctl restart pveproxy spiceproxy"
         found.append(
             NO_PROTECTION(
-                f'ALLOW_FROM="{shown(values["ALLOW_FROM"])}" in {DEFAULTS} with neither DENY_FROM="all" nor POLICY="deny"',
+                f'ALLOW_FROM="{shown(values["ALLOW_FROM"])}" in {DEFAULTS} with neither DENY_FROM="all" nor POLICY="deny"{told}',
                 means="who is in no list is let in",
-                code=f"echo 'DENY_FROM=\"all\"' >> {DEFAULTS}; systemctl restart pveproxy spiceproxy",
+                code=_EDIT if missing or members is None else code,
             )
         )
-    peers: Mapping[str, str] = facts.get("peers") or {}
+    peers: Mapping[str, str] = members or {}
     taken = lets_in(values, peers.values())
     refused = [
         f"{shown(name)} ({address})"

@@ -25,7 +25,8 @@ from ..base.run import Run
 from ..base.run import run as real_run
 from ..base.systemd import properties
 from ..formats import sshd_config
-from . import sshd
+from . import sshd, sshd_proof
+from .peers import host_of
 from .sshd import DROP_IN, KEPT_FOR, TIMER, Who
 
 UNIT, SOCKET = "ssh.service", "ssh.socket"
@@ -101,6 +102,8 @@ def present(
             "start it, or take it out of the cluster (pvecm delnode), and run again; nothing was changed"
         )
     judge(text, keys_only, algorithms, login, facts, root, run)
+    if why := sshd_proof.too_short(seconds, len(facts["peers"])):
+        raise PveguardError(f"{why}; nothing was changed")
     if check:
         return Result(True, False, todo, files, facts, hosts)
     _change(text, waits, seconds, root, run)
@@ -370,7 +373,7 @@ def _facts(root: Path, run: Run, peers: Sequence[Who] | None, controller: str | 
 
 
 def _hosts(facts: Mapping[str, Any], known: Mapping[str, str] | None) -> dict[str, str]:
-    found = {each["name"]: (known or {}).get(each["name"]) or (known or {}).get(each["address"]) for each in facts["peers"]}
+    found = {each["name"]: host_of(each, known or {}) for each in facts["peers"]}
     return {name: host for name, host in found.items() if host}
 
 

@@ -18,7 +18,7 @@ NOT_KNOWN = check(
     "hardening-sshd-unread",
     UNKNOWN,
     "What sshd does with a login could not be found out",
-    "Mend what sshd says of its configuration, before the next restart of it does.",
+    "Correct what `sshd -t` reports; sshd would not survive its next restart.",
     "sshd -t",
 )
 UNPROVED = check(
@@ -41,14 +41,14 @@ NO_RSA = check(
     PROBLEM,
     "The RSA host key, by which the members know the node, is missing or not used, or keys of RSA are not taken: no "
     "migration, no replication, no console of another node",
-    "Have the host key again and let rsa-sha2-512 and rsa-sha2-256 count.",
+    "Create the RSA host key again, and allow rsa-sha2-512 and rsa-sha2-256.",
     "ssh-keygen -A; pvecm updatecerts",
 )
 ANOTHER_KEY = check(
     "hardening-sshd-host-key-not-known",
     PROBLEM,
     "The members know the node by another RSA host key than it has: their logins fail",
-    "Tell them the present one.",
+    "Publish the present key to the cluster.",
     "pvecm updatecerts",
 )
 NO_FORWARDING = check(
@@ -83,7 +83,7 @@ ROOT_PASSWORD = check(
     "hardening-sshd-root-password",
     WARNING,
     "Root may log in with a password (CIS 5.1.20, as far as Proxmox VE allows: by key alone)",
-    "Have root come by key alone.",
+    "Let root log in by key only.",
     SWITCH,
 )
 PASSWORDS = check(

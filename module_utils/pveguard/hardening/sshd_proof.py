@@ -23,6 +23,9 @@ from .sshd import PVE, Who
 #: For all of one proof.
 SECONDS = 60.0
 AT_ONCE = 8
+#: What all proofs of one change take: the members come one after the other, each in a module call of its own.
+BASE_S, MEMBER_S = 30, 4
+VARIABLE = "node_hardening_sshd_confirm_seconds"
 #: Of the other side: a listener that sends back in reverse what it gets. It ends by itself where nobody comes.
 _ECHO = """
 import os, socket, sys
@@ -95,6 +98,14 @@ def prove_all(targets: Sequence[Who], *, seconds: float = SECONDS) -> list[dict[
         return []
     with ThreadPoolExecutor(min(AT_ONCE, len(targets))) as pool:
         return list(pool.map(lambda each: prove(each, seconds=seconds), targets))
+
+
+def too_short(seconds: float, peers: int) -> str:
+    """Why the proofs of so many other members would come too late; empty where they would not."""
+    needed = BASE_S + MEMBER_S * peers
+    if seconds >= needed:
+        return ""
+    return f"the proofs of {peers} members may need {needed} s, and {VARIABLE} is {seconds:g}: set it to {needed} or more"
 
 
 def _says_ready(process: subprocess.Popen[bytes], deadline: float) -> bool:

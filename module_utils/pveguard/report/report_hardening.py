@@ -92,7 +92,7 @@ def _table(told: Sequence[tuple[str, Mapping[str, Any]]]) -> LongTable | None:
         (Badge(VERDICTS[key[0]], key[0]), names_text(grouped[key], _MAX_NAMES), key[1], key[2], Code(key[3]) if key[3] else "")
         for key in order
     ]
-    header = ("Verdict", "Nodes", "What was found", "What helps", "Undo")
+    header = ("Verdict", "Nodes", "What was found", "What helps", "Command or setting")
     return long_table("What was found, the worst first", header, rows, "All that was found")
 
 
