@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.pveguard.base import supervised
+from ansible.module_utils.pveguard.base import ssh_login, supervised
 from ansible.module_utils.pveguard.base.errors import PveguardError
 from ansible.module_utils.pveguard.formats import firewall_config
 from ansible.module_utils.pveguard.hardening import firewall_change, firewall_rules, firewall_undo
@@ -107,6 +107,17 @@ def test_rules_of_a_firewall_that_is_on_need_a_controller_that_is_written_down(n
     refused(node, r"the controller \(192.0.2.77\) is not in the management set", RULES, facts=other)
     node.shared.write(BEFORE)
     assert not node.arm(RULES, facts=other).unproved
+
+
+def test_ansible_on_the_node_itself_in_an_ssh_session_is_refused(node: FirewallNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody could prove it afterwards."""
+
+    def local() -> None:
+        raise PveguardError("nothing was changed: ansible runs on this node itself")
+
+    monkeypatch.setattr(ssh_login, "refuse_local", local)
+    refused(node, "ansible runs on this node itself", ENFORCE)
+    assert not node.arm(RULES).unproved
 
 
 def test_rules_of_a_firewall_that_is_on_are_proved(node: FirewallNode) -> None:

@@ -96,8 +96,12 @@ class Firewalled(Node):
     def play(self, mode: str, *options: str, tasks: str = "together.yml") -> tuple[int, str]:
         # Ansible is not in the node, its modules are.
         python = Path(f"{self.folder}/python")
-        python.write_text(f"#!/bin/sh\nexec {' '.join(self.enter(['env', PATH, '/usr/bin/python3']))} \"$@\"\n")
-        python.chmod(0o755)
+        # A process of this name above each module stands for the login that it came by.
+        sshd = python.with_name("sshd")
+        sshd.write_text(f"#!/bin/sh\n{' '.join(self.enter(['env', PATH, '/usr/bin/python3']))} \"$@\"\nexit $?\n")
+        python.write_text(f'#!/bin/sh\nexec {sshd} "$@"\n')
+        for each in (sshd, python):
+            each.chmod(0o755)
         host = {"ansible_connection": "local", "ansible_pipelining": True, "ansible_python_interpreter": str(python)}
         role = {"name": "node_hardening", "tasks_from": tasks}
         values = {"node_hardening_firewall": mode, "node_hardening_firewall_management": ["10.77.0.0/24"]}

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..base import managed_file, rollback_timer, supervised
+from ..base import managed_file, rollback_timer, ssh_login, supervised
 from ..base.atomic import fsync_dir, read_or_none, write_atomic
 from ..base.errors import PveguardError
 from ..base.run import CommandMissing, Run
@@ -113,6 +113,8 @@ def arm(
     why = [*firewall_rules.refusals(facts, options.mode, options), *_refusals(facts, live, running, root)]
     if was_on and options.mode != ENFORCE:
         why += _controllers_alone(facts, options)
+    if live:
+        ssh_login.refuse_local()
     if live and ring:
         why.append(f"the ring is not whole, so it could not be proved afterwards: {', '.join(ring)}. Mend it first")
     if why:
@@ -151,6 +153,7 @@ def _arm_table(
     )  # fmt: skip
     if not changes:
         return result
+    ssh_login.refuse_local()
     if why := firewall_rules.refusals(facts, options.mode, options):
         raise PveguardError(f"nothing was changed: {'; '.join(why)}")
     result.todo = [f"set the table {firewall_rules.TABLE} ({firewall_rules.NFTABLES_FILE})"]
