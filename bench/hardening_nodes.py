@@ -344,4 +344,6 @@ class Nodes:
 
 
 def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", **more}
+    """For a run of Ansible whose output is read. molecule asks for colours, which come before what is wanted without."""
+    uncoloured = {"ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_NOCOLOR": "1"}
+    return {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), **uncoloured, **more}

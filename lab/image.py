@@ -35,7 +35,7 @@ PACKAGES = (
     "openssh-server", "iproute2", "iputils-ping", "procps", "less", "e2fsprogs", "util-linux-extra", "dmsetup",
     "python3", "python3-fusepy", "fuse3", "sqlite3", "openssl", "ca-certificates", "gpgv",
     "corosync", "libcpg4", "libquorum5", "libcmap4", "libcfg7", "smartmontools", "nvme-cli", "rrdcached", "logrotate",
-    "iptables", "ipset", "nftables", "conntrack", "auditd", "chrony",
+    "iptables", "ipset", "nftables", "conntrack", "auditd", "chrony", "unattended-upgrades",
 )  # fmt: skip
 EXTRA_PACKAGES = {"trixie": ("libfuse2t64",), "bookworm": ("libfuse2",)}
 DOUBLES = ("pve-cluster", "pve-ha-manager", "pve-manager", "pve-firewall", "proxmox-firewall", "libpve-access-control")

@@ -34,7 +34,10 @@ MASKED = (
     "modprobe@drm.service", "modprobe@efi_pstore.service",
 )  # fmt: skip
 # There for what a role or a test switches on: until then they cost no time at boot and write nothing.
-OFF = ("auditd.service", "audit-rules.service", "chrony.service", "chronyd.service", "nftables.service")
+OFF = (
+    "auditd.service", "audit-rules.service", "chrony.service", "chronyd.service", "nftables.service",
+    "unattended-upgrades.service",
+)  # fmt: skip
 # Run at each boot and each reload of systemd, a second under emulation, and make nothing of these guests.
 GENERATORS = (
     "systemd-debug-generator", "systemd-getty-generator", "systemd-gpt-auto-generator",

@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 
 class Service(NamedTuple):
-    """``file``: what the units' conditions ask for. ``enabled``: units that the image has switched off."""
+    """``file``: what the units' conditions ask for. ``enabled``: units that the image has switched off; ``masked`` as well."""
 
     units: tuple[str, ...]
     file: str = ""
     enabled: bool = False
+    masked: bool = False
 
 
 SERVICES = {
@@ -21,6 +22,7 @@ SERVICES = {
     "pveproxy": Service(("pveproxy.service", "spiceproxy.service"), "/etc/pveproxy-lab.conf"),
     "auditd": Service(("auditd.service",), enabled=True),
     "chrony": Service(("chrony.service",), enabled=True),
+    "updates": Service(("apt-daily-upgrade.timer",), enabled=True, masked=True),
 }
 
 
@@ -32,6 +34,8 @@ def script(names: Sequence[str], on: bool) -> str:
         file = shlex.quote(service.file)
         if service.file:
             lines.append(f"[ -e {file} ] || : > {file}" if on else f"rm -f {file}")
+        if service.masked and on:
+            lines.append(f"systemctl --quiet unmask {' '.join(service.units)}")
         if service.enabled:
             action = "--quiet enable --now" if on else "--quiet disable --now"
         else:
@@ -39,4 +43,6 @@ def script(names: Sequence[str], on: bool) -> str:
             action = "restart" if on or name == "pveproxy" else "stop"
         for unit in service.units:
             lines.append(f"! systemctl cat {unit} >/dev/null 2>&1 || systemctl {action} {unit}")
+        if service.masked and not on:
+            lines.append(f"systemctl --quiet mask {' '.join(service.units)}")
     return "\n".join([*lines, ""])

@@ -586,7 +586,9 @@ def test_what_the_image_has_switched_off(tmp_path: Path) -> None:
     kept.symlink_to("/nowhere")
     image_root.switch_off(tmp_path)
     assert [path for path in units.rglob("*") if path.is_symlink()] == [kept]
-    assert {unit for each in services.SERVICES.values() if each.enabled for unit in each.units} <= set(image_root.OFF)
+    assert {unit for each in services.SERVICES.values() if each.masked for unit in each.units} <= set(image_root.MASKED)
+    off = {unit for each in services.SERVICES.values() if each.enabled and not each.masked for unit in each.units}
+    assert off <= set(image_root.OFF)
 
 
 def test_services_are_switched_on_and_off(tmp_path: Path) -> None:
@@ -607,6 +609,7 @@ def test_services_are_switched_on_and_off(tmp_path: Path) -> None:
 
     expected = ["restart pve-firewall.service", "restart pveproxy.service", "restart spiceproxy.service"]
     expected += ["--quiet enable --now auditd.service", "--quiet enable --now chrony.service"]
+    expected += ["--quiet unmask apt-daily-upgrade.timer", "--quiet enable --now apt-daily-upgrade.timer"]
     assert run(True) == expected and all(mark.exists() for mark in marks)
     marks[0].write_text("seconds=1\n")
     assert run(True) == expected and marks[0].read_text() == "seconds=1\n", "settings stay"
@@ -616,6 +619,8 @@ def test_services_are_switched_on_and_off(tmp_path: Path) -> None:
         "restart spiceproxy.service",
         "--quiet disable --now auditd.service",
         "--quiet disable --now chrony.service",
+        "--quiet disable --now apt-daily-upgrade.timer",
+        "--quiet mask apt-daily-upgrade.timer",
     ]
     assert not any(mark.exists() for mark in marks)
 
@@ -627,7 +632,7 @@ def test_services_by_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert lab_cli(capsys, "services", "off", "all", "pve1")[0] == 0
     assert scripts == [services.script(["firewall", "auditd"], True), services.script(list(services.SERVICES), False)]
     status, _, err = lab_cli(capsys, "services", "on", "fail2ban")
-    assert status == 2 and "no service fail2ban: there are firewall, pveproxy, auditd, chrony" in err
+    assert status == 2 and "no service fail2ban: there are firewall, pveproxy, auditd, chrony, updates" in err
     assert len(scripts) == 2
 
 

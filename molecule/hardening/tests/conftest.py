@@ -35,7 +35,7 @@ Harden = Callable[..., tuple[int, dict[str, int], str]]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    shared.sort_by_folder(items, ["hardened", "planted", "firewalled", "rebooted", "reverted"])
+    shared.sort_by_folder(items, ["hardened", "planted", "firewalled", "concerns", "rebooted", "reverted"])
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +46,7 @@ def nodes() -> hardening_nodes.Nodes:
     found.second_key()
     found.add_second_ring()
     if "PVEGUARD_CAMPAIGN" in os.environ:
-        found.lab.services(["firewall", "pveproxy"], True)
+        found.lab.services(["firewall", "pveproxy", "auditd", "updates"], True)
     return found
 
 
@@ -57,22 +57,26 @@ def before(nodes: hardening_nodes.Nodes) -> hardening_nodes.Seen:
 
 
 @pytest.fixture(scope="session")
-def harden(ephemeral: Path) -> Harden:
-    """Run the role on one member after the other: exit code, ``{node: changed}``, and the output on one line."""
+def harden(ephemeral: Path, nodes: hardening_nodes.Nodes) -> Harden:
+    """Run the role on one member after the other, ``variables`` of it beside SWITCHES: exit code, ``{node: changed}``, and the
+    output on one line.
+    """
 
-    def run(*arguments: str, tasks: str = "main.yml") -> tuple[int, dict[str, int], str]:
+    def run(*arguments: str, tasks: str = "main.yml", **variables: object) -> tuple[int, dict[str, int], str]:
         task = {"import_role": {"name": "node_hardening", "tasks_from": tasks}}
         book = ephemeral / "harden.yml"
         # 0: all at once, as what is one for all members wants it.
         serial = 0 if tasks == "together.yml" else 1
-        book.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "serial": serial, "tasks": [task]}]))
+        book.write_text(
+            json.dumps([{"hosts": "all", "gather_facts": False, "serial": serial, "tasks": [task]}])
+        )
         argv = [
             "ansible-playbook",
             "-i",
             str(ROOT / "inventory/lab"),
             str(book),
             "-e",
-            json.dumps(SWITCHES),
+            json.dumps(SWITCHES | variables),
             *arguments,
         ]
         environment = hardening_nodes.environment(ANSIBLE_ROLES_PATH=str(ROOT / "roles"))
@@ -84,6 +88,8 @@ def harden(ephemeral: Path) -> Harden:
         changed = {
             node: int(count) for node, count in re.findall(r"^(pve\d) .*\bchanged=(\d+)", done.stdout, re.M)
         }
+        # After a failure the rest of the members have no turn.
+        assert set(changed) == set(nodes.names) if done.returncode == 0 else changed, "the recap was not read"
         return done.returncode, changed, " ".join((done.stdout + done.stderr).split())
 
     return run
