@@ -26,7 +26,7 @@ FORCE_DISABLE = "/run/proxmox-nftables-firewall-force-disable"
 #: Of the rollback timer of a change.
 TIMER = "hardening-firewall"
 #: While it exists, an undo keeps both firewalls from starting.
-HELD_OPEN = "/var/lib/pveguard/hardening/firewall/held-open"
+HELD_OPEN = "/var/lib/pveguard/node_hardening/firewall/held-open"
 UNITS = {
     "pve-firewall": "/usr/sbin/pve-firewall",
     "proxmox-firewall": "/usr/libexec/proxmox/proxmox-firewall",
