@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ansible.module_utils.pveguard.formats import firewall_config
-from ansible.module_utils.pveguard.hardening import firewall_verdict
+from ansible.module_utils.pveguard.hardening import firewall
 
 MANAGED = "[IPSET management]\n192.0.2.0/24\n"
 ON = f"[OPTIONS]\nenable: 1\n{MANAGED}"
@@ -34,7 +34,7 @@ def file(path: str, text: str, enabled: bool) -> dict[str, Any]:
         "present": bool(text),
         "enable": parsed.on("enable", enabled),
         **policies,
-        **firewall_verdict.said(parsed),
+        **firewall.said(parsed),
     }
 
 

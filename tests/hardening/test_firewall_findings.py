@@ -278,7 +278,7 @@ def test_both_are_looked_at(tmp_path: Path) -> None:
     node = clean(tmp_path)
     found = node.look("firewall")["firewall"]
     assert (found["held_open"], found["timer"]) == (False, "none")
-    node.write("/var/lib/pveguard/hardening/firewall/held-open", "")
+    node.write("/var/lib/pveguard/node_hardening/firewall/held-open", "")
     armed = {"argv": ["true"], "seconds": 60, "retry_s": 5, "time": "", "boot_id": "another", "until": 0}
     node.write("/var/lib/pveguard/rollback/hardening-firewall/armed.json", json.dumps(armed))
     found = node.look("firewall")["firewall"]

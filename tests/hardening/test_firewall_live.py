@@ -130,7 +130,7 @@ class Firewalled(Node):
 
     def left(self) -> list[str]:
         units = "/etc/systemd/system/*pveguard* /etc/systemd/system/*.d"
-        return self.sh(f"ls -d /var/lib/pveguard/hardening/* {units} 2>/dev/null; true").split()
+        return self.sh(f"ls -d /var/lib/pveguard/node_hardening/* {units} 2>/dev/null; true").split()
 
     def armed(self) -> None:
         """As a controller that dies before the proof leaves it."""
@@ -174,7 +174,7 @@ def test_check_run_second_run_and_back(node: Firewalled) -> None:
     assert node.file.read_text() == BEFORE and not node.left()
     code, said = node.play("enforce")
     assert code == 0 and node.closed, said
-    assert node.left() == ["/var/lib/pveguard/hardening/firewall"], "neither timer nor condition"
+    assert node.left() == ["/var/lib/pveguard/node_hardening/firewall"], "neither timer nor condition"
     assert "--dport 22,3128" in node.netfilter() or "22,3128,5900:5999,8006,60000:60050" in node.netfilter()
     code, said = node.play("enforce", "--diff")
     assert code == 0 and "changed=0 " in said, said
@@ -195,7 +195,7 @@ def test_the_undo_opens_the_node_without_the_clusters_file_system(node: Firewall
     node.start()
     assert node.undo() == 0 and node.file.read_text() == BEFORE and not node.held
     assert (node.root / "run/pve-firewall.pid").exists() and not node.closed
-    assert node.left() == ["/var/lib/pveguard/hardening/firewall"]
+    assert node.left() == ["/var/lib/pveguard/node_hardening/firewall"]
 
 
 def test_the_undo_of_a_firewall_whose_daemon_was_killed(node: Firewalled) -> None:

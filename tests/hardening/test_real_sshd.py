@@ -39,6 +39,7 @@ def test_hardened_proved_and_kept(sshd_node: SshdNode) -> None:
     assert revert(sshd_node).changed and sshd_node.files() == before
     assert sshd_node.methods() == "publickey,password"
     assert not revert(sshd_node).changed and not list(sshd_node.root.rglob("*pveguard-rollback*"))
+    assert not (sshd_node.root / "var/lib/pveguard/node_hardening").exists()
 
 
 def test_check_mode_judges_and_changes_nothing(sshd_node: SshdNode) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ..base import node_name, rollback_timer, ssh_login, supervised
@@ -15,7 +15,7 @@ from ..base.run import CommandMissing
 from ..base.systemd import properties_of
 from ..formats import corosync_conf, firewall_config, section_config
 from ..pmxcfs import places
-from . import firewall_others, firewall_rules, firewall_verdict
+from . import firewall_others
 from .looking import Facts, Looking, area
 from .sshd import controller_address
 
@@ -26,7 +26,7 @@ FORCE_DISABLE = "/run/proxmox-nftables-firewall-force-disable"
 #: Of the rollback timer of a change.
 TIMER = "hardening-firewall"
 #: While it exists, an undo keeps both firewalls from starting.
-HELD_OPEN = "/var/lib/pveguard/hardening/firewall/held-open"
+HELD_OPEN = "/var/lib/pveguard/node_hardening/firewall/held-open"
 UNITS = {
     "pve-firewall": "/usr/sbin/pve-firewall",
     "proxmox-firewall": "/usr/libexec/proxmox/proxmox-firewall",
@@ -38,8 +38,6 @@ SDN_ZONES, SDN_CONTROLLERS = f"{places.MOUNT}/sdn/zones.cfg", f"{places.MOUNT}/s
 VXLAN_PORT = 4789
 #: Until the cluster file system has answered all that is asked of it.
 ANSWER_S = 30.0
-#: Storages that are reached over the network.
-REMOTE = ("pbs", "nfs", "cifs", "cephfs", "rbd", "glusterfs", "iscsi", "iscsidirect", "esxi")
 #: What is asked by other members and has rules of nobody: {file that tells of it: (what, ports)}.
 INBOUND = {
     "/lib/systemd/system/linstor-satellite.service": ("LINSTOR satellite", (3366,)),
@@ -63,21 +61,18 @@ def look(looking: Looking) -> Facts:
                     written: {"0": as in corosync.conf}}]
     links           [0, 1]
     addresses, address, local_network  own addresses with their lengths; that of this node; its network, or the alias
-    management      networks that Proxmox lets in, with "!" before those left out
     controller      where the login in use comes from, empty without one; ssh_port: the port that it came to, 22 without one
     qdevice         {host, address} or null; qnetd: whether this host is one for others
     drbd            [{resource, path, port, addresses}]; drbd_strange: [{path, why}]
     inbound         [{what, port}] of LINSTOR and Ceph on this node
     sdn             [{zone, kind (vxlan or evpn; others have dhcp alone), port (of VXLAN), peers (addresses of the other ends, own
                     ones among them), fabric, dhcp}] of the zones of this node that need a port
-    storages        [{name, kind, servers}] that are reached over the network, listed only
     migration       {type: secure or insecure, network}
     guests          [{id, node, kind, name, cards, rules, policy_in}] of the cluster whose rules sleep until it is on
     guests_strange  [{path, line, why}] of their files
     force_disable   whether proxmox-firewall is kept from setting rules
     held_open       whether an undo holds this node open; timer: the state of the rollback timer, see base/rollback_timer
     others          rules of others in netfilter, see firewall_others; other_units: other firewalls that are on
-    conntrack_links links that come in only because connections are tracked
     """
     texts, guests = _of_pve(looking)
     read = not looking.unread
@@ -88,7 +83,7 @@ def look(looking: Looking) -> Facts:
         "read": read,
         "node": name,
         "services": {unit: services[unit] for unit in UNITS},
-        "cluster": _file(firewall_rules.CLUSTER_FW, texts.get(firewall_rules.CLUSTER_FW), enabled=False),
+        "cluster": _file(places.CLUSTER_FW, texts.get(places.CLUSTER_FW), enabled=False),
         "host": _file(
             f"/etc/pve/nodes/{name}/host.fw", texts.get(f"/etc/pve/nodes/{name}/host.fw"), enabled=True
         ),
@@ -105,7 +100,6 @@ def look(looking: Looking) -> Facts:
             for port in ports
         ],
         "sdn": _sdn(looking, texts, name),
-        "storages": _storages(looking, texts.get("/etc/pve/storage.cfg")),
         "migration": _migration(texts.get("/etc/pve/datacenter.cfg")),
         **guests,
         "force_disable": looking.exists(FORCE_DISABLE),
@@ -118,28 +112,14 @@ def look(looking: Looking) -> Facts:
     own: Facts = next((each for each in found["members"] if each["own"]), {})
     found["address"] = own.get("address") or ""
     found["local_network"] = found["cluster"]["aliases"].get("local_network") or _network(found)
-    found["management"] = firewall_verdict.management_of(found)
-    found["conntrack_links"] = conntrack_links(found)
     return found
 
 
 def with_cluster_fw(facts: Mapping[str, Any], text: str | None) -> Facts:
     """As they would be with another cluster.fw."""
-    found = {**facts, "cluster": _file(firewall_rules.CLUSTER_FW, text, enabled=False)}
+    found = {**facts, "cluster": _file(places.CLUSTER_FW, text, enabled=False)}
     local = found["cluster"]["aliases"].get("local_network") or facts.get("local_network")
-    return {**found, "local_network": local, "management": firewall_verdict.management_of(found)}
-
-
-def conntrack_links(facts: Mapping[str, Any]) -> list[int]:
-    """Links whose packets come in only because this node has sent some before."""
-    if facts["implementation"] == NONE:
-        return []
-    dropped = {
-        packet.port
-        for packet, _ in firewall_rules.unmet(facts)
-        if packet.kind == "IN" and packet.ring
-    }
-    return sorted(port - firewall_rules.COROSYNC_PORT for port in dropped)
+    return {**found, "local_network": local}
 
 
 # --- /etc/pve ---------------------------------------------------------------------------------------------------
@@ -153,8 +133,8 @@ def _of_pve(looking: Looking) -> tuple[dict[str, str], Facts]:
         inner = Looking(looking.root, looking.run)
         if not inner.pve():
             return {"texts": {}, "guests": nothing, "unread": inner.unread}
-        paths = [places.CLUSTER_CONF, f"{places.MOUNT}/.members", firewall_rules.CLUSTER_FW]
-        paths += [f"{places.MOUNT}/storage.cfg", f"{places.MOUNT}/datacenter.cfg", SDN_ZONES, SDN_CONTROLLERS]
+        paths = [places.CLUSTER_CONF, f"{places.MOUNT}/.members", places.CLUSTER_FW]
+        paths += [f"{places.MOUNT}/datacenter.cfg", SDN_ZONES, SDN_CONTROLLERS]
         paths += [f"{each}/host.fw" for each in inner.names(f"{places.MOUNT}/nodes")]
         texts = {path: text for path in paths if (text := inner.text(path)) is not None}
         return {"texts": texts, "guests": _guests(inner), "unread": inner.unread}
@@ -233,7 +213,22 @@ def _file(path: str, text: str | None, *, enabled: bool) -> Facts:
         "present": text is not None,
         "enable": parsed.on("enable", enabled),
         **policies,
-        **firewall_verdict.said(parsed),
+        **said(parsed),
+    }
+
+
+def said(parsed: firewall_config.Parsed) -> Facts:
+    """A file as facts tell it."""
+    return {
+        "options": dict(parsed.options),
+        "aliases": dict(parsed.aliases),
+        "sets": {
+            name: [f"{'!' * each.but}{each.value}" for each in entries]
+            for name, entries in parsed.sets.items()
+        },
+        "groups": {name: [each.text() for each in rules] for name, rules in parsed.groups.items()},
+        "rules": [each.text() for each in parsed.rules],
+        "strange": [{"line": each.number, "why": each.why} for each in parsed.strange],
     }
 
 
@@ -434,16 +429,6 @@ def _drbd(looking: Looking) -> Facts:
     return {"drbd": found, "drbd_strange": strange}
 
 
-def _storages(looking: Looking, text: str | None) -> list[Facts]:
-    found = []
-    for section in section_config.parse(text or "").sections:
-        if section.kind in REMOTE:
-            values = [section.values.get(key, "") for key in ("server", "server2", "monhost", "portal")]
-            servers = [each for value in values for each in re.split(r"[\s,;]+", value) if each]
-            found.append({"name": section.name, "kind": section.kind, "servers": servers})
-    return found
-
-
 def _sdn(looking: Looking, texts: Mapping[str, str], name: str) -> list[Facts]:
     names = _hosts(looking)
     controllers = {
@@ -506,7 +491,3 @@ def _migration(text: str | None) -> Facts:
             else:
                 found["type"] = "insecure" if "insecure" in (name, said) else "secure"
     return found
-
-
-def shown_links(links: Sequence[int]) -> str:
-    return ", ".join(f"link {each} (UDP {firewall_rules.COROSYNC_PORT + each})" for each in links)

@@ -30,8 +30,9 @@ from ..base.run import CommandMissing, Run
 from ..base.run import run as real_run
 from ..formats import firewall_config
 from ..pmxcfs import pve_file
+from ..pmxcfs.places import CLUSTER_FW
 from . import firewall, firewall_rules, firewall_table, firewall_undo, firewall_verdict, sshd_change
-from .firewall_rules import CLUSTER_FW, ENFORCE, MARK, Options
+from .firewall_rules import ENFORCE, MARK, Options
 
 #: Of the rollback timer.
 TIMER = firewall.TIMER

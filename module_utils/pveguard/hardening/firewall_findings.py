@@ -9,8 +9,9 @@ from typing import Any
 
 from ..base import rollback_timer
 from ..base.findings import PROBLEM, UNKNOWN, WARNING, Finding, check, some
+from ..pmxcfs.places import CLUSTER_FW
 from . import firewall, firewall_rules
-from .firewall_rules import CLUSTER_FW, COROSYNC_PORT, VARIABLE
+from .firewall_rules import COROSYNC_PORT, VARIABLE
 from .firewall_verdict import ACCEPT, Filter, Packet
 from .looking import facts_of, proxmox, shown
 
@@ -278,6 +279,10 @@ def _rule_of(link: int, kind: str) -> str:
     return f"{kind} ACCEPT -p udp -dport {COROSYNC_PORT + link} -source RING -dest RING, in [RULES] of {CLUSTER_FW}"
 
 
+def _shown_links(links: Sequence[int]) -> str:
+    return ", ".join(f"link {each} (UDP {COROSYNC_PORT + each})" for each in links)
+
+
 def _links(facts: Mapping[str, Any], filter: Filter) -> list[Finding]:
     """Ring packets, each link once."""
     tracked: dict[int, str] = {}
@@ -299,7 +304,7 @@ def _links(facts: Mapping[str, Any], filter: Filter) -> list[Finding]:
     if tracked:
         found.append(
             CONNTRACK(
-                f"{firewall.shown_links(sorted(tracked))} passes only as an answer to what this node has sent",
+                f"{_shown_links(sorted(tracked))} passes only as an answer to what this node has sent",
                 means="with a full or flushed table of connections, or after a start, it may be cut",
                 code=f"node_hardening_firewall: rules; by hand: {_rule_of(min(tracked), 'IN')}",
             )

@@ -17,6 +17,7 @@ from typing import Any
 from ..base.errors import PveguardError
 from ..formats import firewall_config
 from ..formats.firewall_config import Refused, Rule
+from ..pmxcfs.places import CLUSTER_FW
 from . import firewall_verdict
 from .firewall_verdict import Filter, Packet
 
@@ -32,7 +33,6 @@ _BEFORE = f"{MARK} before enforce"
 #: The comment line above a section that was added.
 _SECTION = f"{MARK}: this section was added"
 _ENFORCED = {"enable": "1", "policy_in": "DROP"}
-CLUSTER_FW = "/etc/pve/firewall/cluster.fw"
 #: Of link 0; link N has this and N.
 COROSYNC_PORT = 5405
 QDEVICE_PORT = 5403

@@ -18,7 +18,7 @@ import os
 from . import firewall
 
 #: What is kept of a change that waits, of the files before the first one, and the program itself.
-FOLDER = "/var/lib/pveguard/hardening/firewall"
+FOLDER = "/var/lib/pveguard/node_hardening/firewall"
 PROGRAM = f"{FOLDER}/undo"
 HELD, FORCE_DISABLE = firewall.HELD_OPEN, firewall.FORCE_DISABLE
 #: The content of that file where it is ours; somebody else's stays.

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..base.errors import PveguardError
-from ..formats.firewall_config import Parsed, Rule, parse_rule
+from ..formats.firewall_config import Rule, parse_rule
 
 ACCEPT, DROP, REJECT = "ACCEPT", "DROP", "REJECT"
 #: What Proxmox opens to the set "management": the web interface, VNC, SPICE, ssh, migration.
@@ -214,21 +214,6 @@ def within(address: str, networks: Iterable[str]) -> bool:
         if ends is not None and ends[0].version == own.version and int(ends[0]) <= int(own) <= int(ends[1]):
             hits.append((int(ends[1]) - int(ends[0]), not each.startswith("!")))
     return min(hits)[1] if hits else False
-
-
-def said(parsed: Parsed) -> dict[str, Any]:
-    """A file as facts tell it."""
-    return {
-        "options": dict(parsed.options),
-        "aliases": dict(parsed.aliases),
-        "sets": {
-            name: [f"{'!' * each.but}{each.value}" for each in entries]
-            for name, entries in parsed.sets.items()
-        },
-        "groups": {name: [each.text() for each in rules] for name, rules in parsed.groups.items()},
-        "rules": [each.text() for each in parsed.rules],
-        "strange": [{"line": each.number, "why": each.why} for each in parsed.strange],
-    }
 
 
 def _rules(texts: Iterable[str]) -> list[Rule]:

@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..pmxcfs.places import CLUSTER_FW
 from . import concerns, firewall, firewall_rules, sshd
-from .firewall_rules import CLUSTER_FW, ENFORCE, RULES, Options
+from .firewall_rules import ENFORCE, RULES, Options
 
 
 def changes(node: Mapping[str, Any], plan: Mapping[str, Any], desired: Mapping[str, Any]) -> list[str]:

@@ -31,9 +31,9 @@ from .sshd import DROP_IN, KEPT_FOR, TIMER, Who
 
 UNIT, SOCKET = "ssh.service", "ssh.socket"
 #: The drop-in before the change that waits for its confirmation, absent where there was none; and when that change was made.
-PREVIOUS, NOTE = "/var/lib/pveguard/hardening/sshd.previous", "/run/pveguard/hardening-sshd"
+PREVIOUS, NOTE = "/var/lib/pveguard/node_hardening/sshd.previous", "/run/pveguard/hardening-sshd"
 #: The files are as they were before pveguard, and sshd has not read them yet.
-REVERTED = "/var/lib/pveguard/hardening/sshd.reverted"
+REVERTED = "/var/lib/pveguard/node_hardening/sshd.reverted"
 RELOAD_S = 20.0
 #: Until the proofs must have come.
 SECONDS = 180
@@ -244,6 +244,7 @@ def revert(drift: str = managed_file.REFUSE, check: bool = False, *, root: Path 
     _at(PREVIOUS, root).unlink(missing_ok=True)
     if todo:
         _read_reverted(root, run)
+    managed_file.remove_empty(_at(REVERTED, root).parent)
     return result
 
 

@@ -10,4 +10,5 @@ PID_FILE = "/run/pve-cluster.pid"
 #: The daemon's own copy of corosync.conf, for all members, and the one of the host, which Corosync reads.
 CLUSTER_CONF = f"{MOUNT}/corosync.conf"
 HOST_CONF = "/etc/corosync/corosync.conf"
+CLUSTER_FW = f"{MOUNT}/firewall/cluster.fw"
 TASKS = "/var/log/pve/tasks/active"
