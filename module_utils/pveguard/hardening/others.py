@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import configparser
 import ipaddress
-import json
 import re
 
 from ..base.mountinfo import mountinfo
 from ..base.systemd import properties_of
+from ..pmxcfs import members as members_file
 from . import clocks
 from .looking import Facts, Looking, area, assignments, lines, settings, writer
 from .sysctl import MODPROBE_FOLDERS
@@ -141,10 +141,10 @@ def _members(looking: Looking) -> tuple[str, dict[str, str]]:
     if text is None or not looking.exists("/etc/pve/corosync.conf"):
         return "", {}
     try:
-        said = json.loads(text)
-        found = {str(name): str(ipaddress.ip_address(str(each["ip"]))) for name, each in said["nodelist"].items()}
+        said = members_file.parse(text)
+        found = {name: str(ipaddress.ip_address(each)) for name, each in members_file.addresses(said).items()}
         return str(said.get("nodename") or ""), found
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, AttributeError):
         looking.cannot(MEMBERS, "no list of members with their addresses")
         return "", {}
 
