@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -785,6 +787,73 @@ def test_watchdogs(node: Node) -> None:
     assert finding(node.found(), "hardening-others-watchdog-nmi").code == "sysctl -w kernel.nmi_watchdog=0"
     node.write("/etc/default/pve-ha-manager", "WATCHDOG_MODULE=$(cat /x)\n")
     assert finding(node.found(), "hardening-others-watchdog-unknown").severity == UNKNOWN
+
+
+NOWAYOUT = "hardening-others-watchdog-nowayout"
+
+
+def test_a_watchdog_with_nowayout(node: Node) -> None:
+    assert node.facts("others")["hardening"]["others"]["watchdog"]["nowayout"] is False and NOWAYOUT not in node.ids()
+    node.write("/etc/modprobe.d/softdog.conf", "options softdog soft_margin=60 nowayout=1\n")
+    each = finding(node.found(), "hardening-others-watchdog-nowayout")
+    assert each.severity == WARNING and "not known to be in force" in each.text
+    node.write("/sys/class/watchdog/watchdog0/nowayout", "1\n")
+    each = finding(node.found(), "hardening-others-watchdog-nowayout")
+    assert each.severity == PROBLEM and "/etc/modprobe.d/softdog.conf is in force (set by: usually hand" in each.text
+    assert "an orderly stop" in str(each.means) and each.code.endswith("/etc/modprobe.d/softdog.conf; update-initramfs -u")
+    command = each.code.partition("; ")[0].replace("/etc/modprobe.d", str(node.root / "etc/modprobe.d"))
+    subprocess.run(command, shell=True, check=True)
+    assert (node.root / "etc/modprobe.d/softdog.conf").read_text() == "options softdog soft_margin=60\n"
+    each = finding(node.found(), "hardening-others-watchdog-nowayout")
+    assert each.severity == PROBLEM and "no file that was read sets" in each.text and "kernel's build" in each.text
+    assert "options softdog nowayout=0" in each.code
+
+
+def test_nowayout_of_a_driver_that_tells_it_as_its_parameter(node: Node) -> None:
+    node.write("/etc/default/pve-ha-manager", "WATCHDOG_MODULE=ipmi_watchdog\n")
+    node.write("/sys/module/ipmi_watchdog/parameters/nowayout", "Y\n")
+    node.write("/etc/default/grub", 'GRUB_CMDLINE_LINUX="quiet ipmi-watchdog.nowayout=1"\n')
+    each = finding(node.found(), "hardening-others-watchdog-nowayout")
+    assert each.severity == PROBLEM and "nowayout of ipmi_watchdog in /etc/default/grub is in force" in each.text
+    command, refresh = each.code.split("; ")
+    subprocess.run(command.replace("/etc/default", str(node.root / "etc/default")), shell=True, check=True)
+    assert (node.root / "etc/default/grub").read_text() == 'GRUB_CMDLINE_LINUX="quiet"\n' and refresh == "update-grub"
+    node.write("/sys/module/ipmi_watchdog/parameters/nowayout", "N\n")
+    assert NOWAYOUT not in node.ids()
+
+
+@pytest.mark.parametrize(
+    ("text", "on"),
+    [
+        ("options softdog nowayout\n", True),
+        ("options softdog \\\n nowayout=Y\n", True),
+        ("options softdog nowayout=1\noptions softdog nowayout=0\n", False),
+        ("options softdog nowayout=n\n", False),
+        ("# options softdog nowayout=1\n", False),
+        ("options iTCO_wdt nowayout=1\n", False),
+        ("options softdog nowayouts=1\n", False),
+    ],
+)
+def test_files_that_set_nowayout(node: Node, text: str, on: bool) -> None:
+    node.write("/etc/modprobe.d/x.conf", text)
+    assert (NOWAYOUT in node.ids()) is on
+
+
+@pytest.mark.parametrize("value", ["", "2\n", None])
+def test_nowayout_that_is_not_told_is_not_judged_good(node: Node, value: str | None) -> None:
+    place = node.root / "sys/module/softdog/parameters/nowayout"
+    if value is None:
+        place.unlink()
+    else:
+        place.write_text(value)
+    assert "nowayout" in unread(node, "others") and NOWAYOUT not in node.ids()
+    assert node.facts("others")["hardening"]["others"]["watchdog"]["nowayout"] is None
+
+
+def test_nowayout_without_a_watchdog_is_neither_judged_nor_missed(node: Node) -> None:
+    shutil.rmtree(node.root / "sys/module/softdog")
+    facts = node.facts("others")["hardening"]["others"]
+    assert facts["known"] and facts["watchdog"]["nowayout"] is None and NOWAYOUT not in node.ids()
 
 
 def test_time(node: Node) -> None:

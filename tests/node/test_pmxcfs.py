@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from ansible.module_utils.pveguard.base.errors import PveguardError
-from ansible.module_utils.pveguard.pmxcfs import pmxcfs, tree
+from ansible.module_utils.pveguard.pmxcfs import members, pmxcfs, tree
 
 SCHEMA = (
     "CREATE TABLE tree (inode INTEGER PRIMARY KEY NOT NULL, parent INTEGER NOT NULL, version INTEGER NOT NULL, "
@@ -106,16 +106,32 @@ def test_a_write_ahead_log_without_its_daemon_is_not_touched(tmp_path: Path) -> 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.db", "x.db-wal"]
 
 
+def test_members_that_are_not_json_or_nested_too_deep_are_one_error() -> None:
+    for text in ("", "{", "[" * 99999, "nodename: pve1"):
+        with pytest.raises(ValueError):
+            members.parse(text)
+    for said in ([], {}, None, {"nodename": "pve1", "version": 0}):
+        assert members.parse(json.dumps(said)) == said, "of which shape is for who asks"
+
+
+def test_addresses_of_members_are_all_or_an_error() -> None:
+    told = {"nodelist": {"pve1": {"ip": "192.0.2.1"}, "pve2": {"ip": "2001:DB8::2"}}}
+    assert members.addresses(told) == {"pve1": "192.0.2.1", "pve2": "2001:DB8::2"}
+    for said in ([], {}, None, {"nodelist": []}, {"nodelist": {"a": {}}}, {"nodelist": {"a": 1}}):
+        with pytest.raises(ValueError, match="no list of members"):
+            members.addresses(said)
+
+
 def test_the_addresses_that_members_tell_each_other(tmp_path: Path) -> None:
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/self/mountinfo").write_text("36 25 0:32 / /etc/pve rw,nosuid - fuse /dev/fuse rw\n")
     (tmp_path / "etc/pve").mkdir(parents=True)
-    members = {
+    said = {
         "nodename": "pve1",
         "cluster": {"name": "production", "nodes": 2, "quorate": 1},
         "nodelist": {"pve1": {"id": 1, "online": 1, "ip": "192.0.2.1"}, "pve2": {"id": 2, "online": 0}},
     }
-    (tmp_path / "etc/pve/.members").write_text(json.dumps(members))
+    (tmp_path / "etc/pve/.members").write_text(json.dumps(said))
     facts = pmxcfs.collect(tmp_path)
     # A member that is away has none.
     assert facts["member_addresses"] == {"pve1": "192.0.2.1"} and facts["quorate"] is True

@@ -14,7 +14,7 @@ from ..base.errors import PveguardError
 from ..base.run import CommandMissing
 from ..base.systemd import properties_of
 from ..formats import corosync_conf, firewall_config, section_config
-from ..pmxcfs import places
+from ..pmxcfs import members, places
 from . import firewall_others
 from .looking import Facts, Looking, area
 from .sshd import controller_address
@@ -192,12 +192,12 @@ def _members(looking: Looking, text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        found = json.loads(text)
+        found = members.parse(text)
         return {
             "nodename": str(found["nodename"]),
             "nodelist": {str(k): dict(v) for k, v in (found.get("nodelist") or {}).items()},
         }
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         looking.cannot("/etc/pve/.members", "no list of members with their addresses")
         return {}
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import configparser
 import ipaddress
-import json
 import re
 
 from ..base.mountinfo import mountinfo
 from ..base.systemd import properties_of
+from ..pmxcfs import members as members_file
 from . import clocks
 from .looking import Facts, Looking, area, assignments, lines, settings, writer
+from .sysctl import MODPROBE_FOLDERS
 
 USUAL = "dev-sec or a CIS role"
 #: Where package scripts, vzdump and hook scripts run what they have put there.
@@ -46,6 +47,10 @@ TIME_UNITS = (
     "openntpd.service",
 )
 MEMBERS = "/etc/pve/.members"
+#: Roles known here leave it alone.
+WATCHDOG_USUAL = "hand, after a guide to watchdogs"
+#: The device that watchdog-mux holds, /dev/watchdog, is the first one.
+WATCHDOG_DEVICE = "/sys/class/watchdog/watchdog0"
 
 
 @area
@@ -136,10 +141,10 @@ def _members(looking: Looking) -> tuple[str, dict[str, str]]:
     if text is None or not looking.exists("/etc/pve/corosync.conf"):
         return "", {}
     try:
-        said = json.loads(text)
-        found = {str(name): str(ipaddress.ip_address(str(each["ip"]))) for name, each in said["nodelist"].items()}
+        said = members_file.parse(text)
+        found = {name: str(ipaddress.ip_address(each)) for name, each in members_file.addresses(said).items()}
         return str(said.get("nodename") or ""), found
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, AttributeError):
         looking.cannot(MEMBERS, "no list of members with their addresses")
         return "", {}
 
@@ -148,8 +153,8 @@ def _members(looking: Looking) -> tuple[str, dict[str, str]]:
 
 
 def _watchdog(looking: Looking) -> Facts:
-    """``module``, ``understood`` (the file that names it), ``nowayout`` (module's), ``nmi`` (it is on), ``systemd`` (files
-    that let
+    """``module``, ``understood`` (the file that names it), ``nowayout`` (it is in force; null where no watchdog is loaded or
+    nothing tells), ``nowayout_set`` (files that set it for the module: path, by), ``nmi`` (it is on), ``systemd`` (files that let
     systemd hold the device), ``daemon`` (the package watchdog is set up)."""
     said = assignments(looking.text("/etc/default/pve-ha-manager") or "")
     module = said.values.get("WATCHDOG_MODULE") or "softdog"
@@ -165,11 +170,61 @@ def _watchdog(looking: Looking) -> Facts:
     return {
         "module": module,
         "understood": not said.strange,
-        "nowayout": looking.value(f"/sys/module/{name}/parameters/nowayout") if name else None,
+        "nowayout": _nowayout(looking, name),
+        "nowayout_set": _nowayout_set(looking, name) if name else [],
         "nmi": looking.value("/proc/sys/kernel/nmi_watchdog") == "1",
         "systemd": held,
         "daemon": looking.exists("/usr/sbin/watchdog"),
     }
+
+
+def _nowayout(looking: Looking, name: str) -> bool | None:
+    """Most drivers hide their parameter and tell it of the device; ipmi_watchdog has no device in the class."""
+    places = [f"{WATCHDOG_DEVICE}/nowayout"]
+    if name:
+        places.append(f"/sys/module/{name}/parameters/nowayout")
+    before = len(looking.unread)
+    told: list[bool] = []
+    for path in places:
+        if (value := looking.value(path)) is None:
+            continue
+        if value in ("1", "Y", "0", "N"):
+            told.append(value in ("1", "Y"))
+        else:
+            looking.cannot(path, "neither on nor off")
+    loaded = ("/dev/watchdog", WATCHDOG_DEVICE, *([f"/sys/module/{name}"] if name else []))
+    if not told and len(looking.unread) == before and any(looking.exists(path) for path in loaded):
+        looking.cannot(places[0], "nothing tells whether the watchdog has nowayout")
+    # One that could not be read may be the one that is on.
+    return True if any(told) else False if told and len(looking.unread) == before else None
+
+
+def _nowayout_set(looking: Looking, name: str) -> list[dict[str, str]]:
+    """Nothing where what comes last switches it off."""
+    found: list[tuple[str, str, bool]] = []
+    for path, text in looking.texts(MODPROBE_FOLDERS, ".conf"):
+        for line in lines(text.replace("\\\n", " ")):
+            match line.split():
+                case ["options", module, *options] if module.replace("-", "_") == name:
+                    by = writer(path, text, WATCHDOG_USUAL)
+                    found += [(path, by, on) for each in options if (on := _switches_on(each)) is not None]
+    boot = ("/proc/cmdline", "/etc/kernel/cmdline", *looking.names("/etc/default/grub.d", ".cfg"), "/etc/default/grub")
+    for path in boot:
+        for word in re.split(r"[\s\"']+", "\n".join(lines(looking.text(path) or ""))):
+            module, _, option = word.partition(".")
+            if module.replace("-", "_") == name and (on := _switches_on(option)) is not None:
+                found.append((path, f"usually {WATCHDOG_USUAL}", on))
+    if not found or not found[-1][2]:
+        return []
+    return [{"path": path, "by": by} for path, by in dict.fromkeys((path, by) for path, by, on in found if on)]
+
+
+def _switches_on(option: str) -> bool | None:
+    """None for another option; without a value the kernel takes it for on."""
+    key, equals, value = option.partition("=")
+    if key != "nowayout":
+        return None
+    return not equals or value[:1] in ("y", "Y", "t", "T", "1") or value.lower() == "on"
 
 
 # Time

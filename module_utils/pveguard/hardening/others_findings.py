@@ -9,7 +9,7 @@ from typing import Any
 
 from ..base.findings import PROBLEM, UNKNOWN, WARNING, Finding, check, some
 from .looking import facts_of, proxmox, shown
-from .others import USUAL
+from .others import USUAL, WATCHDOG_DEVICE, WATCHDOG_USUAL
 
 #: A cluster's clocks: beyond it tickets and two-factor codes fail, and logs of members no longer fit together.
 OFFSET_SECONDS = 0.5
@@ -47,6 +47,14 @@ WATCHDOG = check(
     "the node is reset",
     "Leave it to watchdog-mux.",
     "apt-get purge watchdog",
+)
+NOWAYOUT = check(
+    "hardening-others-watchdog-nowayout",
+    (PROBLEM, WARNING),
+    "The watchdog has nowayout, or files set it and it is not in force yet (a warning): watchdog-mux cannot disarm it, so an "
+    "orderly stop of it (an upgrade, HA off) resets the node",
+    "Remove the option. It is in force until the next boot: do not stop watchdog-mux before.",
+    f"cat {WATCHDOG_DEVICE}/nowayout; grep -r nowayout /etc/modprobe.d /etc/default/grub /etc/kernel/cmdline",
 )
 NMI = check(
     "hardening-others-watchdog-nmi",
@@ -226,6 +234,7 @@ def _watchdog(facts: Mapping[str, Any]) -> list[Finding]:
                 code="; ".join(undo),
             )
         )
+    found += _nowayout(facts)
     if not facts["understood"]:
         found.append(DRIVER("/etc/default/pve-ha-manager is more than plain assignments"))
     elif facts["module"] == "ipmi_watchdog" and facts["nmi"]:
@@ -233,6 +242,49 @@ def _watchdog(facts: Mapping[str, Any]) -> list[Finding]:
             NMI("kernel.nmi_watchdog = 1 beside WATCHDOG_MODULE=ipmi_watchdog", means="the two clash")
         )
     return found
+
+
+def _nowayout(facts: Mapping[str, Any]) -> list[Finding]:
+    """What is not known of it was told as unread, and is judged by the files alone."""
+    setting, on = facts["nowayout_set"], facts["nowayout"] is True
+    if not (on or setting):
+        return []
+    paths = [each["path"] for each in setting]
+    module = facts["module"].replace("-", "_")
+    if setting:
+        told = f"nowayout of {module} in {some([shown(path, 120) for path in paths])}"
+        by = ", ".join(sorted({str(each["by"]) for each in setting}))
+    else:
+        told = "nowayout of the watchdog, which no file that was read sets,"
+        by = f"usually {WATCHDOG_USUAL}, or the kernel's build"
+    return [
+        NOWAYOUT(
+            f"{told}{' is in force' if on else ' is not known to be in force yet'} (set by: {by})",
+            severity=PROBLEM if on else WARNING,
+            means="watchdog-mux cannot disarm it: an orderly stop of it (an upgrade, HA off) resets the node",
+            code="; ".join(_without_nowayout(module, paths)),
+        )
+    ]
+
+
+def _without_nowayout(module: str, paths: Sequence[str]) -> list[str]:
+    """Takes the option of this module away; where nothing sets it, switches it off."""
+    name = module.replace("_", "[-_]")
+    line = f"/^[[:space:]]*options[[:space:]]+{name}[[:space:]]/s/[[:space:]]+nowayout(=[^[:space:]]*)?//g"
+    undo, boot = [], [path for path in paths if "cmdline" in path or path.startswith("/etc/default/grub")]
+    for path in paths:
+        file = shlex.quote(shown(path, 200))
+        if path not in boot:
+            undo.append(f"sed -Ei '{line}' {file}")
+        elif path != "/proc/cmdline":
+            undo.append(f"sed -Ei 's/ ?\\b{name}\\.nowayout(=[[:alnum:]]*)?//g' {file}")
+    if not paths and module:
+        undo.append(f"echo 'options {module} nowayout=0' >> /etc/modprobe.d/{module}.conf")
+    if len(boot) < len(paths) or not paths:
+        undo.append("update-initramfs -u")
+    if boot:
+        undo.append("update-grub" if any("grub" in path for path in boot) else "proxmox-boot-tool refresh")
+    return undo
 
 
 def _umask(places: list[Mapping[str, Any]]) -> list[Finding]:

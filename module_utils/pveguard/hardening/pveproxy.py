@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 import re
 from collections.abc import Iterable
 from typing import Any
 
+from ..pmxcfs import members
 from .looking import Facts, Looking, area, assignments
 
 DEFAULTS = "/etc/default/pveproxy"
@@ -47,11 +47,10 @@ def look(looking: Looking) -> Facts:
 def _peers(looking: Looking) -> dict[str, str] | None:
     """Members as the cluster file system lists them: the addresses from which one pveproxy asks another."""
     try:
-        said = json.loads(looking.text("/etc/pve/.members") or "")
-        found = {str(name): str(each["ip"]) for name, each in said["nodelist"].items()}
+        found = members.addresses(members.parse(looking.text("/etc/pve/.members") or ""))
         for address in found.values():
             ipaddress.ip_address(address)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except ValueError:
         looking.cannot("/etc/pve/.members", "no list of members with their addresses")
         return None
     return found

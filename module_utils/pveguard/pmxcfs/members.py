@@ -26,6 +26,34 @@ NOT_MET = "its Corosync has not run since the daemon started: /etc/pve is read-o
 ANSWER_S = 10.0
 
 
+def parse(text: str) -> Any:
+    """The text of ``.members``, as JSON; nothing else parses it. Raises ValueError, also for what is nested too deep.
+
+    In a cluster, and on a node without one::
+
+        {"nodename": "pve1", "version": 4, "cluster": {"name": "blue", "version": 3, "nodes": 2, "quorate": 1},
+         "nodelist": {"pve1": {"id": 1, "online": 1, "ip": "10.0.0.11"}, "pve2": {"id": 2, "online": 0}}}
+        {"nodename": "pve1", "version": 0}
+
+    JSON of another shape is given back as it is, as only who asks can say whether it is unknown or none: :func:`known` and
+    :func:`unknown_members` judge the whole of it, :func:`addresses` the part that it takes.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
+
+
+def addresses(said: Any) -> dict[str, str]:
+    """``{name: address}`` of all members, as written. Raises ValueError where one has none, or where there is no list of them,
+    as on a node without a cluster; whether it is an address is not looked at.
+    """
+    try:
+        return {str(name): str(node["ip"]) for name, node in said["nodelist"].items()}
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError("no list of members with their addresses") from error
+
+
 def ask(pve: str, run: Ask) -> object:
     """What the daemon at ``pve`` says, as JSON. Raises PveguardError when it does not answer, or not in JSON.
 
@@ -35,9 +63,8 @@ def ask(pve: str, run: Ask) -> object:
     if not done.ok:
         raise PveguardError(f"{_FILE} cannot be read: {' '.join(done.stderr.split()) or f'cat ended with {done.rc}'}")
     try:
-        return json.loads(done.stdout)
-    # Deep nesting ends in a RecursionError.
-    except (ValueError, RecursionError) as error:
+        return parse(done.stdout)
+    except ValueError as error:
         raise PveguardError(f"{_FILE} cannot be read: it is not JSON: {error}") from error
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sqlite3
@@ -14,7 +13,7 @@ from ..base.findings import worth_telling
 from ..base.node_name import own as node_name
 from ..ha import ha_findings
 from ..pmxcfs.live_database import Unreadable, position, unknown_schema
-from ..pmxcfs.members import CLUSTER, known
+from ..pmxcfs.members import CLUSTER, known, parse
 from ..pmxcfs.tree import NAME, path_of, read_rows, root_version
 from . import status_findings
 from .compare import compare
@@ -64,7 +63,7 @@ class Members:
 
     def _read(self) -> dict[str, Any]:
         with open(f"{self.paths.pve}/.members", encoding="utf-8") as handle:
-            return known(json.load(handle))
+            return known(parse(handle.read()))
 
     def look(self) -> None:
         try:
