@@ -176,10 +176,6 @@ def test_taking_out_what_was_added_gives_the_text_again(name: str) -> None:
     text = fw.remove_rules(VARIANTS[name], "pveguard")
     for first in (True, False):
         assert fw.remove_rules(fw.add_rules(text, [RING], first=first), "pveguard") in (text, text + "\n")
-    entry = fw.Member("198.51.100.1", comment="pveguard: controller")
-    added = fw.add_members(text, "Management", [entry])
-    assert entry in fw.parse(added).sets["management"] and fw.add_members(added, "management", [entry]) == added
-    assert fw.remove_members(added, "management", "pveguard") == text
 
 
 def test_a_rule_that_means_the_same_is_not_added_again() -> None:
@@ -193,8 +189,6 @@ def test_sections_are_made_where_there_are_none() -> None:
     assert fw.add_rules("", [RING]) == f"[RULES]\n\n{RING.text()}\n"
     text = fw.add_rules("[OPTIONS]\n\nenable: 1", [RING])
     assert text == f"[OPTIONS]\n\nenable: 1\n\n[RULES]\n\n{RING.text()}\n"
-    text = fw.add_members("", "management", [fw.Member("10.0.0.0/8", but=True, comment="x")])
-    assert text == "[IPSET management]\n\n!10.0.0.0/8 # x\n"
     assert fw.add_rules("", [RING], group="Ring") == f"[group ring]\n\n{RING.text()}\n"
     assert fw.set_option("", "enable", "1") == "[OPTIONS]\n\nenable: 1\n"
     assert fw.add_rules("[RULES]\n\n[group x]\n", [RING]) == f"[RULES]\n\n{RING.text()}\n[group x]\n"
@@ -251,15 +245,6 @@ def test_a_mark_is_whole_words_and_an_empty_one_is_none() -> None:
 def test_what_would_not_be_the_rule_it_says_is_refused(rule: fw.Rule) -> None:
     with pytest.raises(fw.Refused):
         fw.add_rules(FILE, [rule])
-
-
-@pytest.mark.parametrize("value", ["10.0.0.1\n10.0.0.2", "a b", "", "!x", "x#y"])
-def test_what_would_not_be_the_entry_it_says_is_refused(value: str) -> None:
-    entry = fw.Member(value)
-    with pytest.raises(fw.Refused):
-        fw.add_members(FILE, "management", [entry])
-    with pytest.raises(fw.Refused):
-        fw.add_members(FILE, "a b", [fw.Member("10.0.0.1")])
 
 
 NO_OPTIONS = [("enable", "1\n[RULES]"), ("en able", "1"), ("enable", ""), ("enable", " 1"), ("enable", "1\r")]

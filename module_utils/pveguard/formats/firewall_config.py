@@ -261,29 +261,6 @@ def without_section(text: str, note: str) -> str:
     return "".join(raw)
 
 
-def add_members(text: str, name: str, members: Iterable[Member]) -> str:
-    """The text with those of ``members`` that this ipset has not. Raises Refused."""
-    section = ("ipset", name.lower())
-    if not _NAME.match(name):
-        raise Refused(f"{name!r} is no name of an ipset")
-    there = {(entry.value.lower(), entry.but) for entry in _entries(text, section) if isinstance(entry, Member)}
-    wanted = []
-    for member in members:
-        line = f"{'!' if member.but else ''}{member.value}" + (f" # {member.comment}" if member.comment else "")
-        if _entry(section, line) != member:
-            raise Refused(f"{line!r} cannot be an entry of an ipset")
-        if (member.value.lower(), member.but) not in there:
-            there.add((member.value.lower(), member.but))
-            wanted.append(line)
-    return _insert(text, section, wanted, first=False)
-
-
-def remove_members(text: str, name: str, mark: str) -> str:
-    """The text without entries of this ipset whose comment begins with ``mark``."""
-    section = ("ipset", name.lower())
-    return _replace(text, section, lambda entry: isinstance(entry, Member) and _marked(entry.comment, mark), None)
-
-
 # --- lines ------------------------------------------------------------------------------------------------------
 
 
@@ -380,7 +357,7 @@ def _insert(text: str, section: tuple[str, str], wanted: Sequence[str], first: b
     own = next((place for place in headers if lines[place].section == section), None)
     if own is None:
         kind, name = section
-        title = f"[{kind.upper()}]" if kind in _PLAIN_SECTIONS else f"[{kind.upper() if kind == 'ipset' else kind} {name}]"
+        title = f"[{kind.upper()}]" if kind in _PLAIN_SECTIONS else f"[{kind} {name}]"
         before = ending if raw and raw[-1].strip() else ""
         return "".join([*_closed(raw, ending), before, f"{title}{ending}", ending, *new])
     end = next((place for place in headers if place > own), len(lines))
