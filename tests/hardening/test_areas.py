@@ -18,6 +18,7 @@ from ansible.module_utils.pveguard.hardening import (
     accounts,
     hardening_info,
     looking,
+    peers,
     pveproxy,
     updates,
 )
@@ -576,6 +577,14 @@ def test_nothing_else_is_said_of_rules_that_are_not_understood(node: Node) -> No
 )
 def test_addresses_that_are_not_understood_are_unknown(node: Node, text: str) -> None:
     assert proxy(node, f"{text}\n") == {"hardening-pveproxy-not-understood"}
+
+
+def test_addresses_of_members_are_all_or_an_error() -> None:
+    told = {"nodelist": {"pve1": {"ip": "192.0.2.1"}, "pve2": {"ip": "2001:DB8::2"}}}
+    assert peers.addresses(told) == {"pve1": "192.0.2.1", "pve2": "2001:DB8::2"}
+    for said in ([], {}, None, {"nodelist": []}, {"nodelist": {"a": {}}}, {"nodelist": {"a": 1}}):
+        with pytest.raises(ValueError, match="no list of members"):
+            peers.addresses(said)
 
 
 @pytest.mark.parametrize(

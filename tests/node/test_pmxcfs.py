@@ -114,14 +114,6 @@ def test_members_that_are_not_json_or_nested_too_deep_are_one_error() -> None:
         assert members.parse(json.dumps(said)) == said, "of which shape is for who asks"
 
 
-def test_addresses_of_members_are_all_or_an_error() -> None:
-    told = {"nodelist": {"pve1": {"ip": "192.0.2.1"}, "pve2": {"ip": "2001:DB8::2"}}}
-    assert members.addresses(told) == {"pve1": "192.0.2.1", "pve2": "2001:DB8::2"}
-    for said in ([], {}, None, {"nodelist": []}, {"nodelist": {"a": {}}}, {"nodelist": {"a": 1}}):
-        with pytest.raises(ValueError, match="no list of members"):
-            members.addresses(said)
-
-
 def test_the_addresses_that_members_tell_each_other(tmp_path: Path) -> None:
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/self/mountinfo").write_text("36 25 0:32 / /etc/pve rw,nosuid - fuse /dev/fuse rw\n")

@@ -10,7 +10,7 @@ import re
 from ..base.mountinfo import mountinfo
 from ..base.systemd import properties_of
 from ..pmxcfs import members as members_file
-from . import clocks
+from . import clocks, peers
 from .looking import Facts, Looking, area, assignments, lines, settings, writer
 from .sysctl import MODPROBE_FOLDERS
 
@@ -142,7 +142,7 @@ def _members(looking: Looking) -> tuple[str, dict[str, str]]:
         return "", {}
     try:
         said = members_file.parse(text)
-        found = {name: str(ipaddress.ip_address(each)) for name, each in members_file.addresses(said).items()}
+        found = {name: str(ipaddress.ip_address(each)) for name, each in peers.addresses(said).items()}
         return str(said.get("nodename") or ""), found
     except (ValueError, AttributeError):
         looking.cannot(MEMBERS, "no list of members with their addresses")

@@ -1,10 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which host of the inventory a member of a cluster is."""
+"""Members of a cluster: their addresses, and which host of the inventory each is."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+
+def addresses(said: Any) -> dict[str, str]:
+    """``{name: address}`` of all members, as written; ``said``: by ``pmxcfs.members.parse``. Raises ValueError where one has
+    none, or where there is no list of them, as on a node without a cluster; whether it is an address is not looked at.
+    """
+    try:
+        return {str(name): str(node["ip"]) for name, node in said["nodelist"].items()}
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError("no list of members with their addresses") from error
 
 
 def host_of(member: Mapping[str, Any], known: Mapping[str, str]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..pmxcfs import members
+from . import peers
 from .looking import Facts, Looking, area, assignments
 
 DEFAULTS = "/etc/default/pveproxy"
@@ -47,7 +48,7 @@ def look(looking: Looking) -> Facts:
 def _peers(looking: Looking) -> dict[str, str] | None:
     """Members as the cluster file system lists them: the addresses from which one pveproxy asks another."""
     try:
-        found = members.addresses(members.parse(looking.text("/etc/pve/.members") or ""))
+        found = peers.addresses(members.parse(looking.text("/etc/pve/.members") or ""))
         for address in found.values():
             ipaddress.ip_address(address)
     except ValueError:

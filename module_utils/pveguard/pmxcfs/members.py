@@ -27,31 +27,14 @@ ANSWER_S = 10.0
 
 
 def parse(text: str) -> Any:
-    """The text of ``.members``, as JSON; nothing else parses it. Raises ValueError, also for what is nested too deep.
-
-    In a cluster, and on a node without one::
-
-        {"nodename": "pve1", "version": 4, "cluster": {"name": "blue", "version": 3, "nodes": 2, "quorate": 1},
-         "nodelist": {"pve1": {"id": 1, "online": 1, "ip": "10.0.0.11"}, "pve2": {"id": 2, "online": 0}}}
-        {"nodename": "pve1", "version": 0}
-
-    JSON of another shape is given back as it is, as only who asks can say whether it is unknown or none: :func:`known` and
-    :func:`unknown_members` judge the whole of it, :func:`addresses` the part that it takes.
+    """The text of ``.members``: ``{nodename, version, cluster: {name, version, nodes, quorate}, nodelist: {NAME: {id, online,
+    ip}}}``, without a cluster the first two. Raises ValueError where it is not JSON, or nested too deep; other JSON is given
+    back as it is, for :func:`unknown_members`.
     """
     try:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError(str(error)) from error
-
-
-def addresses(said: Any) -> dict[str, str]:
-    """``{name: address}`` of all members, as written. Raises ValueError where one has none, or where there is no list of them,
-    as on a node without a cluster; whether it is an address is not looked at.
-    """
-    try:
-        return {str(name): str(node["ip"]) for name, node in said["nodelist"].items()}
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError("no list of members with their addresses") from error
 
 
 def ask(pve: str, run: Ask) -> object:
