@@ -37,6 +37,7 @@ def mount(tmp_path: Path) -> Iterator[Any]:
         subprocess.run(["umount", "-l", point], check=True)
 
 
+@pytest.mark.usefixtures("unsuspected")
 def test_measures_and_leaves_nothing_behind(tmp_path: Path) -> None:
     result = fsync_bench.bench(str(tmp_path), 0.3)
     assert result["verdict"] == "pass" and result["reason"] == "ok"
@@ -284,6 +285,7 @@ def test_missing_path(tmp_path: Path) -> None:
     assert str(tmp_path / "none/here") in result["message"]
 
 
+@pytest.mark.usefixtures("unsuspected")
 def test_missing_path_with_its_nearest_parent(tmp_path: Path) -> None:
     result = fsync_bench.bench(str(tmp_path / "none" / "here"), 0.1, nearest_parent=True)
     assert result["verdict"] == "pass"
@@ -418,6 +420,7 @@ def ext4(tmp_path: Path) -> Iterator[Any]:
         subprocess.run(["umount", point], check=True)
 
 
+@pytest.mark.usefixtures("unsuspected")
 @needs_root
 @pytest.mark.root
 def test_a_real_disk_that_is_full_or_read_only(ext4: Any, run_module: Any) -> None:
@@ -456,6 +459,7 @@ def test_a_disk_that_fills_while_it_is_measured(
     assert list(small.iterdir()) == []
 
 
+@pytest.mark.usefixtures("unsuspected")
 @pytest.mark.parametrize("check", [False, True], ids=["run", "check"])
 def test_module(run_module: Any, tmp_path: Path, check: bool) -> None:
     result = run_module("fsync_bench", path=str(tmp_path), duration=0.1, _ansible_check_mode=check)

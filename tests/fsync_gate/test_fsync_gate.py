@@ -48,6 +48,7 @@ def test_the_second_time_nothing_is_measured(
     assert second["methods"] == first["methods"]
 
 
+@pytest.mark.usefixtures("unsuspected")
 def test_a_stored_result_is_judged_by_the_thresholds_of_now(disk: Path, cache: Path) -> None:
     assert gate(disk, cache)["verdict"] == "pass"
     result = gate(disk, cache, min_fsyncs_per_second=1e9, threshold_name="fsync_gate_min_fsyncs")

@@ -46,7 +46,7 @@ def nodes() -> hardening_nodes.Nodes:
     found.second_key()
     found.add_second_ring()
     if "PVEGUARD_CAMPAIGN" in os.environ:
-        found.lab.services(["firewall", "pveproxy", "auditd", "updates"], True)
+        found.lab.services(["firewall", "pveproxy", "updates"], True)
     return found
 
 
